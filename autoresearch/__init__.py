@@ -1,0 +1,8 @@
+"""The loop's parts, one room for each verb of the loop: propose, tell, commit, run, judge, record, show."""
+
+
+class UserError(Exception):
+    """A mistake or a fault that a person can mend. The text says what is wrong and what to do next.
+
+    loop.py prints it and ends with exit code 2; nothing is lost.
+    """

@@ -1,0 +1,199 @@
+"""The record. The journal is the truth; attempts, champion and results.tsv are views of it.
+
+.autoresearch/<tag>/journal.jsonl holds one JSON object an event, each flushed and synced before
+anything else happens:
+
+    run         a run began: tag, base commit, task
+    game        what it runs on: profile, device, data, time budget
+    attempt     an edit was committed: number, commit, parent, description, agent, edit
+    refused     a proposal was turned down before it cost a trial: reason
+    interrupted the user stopped an attempt before its verdict; it is run again
+    verdict     number, status, score, memory_gb, reason, figures, seconds
+    stop        the loop ended: reason
+
+results.tsv has the five columns of the public project: commit val_bpb memory_gb status description.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+from autoresearch import UserError
+from autoresearch.repo import short
+
+HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+
+
+@dataclasses.dataclass
+class Attempt:
+    """One experiment. `status` is None until there is a verdict."""
+
+    number: int
+    commit: str
+    parent: str
+    description: str
+    agent: str
+    edit: str = ""                  # hash of the editable files: equal for equal edits
+    status: str | None = None       # keep, discard or crash
+    score: float | None = None
+    memory_gb: float = 0.0
+    reason: str = ""
+    figures: dict = dataclasses.field(default_factory=dict)
+    seconds: dict = dataclasses.field(default_factory=dict)
+
+    def row(self) -> str:
+        """The attempt's line of results.tsv."""
+        score = 0.0 if self.score is None else self.score
+        return f"{short(self.commit)}\t{score:.6f}\t{self.memory_gb:.1f}\t{self.status}\t{one_line(self.description)}\n"
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Text fit for a column: one line, no tabs, no control characters, at most `limit` characters."""
+    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)          # terminal colours
+    text = "".join(c if c.isprintable() else " " for c in text)
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+class Lock:
+    """At most one loop a tag. Held until the process ends."""
+
+    def __init__(self, folder: Path, tag: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / "lock", "a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            raise UserError(f"a loop is already running on tag {tag} (process {holder}); stop it first with "
+                            f"`kill -INT {holder}`, or start another run with --tag NEW") from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+
+class Ledger:
+    """The journal of one run, and what follows from it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "journal.jsonl"
+        self.run: dict | None = None
+        self.game: dict | None = None
+        self.attempts: list[Attempt] = []
+        if self.path.exists():
+            for event in read_journal(self.path):
+                self._apply(event)
+
+    @property
+    def finished(self) -> list[Attempt]:
+        """Attempts that have a verdict, in order."""
+        return [attempt for attempt in self.attempts if attempt.status]
+
+    @property
+    def champion(self) -> Attempt | None:
+        """The attempt kept last."""
+        return next((attempt for attempt in reversed(self.attempts) if attempt.status == "keep"), None)
+
+    @property
+    def pending(self) -> Attempt | None:
+        """The attempt that was committed and has no verdict yet."""
+        return self.attempts[-1] if self.attempts and self.attempts[-1].status is None else None
+
+    def append(self, event: str, **fields) -> None:
+        """Write an event and wait until it is on the disk. On a full disk the journal is left as it was."""
+        entry = {"event": event, "time": round(time.time(), 3), **fields}
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        size = os.fstat(handle).st_size
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(handle, line[written:])
+            os.fsync(handle)
+        except OSError:
+            if written:
+                os.ftruncate(handle, size)
+            raise
+        finally:
+            os.close(handle)
+        self._apply(entry)
+
+    def _apply(self, event: dict) -> None:
+        match event["event"]:
+            case "run":
+                self.run = event
+            case "game":
+                self.game = event["facts"]
+            case "attempt":
+                self.attempts.append(Attempt(**{
+                    field: event[field] for field in ("number", "commit", "parent", "description", "agent", "edit")
+                }))
+            case "verdict":
+                attempt = self.attempts[event["number"] - 1]
+                for field in ("status", "score", "memory_gb", "reason", "figures", "seconds"):
+                    setattr(attempt, field, event[field])
+
+    def results(self) -> str:
+        """The whole of results.tsv."""
+        return HEADER + "".join(attempt.row() for attempt in self.finished)
+
+
+def read_journal(path: Path) -> list[dict]:
+    """The events of a journal. A last line that was cut off by a power failure is removed from the file."""
+    events = []
+    with open(path, "rb+") as file:
+        whole = 0
+        for line in file:
+            try:
+                if not line.endswith(b"\n"):
+                    raise ValueError("cut off")
+                events.append(json.loads(line))
+            except ValueError:
+                if file.read(1):
+                    raise UserError(f"{path} is damaged in line {len(events) + 1}, before its end; restore it from a "
+                                    "backup, or start another run with --tag NEW") from None
+                file.truncate(whole)
+                break
+            whole += len(line)
+    return events
+
+
+class Results:
+    """results.tsv in the user's checkout: rebuilt from the journal at the start, then one line a verdict."""
+
+    def __init__(self, path: Path, ledger: Ledger) -> None:
+        self.path, self.ledger = path, ledger
+
+    def require_ours(self, runs: Path) -> None:
+        """Refuse to replace a results.tsv that follows from no journal below `runs`."""
+        if not self.path.exists():
+            return
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        journals = [self.ledger, *(Ledger(path.parent) for path in sorted(runs.glob("*/journal.jsonl")))]
+        if text and not any(ledger.results().startswith(text) for ledger in journals):
+            raise UserError(f"{self.path} was not written by this loop, so it is left alone; move it away: "
+                            f"`mv {self.path.name} results-old.tsv`")
+
+    def rebuild(self) -> None:
+        """Write the whole file, or leave it if it says the same already."""
+        text = self.ledger.results()
+        if not self.path.exists() or self.path.read_text(encoding="utf-8", errors="replace") != text:
+            temporary = self.path.with_name(".results.tsv.part")
+            try:
+                temporary.write_text(text, encoding="utf-8")
+                temporary.replace(self.path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def add(self, attempt: Attempt) -> None:
+        if not self.path.exists():
+            self.rebuild()
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(attempt.row())

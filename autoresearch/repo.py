@@ -1,0 +1,125 @@
+"""Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in a worktree of its own.
+
+The user's checkout is never switched, reset or cleaned. The worktree stands on a detached HEAD, so
+the branch moves only when something is kept (and can be checked out elsewhere); every attempt, kept
+or not, stays reachable under refs/autoresearch/<tag>/<number>.
+"""
+
+import os
+from pathlib import Path
+
+import git
+
+from autoresearch import UserError
+
+
+def open_repository(folder: Path) -> git.Repo:
+    """The repository around `folder`. Raises UserError where a run could not commit."""
+    try:
+        repository = git.Repo(folder, search_parent_directories=True)
+    except (git.InvalidGitRepositoryError, git.NoSuchPathError):
+        raise UserError(f"{folder} is not in a git repository; make it one: "
+                        "`git init && git add -A && git commit -m start`") from None
+    if repository.bare:
+        raise UserError(f"{folder} is a bare repository; clone it and run there")
+    if not repository.head.is_valid():
+        raise UserError("the repository has no commit yet; make one: `git add -A && git commit -m start`")
+    for identity in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+        try:
+            repository.git.var(identity)
+        except git.GitCommandError:
+            raise UserError("git does not know who commits; tell it: "
+                            "`git config user.name NAME && git config user.email ADDRESS`") from None
+    return repository
+
+
+def short(commit: str) -> str:
+    return commit[:7]
+
+
+class RunRepo:
+    """The git side of one run."""
+
+    def __init__(self, repository: git.Repo, tag: str, folder: Path) -> None:
+        self.repository = repository
+        self.tag = tag
+        self.branch = f"autoresearch/{tag}"
+        self.worktree = folder / "worktree"
+
+    def head(self) -> str:
+        """The commit that the user's checkout stands on."""
+        return self.repository.head.commit.hexsha
+
+    def branch_tip(self) -> str | None:
+        """The commit that the run's branch points at, or None."""
+        return self._resolve(f"refs/heads/{self.branch}")
+
+    def kept_number(self, number: int) -> str | None:
+        """The commit remembered for an attempt, or None."""
+        return self._resolve(f"refs/autoresearch/{self.tag}/{number}")
+
+    def _resolve(self, ref: str) -> str | None:
+        try:
+            return self.repository.git.rev_parse("--verify", "--quiet", ref + "^{commit}")
+        except git.GitCommandError:
+            return None
+
+    def settle(self, champion: str) -> None:
+        """Make branch and worktree stand at the champion, whatever was left behind.
+
+        Called after every verdict and at every start, so a run that was killed between two steps
+        goes on as if it had not been.
+        """
+        if self.branch_tip() != champion:
+            self._require_branch_is_free()
+            self.repository.git.update_ref(f"refs/heads/{self.branch}", champion, m="autoresearch: champion")
+        if not (self.worktree / ".git").exists():
+            self.repository.git.worktree("prune")
+            self.repository.git.worktree("add", "--force", "--detach", str(self.worktree), champion)
+        tree = self._tree()
+        tree.git.reset("--hard", champion)
+        tree.git.checkout("--detach", "--force", champion)
+        tree.git.clean("-ffdxq")
+
+    def _require_branch_is_free(self) -> None:
+        """Moving a branch under somebody's checkout would make its files look edited."""
+        for entry in self.repository.git.worktree("list", "--porcelain").split("\n\n"):
+            if f"branch refs/heads/{self.branch}" in entry.splitlines():
+                path = entry.splitlines()[0].removeprefix("worktree ")
+                raise UserError(f"{path} has the run's branch {self.branch} checked out, so the loop cannot move it; "
+                                f"switch that checkout first: `git -C {path} switch --detach`")
+
+    def changed(self) -> list[str]:
+        """Paths in the worktree that differ from the champion, new ones included, ignored ones not."""
+        listing = self._tree().git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
+        return [entry[3:] for entry in listing.split("\0") if entry]
+
+    def commit(self, paths: tuple[str, ...], message: str) -> str:
+        """Commit the given paths in the worktree. Hooks and signing of the user's do not run."""
+        tree = self._tree()
+        tree.git.add("--", *paths)
+        tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message])
+        return tree.git.rev_parse("HEAD")
+
+    def remember(self, number: int, commit: str) -> None:
+        """Keep an attempt's commit reachable for good."""
+        self.repository.git.update_ref(f"refs/autoresearch/{self.tag}/{number}", commit)
+
+    def check_out(self, commit: str) -> None:
+        """Put an attempt's commit into the worktree, to run it."""
+        tree = self._tree()
+        tree.git.reset("--hard", commit)
+        tree.git.clean("-ffdxq")
+
+    def uncommitted(self, paths: tuple[str, ...]) -> list[str]:
+        """Which of the paths differ, in the user's checkout, from its last commit."""
+        listing = self.repository.git.status("--porcelain=v1", "-z", "--no-renames", "--", *paths)
+        return [entry[3:] for entry in listing.split("\0") if entry]
+
+    def _tree(self) -> git.Repo:
+        return git.Repo(self.worktree)
+
+
+def root_of(repository: git.Repo) -> Path:
+    """The top folder of the user's checkout."""
+    return Path(os.path.realpath(repository.working_tree_dir))

@@ -1,0 +1,166 @@
+"""The game: which files are edited, what is run, what is scored. Read from program.md's front matter.
+
+Without a `task:` in the front matter it is this project's own game: train.py, prepare.py, val_bpb.
+Any other repository with a number to improve says, in YAML between two lines of dashes:
+
+    ---
+    task:
+      editable: [solver.py]           # the files an experiment may change
+      train: python solver.py         # the command of one trial; its log is kept
+      score: python score.py          # optional: the command that prints the metric; else `train` prints it
+      metric: accuracy                # the last line `accuracy: 0.93` is the score
+      direction: maximize             # or minimize (default)
+      guard: python -m pytest -q      # optional: must succeed before anything is kept
+      time_limit: 60                  # seconds for `train`
+    ---
+"""
+
+import ast
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import yaml
+
+from autoresearch import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a trial runs. Commands are split as a shell splits words and run in the worktree."""
+
+    editable: tuple[str, ...]               # paths from the repository's root
+    train: str
+    metric: str
+    direction: str = "minimize"
+    score: str | None = None                # prints the metric; without it `train` does
+    score_waits: bool = False               # started beside `train`; begins when a line arrives on its standard input
+    guard: str | None = None                # must end with exit code 0 before a keep
+    setup: str | None = None                # run once, before the first trial
+    describe: str | None = None             # prints a JSON object of facts: profile, device, data, time_budget, game
+    must_define: tuple[str, ...] = ()       # names that every editable .py file has to define at its top level
+    time_limit: float = 600.0               # seconds for `train`; counted on top of time_budget where there is one
+    score_limit: float = 600.0              # seconds for `score`, and for `guard`
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.direction == "minimize"
+
+    def refusal(self, folder: Path, changed: list[str]) -> str | None:
+        """Why an edit cannot be run, or None. Costs no trial: nothing of the edit is executed.
+
+        folder: the worktree with the edit in it. changed: paths that differ from the champion.
+        """
+        others = [path for path in changed if path not in self.editable]
+        if others:
+            return f"only {', '.join(self.editable)} may change, but the edit also touches {', '.join(others[:5])}"
+        if not changed:
+            return f"nothing changed in {', '.join(self.editable)}"
+        return self.fault(folder)
+
+    def fault(self, folder: Path) -> str | None:
+        """What is wrong with the editable files as they stand, or None."""
+        for name in self.editable:
+            path = folder / name
+            if not path.is_file() or path.is_symlink():
+                return f"{name} is missing or not a plain file"
+            if path.suffix == ".py":
+                try:
+                    tree = ast.parse(path.read_bytes(), filename=name)
+                except (SyntaxError, ValueError) as error:
+                    line = getattr(error, "lineno", None)
+                    return f"{name} does not parse: {getattr(error, 'msg', error)}" + (f" (line {line})" if line else "")
+                missing = set(self.must_define) - top_level_names(tree)
+                if missing:
+                    return f"{name} must define {', '.join(sorted(missing))} at its top level"
+        return None
+
+
+OWN_GAME = Task(
+    editable=("train.py",),
+    train="python train.py",
+    metric="val_bpb",
+    score="python prepare.py score --wait",
+    score_waits=True,
+    setup="python prepare.py",
+    describe="python prepare.py describe",
+    must_define=("build_model",),
+    time_limit=300.0,                       # start-up, compiling and saving, on top of the budget
+    score_limit=300.0,
+)
+
+
+def edit_hash(sources: dict[str, bytes]) -> str:
+    """Names the contents of the editable files: equal for equal edits."""
+    digest = hashlib.sha256()
+    for name in sorted(sources):
+        digest.update(f"{name} {len(sources[name])}\n".encode() + sources[name])
+    return digest.hexdigest()[:16]
+
+
+def top_level_names(tree: ast.Module) -> set[str]:
+    """Names that a module binds by def, class, assignment or import at its top level."""
+    names: set[str] = set()
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                names.add(node.name)
+            case ast.Assign():
+                names.update(target.id for target in node.targets if isinstance(target, ast.Name))
+            case ast.AnnAssign(target=ast.Name()):
+                names.add(node.target.id)
+            case ast.Import() | ast.ImportFrom():
+                names.update(alias.asname or alias.name for alias in node.names)
+    return names
+
+
+def read_program(path: Path) -> tuple[Task, str]:
+    """The task and the agenda of a program.md. Without a file: this project's own game and no agenda."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    front, agenda = split_front_matter(text)
+    try:
+        settings = yaml.safe_load(front) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 2}" if mark else ""
+        raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"the front matter of {path} must be `key: value` lines, e.g. `task:` with its settings below it")
+    return read_task(settings.get("task"), path), agenda.strip()
+
+
+def split_front_matter(text: str) -> tuple[str, str]:
+    """(what stands between two leading lines of dashes, the rest)."""
+    if text.startswith("---\n"):
+        front, found, rest = text[4:].partition("\n---\n")
+        if found:
+            return front, rest
+    return "", text
+
+
+def read_task(settings: object, path: Path) -> Task:
+    if settings is None:
+        return OWN_GAME
+    fields = {field.name: field for field in dataclasses.fields(Task)}
+    if not isinstance(settings, dict):
+        raise UserError(f"`task` in {path} must hold settings: {', '.join(fields)}")
+    if unknown := sorted(set(settings) - set(fields)):
+        raise UserError(f"`task` in {path} has unknown settings {', '.join(unknown)}; known are {', '.join(fields)}")
+    values = dict(settings)
+    for name in ("editable", "must_define"):
+        if name in values:
+            listed = [values[name]] if isinstance(values[name], str) else values[name]
+            if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+                raise UserError(f"`{name}` in {path} must be a list of names")
+            values[name] = tuple(listed)
+    for name in ("time_limit", "score_limit"):
+        if not isinstance(values.get(name, 1.0), int | float) or values.get(name, 1.0) <= 0:
+            raise UserError(f"`{name}` in {path} must be a number of seconds above zero, not {values[name]!r}")
+    for name in ("train", "metric", "score", "guard", "setup", "describe"):
+        if not isinstance(values.get(name, ""), str):
+            raise UserError(f"`{name}` in {path} must be text, not {values[name]!r}")
+    if missing := [name for name in ("editable", "train", "metric") if not values.get(name)]:
+        raise UserError(f"`task` in {path} lacks {', '.join(missing)}")
+    if values.get("direction", "minimize") not in ("minimize", "maximize"):
+        raise UserError(f"`direction` in {path} must be minimize or maximize, not {values['direction']!r}")
+    return Task(**values)

@@ -1,0 +1,443 @@
+"""The loop: propose, commit, train, score, judge, record, keep or reset. Again, until morning.
+
+    uv run loop.py                      # an agent does research all night; Ctrl-C stops after the running trial
+    uv run loop.py --experiments 5      # stop when the run has five experiments
+    uv run loop.py results              # write results.tsv again, from the journal
+
+The same command again continues the run. This file reads like the idea; how each verb is done
+stands in the room of that name in autoresearch/.
+"""
+
+import dataclasses
+import datetime
+import errno
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoresearch import UserError
+from autoresearch.agents import Agent, AgentFailed, NothingLeft, make_agent
+from autoresearch.brief import Brief
+from autoresearch.console import Console
+from autoresearch.judge import Verdict, judge
+from autoresearch.ledger import Attempt, Ledger, Lock, Results, one_line
+from autoresearch.repo import RunRepo, open_repository, root_of, short
+from autoresearch.task import Task, edit_hash, read_program
+from autoresearch.trial import Trial, end_left_overs, trial_environment
+
+MENDS = 3                           # times that a refused edit goes back to the agent
+FAILURES = 5                        # proposals in a row that came to nothing, before the loop gives up
+RUNS = ".autoresearch"              # folder of all runs, in the user's checkout
+
+
+class StopRequest:
+    """Counts Ctrl-C: the first asks to stop after the running trial, the second to stop now.
+
+    SIGTERM and a closed terminal (SIGHUP) mean now. Signals closer than 0.3 s count once: a
+    terminal sends Ctrl-C to `uv` too, which passes it on.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.level, self._last, self._console = 0, 0.0, console
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._count)
+
+    def _count(self, number: int, frame) -> None:
+        previous, self._last = self._last, time.monotonic()
+        if number != signal.SIGINT:
+            self.level = 2
+        elif self._last - previous > 0.3:
+            self.level += 1
+            if self.level == 1:
+                self._console.line("stopping when the running experiment has its verdict; Ctrl-C again stops now")
+
+    def now(self) -> bool:
+        return self.level >= 2
+
+
+@dataclasses.dataclass
+class Limits:
+    """When a night is over."""
+
+    experiments: int | None         # of the whole run, the baseline included
+    hours: float | None             # of this call
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+    def reached(self, done: int) -> str | None:
+        if self.experiments is not None and done >= self.experiments:
+            return f"the run has its {self.experiments} experiments; a larger --experiments goes on, --tag NEW starts another"
+        if self.hours is not None and time.monotonic() - self.began >= self.hours * 3600:
+            return f"{self.hours:g} hours are over"
+        return None
+
+    def __str__(self) -> str:
+        parts = [f"{self.experiments} experiments"] if self.experiments is not None else []
+        parts += [f"{self.hours:g} hours"] if self.hours is not None else []
+        return " or ".join(parts) or "you stop it"
+
+
+class Loop:
+    """One run and its state. Everything it knows is in the journal, so it can be killed at any moment."""
+
+    def __init__(self, root: Path, repo: RunRepo, ledger: Ledger, task: Task, agent: Agent, settings: dict[str, str],
+                 seed: int, console: Console, stop: StopRequest) -> None:
+        self.root, self.repo, self.ledger, self.task, self.agent = root, repo, ledger, task, agent
+        self.settings, self.seed, self.console, self.stop = settings, seed, console, stop
+        self.folder = ledger.path.parent
+        self.results = Results(root / "results.tsv", ledger)
+
+    def night(self, limits: Limits) -> str:
+        """The loop. Returns why it ended."""
+        while not (reason := self.reason_to_end(limits)):
+            try:
+                attempt = self.ledger.pending or self.next_attempt()
+            except NothingLeft as nothing:
+                return str(nothing)
+            if attempt is None:
+                continue
+            verdict = self.try_out(attempt)
+            if verdict and self.ledger.champion is None:
+                raise UserError(f"the baseline crashed: {verdict.reason}\nIts log is {self.trial_folder(attempt) / 'train.log'}. "
+                                f"Mend {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
+                                "(or run the same command again if the fault was a passing one)")
+        return reason
+
+    def reason_to_end(self, limits: Limits) -> str | None:
+        if self.stop.level:
+            return "you asked it to stop"
+        return limits.reached(len(self.ledger.finished))
+
+    # -- propose and commit
+
+    def next_attempt(self) -> Attempt | None:
+        """The baseline first; then what the agent proposes. None when nothing came of it."""
+        number = len(self.ledger.attempts) + 1
+        base = self.ledger.run["base"]
+        champion = self.ledger.champion
+        if champion is None:
+            return self.record_attempt(number, base, base, "baseline", "loop")
+        refusal, failures = None, 0
+        for _ in range(1 + MENDS):
+            self.console.proposing(number, self.agent.name)
+            try:
+                proposal = self.agent.propose(self.brief(number, refusal), self.repo.worktree)
+                refusal = self.refusal()
+            except AgentFailed as failure:
+                proposal, refusal, failures = None, str(failure), failures + 1
+            finally:
+                self.console.stop_bar()
+            if self.stop.level and refusal:
+                break
+            if refusal is None:
+                commit = self.repo.commit(self.task.editable, one_line(proposal.description))
+                return self.record_attempt(number, commit, champion.commit, proposal.description, self.agent.name)
+            self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
+        self.repo.settle(champion.commit)
+        self.ledger.append("refused", number=number, reason=refusal)
+        self.refused_in_a_row += 1
+        if self.refused_in_a_row >= FAILURES:
+            raise UserError(f"{self.agent.name} came to nothing {FAILURES} times in a row, the last time: {refusal}. "
+                            "What was measured is kept; mend the agent and run the same command again")
+        return None
+
+    refused_in_a_row = 0
+
+    def refusal(self) -> str | None:
+        """Why the edit in the worktree cannot be run, or None."""
+        refusal = self.task.refusal(self.repo.worktree, self.repo.changed())
+        if refusal is None:
+            edit = self.edit()
+            earlier = next((attempt for attempt in self.ledger.attempts if attempt.edit == edit), None)
+            if earlier:
+                refusal = f"the same edit was tried before, as experiment {earlier.number} ({earlier.status})"
+        return refusal
+
+    def edit(self) -> str:
+        return edit_hash({name: (self.repo.worktree / name).read_bytes() for name in self.task.editable})
+
+    def brief(self, number: int, refusal: str | None) -> Brief:
+        """Told anew for each proposal: a program.md edited in the night counts from the next one on."""
+        agenda = read_program(self.root / "program.md")[1]
+        return Brief(number, self.task, agenda, self.ledger.game, self.ledger.champion, self.ledger.finished, refusal)
+
+    def record_attempt(self, number: int, commit: str, parent: str, description: str, agent: str) -> Attempt:
+        self.repo.remember(number, commit)
+        self.ledger.append("attempt", number=number, commit=commit, parent=parent, description=description, agent=agent,
+                           edit=self.edit())
+        self.refused_in_a_row = 0
+        return self.ledger.attempts[-1]
+
+    # -- run, judge, record, keep or reset
+
+    def try_out(self, attempt: Attempt) -> Verdict | None:
+        """Run an attempt to its verdict. None when the user stopped it before."""
+        began = time.monotonic()
+        self.repo.check_out(attempt.commit)
+        folder = self.trial_folder(attempt)
+        budget = float(self.ledger.game.get("time_budget") or 0.0)
+        view = self.console.trial(attempt, folder, budget)
+        environment = trial_environment(folder, self.folder / "caches", self.seed, self.settings)
+        trial = Trial(self.task, self.repo.worktree, folder, environment, budget, self.stop.now, view)
+        outcome = trial.run()
+        champion = self.ledger.champion
+        if outcome.stopped:
+            return self.interrupted(attempt)
+        if outcome.score is None:
+            verdict = Verdict("crash", outcome.reason)
+        else:
+            verdict = judge(outcome.score, champion and champion.score, self.task.lower_is_better)
+            if verdict.status == "keep" and (objection := trial.guard()):
+                if self.stop.now():
+                    return self.interrupted(attempt)
+                verdict = Verdict("discard", objection)
+        self.ledger.append("verdict", number=attempt.number, status=verdict.status, reason=verdict.reason,
+                           score=outcome.score, memory_gb=outcome.memory_gb, figures=finite(outcome.figures),
+                           seconds={**trial.seconds, "wall": round(time.monotonic() - began, 3)})
+        self.results.add(attempt)
+        self.settle()
+        if verdict.status != "keep":
+            (folder / "model.safetensors").unlink(missing_ok=True)      # the commit makes them again
+        self.console.verdict(attempt, time.monotonic() - began)
+        return verdict
+
+    def interrupted(self, attempt: Attempt) -> None:
+        self.ledger.append("interrupted", number=attempt.number)
+        self.settle()
+        self.console.stop_bar()
+        self.console.line(f"  interrupted: experiment {attempt.number} runs again when the run is continued", "yellow")
+
+    def settle(self) -> None:
+        """Branch and worktree to the champion; before there is one, to the commit the run began with."""
+        champion = self.ledger.champion
+        self.repo.settle(champion.commit if champion else self.ledger.run["base"])
+
+    def trial_folder(self, attempt: Attempt) -> Path:
+        return self.folder / "trials" / str(attempt.number)
+
+
+def finite(figures: dict[str, float]) -> dict[str, float]:
+    """Without what JSON cannot hold."""
+    return {name: value for name, value in figures.items() if abs(value) < float("inf")}
+
+
+# ----------------------------------------------------------------------------------------------
+# Starting and continuing a run
+
+
+def choose_tag(runs: Path, tag: str | None) -> str:
+    """The tag asked for; else that of the run that was active last; else today's date."""
+    if tag is None:
+        journals = sorted(runs.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+        tag = journals[-1].parent.name if journals else datetime.date.today().isoformat()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*([.][A-Za-z0-9_-]+)*", tag):
+        raise UserError(f"{tag!r} cannot be a tag: use letters, digits, '-', '_' and '.', e.g. --tag {datetime.date.today()}")
+    return tag
+
+
+def begin(root: Path, repo: RunRepo, ledger: Ledger, task: Task) -> None:
+    """Record a new run, or check that an old one can go on, and put branch and worktree in order."""
+    asked = json.loads(json.dumps(dataclasses.asdict(task)))
+    tip = repo.branch_tip()
+    if ledger.run is None:
+        if tip is not None:
+            raise UserError(f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
+                            f"or remove it: `git branch -D {repo.branch}`")
+        ledger.append("run", tag=repo.tag, base=repo.head(), task=asked)
+    elif ledger.run["task"] != asked:
+        raise UserError(f"the task in program.md is not the one that run {repo.tag} began with; put it back, or start "
+                        "another run with --tag NEW")
+    champion = ledger.champion.commit if ledger.champion else ledger.run["base"]
+    before = [attempt.commit for attempt in ledger.finished if attempt.status == "keep"][-2:-1] or [ledger.run["base"]]
+    if tip not in (None, champion, *before):
+        raise UserError(f"the branch {repo.branch} stands at {short(tip)}, not where the loop left it ({short(champion)}). "
+                        f"To keep that work, name it: `git branch mine {short(tip)}`; then put the branch back: "
+                        f"`git branch -f {repo.branch} {short(champion)}`")
+    for leftover in (ledger.path.parent / "trials").glob("*"):
+        end_left_overs(leftover)
+    repo.settle(champion)
+    if ledger.pending:
+        repo.remember(ledger.pending.number, ledger.pending.commit)
+    if fault := task.fault(repo.worktree):
+        raise UserError(f"{fault}, in the commit that the run starts from ({short(champion)}). Mend it, commit, and start "
+                        "again" + (" with --tag NEW" if ledger.attempts else ""))
+
+
+def describe(task: Task, worktree: Path, environment: dict[str, str]) -> dict:
+    """The facts of the game as the task itself states them."""
+    if not task.describe:
+        return {}
+    answer = subprocess.run(words(task.describe), cwd=worktree, env=environment, stdout=subprocess.PIPE)
+    try:
+        facts = json.loads(answer.stdout)
+    except ValueError:
+        facts = None
+    if answer.returncode or not isinstance(facts, dict):
+        raise UserError(f"`{task.describe}` did not say what the run would use (exit code {answer.returncode})")
+    return facts
+
+
+def set_up(task: Task, worktree: Path, environment: dict[str, str]) -> None:
+    """Run the task's set-up in the user's sight: this project's own prepares the data if they are missing."""
+    if task.setup and (code := subprocess.run(words(task.setup), cwd=worktree, env=environment).returncode):
+        raise UserError(f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
+                        "Nothing is lost: run the same command again when it is mended")
+
+
+def words(command: str) -> list[str]:
+    listed = shlex.split(command)
+    return [sys.executable, *listed[1:]] if listed[0] in ("python", "python3") else listed
+
+
+def require_same_game(ledger: Ledger, facts: dict, tag: str) -> None:
+    """A run's scores compare only on one profile, one data set, one seed and one kind of device."""
+    if ledger.game is None:
+        return
+    for name in ("profile", "data", "seed", "device", "time_budget", "game"):
+        if ledger.game.get(name) != facts.get(name):
+            raise UserError(f"run {tag} has {name} {ledger.game.get(name)}, but now it would be {facts.get(name)}; results of "
+                            f"two games are never mixed. Use the run's own settings, or start another with --tag NEW")
+
+
+# ----------------------------------------------------------------------------------------------
+# Command line
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  context_settings={"help_option_names": ["-h", "--help"]})
+Tag = Annotated[str | None, typer.Option(help="Name of the run. Default: the last run, else today's date.")]
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    experiments: Annotated[int | None, typer.Option(min=1, help="Stop when the run has this many, the baseline included.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0, help="Start no experiment after this many hours.")] = None,
+    tag: Tag = None,
+    agent: Annotated[str, typer.Option(help="Who proposes: sweep (no model, the control) or command.")] = "sweep",
+    agent_command: Annotated[str | None, typer.Option(help="The program of --agent command.")] = None,
+    profile: Annotated[str | None, typer.Option(help="gpu, cpu or test. Default: gpu where there is one, else cpu.")] = None,
+    data: Annotated[str | None, typer.Option(help="climbmix, sotu or a folder. Default: the profile's.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of every trial: picking seeds is not research.")] = 42,
+    plain: Annotated[bool, typer.Option("--plain", help="One line an event, no live view.")] = False,
+) -> None:
+    """Let an agent do language-model research: it edits train.py, each edit is trained for a fixed
+    time, scored, and kept or thrown away. The same command again continues the run."""
+    if context.invoked_subcommand:
+        return
+    console = Console(plain)
+    stop = StopRequest(console)
+    limits = Limits(experiments, hours)
+    repository = open_repository(Path.cwd())
+    root = root_of(repository)
+    runs = root / RUNS
+    task, _ = read_program(root / "program.md")
+    tag = choose_tag(runs, tag)
+    folder = runs / tag
+    proposer = make_agent(agent, seed, agent_command, folder / "trials")
+    lock = Lock(folder, tag)        # held until the process ends
+    (runs / ".gitignore").write_text("*\n")
+    ledger = Ledger(folder)
+    Results(root / "results.tsv", ledger).require_ours(runs)
+    repo = RunRepo(repository, tag, folder)
+    begin(root, repo, ledger, task)
+
+    settings = {"AUTORESEARCH_PROFILE": profile, "AUTORESEARCH_DATA": data and resolve_data(data)}
+    settings = {name: value for name, value in settings.items() if value}
+    settings["AUTORESEARCH_SEED"] = str(seed)
+    environment = {**os.environ, **settings}
+    loop = Loop(root, repo, ledger, task, proposer, settings, seed, console, stop)
+    show_first_screen(console, loop, describe(task, repo.worktree, environment), limits)
+    set_up(task, repo.worktree, environment)
+    facts = describe(task, repo.worktree, environment)
+    require_same_game(ledger, facts, tag)
+    if ledger.game is None:
+        ledger.append("game", facts=facts)
+    loop.results.rebuild()
+
+    reason = loop.night(limits)
+    ledger.append("stop", reason=reason)
+    show_end(console, loop, reason)
+    del lock
+    if stop.now():
+        raise typer.Exit(130)
+
+
+def resolve_data(data: str) -> str:
+    """A folder's path must mean the same from the worktree."""
+    return data if data in ("climbmix", "sotu") else str(Path(data).expanduser().absolute())
+
+
+def show_first_screen(console: Console, loop: Loop, facts: dict, limits: Limits) -> None:
+    ledger, repo, task = loop.ledger, loop.repo, loop.task
+    done = len(ledger.finished)
+    better = "lower" if task.lower_is_better else "higher"
+    budget = facts.get("time_budget")
+    shown = {
+        "device": facts.get("device"),
+        "profile": facts.get("profile"),
+        "data": facts.get("data") and f"{facts['data']}" + ("" if facts.get("game") else ", not prepared yet: that comes first"),
+        "agent": loop.agent.name + " (no model: seeded local search over the constants)" * (loop.agent.name == "sweep"),
+        "edits": ", ".join(task.editable),
+        "trial": f"{task.train}" + (f", {budget:g} s of training" if budget else "") + f"; scored by {task.metric}, {better} is better",
+        "branch": f"{repo.branch}, in its own worktree; your checkout is not touched",
+        "record": f"results.tsv and {RUNS}/{repo.tag}/",
+        "until": str(limits),
+        "to stop": "Ctrl-C: after the running experiment; twice: now. The same command continues",
+    }
+    edited = repo.uncommitted(task.editable)
+    if edited and not ledger.attempts:
+        shown["note"] = f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from {short(ledger.run['base'])}"
+    title = f"autoresearch: run {repo.tag}, " + (f"continued after {done} experiments" if ledger.attempts else "new")
+    console.first_screen(title, {name: text for name, text in shown.items() if text})
+
+
+def show_end(console: Console, loop: Loop, reason: str) -> None:
+    finished = loop.ledger.finished
+    counts = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
+    console.line(f"stopped: {reason}")
+    console.line(f"{len(finished)} experiments: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    scored = [attempt for attempt in finished if attempt.status == "keep"]
+    if scored:
+        console.line(f"{loop.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
+                     f"best commit {short(scored[-1].commit)} on {loop.repo.branch}")
+
+
+@app.command()
+def results(tag: Tag = None) -> None:
+    """Write results.tsv again, from the journal."""
+    root = root_of(open_repository(Path.cwd()))
+    runs = root / RUNS
+    tag = choose_tag(runs, tag)
+    ledger = Ledger(runs / tag)
+    if ledger.run is None:
+        raise UserError(f"there is no run {tag} here; runs are: {', '.join(sorted(path.parent.name for path in runs.glob('*/journal.jsonl'))) or 'none'}")
+    file = Results(root / "results.tsv", ledger)
+    file.require_ours(runs)
+    file.rebuild()
+    print(f"{file.path}: {len(ledger.finished)} experiments of run {tag}")
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: the disk is full ({error.filename or 'while recording'}). Nothing that was recorded is lost: free some "
+              "space and run the same command again", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

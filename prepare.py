@@ -1,0 +1,964 @@
+"""The fixed side of the game: data, tokenizer, packed rows, the training clock, the score.
+
+    uv run prepare.py                         prepare the data once; safe to interrupt and run again
+    uv run prepare.py score                   score the checkpoint of the last run
+    uv run prepare.py score --split holdout   the same on rows that no decision ever reads
+    uv run prepare.py describe                what a run on this machine would use, as JSON
+
+train.py imports four things: the sizes of the game (MAX_SEQ_LEN, VOCAB_SIZE, TIME_BUDGET, SEED),
+`TrainBatches` (training text and, by handing it out, the clock), `warmup_batch` (noise to compile
+on) and `finish` (saves the weights; the score is computed by another process). The agent edits
+train.py and never this file. torch is imported only where it is used, so that preparing and
+describing stay quick.
+
+Environment: AUTORESEARCH_PROFILE, AUTORESEARCH_DATA, AUTORESEARCH_SHARDS, AUTORESEARCH_CACHE,
+AUTORESEARCH_SEED, AUTORESEARCH_RUN_DIR, AUTORESEARCH_CLIMBMIX_URL (a mirror).
+"""
+
+import base64
+import bisect
+import collections
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+# ----------------------------------------------------------------------------------------------
+# The game
+
+FORMAT = 1                          # raised whenever the files in the cache change their meaning
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """The sizes that fix a game. Scores of two profiles are never compared."""
+
+    name: str
+    time_budget: float              # seconds of training
+    max_seq_len: int                # tokens a row
+    vocab_size: int                 # tokens, the four reserved ones included
+    scored_tokens: int              # at most; a small data set may hold fewer
+    data: str                       # the default data set
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("gpu", 300.0, 2048, 8192, 40 * 524_288, "climbmix"),
+        Profile("cpu", 60.0, 256, 2048, 586 * 256, "sotu"),
+        Profile("test", 3.0, 64, 512, 128 * 64, "sotu"),
+    )
+}
+
+
+def stop(message: str) -> "None":
+    """End the program for a user's mistake: one clear message, exit code 2."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
+
+
+def cuda_device_name() -> str | None:
+    """Name of the first CUDA device, or None. Asks the driver itself: torch takes seconds to import."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
+        return None
+    if driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, len(name), device):
+        return None
+    return name.value.decode(errors="replace")
+
+
+def choose_profile(name: str | None) -> Profile:
+    """The profile of that name; without a name `gpu` where CUDA is there, else `cpu`."""
+    name = name or ("gpu" if cuda_device_name() else "cpu")
+    if name not in PROFILES:
+        stop(f"there is no profile {name!r}; choose one of {', '.join(PROFILES)} (--profile or AUTORESEARCH_PROFILE)")
+    return PROFILES[name]
+
+
+def number_from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if text and not text.isdigit():
+        stop(f"{name}={text!r} is not a whole number; unset it or give one, e.g. {name}={default}")
+    return int(text or default)
+
+
+PROFILE = choose_profile(os.environ.get("AUTORESEARCH_PROFILE"))
+TIME_BUDGET = PROFILE.time_budget
+MAX_SEQ_LEN = PROFILE.max_seq_len
+VOCAB_SIZE = PROFILE.vocab_size
+SEED = number_from_environment("AUTORESEARCH_SEED", 42)     # given by the loop: picking seeds is not research
+DATA = os.environ.get("AUTORESEARCH_DATA") or PROFILE.data
+CACHE = Path(os.environ.get("AUTORESEARCH_CACHE") or "~/.cache/autoresearch").expanduser().absolute()
+RUN_FOLDER = Path(os.environ.get("AUTORESEARCH_RUN_DIR") or CACHE / "last-run").absolute()
+SPLITS = ("train", "val", "holdout")
+
+# Facts of the public game (github.com/karpathy/autoresearch), kept so that gpu/climbmix scores compare.
+CLIMBMIX_URL = "https://huggingface.co/datasets/karpathy/climbmix-400b-shuffle/resolve/main"
+CLIMBMIX_VAL, CLIMBMIX_HOLDOUT = 6542, 6541                 # the last two shards, never trained on
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = [f"<|reserved_{i}|>" for i in range(4)]    # the first one is BOS
+TOKENIZER_CHARACTERS = 1_000_000_000                        # text that the merges are learned from, at most
+TOKENIZER_DOCUMENT = 10_000                                 # characters taken of one document, at most
+DOCUMENT_BATCH = 128                                        # documents a refill of the packing buffer
+PACKING_BUFFER = 1_000                                      # documents to choose from, at least
+
+HELD_OUT_SHARE = 0.06                                       # of the characters, each for val and holdout
+
+
+# ----------------------------------------------------------------------------------------------
+# Sources of text. A source names itself (`identity`) and yields batches of documents for a split.
+
+
+class Climbmix:
+    """The public parquet set: `shards` training shards, the last for val, the one before for holdout."""
+
+    crops = True                    # as the public loader does: there is text in plenty
+
+    def __init__(self) -> None:
+        self.shards = number_from_environment("AUTORESEARCH_SHARDS", 10)
+        self.folder = CACHE / "climbmix"
+        if not 1 <= self.shards <= CLIMBMIX_HOLDOUT:
+            stop(f"AUTORESEARCH_SHARDS={self.shards} is out of range; give 1 to {CLIMBMIX_HOLDOUT}")
+        self.numbers = {
+            "train": range(self.shards), "val": [CLIMBMIX_VAL], "holdout": [CLIMBMIX_HOLDOUT],
+        }
+
+    def identity(self) -> dict:
+        return {"name": "climbmix", "shards": self.shards, "val": CLIMBMIX_VAL, "holdout": CLIMBMIX_HOLDOUT}
+
+    def files(self, split: str) -> list[Path]:
+        return [self.folder / f"shard_{number:05d}.parquet" for number in self.numbers[split]]
+
+    def fetch(self) -> None:
+        url = os.environ.get("AUTORESEARCH_CLIMBMIX_URL") or CLIMBMIX_URL
+        paths = [path for split in ("val", "holdout", "train") for path in self.files(split)]
+        download_all([(f"{url}/{path.name}", path) for path in paths if not path.exists()])
+
+    def batches(self, split: str) -> Iterator[list[str]]:
+        for path in self.files(split):
+            yield from parquet_batches(path)
+
+    def deduplicated(self, split: str) -> Iterator[list[str]]:
+        """Batches of a split without the documents that a more protected split holds too."""
+        protected = {"val": (), "holdout": ("val",), "train": ("val", "holdout")}[split]
+        seen = {digest(text) for other in protected for batch in self.batches(other) for text in batch}
+        for batch in self.batches(split):
+            yield [text for text in batch if digest(text) not in seen] if seen else batch
+
+
+class Documents:
+    """Documents of no given split: their digests, in order, decide who is held out.
+
+    Equal documents have equal digests and so share a split. A document longer than a row is cut into
+    rows: packing would crop it and drop the rest, which small sets cannot spare.
+    """
+
+    crops = False
+
+    def __init__(self) -> None:
+        sizes: dict[bytes, int] = {}
+        for text in self.documents():
+            sizes[digest(text)] = len(text)
+        if len(sizes) < len(SPLITS):
+            stop(f"{self.identity()['name']} holds {len(sizes)} different documents; at least {len(SPLITS)} are needed, "
+                 "one each to train on, to score and to hold out")
+        self.split_of: dict[bytes, str] = {}
+        order, total = sorted(sizes), sum(sizes.values())
+        for split in ("val", "holdout"):
+            taken = 0
+            while taken < HELD_OUT_SHARE * total and len(order) > 1 + (split == "val"):
+                self.split_of[chosen := order.pop()] = split
+                taken += sizes[chosen]
+
+    def identity(self) -> dict:
+        raise NotImplementedError
+
+    def documents(self) -> Iterator[str]:
+        raise NotImplementedError
+
+    def fetch(self) -> None:
+        pass
+
+    def batches(self, split: str) -> Iterator[list[str]]:
+        texts = self.documents()
+        return in_batches(text for text in texts if self.split_of.get(digest(text), "train") == split)
+
+    deduplicated = batches
+
+
+class Sotu(Documents):
+    """249 State of the Union speeches from the package of that name: public domain, no network."""
+
+    def identity(self) -> dict:
+        return {"name": "sotu", "version": importlib.metadata.version("sotu")}
+
+    def documents(self) -> Iterator[str]:
+        folder = importlib.metadata.distribution("sotu").locate_file("sotu/data/speeches")
+        for path in sorted(Path(folder).glob("*.txt")):
+            yield path.read_text(encoding="utf-8")
+
+
+class Folder(Documents):
+    """A user's folder of .parquet (column `text`), .jsonl (key `text`) or .txt files."""
+
+    SUFFIXES = (".parquet", ".jsonl", ".txt")
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path).expanduser().absolute()
+        choice = "AUTORESEARCH_DATA takes `climbmix`, `sotu` or a folder of .parquet, .jsonl or .txt files"
+        if not self.path.is_dir():
+            stop(f"{self.path} is not a folder. {choice}")
+        try:
+            self.paths = sorted(p for p in self.path.rglob("*") if p.suffix in self.SUFFIXES and p.is_file())
+            if not self.paths:
+                list(self.path.iterdir())           # an unreadable folder raises here: rglob passes over it
+        except PermissionError as error:
+            stop(f"{error.filename} cannot be read: {error.strerror}. Mend its permissions with `chmod -R u+rX {self.path}`")
+        if not self.paths:
+            stop(f"{self.path} holds no .parquet, .jsonl or .txt file. {choice}")
+        super().__init__()
+
+    def identity(self) -> dict:
+        stats = [(path, path.stat()) for path in self.paths]
+        return {
+            "name": str(self.path),
+            "files": [[str(path.relative_to(self.path)), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        }
+
+    def documents(self) -> Iterator[str]:
+        for path in self.paths:
+            try:
+                for text in self.read(path):
+                    if text.strip():
+                        yield text
+            except PermissionError as error:
+                stop(f"{path} cannot be read: {error.strerror}. Mend its permissions with `chmod u+r {path}`")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                stop(f"{path} cannot be read as {path.suffix[1:]}: {error}. Mend or remove the file")
+
+    def read(self, path: Path) -> Iterator[str]:
+        if path.suffix == ".parquet":
+            for batch in parquet_batches(path):
+                yield from batch
+        elif path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as lines:
+                for line in lines:
+                    if line.strip():
+                        yield json.loads(line)["text"].strip()
+        else:
+            yield from passages(path.read_text(encoding="utf-8"), 65_536)
+
+
+def open_source(data: str) -> Climbmix | Documents:
+    """The source that a name or a path means."""
+    if data == "climbmix":
+        return Climbmix()
+    return Sotu() if data == "sotu" else Folder(data)
+
+
+def digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def in_batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == DOCUMENT_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def parquet_batches(path: Path) -> Iterator[list[str]]:
+    """Texts of a parquet file in refills of 128; a refill never spans two row groups."""
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            texts = file.read_row_group(group, columns=["text"]).column("text").to_pylist()
+            yield from in_batches(text for text in texts if text is not None)
+
+
+def passages(text: str, limit: int) -> Iterator[str]:
+    """Cut `text` into pieces of at most `limit` characters: at a blank line, else a space, else anywhere."""
+    start = 0
+    while len(text) - start > limit:
+        for mark in ("\n\n", "\n", " "):
+            cut = text.rfind(mark, start + limit // 2, start + limit)
+            if cut > 0:
+                break
+        else:
+            cut = start + limit
+        yield text[start:cut].strip()
+        start = cut
+    yield text[start:].strip()
+
+
+# ----------------------------------------------------------------------------------------------
+# Download: to a .part file, resumed, checked for its length and for a readable footer
+
+DOWNLOAD_ATTEMPTS = 8
+DOWNLOAD_WORKERS = 4
+PASSING_FAULTS = {408, 425, 429, 500, 502, 503, 504}        # HTTP answers worth another try
+
+
+class DownloadFailed(Exception):
+    """A file that could not be had; the text says which and why."""
+
+
+def download_all(files: list[tuple[str, Path]], first_wait: float = 1.0) -> None:
+    """Fetch each (url, path), four at a time. Stops the program if one cannot be had; what arrived stays."""
+    if not files:
+        return
+    files[0][1].parent.mkdir(parents=True, exist_ok=True)
+    with progress_bars(transfer=True) as bars, ThreadPoolExecutor(DOWNLOAD_WORKERS) as pool:
+        jobs = [(path, pool.submit(download, url, path, bars, first_wait)) for url, path in files]
+        failures = [f"{path.name}: {error}" for path, job in jobs if (error := job.exception())]
+        for _, job in jobs:
+            if isinstance(error := job.exception(), OSError) and error.errno == errno.ENOSPC:
+                raise error
+    if failures:
+        stop("could not download " + "; ".join(failures)
+             + f". What arrived stays in {files[0][1].parent}; run `uv run prepare.py` again to go on. "
+             "Without a network, AUTORESEARCH_DATA=sotu needs none")
+
+
+def download(url: str, path: Path, bars, first_wait: float = 1.0) -> None:
+    """Fetch a parquet file. A passing fault is tried again, from where it broke off, after a growing wait."""
+    import pyarrow
+    import pyarrow.parquet
+    import requests
+
+    part = path.with_name(path.name + ".part")
+    bar = bars.add_task(path.name, total=None)
+    for attempt in range(DOWNLOAD_ATTEMPTS):
+        if attempt:
+            time.sleep(min(60.0, first_wait * 2 ** (attempt - 1)))
+        try:
+            fetch_rest(url, part, lambda done, total: bars.update(bar, completed=done, total=total))
+            with pyarrow.parquet.ParquetFile(part) as file:
+                if "text" not in file.schema_arrow.names:
+                    raise DownloadFailed("the file has no column `text`")
+            part.rename(path)
+            return
+        except requests.HTTPError as error:
+            if error.response.status_code not in PASSING_FAULTS:
+                raise DownloadFailed(f"the server answered {error.response.status_code} for {url}") from None
+            reason = f"the server answered {error.response.status_code}"
+        except requests.RequestException as error:
+            reason = f"the connection failed ({type(error).__name__})"
+        except pyarrow.ArrowInvalid:
+            part.unlink()
+            reason = "the file that arrived is not readable parquet"
+        bars.update(bar, description=f"{path.name} (again: {reason})")
+    raise DownloadFailed(f"{reason}, {DOWNLOAD_ATTEMPTS} times")
+
+
+def fetch_rest(url: str, part: Path, report) -> None:
+    """Append to `part` what is still missing of `url`.
+
+    Raises requests.RequestException when the answer is an error or ends before its stated length.
+    """
+    import requests
+
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, stream=True, timeout=30, headers=headers) as response:
+        if response.status_code == 416:             # the part reaches to the end or past it: begin again
+            part.unlink()
+            raise requests.ConnectionError("the part on disk does not fit the file on the server")
+        response.raise_for_status()
+        have = have if response.status_code == 206 else 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with open(part, "ab" if have else "wb") as file:
+            for chunk in response.iter_content(1 << 20):
+                file.write(chunk)
+                have += len(chunk)
+                report(have, total)
+    if total is not None and have < total:
+        raise requests.ConnectionError(f"{have} of {total} bytes arrived")
+
+
+@contextlib.contextmanager
+def progress_bars(transfer: bool = False):
+    """rich's progress bars on standard error: bytes and rate for transfers, counts otherwise."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    counts = [DownloadColumn(), TransferSpeedColumn()] if transfer else [TextColumn("{task.fields[note]}")]
+    columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        yield bars
+
+
+# ----------------------------------------------------------------------------------------------
+# Tokenizer
+
+
+def train_tokenizer(batches: Iterable[list[str]]) -> dict:
+    """Learn byte-pair merges. Returns what tokenizer.json holds: the tokens' bytes in the order of their rank."""
+    import rustbpe
+
+    def sample() -> Iterator[str]:
+        characters = 0
+        for batch in batches:
+            for text in batch:
+                yield text[:TOKENIZER_DOCUMENT]
+                characters += min(len(text), TOKENIZER_DOCUMENT)
+                if characters >= TOKENIZER_CHARACTERS:
+                    return
+
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(sample(), VOCAB_SIZE - len(SPECIAL_TOKENS), pattern=SPLIT_PATTERN)
+    ranks = sorted(trainer.get_mergeable_ranks(), key=lambda entry: entry[1])
+    return {
+        "pattern": SPLIT_PATTERN,
+        "special_tokens": SPECIAL_TOKENS,
+        "tokens": [base64.b64encode(bytes(token)).decode() for token, _ in ranks],
+    }
+
+
+def load_tokenizer(description: dict):
+    """A tiktoken.Encoding of what `train_tokenizer` returned. Special tokens follow the learned ones."""
+    import tiktoken
+
+    tokens = [base64.b64decode(token) for token in description["tokens"]]
+    return tiktoken.Encoding(
+        name="autoresearch",
+        pat_str=description["pattern"],
+        mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+        special_tokens={name: len(tokens) + i for i, name in enumerate(description["special_tokens"])},
+    )
+
+
+def count_token_bytes(encoding) -> np.ndarray:
+    """Raw bytes of each token, (VOCAB_SIZE,) int32; special and unused tokens count zero."""
+    counts = np.zeros(VOCAB_SIZE, dtype=np.int32)
+    for token in range(encoding.n_vocab - len(SPECIAL_TOKENS)):
+        counts[token] = len(encoding.decode_single_token_bytes(token))
+    return counts
+
+
+# ----------------------------------------------------------------------------------------------
+# Packing
+
+
+def pack_rows(batches: Iterable[list[np.ndarray]], row_length: int) -> Iterator[np.ndarray]:
+    """Best-fit packing as in the public evaluator. Yields full rows, (row_length,) uint16.
+
+    A row takes the longest document that still fits, the first of equals; when none fits, the
+    shortest is cropped to fill the row and its rest is dropped. The buffer of documents to choose
+    from is kept at 1,000 or more while the source lasts. Documents begin with BOS, so rows do too.
+    """
+    batches = iter(batches)
+    waiting: dict[int, collections.deque] = {}      # length -> documents of that length, in order of arrival
+    lengths: list[int] = []                         # the keys of `waiting`, sorted
+    count, exhausted = 0, False
+    while True:
+        row, position = np.empty(row_length, dtype=np.uint16), 0
+        while position < row_length:
+            while count < PACKING_BUFFER and not exhausted:
+                batch = next(batches, None)
+                exhausted = batch is None
+                for document in batch or ():
+                    length = len(document)
+                    if length not in waiting:
+                        waiting[length] = collections.deque()
+                        bisect.insort(lengths, length)
+                    waiting[length].append(document)
+                    count += 1
+            if count == 0:
+                return                              # the row begun last is not full: dropped
+            fitting = bisect.bisect_right(lengths, row_length - position)
+            index = max(fitting - 1, 0)             # the longest that fits, else the shortest of all
+            length = lengths[index]
+            document = waiting[length].popleft()
+            count -= 1
+            if not waiting[length]:
+                del waiting[length], lengths[index]
+            end = min(position + length, row_length)
+            row[position:end] = document[: end - position]
+            position = end
+        yield row
+
+
+# ----------------------------------------------------------------------------------------------
+# The cache: one folder a (data, profile), complete or absent
+
+
+def cache_folder() -> Path:
+    """Where the prepared files of this game live."""
+    name = DATA
+    if name not in ("climbmix", "sotu"):
+        path = Path(name).expanduser().absolute()
+        name = f"{path.name}-{digest(str(path)).hex()[:8]}"
+    return CACHE / f"{name}-{PROFILE.name}"
+
+
+def read_manifest() -> dict | None:
+    """The manifest if it belongs to this game and every file has its size, else None."""
+    folder = cache_folder()
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        fits = manifest["format"] == FORMAT and manifest["profile"] == dataclasses.asdict(PROFILE)
+        whole = all((folder / name).stat().st_size == entry["bytes"] for name, entry in manifest["files"].items())
+        return manifest if fits and whole else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def need_manifest() -> dict:
+    manifest = read_manifest()
+    if manifest is None:
+        stop(f"the data of profile {PROFILE.name} on {DATA} is not prepared, or only half; run `uv run prepare.py` first "
+             f"(AUTORESEARCH_PROFILE={PROFILE.name} AUTORESEARCH_DATA={DATA})")
+    return manifest
+
+
+def open_rows(split: str) -> np.ndarray:
+    """The packed rows of a split, (rows, MAX_SEQ_LEN + 1) uint16, as a read-only memory map."""
+    rows = need_manifest()["splits"][split]["rows"]
+    return np.memmap(cache_folder() / f"{split}.bin", dtype=np.uint16, mode="r", shape=(rows, MAX_SEQ_LEN + 1))
+
+
+def file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def prepare() -> dict:
+    """Make the cache of this game if it is not there, whole and of this source. Returns its manifest."""
+    folder = cache_folder()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)            # a second program waits and then finds the work done
+        source = open_source(DATA)
+        manifest = read_manifest()
+        if manifest is not None and manifest["source"] == source.identity():
+            if all(file_hash(folder / name) == entry["sha256"] for name, entry in manifest["files"].items()):
+                return manifest
+        if folder.exists():
+            print(f"{folder} is not whole or was made for something else: it is built again", file=sys.stderr)
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)     # left behind by a preparation that was killed
+        try:
+            part.mkdir()
+            manifest = build(source, part)
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return manifest
+
+
+def build(source: Climbmix | Documents, part: Path) -> dict:
+    """Write every file of the cache into `part`."""
+    source.fetch()
+    with progress_bars() as bars:
+        bar = bars.add_task("tokenizer", total=None, note="learning merges")
+        description = train_tokenizer(source.batches("train"))
+        (part / "tokenizer.json").write_text(json.dumps(description))
+        encoding = load_tokenizer(description)
+        np.save(part / "token_bytes.npy", count_token_bytes(encoding))
+        bars.update(bar, total=1, completed=1, note=f"{encoding.n_vocab} tokens")
+        splits = {split: write_rows(source, split, encoding, part / f"{split}.bin", bars) for split in SPLITS}
+    for split, counts in splits.items():
+        if counts["rows"] == 0:
+            stop(f"{DATA} has too little text: no full row of {MAX_SEQ_LEN} tokens for {split}. Add text to it")
+    manifest = {
+        "format": FORMAT,
+        "profile": dataclasses.asdict(PROFILE),
+        "source": source.identity(),
+        "splits": splits,
+        "files": {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in sorted(part.iterdir())
+        },
+    }
+    with open(part / "manifest.json", "w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    return manifest
+
+
+def write_rows(source: Climbmix | Documents, split: str, encoding, path: Path, bars) -> dict:
+    """Tokenize and pack one split into `path`. Val and holdout end at the profile's number of scored tokens."""
+    limit = None if split == "train" else PROFILE.scored_tokens // MAX_SEQ_LEN
+    bos = encoding.encode_single_token(SPECIAL_TOKENS[0])
+    longest = sys.maxsize if source.crops else MAX_SEQ_LEN      # tokens a document, BOS apart
+    counts = {"documents": 0, "characters": 0, "rows": 0}
+    bar = bars.add_task(split, total=limit, note="")
+
+    def tokenized() -> Iterator[list[np.ndarray]]:
+        for batch in source.deduplicated(split):
+            counts["documents"] += len(batch)
+            counts["characters"] += sum(map(len, batch))
+            encoded = encoding.encode_ordinary_batch(batch, num_threads=os.cpu_count() or 1)
+            yield [
+                np.array([bos, *tokens[start : start + longest]], dtype=np.uint16)
+                for tokens in encoded
+                for start in range(0, max(1, len(tokens)), longest)
+            ]
+
+    with open(path, "wb") as file:
+        for row in pack_rows(tokenized(), MAX_SEQ_LEN + 1):
+            file.write(row.data)
+            counts["rows"] += 1
+            if counts["rows"] % 256 == 0:
+                bars.update(bar, completed=counts["rows"], note=f"{counts['rows'] * MAX_SEQ_LEN / 1e6:.1f}M tokens")
+            if counts["rows"] == limit:
+                break
+    bars.update(bar, total=counts["rows"], completed=counts["rows"],
+                note=f"{counts['rows'] * MAX_SEQ_LEN / 1e6:.1f}M tokens")
+    return counts
+
+
+# ----------------------------------------------------------------------------------------------
+# The clock is the data loader
+
+
+def seconds_since_process_start() -> float:
+    with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+        started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+        return float(uptime.read().split()[0]) - started
+
+
+_now = time.perf_counter
+_PROCESS_START = _now() - seconds_since_process_start()
+_TIMELINE: dict[str, float] = {"imported": _now() - _PROCESS_START}     # seconds since the process began
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write a small JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(values))
+    temporary.replace(path)
+
+
+def warmup_batch(batch_size: int, device):
+    """Random tokens to compile and warm up on, free of charge: nothing can be learned from them.
+
+    Returns (inputs, targets), each (batch_size, MAX_SEQ_LEN) int64 on the device.
+    """
+    import torch
+
+    _TIMELINE.setdefault("built", _now() - _PROCESS_START)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(VOCAB_SIZE, (batch_size, MAX_SEQ_LEN + 1), generator=generator).to(device)
+    return rows[:, :-1], rows[:, 1:]
+
+
+class TrainBatches:
+    """The only door to training text, and the clock.
+
+    Iterates over (inputs, targets), each (batch_size, MAX_SEQ_LEN) int64 on `device`. The clock
+    starts when the first batch is handed out; after TIME_BUDGET seconds the iteration ends and
+    nothing is handed out any more. On a GPU the host runs at most two batches ahead of the device,
+    so what is still queued when time is up is no more than two micro-batches.
+
+    A background thread gathers shuffled rows from the memory map into pinned buffers. A buffer is
+    filled again only after the event behind its copy to the device has happened.
+    """
+
+    BUFFERS = 3
+
+    def __init__(self, batch_size: int, device) -> None:
+        import torch
+
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of rows, 1 or more, not {batch_size!r}")
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.batches = 0                            # handed out so far
+        self._torch = torch
+        self._cuda = self.device.type == "cuda"
+        self._rows = open_rows("train")
+        self._start: float | None = None
+        self._last_step = None                      # event: what was queued before the last batch is done
+        self._full: queue.Queue = queue.Queue()
+        self._free: queue.Queue = queue.Queue()
+        for _ in range(self.BUFFERS):
+            shape = (batch_size, self._rows.shape[1])
+            self._free.put((torch.empty(shape, dtype=torch.uint16, pin_memory=self._cuda), None))
+        threading.Thread(target=self._fill, daemon=True, name="train-batches").start()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first batch was handed out; 0 before."""
+        return 0.0 if self._start is None else _now() - self._start
+
+    @property
+    def progress(self) -> float:
+        """Share of the time budget that is over, 0 to 1."""
+        return min(1.0, self.elapsed / TIME_BUDGET)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens handed out so far."""
+        return self.batches * self.batch_size * MAX_SEQ_LEN
+
+    def _order(self) -> Iterator[np.ndarray]:
+        """Row numbers of one batch after the other: seeded shuffles of all rows, end to end."""
+        generator = np.random.default_rng(SEED)
+        order = np.empty(0, dtype=np.int64)
+        while True:
+            while len(order) < self.batch_size:
+                order = np.concatenate([order, generator.permutation(len(self._rows))])
+            yield order[: self.batch_size]
+            order = order[self.batch_size :]
+
+    def _fill(self) -> None:
+        try:
+            for numbers in self._order():
+                buffer, copied = self._free.get()
+                if copied is not None:
+                    copied.synchronize()
+                np.take(self._rows, numbers, axis=0, out=buffer.numpy(), mode="clip")
+                self._full.put(buffer)
+        except BaseException as error:              # handed to the training loop, which raises it
+            self._full.put(error)
+
+    def __iter__(self) -> "TrainBatches":
+        return self
+
+    def __next__(self):
+        if self._cuda:
+            if self._last_step is not None:
+                self._last_step.synchronize()
+            self._last_step = self._torch.cuda.Event(blocking=True)
+            self._last_step.record()
+        if self.elapsed >= TIME_BUDGET:
+            _TIMELINE.setdefault("ended", _now() - _PROCESS_START)
+            raise StopIteration
+        buffer = self._full.get()
+        if isinstance(buffer, BaseException):
+            raise buffer
+        rows = buffer.to(self.device, non_blocking=True)
+        copied = None
+        if self._cuda:
+            copied = self._torch.cuda.Event()
+            copied.record()
+        rows = rows.to(self._torch.int64)           # on a CPU this is the copy that frees the buffer
+        self._free.put((buffer, copied))
+        if self._start is None:
+            if self._cuda:
+                self._torch.cuda.synchronize()
+            self._start = _now()
+            _TIMELINE["clock"] = self._start - _PROCESS_START
+            write_json(RUN_FOLDER / "progress.json", {"clock": time.time(), "budget": TIME_BUDGET})
+        elif self.elapsed >= TIME_BUDGET:           # time ran out while waiting for the loader
+            raise StopIteration
+        self.batches += 1
+        return rows[:, :-1], rows[:, 1:]
+
+
+def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = None,
+           mfu_percent: float | None = None) -> None:
+    """End a run: wait for the device, save the weights and the run's figures, hand over to the scorer.
+
+    model: the trained module; its parameters and buffers go to model.safetensors.
+    num_steps: optimizer steps. depth: layers, if that means something. mfu_percent: share of the
+    device's peak bf16 arithmetic that was used, None where the peak is unknown.
+
+    Under the loop (AUTORESEARCH_RUN_DIR is set) it returns and the loop runs the scorer. By hand it
+    never returns: the process becomes `prepare.py score`, which frees the device's memory first.
+    """
+    import resource
+
+    import torch
+    from safetensors.torch import save_model
+
+    if batches._start is None:
+        raise RuntimeError("finish was called before a single batch was drawn: nothing was trained")
+    if batches.device.type == "cuda":
+        torch.cuda.synchronize()
+        peak_bytes = torch.cuda.max_memory_allocated()
+    else:
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    training_seconds = batches.elapsed
+    _TIMELINE["finished"] = _now() - _PROCESS_START
+    model = getattr(model, "_orig_mod", model)      # what torch.compile wrapped
+    RUN_FOLDER.mkdir(parents=True, exist_ok=True)
+    save_model(model, str(RUN_FOLDER / "model.safetensors"))
+    _TIMELINE["saved"] = _now() - _PROCESS_START
+    write_json(RUN_FOLDER / "figures.json", {
+        "profile": PROFILE.name,
+        "data": DATA,
+        "device": str(batches.device),
+        "train_py": os.path.abspath(sys.modules["__main__"].__file__),
+        "training_seconds": training_seconds,
+        "started": time.time() - (_now() - _PROCESS_START),
+        "peak_vram_mb": peak_bytes / 2**20,
+        "mfu_percent": mfu_percent,
+        "total_tokens_M": batches.tokens / 1e6,
+        "num_steps": num_steps,
+        "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6,
+        "depth": depth,
+        "timeline": _TIMELINE,
+    })
+    if "AUTORESEARCH_RUN_DIR" not in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), "score"])
+
+
+# ----------------------------------------------------------------------------------------------
+# The score
+
+LOGITS_BYTES = 512 << 20            # float32 logits held at once while scoring, at most
+
+
+def score(split: str = "val", wait: bool = False) -> dict:
+    """Bits per byte of the last run's checkpoint on a held-out split, and the run's figures.
+
+    Cross-entropy in nats over all targets that stand for bytes, divided by ln 2 and by the number
+    of those bytes. Always the same rows, whatever batch size train.py used. With `wait`, torch is
+    imported at once and the rest begins when a line arrives on standard input.
+    """
+    import torch
+
+    if wait and not sys.stdin.readline():
+        raise SystemExit(1)                         # the training failed: nothing to score
+    began = _now()
+    try:
+        figures = json.loads((RUN_FOLDER / "figures.json").read_text())
+    except (OSError, ValueError):
+        stop(f"there is no finished run in {RUN_FOLDER}; train first: `uv run train.py`")
+    if (figures["profile"], figures["data"]) != (PROFILE.name, DATA):
+        stop(f"the run in {RUN_FOLDER} was trained as {figures['profile']} on {figures['data']}; score it with "
+             f"AUTORESEARCH_PROFILE={figures['profile']} AUTORESEARCH_DATA={figures['data']}")
+    token_bytes = torch.from_numpy(np.load(cache_folder() / "token_bytes.npy")).to(figures["device"])
+    rows = open_rows(split)
+    model = load_model(figures)
+    nats, bytes_ = 0.0, 0
+    batch_size = max(1, LOGITS_BYTES // (4 * VOCAB_SIZE * MAX_SEQ_LEN))
+    with torch.inference_mode():
+        for first in range(0, len(rows), batch_size):
+            batch = torch.from_numpy(rows[first : first + batch_size].astype(np.int64)).to(figures["device"])
+            inputs, targets = batch[:, :-1], batch[:, 1:]
+            logits = model(inputs)
+            if logits.shape != (*inputs.shape, VOCAB_SIZE):
+                raise RuntimeError(f"logits have shape {tuple(logits.shape)}, not {(*inputs.shape, VOCAB_SIZE)}")
+            losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+            counts = token_bytes[targets.flatten()]
+            nats += (losses * (counts > 0)).sum(dtype=torch.float64).item()
+            bytes_ += counts.sum().item()
+    bits_per_byte = nats / (math.log(2) * bytes_)
+    if not math.isfinite(bits_per_byte):
+        raise RuntimeError(f"the score is not a finite number: {bits_per_byte}")
+    return {f"{split}_bpb": bits_per_byte, "score_seconds": _now() - began, **figures}
+
+
+def load_model(figures: dict):
+    """The trained model: `build_model()` of the run's train.py with the run's weights, on the run's device."""
+    from safetensors.torch import load_model as load_weights
+
+    path = Path(figures["train_py"])
+    sys.path.insert(0, str(path.parent))
+    model = importlib.import_module(path.stem).build_model()
+    load_weights(model, str(RUN_FOLDER / "model.safetensors"))
+    return model.to(figures["device"]).eval()
+
+
+def print_summary(result: dict, split: str) -> None:
+    """The public summary block: one `key: value` a line after a line of dashes."""
+    def number(value, pattern: str) -> str:
+        return "n/a" if value is None else format(value, pattern)
+
+    lines = {
+        f"{split}_bpb": number(result[f"{split}_bpb"], ".6f"),
+        "training_seconds": number(result["training_seconds"], ".1f"),
+        "total_seconds": number(time.time() - result["started"], ".1f"),
+        "peak_vram_mb": number(result["peak_vram_mb"], ".1f"),
+        "mfu_percent": number(result["mfu_percent"], ".2f"),
+        "total_tokens_M": number(result["total_tokens_M"], ".1f"),
+        "num_steps": number(result["num_steps"], "d"),
+        "num_params_M": number(result["num_params_M"], ".1f"),
+        "depth": number(result["depth"], "d"),
+    }
+    print("---")
+    for key, value in lines.items():
+        print(f"{key + ':':<18}{value}")
+
+
+# ----------------------------------------------------------------------------------------------
+# Command line
+
+
+def describe() -> dict:
+    """What a run on this machine would use. `game` names the prepared data; None when it is not there yet."""
+    manifest = read_manifest()
+    game = manifest and digest(json.dumps(manifest["files"], sort_keys=True)).hex()[:12]
+    cuda = cuda_device_name() if PROFILE.name == "gpu" else None
+    return {
+        "profile": PROFILE.name,
+        "device": cuda or f"CPU, {os.cpu_count()} cores",
+        "data": DATA,
+        "time_budget": TIME_BUDGET,
+        "seed": SEED,
+        "cache": str(cache_folder()),
+        "game": game,
+    }
+
+
+def main() -> None:
+    import argparse
+
+    summary, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(prog="prepare.py", description=summary, epilog=details,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", metavar="{score,describe}")
+    scoring = commands.add_parser("score", help="score the checkpoint of the last run")
+    scoring.add_argument("--split", choices=("val", "holdout"), default="val")
+    scoring.add_argument("--wait", action="store_true", help="get ready, then begin when a line arrives on standard input")
+    commands.add_parser("describe", help="print what a run on this machine would use, as JSON")
+    arguments = parser.parse_args()
+    try:
+        if arguments.command == "describe":
+            print(json.dumps(describe()))
+        elif arguments.command == "score":
+            print_summary(score(arguments.split, arguments.wait), arguments.split)
+        else:
+            manifest = prepare()
+            rows = {split: counts["rows"] for split, counts in manifest["splits"].items()}
+            print(f"ready: profile {PROFILE.name}, data {DATA}, rows of {MAX_SEQ_LEN} tokens: "
+                  + ", ".join(f"{count:,} {split}" for split, count in rows.items()) + f", in {cache_folder()}")
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        stop(f"the disk is full: could not write below {CACHE}. Free some space, or name another disk with "
+             "AUTORESEARCH_CACHE=FOLDER, and run the same command again: what was downloaded stays")
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,432 @@
+"""The agent's side of the game: model, optimizer and training loop of a small language model.
+
+    uv run train.py           # train for the time budget, then print the score
+
+This is the only file that an experiment edits, and everything in it is free, but for two promises
+that the scorer needs: importing the file trains nothing, and `build_model()` returns a module with
+`model(idx) -> logits`, idx (B, T) integer, logits (B, T, VOCAB_SIZE), position t seeing idx[:, :t+1].
+"""
+
+import functools
+import gc
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from prepare import MAX_SEQ_LEN, PROFILE, SEED, VOCAB_SIZE, TrainBatches, finish, warmup_batch
+
+GPU = torch.cuda.is_available() and PROFILE.name != "cpu"
+
+# ----------------------------------------------------------------------------------------------
+# Hyperparameters. `a if GPU else b`: the value on a GPU, and the one of the small game on a CPU.
+
+# Model
+DEPTH = 9 if GPU else 4                     # blocks
+WIDTH = 512 if GPU else 192                 # channels of the residual stream
+HEAD_DIM = 128 if GPU else 64               # channels a head
+WINDOW_PATTERN = "SSSL" if GPU else "SSL"   # attention of each block, repeated: S short window, L all; the last block is L
+SHORT_WINDOW = 256 if GPU else 64           # tokens back that an S block sees
+MLP_RATIO = 4                               # hidden channels of the MLP in units of WIDTH
+ROTARY_BASE = 200_000 if GPU else 10_000    # longest wavelength of the rotary embedding
+QK_SCALE = 1.15                             # queries and keys are multiplied by this after their norm
+LOGIT_CAP = 15.0                            # logits stay within +-LOGIT_CAP, softly
+INIT_SCALE = 0.68                           # of the matrices, in units of sqrt(3 / WIDTH)
+X0_INIT = 0.05                              # share of the embedding that each block gets again
+
+# Optimizer
+BATCH_TOKENS = 2**18 if GPU else 2**11      # tokens an optimizer step
+EMBEDDING_LR = 0.8 if GPU else 0.3          # AdamW, token embedding
+VALUE_EMBEDDING_LR = 0.8 if GPU else 0.3    # AdamW, value embeddings
+UNEMBEDDING_LR = 0.005                      # AdamW, output head
+SCALAR_LR = 0.5 if GPU else 0.1             # AdamW, per-block scalars
+MATRIX_LR = 0.04 if GPU else 0.02           # Muon, all other matrices
+MATRIX_WEIGHT_DECAY = 0.2                   # Muon, cautious, falls to zero on a cosine
+VALUE_EMBEDDING_WEIGHT_DECAY = 0.003        # AdamW
+EMBEDDING_BETA1 = 0.8                       # AdamW, embeddings and head
+BETA2 = 0.95                                # AdamW
+MUON_MOMENTUM = 0.95                        # reached after the first tenth of the budget, from 0.85
+MUON_BETA2 = 0.95                           # of the second moment that evens out Muon's rows
+WARMDOWN = 0.75                             # last share of the budget in which learning rates fall
+FINAL_LR = 0.05                             # learning rates end at this fraction
+
+# End of hyperparameters
+# ----------------------------------------------------------------------------------------------
+# Where the numbers come from: batch 2^18, depth 9, window 256, rotary base 200k, the learning rates,
+# x0 init, init scale, warm-down and weight decays are the end point of a published night of the
+# public autoresearch on an H100 (0.9979 to 0.9697). Those behind `else` were found here on 2 cores.
+
+DEVICE = torch.device("cuda" if GPU else "cpu")
+HEADS = WIDTH // HEAD_DIM
+GATE_CHANNELS = 32                          # channels that a value embedding's gate looks at
+POLAR_EXPRESS = (                           # Amsel et al. 2025, arXiv 2505.16932: five odd quintics towards sign(x)
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+PEAK_FLOPS = {                              # dense bf16, from the vendor's data sheets; the longest name that fits counts
+    "A100": 312e12, "A10": 125e12, "A40": 149.7e12, "A6000": 154.8e12, "L4": 121e12, "L40S": 362e12,
+    "H100": 989.5e12, "H100 PCIe": 756e12, "H200": 989.5e12, "B200": 2250e12, "B300": 2250e12,
+    "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12,
+}
+
+
+def bf16_is_native() -> bool:
+    """Whether the device multiplies bf16 in hardware; elsewhere float32 is faster."""
+    if GPU:
+        if torch.cuda.get_device_capability()[0] < 8:
+            raise SystemExit(f"error: {torch.cuda.get_device_name()} has no bf16; a GPU of the Ampere generation or later "
+                             "is needed. AUTORESEARCH_PROFILE=cpu trains on the CPU")
+        return True
+    return torch.cpu._is_amx_tile_supported()
+
+
+BF16 = bf16_is_native()
+
+
+# ----------------------------------------------------------------------------------------------
+# Attention: q, k, v (B, T, HEADS, HEAD_DIM) -> the same shape. `window` is how many tokens back a
+# token sees; MAX_SEQ_LEN means all. PyTorch's own kernels only: nothing is downloaded at run time.
+
+
+@functools.cache
+def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """(length, length) bool: query i sees key j when 0 <= i - j <= window."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (distance >= 0) & (distance <= window)
+
+
+def attend_masked(q, k, v, window: int):
+    """scaled_dot_product_attention; for short windows with an explicit mask. Works everywhere."""
+    length = q.size(1)
+    mask = None if window >= length else window_mask(length, window, q.device)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
+
+
+@functools.cache
+def flex_mask(length: int, window: int):
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(batch, head, query, key):
+        return (query >= key) & (query - key <= window)
+
+    return create_block_mask(visible, None, None, length, length, device=DEVICE)
+
+
+def attend_flex(q, k, v, window: int):
+    """FlexAttention, which skips the blocks outside the window. Must run inside torch.compile."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    if window >= q.size(1):
+        return attend_masked(q, k, v, window)
+    mask = flex_mask(q.size(1), window)
+    return flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+
+
+def attend_varlen(q, k, v, window: int):
+    """Flash attention with a window, every row a sequence of its own."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, length = q.shape[:2]
+    if window >= length:
+        return attend_masked(q, k, v, window)
+    ends = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=q.device)
+    flat = varlen_attn(*(x.flatten(0, 1) for x in (q, k, v)), ends, ends, length, length, window_size=(window, 0))
+    return flat.unflatten(0, (batch, length))
+
+
+@functools.cache
+def choose_attention():
+    """The first kernel that launches here, forward and backward, on a small tensor."""
+    if not GPU:
+        return attend_masked
+    for attend in (attend_varlen, attend_flex):
+        try:
+            q, k, v = (torch.randn(1, 512, 2, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+            torch.compile(attend)(q, k, v, 128).sum().backward()
+            torch.cuda.synchronize()
+            return attend
+        except Exception as error:
+            print(f"{attend.__name__} does not run here: {str(error).splitlines()[0][:100]}")
+    return attend_masked
+
+
+# ----------------------------------------------------------------------------------------------
+# Model
+
+
+def norm(x):
+    """RMSNorm without weights, over the last dimension."""
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotate(x, cos, sin):
+    """Rotary position embedding (Su et al. 2021) of x (B, T, heads, HEAD_DIM); cos, sin (T, 1, HEAD_DIM / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on the normed residual stream and added back to it."""
+
+    def __init__(self, index: int):
+        super().__init__()
+        kind = "L" if index == DEPTH - 1 else WINDOW_PATTERN[index % len(WINDOW_PATTERN)]
+        self.window = MAX_SEQ_LEN if kind == "L" else SHORT_WINDOW
+        self.query_key_value = nn.Linear(WIDTH, 3 * HEADS * HEAD_DIM, bias=False)
+        self.attention_out = nn.Linear(HEADS * HEAD_DIM, WIDTH, bias=False)
+        self.mlp_in = nn.Linear(WIDTH, MLP_RATIO * WIDTH, bias=False)
+        self.mlp_out = nn.Linear(MLP_RATIO * WIDTH, WIDTH, bias=False)
+        self.has_value_embedding = index % 2 == (DEPTH - 1) % 2       # every other block, the last one included
+        if self.has_value_embedding:
+            self.value_gate = nn.Linear(GATE_CHANNELS, HEADS, bias=False)
+
+    def forward(self, x, value_embedding, cos, sin):
+        batch, length, _ = x.shape
+        h = norm(x)
+        q, k, v = self.query_key_value(h).view(batch, length, 3, HEADS, HEAD_DIM).unbind(2)
+        if self.has_value_embedding:
+            gate = 2 * torch.sigmoid(self.value_gate(h[..., :GATE_CHANNELS]))
+            v = v + gate[..., None] * value_embedding.view_as(v)
+        q, k = (QK_SCALE * norm(rotate(t, cos, sin)) for t in (q, k))
+        y = choose_attention()(q.type_as(v), k.type_as(v), v, self.window)
+        x = x + self.attention_out(y.reshape(batch, length, -1))
+        return x + self.mlp_out(F.relu(self.mlp_in(norm(x))).square())
+
+
+class GPT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB_SIZE, WIDTH)
+        self.blocks = nn.ModuleList(Block(index) for index in range(DEPTH))
+        self.value_embeddings = nn.ModuleDict({
+            str(index): nn.Embedding(VOCAB_SIZE, HEADS * HEAD_DIM)
+            for index, block in enumerate(self.blocks) if block.has_value_embedding
+        })
+        self.unembedding = nn.Linear(WIDTH, VOCAB_SIZE, bias=False)
+        self.residual_scale = nn.Parameter(torch.ones(DEPTH))         # of the stream that enters each block
+        self.x0_scale = nn.Parameter(torch.full((DEPTH,), X0_INIT))   # of the embedding added to it
+        frequencies = ROTARY_BASE ** -torch.arange(0, 1, 2 / HEAD_DIM)
+        angles = torch.outer(torch.arange(MAX_SEQ_LEN), frequencies)[:, None, :]
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.initialize()
+
+    @torch.no_grad()
+    def initialize(self):
+        """Uniform matrices, zero outputs of each block (it starts as the identity), a quiet head."""
+        bound = INIT_SCALE * math.sqrt(3 / WIDTH)
+        nn.init.normal_(self.embedding.weight)
+        nn.init.normal_(self.unembedding.weight, std=0.001)
+        for table in self.value_embeddings.values():
+            nn.init.uniform_(table.weight, -bound, bound)
+        for block in self.blocks:
+            nn.init.uniform_(block.query_key_value.weight, -bound, bound)
+            nn.init.uniform_(block.mlp_in.weight, -bound, bound)
+            nn.init.zeros_(block.attention_out.weight)
+            nn.init.zeros_(block.mlp_out.weight)
+            if block.has_value_embedding:
+                nn.init.zeros_(block.value_gate.weight)
+
+    def forward(self, idx):
+        """idx (B, T) -> logits (B, T, VOCAB_SIZE) float32."""
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=BF16):
+            cos, sin = self.cos[: idx.size(1)], self.sin[: idx.size(1)]
+            x = x0 = norm(self.embedding(idx))
+            for index, block in enumerate(self.blocks):
+                x = self.residual_scale[index] * x + self.x0_scale[index] * x0
+                table = self.value_embeddings[str(index)] if block.has_value_embedding else None
+                x = block(x, table(idx) if table is not None else None, cos, sin)
+            logits = self.unembedding(norm(x)).float()
+        return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
+
+
+def build_model() -> nn.Module:
+    """The model as it starts, on the device it trains on. The scorer calls this and loads the weights."""
+    with torch.device(DEVICE):
+        return GPT()
+
+
+# ----------------------------------------------------------------------------------------------
+# Optimizer
+
+
+def orthogonalize(matrices):
+    """The nearest (semi-)orthogonal matrices to a stack (N, rows, columns), by the Polar Express iteration."""
+    x = matrices.bfloat16() if BF16 else matrices
+    x = x / (1.02 * x.norm(dim=(-2, -1), keepdim=True) + 1e-6)
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    for a, b, c in POLAR_EXPRESS:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def muon_update(weights, gradients, momentum, second_moment, lr, beta, weight_decay):
+    """One step of Muon for a stack of matrices of one shape, in place; lr, beta, weight_decay are 0-d tensors.
+
+    Nesterov momentum, orthogonalised (Jordan et al. 2024); rows evened out by their second moment at
+    an unchanged total norm (NorMuon, Li et al. 2025, arXiv 2510.05491); weight decay only where it
+    agrees with the step (Chen et al. 2025, arXiv 2510.12402).
+    """
+    momentum.lerp_(gradients, 1 - beta)
+    update = orthogonalize(gradients.lerp(momentum, beta)).float()
+    size = update.norm(dim=(-2, -1), keepdim=True)
+    second_moment.lerp_(update.square().mean(-1, keepdim=True), 1 - MUON_BETA2)
+    update = update * second_moment.clamp_min(1e-10).rsqrt()
+    update = update * (size / update.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-10))
+    step = lr * max(1.0, weights.size(-2) / weights.size(-1)) ** 0.5
+    agrees = (update * weights >= 0).float()
+    weights.sub_(step * (update + weight_decay * agrees * weights))
+
+
+class Muon:
+    """Muon for matrices, which are stacked by shape so that one product serves all of a shape."""
+
+    def __init__(self, parameters):
+        self.stacks = {}
+        for parameter in parameters:
+            self.stacks.setdefault(parameter.shape, []).append(parameter)
+        self.state = {
+            shape: (torch.zeros(len(stack), *shape, device=DEVICE), torch.zeros(len(stack), shape[0], 1, device=DEVICE))
+            for shape, stack in self.stacks.items()
+        }
+        self.update = torch.compile(muon_update, dynamic=False) if GPU else muon_update
+
+    @torch.no_grad()
+    def step(self, lr: float, beta: float, weight_decay: float):
+        lr, beta, weight_decay = (torch.tensor(x, device=DEVICE) for x in (lr, beta, weight_decay))
+        for shape, stack in self.stacks.items():
+            weights = torch.stack([p.detach() for p in stack])
+            self.update(weights, torch.stack([p.grad for p in stack]), *self.state[shape], lr, beta, weight_decay)
+            torch._foreach_copy_([p.detach() for p in stack], list(weights.unbind()))
+
+
+def build_optimizers(model: GPT) -> tuple[torch.optim.AdamW, Muon]:
+    adamw_scale = (WIDTH / 768) ** -0.5     # learning rates were tuned at width 768
+    groups = [
+        (model.embedding.parameters(), EMBEDDING_LR * adamw_scale, (EMBEDDING_BETA1, BETA2), 0.0),
+        (model.value_embeddings.parameters(), VALUE_EMBEDDING_LR * adamw_scale, (EMBEDDING_BETA1, BETA2),
+         VALUE_EMBEDDING_WEIGHT_DECAY),
+        (model.unembedding.parameters(), UNEMBEDDING_LR * adamw_scale, (EMBEDDING_BETA1, BETA2), 0.0),
+        ([model.residual_scale], SCALAR_LR * 0.01, (EMBEDDING_BETA1, BETA2), 0.0),
+        ([model.x0_scale], SCALAR_LR, (0.96, BETA2), 0.0),
+    ]
+    adamw = torch.optim.AdamW(
+        [dict(params=list(params), lr=lr, base_lr=lr, betas=betas, weight_decay=decay) for params, lr, betas, decay in groups],
+        eps=1e-10, fused=True,
+    )
+    return adamw, Muon(model.blocks.parameters())
+
+
+def learning_rate(progress: float) -> float:
+    """Fraction of the full learning rate: constant, then straight down to FINAL_LR."""
+    remaining = min(1.0, (1.0 - progress) / WARMDOWN)
+    return FINAL_LR + (1.0 - FINAL_LR) * remaining
+
+
+# ----------------------------------------------------------------------------------------------
+# Training
+
+
+def flops_per_token(model: GPT) -> float:
+    """Arithmetic of one token, forward and backward: six a matrix weight, twelve a channel and visible key."""
+    matrices = sum(p.numel() for p in (*model.blocks.parameters(), *model.unembedding.parameters()))
+    keys = sum(min(block.window, MAX_SEQ_LEN) for block in model.blocks)
+    return 6 * matrices + 12 * HEADS * HEAD_DIM * keys
+
+
+def peak_flops() -> float | None:
+    """The device's dense bf16 rate, None where it is not known."""
+    name = torch.cuda.get_device_name() if GPU else ""
+    known = [key for key in PEAK_FLOPS if all(word in name.split() for word in key.split())]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def choose_micro_batch() -> int:
+    """Rows a forward pass: the most that fit into free memory, a power-of-two share of the batch."""
+    rows = BATCH_TOKENS // MAX_SEQ_LEN
+    if GPU:
+        row_bytes = MAX_SEQ_LEN * (24 * DEPTH * WIDTH + 12 * VOCAB_SIZE)     # activations and logits, an estimate
+        while rows > 1 and rows % 2 == 0 and rows * row_bytes > 0.8 * torch.cuda.mem_get_info()[0]:
+            rows //= 2
+    return rows
+
+
+def train() -> None:
+    torch.manual_seed(SEED)
+    model = build_model()
+    adamw, muon = build_optimizers(model)
+
+    def loss_of(inputs, targets):
+        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+    compute_loss = torch.compile(loss_of, dynamic=False) if GPU else loss_of
+
+    def step(progress: float) -> None:
+        scale = learning_rate(progress)
+        for group in adamw.param_groups:
+            group["lr"] = group["base_lr"] * scale
+        adamw.step()
+        muon.step(
+            lr=MATRIX_LR * scale,
+            beta=MUON_MOMENTUM - 0.1 * max(0.0, 1.0 - 10 * progress),
+            weight_decay=MATRIX_WEIGHT_DECAY * 0.5 * (1 + math.cos(math.pi * progress)),
+        )
+        model.zero_grad(set_to_none=True)
+
+    # Compile and warm up on noise, off the clock, with the learning rates at nothing; then begin anew.
+    micro_batch = choose_micro_batch()
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    for attempt in range(2):
+        try:
+            for _ in range(2):
+                compute_loss(*warmup_batch(micro_batch, DEVICE)).backward()
+                step(progress=0.0)
+            break
+        except torch.OutOfMemoryError:
+            if attempt or micro_batch == 1:
+                raise
+            micro_batch //= 2
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+    model.load_state_dict(initial)
+    adamw, muon_compiled = build_optimizers(model)[0], muon.update
+    muon = Muon(model.blocks.parameters())
+    muon.update = muon_compiled
+    accumulation = max(1, BATCH_TOKENS // (micro_batch * MAX_SEQ_LEN))
+    print(f"{DEVICE.type}, {'bf16' if BF16 else 'float32'}, {choose_attention().__name__}, "
+          f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, "
+          f"{accumulation} x {micro_batch} rows of {MAX_SEQ_LEN} tokens a step")
+
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    batches = TrainBatches(micro_batch, DEVICE)
+    steps = 0
+    for inputs, targets in batches:
+        loss = compute_loss(inputs, targets)
+        (loss / accumulation).backward()
+        if batches.batches % accumulation:
+            continue
+        step(batches.progress)
+        steps += 1
+        if steps % 50 == 0:
+            value = loss.item()
+            print(f"step {steps:5d}  loss {value:.4f}  {batches.elapsed:5.1f} s  {batches.tokens / batches.elapsed:,.0f} tokens/s", flush=True)
+            if not math.isfinite(value):
+                raise SystemExit("the loss is not a finite number")
+
+    peak = peak_flops()
+    used = flops_per_token(model) * batches.tokens / batches.elapsed
+    finish(model, batches, num_steps=steps, depth=DEPTH, mfu_percent=peak and 100 * used / peak)
+
+
+if __name__ == "__main__":
+    train()
