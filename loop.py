@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import git
 import typer
 
 from autoresearch import UserError
@@ -37,6 +39,10 @@ from autoresearch.trial import Trial, end_left_overs, trial_environment
 MENDS = 3                           # times that a refused edit goes back to the agent
 FAILURES = 5                        # proposals in a row that came to nothing, before the loop gives up
 RUNS = ".autoresearch"              # folder of all runs, in the user's checkout
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 class StopRequest:
@@ -74,13 +80,13 @@ class Limits:
 
     def reached(self, done: int) -> str | None:
         if self.experiments is not None and done >= self.experiments:
-            return f"the run has its {self.experiments} experiments; a larger --experiments goes on, --tag NEW starts another"
+            return f"the run has its {count(self.experiments, 'experiment')}; a larger --experiments goes on, --tag NEW starts another"
         if self.hours is not None and time.monotonic() - self.began >= self.hours * 3600:
             return f"{self.hours:g} hours are over"
         return None
 
     def __str__(self) -> str:
-        parts = [f"{self.experiments} experiments"] if self.experiments is not None else []
+        parts = [count(self.experiments, "experiment")] if self.experiments is not None else []
         parts += [f"{self.hours:g} hours"] if self.hours is not None else []
         return " or ".join(parts) or "you stop it"
 
@@ -125,14 +131,16 @@ class Loop:
         champion = self.ledger.champion
         if champion is None:
             return self.record_attempt(number, base, base, "baseline", "loop")
-        refusal, failures = None, 0
+        refusal = None
         for _ in range(1 + MENDS):
             self.console.proposing(number, self.agent.name)
             try:
                 proposal = self.agent.propose(self.brief(number, refusal), self.repo.worktree)
                 refusal = self.refusal()
             except AgentFailed as failure:
-                proposal, refusal, failures = None, str(failure), failures + 1
+                refusal = str(failure)
+                self.require_space()
+                self.settle()
             finally:
                 self.console.stop_bar()
             if self.stop.level and refusal:
@@ -141,6 +149,7 @@ class Loop:
                 commit = self.repo.commit(self.task.editable, one_line(proposal.description))
                 return self.record_attempt(number, commit, champion.commit, proposal.description, self.agent.name)
             self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
+            self.repo.restore_all_but(self.task.editable)
         self.repo.settle(champion.commit)
         self.ledger.append("refused", number=number, reason=refusal)
         self.refused_in_a_row += 1
@@ -192,6 +201,7 @@ class Loop:
         if outcome.stopped:
             return self.interrupted(attempt)
         if outcome.score is None:
+            self.require_space()
             verdict = Verdict("crash", outcome.reason)
         else:
             verdict = judge(outcome.score, champion and champion.score, self.task.lower_is_better)
@@ -219,6 +229,11 @@ class Loop:
         """Branch and worktree to the champion; before there is one, to the commit the run began with."""
         champion = self.ledger.champion
         self.repo.settle(champion.commit if champion else self.ledger.run["base"])
+
+    def require_space(self) -> None:
+        """A failure on a full disk says nothing about the edit: no verdict, the attempt runs again."""
+        if shutil.disk_usage(self.folder).free < 1 << 16:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     def trial_folder(self, attempt: Attempt) -> Path:
         return self.folder / "trials" / str(attempt.number)
@@ -395,15 +410,15 @@ def show_first_screen(console: Console, loop: Loop, facts: dict, limits: Limits)
     edited = repo.uncommitted(task.editable)
     if edited and not ledger.attempts:
         shown["note"] = f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from {short(ledger.run['base'])}"
-    title = f"autoresearch: run {repo.tag}, " + (f"continued after {done} experiments" if ledger.attempts else "new")
+    title = f"autoresearch: run {repo.tag}, " + (f"continued after {count(done, 'experiment')}" if ledger.attempts else "new")
     console.first_screen(title, {name: text for name, text in shown.items() if text})
 
 
 def show_end(console: Console, loop: Loop, reason: str) -> None:
     finished = loop.ledger.finished
-    counts = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
+    totals = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
     console.line(f"stopped: {reason}")
-    console.line(f"{len(finished)} experiments: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    console.line(f"{count(len(finished), 'experiment')}: " + ", ".join(f"{total} {status}" for status, total in totals.items()))
     scored = [attempt for attempt in finished if attempt.status == "keep"]
     if scored:
         console.line(f"{loop.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
@@ -431,11 +446,15 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, git.GitCommandError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+            print("error: the disk is full. Nothing that was recorded is lost: free some space and run the same command again",
+                  file=sys.stderr)
+        elif isinstance(error, git.GitCommandError):
+            print(f"error: git failed: {error}\nNothing that was recorded is lost: mend it and run the same command again",
+                  file=sys.stderr)
+        else:
             raise
-        print(f"error: the disk is full ({error.filename or 'while recording'}). Nothing that was recorded is lost: free some "
-              "space and run the same command again", file=sys.stderr)
         sys.exit(2)
 
 

@@ -10,6 +10,7 @@ that the scorer needs: importing the file trains nothing, and `build_model()` re
 import functools
 import gc
 import math
+import re
 
 import torch
 import torch.nn as nn
@@ -24,14 +25,14 @@ GPU = torch.cuda.is_available() and PROFILE.name != "cpu"
 
 # Model
 DEPTH = 9 if GPU else 4                     # blocks
-WIDTH = 512 if GPU else 192                 # channels of the residual stream
+WIDTH = 512 if GPU else 128                 # channels of the residual stream
 HEAD_DIM = 128 if GPU else 64               # channels a head
 WINDOW_PATTERN = "SSSL" if GPU else "SSL"   # attention of each block, repeated: S short window, L all; the last block is L
 SHORT_WINDOW = 256 if GPU else 64           # tokens back that an S block sees
 MLP_RATIO = 4                               # hidden channels of the MLP in units of WIDTH
 ROTARY_BASE = 200_000 if GPU else 10_000    # longest wavelength of the rotary embedding
 QK_SCALE = 1.15                             # queries and keys are multiplied by this after their norm
-LOGIT_CAP = 15.0                            # logits stay within +-LOGIT_CAP, softly
+LOGIT_CAP = 15.0 if GPU else 0.0            # logits stay within +-LOGIT_CAP, softly; 0 is no cap
 INIT_SCALE = 0.68                           # of the matrices, in units of sqrt(3 / WIDTH)
 X0_INIT = 0.05                              # share of the embedding that each block gets again
 
@@ -99,6 +100,15 @@ def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
     return (distance >= 0) & (distance <= window)
 
 
+def attend_products(q, k, v, window: int):
+    """Attention as two matrix products: on a CPU with bf16 units twice as fast as the fused kernel, backward included."""
+    batch, length, heads, channels = q.shape
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    hidden = torch.zeros(length, length, dtype=q.dtype).masked_fill_(~window_mask(length, window, q.device), float("-inf"))
+    scores = torch.baddbmm(hidden.expand(batch * heads, -1, -1), q, k.mT, alpha=channels**-0.5)
+    return (scores.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2)
+
+
 def attend_masked(q, k, v, window: int):
     """scaled_dot_product_attention; for short windows with an explicit mask. Works everywhere."""
     length = q.size(1)
@@ -143,7 +153,7 @@ def attend_varlen(q, k, v, window: int):
 def choose_attention():
     """The first kernel that launches here, forward and backward, on a small tensor."""
     if not GPU:
-        return attend_masked
+        return attend_products if BF16 else attend_masked
     for attend in (attend_varlen, attend_flex):
         try:
             q, k, v = (torch.randn(1, 512, 2, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
@@ -242,7 +252,7 @@ class GPT(nn.Module):
                 table = self.value_embeddings[str(index)] if block.has_value_embedding else None
                 x = block(x, table(idx) if table is not None else None, cos, sin)
             logits = self.unembedding(norm(x)).float()
-        return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP)
+        return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP) if LOGIT_CAP else logits
 
 
 def build_model() -> nn.Module:
@@ -344,8 +354,10 @@ def flops_per_token(model: GPT) -> float:
 
 def peak_flops() -> float | None:
     """The device's dense bf16 rate, None where it is not known."""
-    name = torch.cuda.get_device_name() if GPU else ""
-    known = [key for key in PEAK_FLOPS if all(word in name.split() for word in key.split())]
+    words = re.split(r"[^A-Za-z0-9]+", torch.cuda.get_device_name()) if GPU else []
+    if "Laptop" in words:           # slower than the card of the same name
+        return None
+    known = [key for key in PEAK_FLOPS if set(key.split()) <= set(words)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
 
 

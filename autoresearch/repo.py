@@ -94,6 +94,13 @@ class RunRepo:
         listing = self._tree().git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
         return [entry[3:] for entry in listing.split("\0") if entry]
 
+    def restore_all_but(self, paths: tuple[str, ...]) -> None:
+        """Take back every change in the worktree outside the given paths."""
+        others = [f":(exclude,top){path}" for path in paths]
+        tree = self._tree()
+        tree.git.checkout("HEAD", "--", ":/", *others)
+        tree.git.clean("-ffdxq", "--", ":/", *others)
+
     def commit(self, paths: tuple[str, ...], message: str) -> str:
         """Commit the given paths in the worktree. Hooks and signing of the user's do not run."""
         tree = self._tree()

@@ -6,6 +6,7 @@ needs no model and no key: it is the control that any language model has to beat
 
 import ast
 import dataclasses
+import json
 import random
 from pathlib import Path
 
@@ -128,7 +129,7 @@ def literal(value: object, like: str) -> str:
     """`value` as source text, a power of two if the old text was one."""
     if isinstance(value, int) and not isinstance(value, bool) and like.startswith("2**") and value > 1 and value & (value - 1) == 0:
         return f"2**{value.bit_length() - 1}"
-    return repr(value)
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def steps(value: object) -> list:

@@ -1,0 +1,173 @@
+"""What the tests share: a repository with a toy task, the real loop run on it, and a place for caches.
+
+The loop's mechanics are tested on a toy task that takes milliseconds and needs no torch: solver.py
+prints its VALUE as the score, higher is better. Everything is real: git, processes, signals, files.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ["AUTORESEARCH_PROFILE"] = "test"         # before any test imports prepare.py
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+PROGRAM = """---
+task:
+  editable: [solver.py]
+  train: python solver.py
+  metric: score
+  direction: maximize
+  guard: python check.py
+  time_limit: 20
+---
+Raise the number.
+"""
+CHECK = """import solver
+assert solver.VALUE != 30, "30 is forbidden"
+"""
+# The agent of the tests: does for experiment N what plan.json says, and prints what it did.
+AGENT = """import json, os, re, sys
+brief = sys.stdin.read()
+number = re.match(r"# Experiment (\\d+)", brief).group(1)
+plan = json.load(open(sys.argv[1]))
+steps = plan.get(number, plan.get("else"))
+step = steps[min(brief.count("was refused"), len(steps) - 1)]
+for name, text in step["files"].items():
+    open(name, "w").write(text)
+print("thinking about it")
+print(step["say"])
+sys.exit(step.get("exit", 0))
+"""
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def solver(value: object, before: str = "") -> str:
+    return f"{before}VALUE = {value}\nif __name__ == '__main__':\n    print(f'score: {{VALUE}}')\n"
+
+
+def step(value: object, say: str = "", **fields) -> dict:
+    """One planned edit of the toy: set VALUE."""
+    return {"files": {"solver.py": solver(value)}, "say": say or f"set it to {value}", **fields}
+
+
+def wait_for(condition, seconds: float = 20.0):
+    """The first true answer of `condition`, asked a hundred times a second."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := condition():
+            return answer
+        time.sleep(0.01)
+    raise AssertionError(f"waited {seconds} s in vain")
+
+
+class Toy:
+    """A repository with the toy task, and the loop run on it as a user would."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+        self.tag = "night"
+        self.plan = folder.parent / "plan.json"
+        agent = folder.parent / "agent.py"
+        agent.write_text(AGENT)
+        self.agent = ["--agent", "command", "--agent-command", f"{sys.executable} {agent} {self.plan}"]
+        folder.mkdir()
+        git(folder, "init", "-q", "-b", "main")
+        self.write("program.md", PROGRAM)
+        self.write("solver.py", solver(1))
+        self.write("check.py", CHECK)
+        self.write(".gitignore", "results.tsv\n__pycache__/\n")
+        self.commit()
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+
+    def commit(self) -> None:
+        git(self.folder, "add", "-A")
+        git(self.folder, "commit", "-qm", "toy")
+
+    def plan_steps(self, **steps) -> None:
+        """plan_steps(e2=[step(2)], otherwise=[...]): what the agent does for experiment 2, and for all others."""
+        self.plan.write_text(json.dumps({key[1:] if key != "otherwise" else "else": value for key, value in steps.items()}))
+
+    def start(self, *arguments: str, loop: Path = ROOT / "loop.py", **more) -> subprocess.Popen:
+        command = [sys.executable, str(loop), *arguments, *(() if "--tag" in arguments else ("--tag", self.tag))]
+        return subprocess.Popen(command, cwd=self.folder, env={**self.environment, **more}, stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT, text=True)
+
+    def run(self, *arguments: str, expect: int = 0, **more) -> str:
+        process = self.start(*arguments, **more)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
+        return output
+
+    def run_agent(self, experiments: int, *arguments: str, **more) -> str:
+        return self.run(*self.agent, "--experiments", str(experiments), *arguments, **more)
+
+    # -- what stands afterwards
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / ".autoresearch" / self.tag
+
+    def journal(self, event: str | None = None) -> list[dict]:
+        path = self.runs / "journal.jsonl"
+        events = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [entry for entry in events if event in (None, entry["event"])]
+
+    def rows(self) -> list[list[str]]:
+        header, *lines = (self.folder / "results.tsv").read_text().split("\n")[:-1]
+        assert header == "commit\tval_bpb\tmemory_gb\tstatus\tdescription"
+        return [line.split("\t") for line in lines]
+
+    def statuses(self) -> list[str]:
+        return [row[3] for row in self.rows()]
+
+    def tip(self) -> str:
+        return git(self.folder, "rev-parse", f"autoresearch/{self.tag}")
+
+    def references(self) -> list[str]:
+        return git(self.folder, "for-each-ref", "--format=%(objectname)", "--sort=version:refname",
+                   f"refs/autoresearch/{self.tag}/").split()
+
+    def require_whole(self) -> None:
+        """What must be true of every run that stands still: nothing lost, nothing twice, all views agree."""
+        verdicts = self.journal("verdict")
+        attempts = self.journal("attempt")
+        assert [entry["number"] for entry in verdicts] == list(range(1, len(verdicts) + 1))
+        assert [entry["number"] for entry in attempts] == list(range(1, len(attempts) + 1))
+        assert self.references() == [entry["commit"] for entry in attempts]
+        kept = [attempts[entry["number"] - 1]["commit"] for entry in verdicts if entry["status"] == "keep"]
+        champion = kept[-1] if kept else self.journal("run")[0]["base"]
+        worktree = self.runs / "worktree"
+        assert self.tip() == champion == git(worktree, "rev-parse", "HEAD")
+        assert git(worktree, "status", "--porcelain", "--ignored") == ""
+        results = self.folder / "results.tsv"
+        text = results.read_text()
+        assert len(self.rows()) == len(verdicts)
+        results.unlink()
+        self.run("results")
+        assert results.read_text() == text
+
+
+@pytest.fixture
+def environment(tmp_path) -> dict[str, str]:
+    """A user's environment with a git identity and nothing of the machine's own settings."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTORESEARCH_", "GIT_"))}
+    return {**kept, "HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1", "AUTORESEARCH_CACHE": str(tmp_path / "cache")}
+
+
+@pytest.fixture
+def toy(tmp_path, environment) -> Toy:
+    return Toy(tmp_path / "repository", environment)

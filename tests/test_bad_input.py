@@ -1,0 +1,215 @@
+"""A user's mistakes and a machine's faults: a message that says what to do, exit code 2, nothing lost."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT, git, solver, step, wait_for
+
+
+def loop_in(folder, environment, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "loop.py"), *arguments], cwd=folder, env=environment,
+                          capture_output=True, text=True, timeout=60)
+
+
+def require_message(answer: subprocess.CompletedProcess, *parts: str) -> None:
+    assert answer.returncode == 2, answer.stdout + answer.stderr
+    assert "Traceback" not in answer.stderr
+    for part in parts:
+        assert part in answer.stderr, answer.stderr
+
+
+def test_not_a_repository(tmp_path, environment):
+    require_message(loop_in(tmp_path, environment), "is not in a git repository", "git init")
+
+
+def test_no_commits_yet(tmp_path, environment):
+    git(tmp_path, "init", "-q")
+    require_message(loop_in(tmp_path, environment), "no commit yet", "git add -A && git commit")
+
+
+def test_no_git_identity(toy):
+    (toy.folder.parent / "home/.gitconfig").write_text("[user]\n\tuseConfigOnly = true\n")
+    require_message(loop_in(toy.folder, toy.environment), "git does not know who commits", "git config user.name")
+    assert not (toy.folder / ".autoresearch").exists()
+
+
+def test_a_branch_with_other_work(toy):
+    git(toy.folder, "branch", "autoresearch/night")
+    assert "git branch -D autoresearch/night" in toy.run(expect=2)
+    assert not (toy.folder / "results.tsv").exists()
+
+
+def test_two_loops_on_one_tag(toy):
+    toy.write("solver.py", "import time\ntime.sleep(600)\n")
+    toy.commit()
+    first = toy.start()
+    try:
+        wait_for(lambda: (toy.runs / "trials/1/train.log").exists())
+        output = toy.run(expect=2)
+        assert "a loop is already running on tag night" in output and f"kill -INT {first.pid}" in output
+    finally:
+        first.terminate()
+        first.communicate(timeout=30)
+    assert len(toy.journal("attempt")) == 1
+
+
+def test_a_dirty_checkout_is_not_touched(toy):
+    toy.write("solver.py", solver(99))
+    toy.write("notes.txt", "mine")
+    toy.plan_steps(e2=[step(5)])
+    output = toy.run_agent(2)
+    assert "solver.py has uncommitted changes, which are not part of the run" in output
+    assert (toy.folder / "solver.py").read_text() == solver(99)
+    assert (toy.folder / "notes.txt").read_text() == "mine"
+    assert [row[1] for row in toy.rows()] == ["1.000000", "5.000000"]
+
+
+def test_an_edited_file_that_does_not_parse_in_the_repository(toy):
+    toy.write("solver.py", "def (:\n")
+    toy.commit()
+    output = toy.run(expect=2)
+    assert "solver.py does not parse" in output and "(line 1)" in output and "Mend it, commit" in output
+    assert toy.journal("attempt") == []
+    toy.write("solver.py", solver(1))
+    toy.commit()
+    assert "(line 1)" in toy.run(expect=2)              # the run still begins with the broken commit ...
+    toy.tag = "mended"
+    toy.plan_steps()
+    toy.run_agent(1)                                    # ... and another one does not
+    assert toy.statuses() == ["keep"]
+
+
+def test_a_baseline_that_crashes(toy):
+    toy.write("solver.py", "raise SystemExit('no luck')\n")
+    toy.commit()
+    output = toy.run(expect=2)
+    assert "the baseline crashed" in output and "no luck" in output and "train.log" in output
+    assert toy.statuses() == ["crash"]
+    toy.require_whole()
+
+
+def test_a_results_file_of_something_else(toy):
+    theirs = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nabcdef1\t0.997900\t44.0\tkeep\tbaseline\n"
+    toy.write("results.tsv", theirs)
+    assert "mv results.tsv results-old.tsv" in toy.run(expect=2)
+    assert (toy.folder / "results.tsv").read_text() == theirs
+
+
+def test_an_edited_results_file_is_not_replaced(toy):
+    toy.plan_steps(e2=[step(5)])
+    toy.run_agent(2)
+    text = (toy.folder / "results.tsv").read_text() + "my own note\n"
+    toy.write("results.tsv", text)
+    assert "was not written by this loop" in toy.run_agent(3, expect=2)
+    assert (toy.folder / "results.tsv").read_text() == text
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--agent", "nobody"], "there is no agent 'nobody'; choose one of sweep, command"),
+    (["--agent", "command"], "--agent command needs the program"),
+    (["--agent-command", "x"], "--agent-command goes with --agent command"),
+    (["--tag", "../up"], "'../up' cannot be a tag"),
+    (["--experiments", "0"], "--experiments"),
+    (["--bogus"], "--bogus"),
+    (["results"], "there is no run night here"),
+])
+def test_wrong_arguments(toy, arguments, message):
+    assert message in toy.run(*arguments, expect=2)
+    assert not (toy.folder / ".autoresearch").exists()
+
+
+@pytest.mark.parametrize(("front", "message"), [
+    ("task: [", "is not YAML"),
+    ("task: 3", "must hold settings"),
+    ("task: {editable: [a.py], train: x, metric: m, colour: red}", "unknown settings colour"),
+    ("task: {editable: [a.py], metric: m}", "lacks train"),
+    ("task: {editable: [a.py], train: x, metric: m, direction: up}", "must be minimize or maximize"),
+    ("task: {editable: [a.py], train: x, metric: m, time_limit: soon}", "must be a number of seconds"),
+    ("task: {editable: 7, train: x, metric: m}", "must be a list of names"),
+])
+def test_wrong_front_matter(toy, front, message):
+    toy.write("program.md", f"---\n{front}\n---\nAgenda.\n")
+    assert message in toy.run(expect=2)
+
+
+def test_a_task_that_changed_under_a_run(toy):
+    toy.plan_steps(e2=[step(5)])
+    toy.run_agent(2)
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("maximize", "minimize"))
+    assert "is not the one that run night began with" in toy.run_agent(3, expect=2)
+
+
+def test_a_branch_that_the_user_moved(toy):
+    toy.plan_steps(e2=[step(5)])
+    toy.run_agent(2)
+    champion = toy.tip()
+    toy.write("notes.txt", "new work")
+    toy.commit()
+    git(toy.folder, "branch", "-f", "autoresearch/night", "HEAD")
+    output = toy.run_agent(3, expect=2)
+    assert f"git branch -f autoresearch/night {champion[:7]}" in output
+    git(toy.folder, "branch", "-f", "autoresearch/night", champion)
+    toy.run_agent(2)
+    toy.require_whole()
+
+
+def test_the_branch_checked_out_by_the_user(toy):
+    toy.plan_steps(e2=[step(5)], e3=[step(6)])
+    toy.run_agent(2)
+    git(toy.folder, "switch", "-q", "autoresearch/night")
+    output = toy.run_agent(3, expect=2)
+    assert "switch --detach" in output
+    git(toy.folder, "switch", "-q", "main")
+    toy.run_agent(3)                                    # the verdict was recorded before git was asked
+    assert [row[1] for row in toy.rows()] == ["1.000000", "5.000000", "6.000000"]
+    toy.require_whole()
+
+
+def test_a_journal_damaged_in_its_middle(toy):
+    toy.plan_steps(e2=[step(5)])
+    toy.run_agent(2)
+    journal = toy.runs / "journal.jsonl"
+    text = journal.read_text()
+    journal.write_text("garbage\n" + text)
+    assert "is damaged in line 1" in toy.run_agent(3, expect=2)
+    assert journal.read_text() == "garbage\n" + text
+
+
+@pytest.fixture
+def small_disk(toy):
+    """Runs a command with the run's folder on a file system of one megabyte, in a mount namespace of its own."""
+    def run(script: str) -> subprocess.CompletedProcess:
+        mount = f"mount -t tmpfs -o size=1m none {toy.folder / '.autoresearch'} && {script}"
+        flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
+        return subprocess.run(["unshare", *flags, "sh", "-c", mount], cwd=toy.folder, env=toy.environment,
+                              capture_output=True, text=True, timeout=60)
+
+    (toy.folder / ".autoresearch").mkdir()
+    if run("true").returncode:
+        pytest.skip("this machine allows no mount namespaces")
+    return run
+
+
+def test_a_disk_that_fills_up_while_recording(toy, small_disk):
+    """The second trial fills the disk. What was recorded before stays whole, and with space again the run goes on."""
+    once, log = toy.folder.parent / "filled", toy.folder.parent / "journal-when-full"
+    filler = f"""import os, pathlib
+if not pathlib.Path({str(once)!r}).exists():
+    pathlib.Path({str(once)!r}).touch()
+    big = open(os.environ['AUTORESEARCH_RUN_DIR'] + '/big', 'wb', 0)
+    while True:
+        big.write(b'x' * 512)
+"""
+    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=filler)}, "say": "fill the disk"}], e3=[step(3)])
+    loop = " ".join(f"'{word}'" for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--experiments", "3"])
+    answer = small_disk(f"{loop} && exit 9; code=$?; cp .autoresearch/night/journal.jsonl {log}; "
+                        f"rm .autoresearch/night/trials/2/big; {loop} >&2 || exit 8; exit $code")
+    require_message(answer, "the disk is full", "run the same command again")
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["number"] for event in events if event["event"] == "verdict"] == [1]
+    assert "3 experiments: 3 keep" in answer.stderr     # the trial that met the full disk was run again
+    assert len(toy.rows()) == 3

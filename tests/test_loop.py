@@ -1,0 +1,286 @@
+"""The loop's mechanics, on the toy task: keep, reset, record, continue, stop."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import ROOT, git, solver, step, wait_for
+
+
+def checkout_bytes(folder) -> dict[str, bytes]:
+    """Every file of the checkout but the loop's own two places, and git's index and HEAD."""
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not {".git", ".autoresearch", "results.tsv"} & set(path.relative_to(folder).parts)
+    }
+    return {**files, "HEAD": (folder / ".git/HEAD").read_bytes(), "index": (folder / ".git/index").read_bytes()}
+
+
+def test_improves_another_repository_with_a_guard(toy):
+    toy.plan_steps(e2=[step(5)], e3=[step(30)], e4=[step(4)], e5=[step(9, "nine\tis\nmore")])
+    before = checkout_bytes(toy.folder)
+    toy.run_agent(5)
+    assert [(row[1], row[3], row[4]) for row in toy.rows()] == [
+        ("1.000000", "keep", "baseline"),
+        ("5.000000", "keep", "set it to 5"),
+        ("30.000000", "discard", "set it to 30"),           # better, but the guard failed
+        ("4.000000", "discard", "set it to 4"),
+        ("9.000000", "keep", "more"),
+    ]
+    assert "30 is forbidden" in toy.journal("verdict")[2]["reason"]
+    assert git(toy.folder, "show", f"{toy.tip()}:solver.py") == solver(9).strip()
+    assert git(toy.folder, "show", "refs/autoresearch/night/3:solver.py") == solver(30).strip()
+    assert checkout_bytes(toy.folder) == before
+    toy.require_whole()
+
+
+def test_each_edit_starts_from_the_champion(toy):
+    toy.plan_steps(e2=[step(5)], e3=[step(2)], e4=[step(6)])
+    toy.run_agent(4)
+    baseline, five, two, six = toy.references()
+    assert git(toy.folder, "rev-parse", f"{two}^", f"{six}^").split() == [five, five]
+    assert [row[0] for row in toy.rows()] == [commit[:7] for commit in (baseline, five, two, six)]
+
+
+def test_the_same_command_continues_and_a_new_tag_starts_another(toy):
+    toy.plan_steps(otherwise=[step(5)], e3=[step(6)])
+    toy.run_agent(2)
+    assert "continued after 2 experiments" in toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "keep"]
+    assert "the run has its 3 experiments" in toy.run_agent(3)
+    toy.require_whole()
+    text = (toy.folder / "results.tsv").read_text()
+    toy.run(*toy.agent, "--experiments", "1", "--tag", "other")
+    assert len(toy.rows()) == 1                                     # results.tsv shows the run that is on
+    toy.run("results")
+    assert (toy.folder / "results.tsv").read_text() == text         # and the other is not lost
+
+
+def test_without_a_tag_the_last_run_goes_on(toy):
+    toy.plan_steps(otherwise=[step(5)])
+    toy.run_agent(1)
+    output = subprocess.run([sys.executable, str(ROOT / "loop.py"), *toy.agent, "--experiments", "2"], cwd=toy.folder,
+                            env=toy.environment, capture_output=True, text=True).stdout
+    assert "run night, continued after 1 experiment" in output and "2 experiments: 2 keep" in output
+
+
+def test_a_refused_edit_goes_back_with_the_reason_and_costs_no_trial(toy):
+    other = {"files": {"check.py": "pass\n"}, "say": "no more guard"}
+    broken = {"files": {"solver.py": "VALUE = (\n"}, "say": "broken"}
+    toy.plan_steps(e2=[other, step(7)], e3=[broken, step(8)], e4=[step(7), step(9)])
+    output = toy.run_agent(4)
+    assert toy.statuses() == ["keep", "keep", "keep", "keep"]
+    assert "only solver.py may change, but the edit also touches check.py" in output
+    assert "solver.py does not parse" in output
+    assert "the same edit was tried before, as experiment 2 (keep)" in output
+    assert git(toy.folder, "diff", "--name-only", "main", toy.tip()) == "solver.py"
+    toy.require_whole()
+
+
+def test_an_agent_that_never_mends_its_edit_is_given_up(toy):
+    toy.plan_steps(otherwise=[{"files": {}, "say": "nothing at all"}])
+    output = toy.run_agent(2, expect=2)
+    assert "nothing changed in solver.py" in output
+    assert len(toy.journal("refused")) == 5
+    toy.require_whole()
+
+
+def test_an_agent_that_fails_is_asked_again(toy):
+    toy.plan_steps(e2=[step(5, "half an edit", exit=3), step(6)])
+    output = toy.run_agent(2)
+    assert "exit code 3: half an edit" in output
+    assert toy.rows()[1][1:] == ["6.000000", toy.rows()[1][2], "keep", "set it to 6"]
+    toy.require_whole()
+
+
+@pytest.mark.parametrize(("code", "reason"), [
+    ("raise ValueError('boom')\n", "training: exit code 1: ValueError: boom"),
+    ("import os\nos.kill(os.getpid(), 9)\n", "training: killed by SIGKILL"),
+    ("VALUE = float('nan')\nprint('score:', VALUE)\n", "score is nan, not a finite number"),
+    ("print('nothing')\n", "train.log holds no line `score: NUMBER`"),
+])
+def test_a_crash_is_a_row_and_the_night_goes_on(toy, code, reason):
+    toy.plan_steps(e2=[{"files": {"solver.py": code}, "say": "crash it"}], e3=[step(2)])
+    toy.run_agent(3)
+    assert toy.rows()[1][1:] == ["0.000000", "0.0", "crash", "crash it"]
+    assert toy.statuses() == ["keep", "crash", "keep"]
+    assert toy.journal("verdict")[1]["reason"] == reason
+    toy.require_whole()
+
+
+def test_a_trial_over_its_time_limit_is_ended_whole(toy):
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", "time_limit: 1"))
+    toy.commit()
+    child = "import subprocess, os, time\n" \
+            "p = subprocess.Popen(['sleep', '600'])\n" \
+            "open(os.environ['AUTORESEARCH_RUN_DIR'] + '/child', 'w').write(str(p.pid))\ntime.sleep(600)\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": child}, "say": "sleep"}])
+    toy.run_agent(2)
+    assert toy.statuses() == ["keep", "crash"]
+    assert "time limit of 1 s" in toy.journal("verdict")[1]["reason"]
+    pid = int((toy.runs / "trials/2/child").read_text())
+    wait_for(lambda: not alive(pid))
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_trial_sees_no_keys(toy):
+    spy = "import json, os\nprint('seen', json.dumps(dict(os.environ)))\n" + solver(2)
+    toy.plan_steps(e2=[{"files": {"solver.py": spy}, "say": "look around"}])
+    toy.run_agent(2, ANTHROPIC_API_KEY="sk-1", HF_TOKEN="hf-2", MY_SETTING="3", OMP_NUM_THREADS="2")
+    seen = json.loads((toy.runs / "trials/2/train.log").read_text().splitlines()[0].removeprefix("seen "))
+    assert not {"ANTHROPIC_API_KEY", "HF_TOKEN", "MY_SETTING"} & set(seen)
+    assert seen["OMP_NUM_THREADS"] == "2"
+    assert seen["AUTORESEARCH_SEED"] == "42"
+
+
+# -- stopping. The trial waits for a file, so that the test decides what happens in its middle.
+
+WAITING = """import os, pathlib, time
+run = pathlib.Path(os.environ['AUTORESEARCH_RUN_DIR'])
+(run / 'started').write_text(str(os.getpid()))
+while not (run / 'release').exists():
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def waiting(toy):
+    """A loop that stands in the middle of its second trial, and the folder of that trial."""
+    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=WAITING)}, "say": "wait, then two"}], e3=[step(3)])
+    process = toy.start(*toy.agent, "--experiments", "3")
+    folder = toy.runs / "trials/2"
+    wait_for(lambda: (folder / "started").exists() and (folder / "started").read_text())
+    yield process, folder
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_one_interrupt_finishes_the_running_trial(toy, waiting):
+    process, folder = waiting
+    process.send_signal(signal.SIGINT)
+    assert "stopping when the running experiment has its verdict" in read_until(process, "stopping")
+    (folder / "release").touch()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and "you asked it to stop" in output
+    assert toy.statuses() == ["keep", "keep"]
+    toy.require_whole()
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "keep"]
+
+
+def read_until(process, word: str) -> str:
+    text = ""
+    while word not in text:
+        line = process.stdout.readline()
+        assert line, f"{word!r} never came:\n{text}"
+        text += line
+    return text
+
+
+def test_two_interrupts_stop_now_and_the_trial_runs_again(toy, waiting):
+    process, folder = waiting
+    trial = int((folder / "started").read_text())
+    process.send_signal(signal.SIGINT)
+    read_until(process, "stopping")
+    time.sleep(0.35)                                    # closer together they count as one
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert not alive(trial)
+    assert toy.statuses() == ["keep"]
+    assert [entry["number"] for entry in toy.journal("interrupted")] == [2]
+    (folder / "release").touch()
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "keep"]
+    assert len(toy.references()) == 3
+    toy.require_whole()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_system_going_down_stops_now(toy, waiting, number):
+    process, _ = waiting
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert len(toy.journal("interrupted")) == 1
+
+
+def test_killed_in_the_middle_of_a_trial_nothing_is_lost(toy, waiting):
+    process, folder = waiting
+    trial = int((folder / "started").read_text())
+    process.kill()
+    process.communicate()
+    assert alive(trial)
+    (folder / "started").unlink()
+    again = toy.start(*toy.agent, "--experiments", "3")
+    wait_for(lambda: (folder / "started").exists() and (folder / "started").read_text())
+    assert not alive(trial)                             # what the killed loop left behind was ended first
+    (folder / "release").touch()
+    again.communicate(timeout=30)
+    assert toy.statuses() == ["keep", "keep", "keep"]
+    toy.require_whole()
+
+
+def test_hours_end_the_night(toy):
+    toy.plan_steps(otherwise=[step(2)])
+    output = toy.run(*toy.agent, "--hours", "0")
+    assert "0 hours are over" in output
+    assert toy.journal("attempt") == []
+
+
+def test_a_line_cut_off_by_a_power_failure_is_dropped(toy):
+    toy.plan_steps(e2=[step(0)], e3=[step(6)])
+    toy.run_agent(2)
+    journal = toy.runs / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    verdict = next(i for i in reversed(range(len(lines))) if b'"verdict"' in lines[i])
+    journal.write_bytes(b"".join(lines[:verdict]) + lines[verdict][:40])
+    results = toy.folder / "results.tsv"                # its line comes after the journal's, so it was not written either
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:-1]))
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep", "discard", "keep"]
+    assert len(toy.journal("attempt")) == 3
+    toy.require_whole()
+
+
+def test_a_deleted_worktree_is_made_again(toy):
+    toy.plan_steps(e2=[step(5)], e3=[step(6)])
+    toy.run_agent(2)
+    shutil.rmtree(toy.runs / "worktree")
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "keep"]
+    toy.require_whole()
+
+
+def test_hooks_and_signing_of_the_user_do_not_run(toy):
+    hook = toy.folder / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    git(toy.folder, "config", "commit.gpgsign", "true")
+    toy.plan_steps(e2=[step(5)])
+    toy.run_agent(2)
+    assert toy.statuses() == ["keep", "keep"]
+
+
+def test_notes_in_program_md_reach_the_agent_in_the_same_night(toy):
+    toy.plan_steps(e2=[step(5)], e3=[step(6)])
+    toy.run_agent(2)
+    toy.write("program.md", (toy.folder / "program.md").read_text() + "Try even numbers.\n")
+    toy.run_agent(3)
+    assert "Try even numbers." not in (toy.runs / "trials/2/brief.md").read_text()
+    told = (toy.runs / "trials/3/brief.md").read_text()
+    assert "Try even numbers." in told and "set it to 5" in told and "higher is better" in told

@@ -1,0 +1,395 @@
+"""Data: sources, downloads, tokenizer, packing, cache. Real files, real HTTP on this machine; no torch."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import prepare
+from conftest import ROOT, wait_for
+
+WORDS = "we the people of this union have spent and saved in every year since the war began to end".split()
+
+
+def text_of(number: int, words: int = 60) -> str:
+    draw = random.Random(number)
+    return f"Document {number}. " + " ".join(draw.choice(WORDS) for _ in range(words))
+
+
+def run_prepare(environment, *arguments, **more) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "prepare.py"), *arguments], env={**environment, **more},
+                          capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def game(environment, tmp_path):
+    """The environment of the `test` profile, and helpers to look into its cache."""
+    environment = {**environment, "AUTORESEARCH_PROFILE": "test"}
+
+    class Game:
+        cache = tmp_path / "cache"
+
+        def prepare(self, expect=0, **more):
+            answer = run_prepare(environment, **more)
+            assert answer.returncode == expect, answer.stdout + answer.stderr
+            assert "Traceback" not in answer.stderr
+            return answer.stdout + answer.stderr
+
+        def describe(self, **more):
+            return json.loads(run_prepare(environment, "describe", **more).stdout)
+
+        def manifest(self, name="sotu-test"):
+            return json.loads((self.cache / name / "manifest.json").read_text())
+
+        def rows(self, split, name="sotu-test"):
+            return np.fromfile(self.cache / name / f"{split}.bin", dtype=np.uint16).reshape(-1, 65)
+
+        def tokenizer(self, name="sotu-test"):
+            return prepare.load_tokenizer(json.loads((self.cache / name / "tokenizer.json").read_text()))
+
+    game = Game()
+    game.environment = environment
+    return game
+
+
+# -- packing
+
+
+def straight_packing(batches, row_length, refill_below=1000):
+    """Best fit written out as one reads it: a list, searched from its start for every document."""
+    batches, buffer, rows, exhausted = iter(batches), [], [], False
+    while True:
+        row = []
+        while len(row) < row_length:
+            while len(buffer) < refill_below and not exhausted:
+                batch = next(batches, None)
+                exhausted = batch is None
+                buffer.extend(batch or [])
+            if not buffer:
+                return rows
+            room = row_length - len(row)
+            fitting = [document for document in buffer if len(document) <= room]
+            chosen = max(fitting, key=len) if fitting else min(buffer, key=len)
+            index = next(i for i, document in enumerate(buffer) if document is chosen)
+            row.extend(buffer.pop(index)[:room])
+        rows.append(row)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_packing_is_that_of_the_public_evaluator(seed):
+    draw = np.random.default_rng(seed)
+    documents = [draw.integers(0, 60000, size=draw.integers(1, 90), dtype=np.uint16) for _ in range(2500)]
+    batches = [documents[i : i + 128] for i in range(0, len(documents), 128)]
+    expected = straight_packing(batches, 65)
+    packed = list(prepare.pack_rows(batches, 65))
+    assert len(packed) > 1000
+    np.testing.assert_array_equal(np.array(packed), np.array(expected))
+
+
+def test_packing_of_nothing_and_of_less_than_a_row():
+    assert list(prepare.pack_rows([], 65)) == []
+    assert list(prepare.pack_rows([[np.arange(10, dtype=np.uint16)]], 65)) == []
+
+
+# -- the embedded data set
+
+
+def test_sotu_from_nothing_to_rows(game):
+    output = game.prepare()
+    assert "ready: profile test, data sotu" in output
+    manifest, tokenizer = game.manifest(), game.tokenizer()
+    assert tokenizer.n_vocab == 512 and manifest["splits"]["val"]["rows"] == 128
+    bos = tokenizer.encode_single_token("<|reserved_0|>")
+    for split in prepare.SPLITS:
+        rows = game.rows(split)
+        assert len(rows) == manifest["splits"][split]["rows"]
+        assert (rows[:, 0] == bos).all() and rows.max() < 512
+    counts = np.load(game.cache / "sotu-test/token_bytes.npy")
+    sample = game.rows("val")[3]
+    assert counts[sample].sum() == len(tokenizer.decode_bytes([token for token in sample if token < 508]))
+    assert counts[508:].sum() == 0
+    assert "union" in tokenizer.decode(game.rows("train")[:200].flatten().tolist()).lower()
+
+
+def test_tokenizer_round_trip(game):
+    game.prepare()
+    text = "Fellow-Citizens: 1,234 souls, naïve café — 你好\n\n  end"
+    tokenizer = game.tokenizer()
+    assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
+    assert all(len(tokenizer.decode([t]).strip()) <= 2 for t in tokenizer.encode_ordinary("1234567890"))
+
+
+def test_prepared_twice_is_prepared_once_and_the_same_everywhere(game, tmp_path):
+    game.prepare()
+    first, time = game.describe()["game"], (game.cache / "sotu-test/train.bin").stat().st_mtime_ns
+    game.prepare()
+    assert (game.cache / "sotu-test/train.bin").stat().st_mtime_ns == time
+    game.prepare(AUTORESEARCH_CACHE=str(tmp_path / "elsewhere"))
+    assert game.describe(AUTORESEARCH_CACHE=str(tmp_path / "elsewhere"))["game"] == first
+
+
+@pytest.mark.parametrize("damage", ["shorter", "changed", "no manifest", "other profile", "other version"])
+def test_a_cache_that_is_not_whole_is_built_again(game, damage):
+    game.prepare()
+    before, folder = game.describe()["game"], game.cache / "sotu-test"
+    rows = (folder / "train.bin").read_bytes()
+    manifest = game.manifest()
+    if damage == "shorter":
+        (folder / "train.bin").write_bytes(rows[: len(rows) // 2])
+        assert game.describe()["game"] is None
+    elif damage == "changed":
+        (folder / "train.bin").write_bytes(bytes(130) + rows[130:])
+    elif damage == "no manifest":
+        (folder / "manifest.json").unlink()
+    else:
+        manifest["profile" if damage == "other profile" else "source"] = {"name": "another"}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert "it is built again" in game.prepare()
+    assert game.describe()["game"] == before
+
+
+def test_a_preparation_killed_in_its_middle(game):
+    process = subprocess.Popen([sys.executable, str(ROOT / "prepare.py")], env=game.environment, stderr=subprocess.DEVNULL)
+    wait_for(lambda: (game.cache / "sotu-test.part/tokenizer.json").exists())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert game.describe()["game"] is None
+    game.prepare()
+    assert game.describe()["game"] and not (game.cache / "sotu-test.part").exists()
+
+
+# -- a folder of the user's
+
+
+def write_folder(folder, kind: str, texts: list[str]) -> None:
+    folder.mkdir(exist_ok=True)
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "data.parquet", row_group_size=50)
+    elif kind == "jsonl":
+        (folder / "data.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        for number, text in enumerate(texts):
+            (folder / f"{number:04d}.txt").write_text(text)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
+def test_a_folder_of_documents(game, tmp_path, kind):
+    texts = [text_of(i) for i in range(300)]
+    write_folder(tmp_path / "mine", kind, texts + texts[:40])       # some of them twice
+    game.prepare(AUTORESEARCH_DATA=str(tmp_path / "mine"))
+    [folder] = [path for path in game.cache.iterdir() if path.is_dir()]
+    tokenizer, seen = game.tokenizer(folder.name), {}
+    for split in prepare.SPLITS:
+        decoded = tokenizer.decode(game.rows(split, folder.name).flatten().tolist())
+        seen[split] = {int(part.split(".")[0]) for part in decoded.split("Document ")[1:] if "." in part[:5]}
+    assert len(seen["train"]) > 200 and len(seen["val"]) > 5 and len(seen["holdout"]) > 5
+    assert not (seen["train"] & seen["val"] | seen["train"] & seen["holdout"] | seen["val"] & seen["holdout"])
+
+
+def test_a_folder_that_changed_is_prepared_again(game, tmp_path):
+    write_folder(tmp_path / "mine", "jsonl", [text_of(i) for i in range(300)])
+    data = str(tmp_path / "mine")
+    game.prepare(AUTORESEARCH_DATA=data)
+    before = game.describe(AUTORESEARCH_DATA=data)["game"]
+    write_folder(tmp_path / "mine", "jsonl", [text_of(i) for i in range(350)])
+    assert "it is built again" in game.prepare(AUTORESEARCH_DATA=data)
+    assert game.describe(AUTORESEARCH_DATA=data)["game"] != before
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (None, "is not a folder"),
+    ({}, "holds no .parquet, .jsonl or .txt file"),
+    ({"a.csv": b"x"}, "holds no .parquet, .jsonl or .txt file"),
+    ({"a.jsonl": b"not json\n"}, "cannot be read as jsonl"),
+    ({"a.jsonl": b'{"words": "x"}\n'}, "cannot be read as jsonl"),
+    ({"a.parquet": b"PAR1"}, "cannot be read as parquet"),
+    ({"a.txt": b"\xff\xfe\x00"}, "cannot be read as txt"),
+    ({"a.txt": b"one", "b.txt": b"two"}, "holds 2 different documents; at least 3 are needed"),
+    ({"a.txt": b"one", "b.txt": b"two", "c.txt": b"three"}, "has too little text"),
+])
+def test_a_folder_that_cannot_be_used(game, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "mine").mkdir()
+        for name, data in content.items():
+            (tmp_path / "mine" / name).write_bytes(data)
+    assert message in game.prepare(expect=2, AUTORESEARCH_DATA=str(tmp_path / "mine"))
+    assert not list(game.cache.glob("mine-*/manifest.json"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything; the next test runs this as another user")
+def test_a_folder_without_permission(game, tmp_path):
+    require_permission_message(game, tmp_path, [])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_without_permission_as_another_user(game, tmp_path):
+    require_permission_message(game, tmp_path, ["setpriv", "--bounding-set", "-dac_override,-dac_read_search",
+                                                "--inh-caps", "-dac_override,-dac_read_search"])
+
+
+def require_permission_message(game, tmp_path, prefix):
+    write_folder(tmp_path / "mine", "jsonl", [text_of(i) for i in range(300)])
+    for path in (tmp_path / "mine/data.jsonl", tmp_path / "mine"):
+        path.chmod(0)
+        answer = subprocess.run([*prefix, sys.executable, str(ROOT / "prepare.py")], capture_output=True, text=True,
+                                env={**game.environment, "AUTORESEARCH_DATA": str(tmp_path / "mine")})
+        path.chmod(0o755)
+        assert answer.returncode == 2 and "cannot be read: Permission denied" in answer.stderr, answer.stderr
+        assert "chmod" in answer.stderr
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("AUTORESEARCH_PROFILE", "huge", "there is no profile 'huge'; choose one of gpu, cpu, test"),
+    ("AUTORESEARCH_SEED", "lucky", "AUTORESEARCH_SEED='lucky' is not a whole number"),
+    ("AUTORESEARCH_SHARDS", "0", "AUTORESEARCH_SHARDS=0 is out of range"),
+])
+def test_wrong_settings(game, name, value, message):
+    more = {name: value, "AUTORESEARCH_DATA": "climbmix"}
+    assert message in game.prepare(expect=2, **more)
+
+
+def test_a_full_disk_while_preparing(game):
+    """The cache on a file system of two megabytes, in a mount namespace of its own."""
+    game.cache.mkdir()
+    flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
+    mount = f"mount -t tmpfs -o size=2m none {game.cache}"
+    if subprocess.run(["unshare", *flags, "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("this machine allows no mount namespaces")
+    script = f"{mount} && {sys.executable} {ROOT / 'prepare.py'}; code=$?; ls {game.cache}; exit $code"
+    answer = subprocess.run(["unshare", *flags, "sh", "-c", script], env=game.environment, capture_output=True, text=True)
+    assert answer.returncode == 2, answer.stderr
+    assert "the disk is full" in answer.stderr and "AUTORESEARCH_CACHE=FOLDER" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout.split() == ["sotu-test.lock"]              # nothing half made is left
+
+
+# -- climbmix, from a server on this machine
+
+
+class ShardServer:
+    """Serves parquet shards under the public names, with a fault of its own for some of them."""
+
+    def __init__(self, folder) -> None:
+        self.shards, self.requests, self.faults = {}, [], {}
+        common = text_of(999_999)
+        for number in (0, 1, 2, 6541, 6542):
+            texts = [text_of(1000 * number + i) for i in range(400)] + [common]
+            path = folder / "shard.parquet"
+            pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=150, compression="none")
+            self.shards[f"shard_{number:05d}.parquet"] = path.read_bytes()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                name = self.path.lstrip("/")
+                data = outer.shards.get(name)
+                ranged = self.headers.get("Range")
+                start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged else 0
+                outer.requests.append((name, start))
+                fault = outer.faults.get(name, []).pop(0) if outer.faults.get(name) else None
+                if data is None or isinstance(fault, int):
+                    self.send_response(404 if data is None else fault)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
+                body = data[start:] if fault != "truncated" else data[: len(data) // 2]
+                self.send_response(206 if ranged and fault != "truncated" else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if fault == "dropped":
+                    self.wfile.write(body[: len(body) // 3])
+                    self.wfile.flush()
+                    self.close_connection = True
+                    self.connection.shutdown(2)
+                    return
+                self.wfile.write(body)
+
+            def log_message(self, *arguments):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def settings(self) -> dict[str, str]:
+        return {"AUTORESEARCH_CLIMBMIX_URL": f"http://127.0.0.1:{self.server.server_port}", "AUTORESEARCH_DATA": "climbmix",
+                "AUTORESEARCH_SHARDS": "3"}
+
+
+@pytest.fixture
+def shards(tmp_path):
+    server = ShardServer(tmp_path)
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def test_climbmix_through_a_bad_network(game, shards):
+    """One shard comes truncated, one breaks off, one answers 503: each is had in the end, resumed where it can be."""
+    shards.faults = {"shard_00000.parquet": ["truncated"], "shard_00001.parquet": ["dropped"], "shard_06542.parquet": [503]}
+    game.prepare(**shards.settings)
+    for name, data in shards.shards.items():
+        assert (game.cache / "climbmix" / name).read_bytes() == data
+    assert not list((game.cache / "climbmix").glob("*.part"))
+    resumed = [start for name, start in shards.requests if name == "shard_00001.parquet"]
+    assert resumed[0] == 0 and resumed[1] > 0
+    manifest = game.manifest("climbmix-test")
+    assert manifest["source"] == {"name": "climbmix", "shards": 3, "val": 6542, "holdout": 6541}
+    requests = len(shards.requests)
+    game.prepare(**shards.settings)
+    assert len(shards.requests) == requests                         # prepared once
+
+
+def test_documents_of_val_are_dropped_from_train(game, shards):
+    game.prepare(**shards.settings)
+    splits = game.manifest("climbmix-test")["splits"]
+    assert splits["train"]["documents"] == 3 * 400                  # 401 a shard, one of them in val too
+
+
+@pytest.mark.parametrize("name", ["shard_06542.parquet", "shard_06541.parquet", "shard_00001.parquet"])
+def test_a_shard_that_is_not_there_stops_the_preparation(game, shards, name):
+    missing = shards.shards.pop(name)
+    output = game.prepare(expect=2, **shards.settings)
+    assert f"could not download {name}: the server answered 404" in output and "again to go on" in output
+    assert not (game.cache / "climbmix-test").exists()
+    shards.shards[name] = missing
+    before = len(shards.requests)
+    game.prepare(**shards.settings)
+    assert [request[0] for request in shards.requests[before:]] == [name]       # the others had arrived
+
+
+def test_waits_grow_and_end(shards, tmp_path, monkeypatch):
+    """A server that always answers 503 is given up after eight attempts, each wait twice the one before."""
+    waits = []
+    monkeypatch.setattr(prepare.time, "sleep", waits.append)
+    shards.faults = {"shard_00000.parquet": [503] * 20}
+    url = shards.settings["AUTORESEARCH_CLIMBMIX_URL"] + "/shard_00000.parquet"
+    with prepare.progress_bars(transfer=True) as bars, pytest.raises(prepare.DownloadFailed, match="503, 8 times"):
+        prepare.download(url, tmp_path / "x.parquet", bars)
+    assert waits == [1, 2, 4, 8, 16, 32, 60]
+
+
+def test_a_part_that_does_not_fit_the_file_is_thrown_away(game, shards):
+    folder = game.cache / "climbmix"
+    folder.mkdir(parents=True)
+    (folder / "shard_00000.parquet.part").write_bytes(b"x" * 100)   # garbage: the resumed file will not be parquet
+    game.prepare(**shards.settings)
+    assert (folder / "shard_00000.parquet").read_bytes() == shards.shards["shard_00000.parquet"]
+
+
+def test_the_public_set_is_where_it_is_said_to_be():
+    assert prepare.CLIMBMIX_URL.endswith("datasets/karpathy/climbmix-400b-shuffle/resolve/main")
+    assert (prepare.CLIMBMIX_VAL, prepare.CLIMBMIX_HOLDOUT) == (6542, 6541)
+    gpu = prepare.PROFILES["gpu"]
+    assert (gpu.time_budget, gpu.max_seq_len, gpu.vocab_size, gpu.scored_tokens // gpu.max_seq_len) == (300, 2048, 8192, 10240)
