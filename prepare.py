@@ -37,6 +37,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -68,7 +69,7 @@ PROFILES = {
 }
 
 
-def stop(message: str) -> "None":
+def stop(message: str) -> NoReturn:
     """End the program for a user's mistake: one clear message, exit code 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)
@@ -799,15 +800,15 @@ class TrainBatches:
 
 
 def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = None,
-           mfu_percent: float | None = None) -> None:
+           mfu_percent: float | None = None) -> NoReturn:
     """End a run: wait for the device, save the weights and the run's figures, hand over to the scorer.
 
     model: the trained module; its parameters and buffers go to model.safetensors.
     num_steps: optimizer steps. depth: layers, if that means something. mfu_percent: share of the
     device's peak bf16 arithmetic that was used, None where the peak is unknown.
 
-    Under the loop (AUTORESEARCH_RUN_DIR is set) it returns and the loop runs the scorer. By hand it
-    never returns: the process becomes `prepare.py score`, which frees the device's memory first.
+    Never returns. Under the loop (AUTORESEARCH_RUN_DIR is set) the process ends at once and the loop
+    runs the scorer; by hand it becomes `prepare.py score`. Either way the device's memory is free.
     """
     import resource
 
@@ -842,10 +843,11 @@ def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = 
         "depth": depth,
         "timeline": _TIMELINE,
     })
-    if "AUTORESEARCH_RUN_DIR" not in os.environ:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), "score"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if "AUTORESEARCH_RUN_DIR" in os.environ:
+        os._exit(0)
+    os.execv(sys.executable, [sys.executable, os.path.abspath(__file__), "score"])
 
 
 # ----------------------------------------------------------------------------------------------

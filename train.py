@@ -7,6 +7,7 @@ that the scorer needs: importing the file trains nothing, and `build_model()` re
 `model(idx) -> logits`, idx (B, T) integer, logits (B, T, VOCAB_SIZE), position t seeing idx[:, :t+1].
 """
 
+import atexit
 import functools
 import gc
 import math
@@ -418,8 +419,10 @@ def train() -> None:
           f"{accumulation} x {micro_batch} rows of {MAX_SEQ_LEN} tokens a step")
 
     gc.collect()
-    gc.freeze()
+    gc.freeze()                             # no pauses for garbage while the clock runs
     gc.disable()
+    atexit.register(gc.unfreeze)            # else libraries complain of leaks at the exit
+    atexit.register(gc.enable)
     batches = TrainBatches(micro_batch, DEVICE)
     steps = 0
     for inputs, targets in batches:

@@ -136,7 +136,7 @@ class Trial:
         return ended.reason
 
     def _explain(self, phase: str, reason: str) -> str:
-        line = last_line(self.folder / f"{phase}.log")
+        line = last_word(self.folder / f"{phase}.log")
         return f"{reason}: {line}" if line else reason
 
     def _outcome(self, score: float | None, reason: str, figures: dict[str, float] | None = None) -> Outcome:
@@ -178,5 +178,15 @@ def read_figures(path: Path) -> dict[str, float]:
 
 def last_line(path: Path) -> str:
     """The last line of a log that says something, cut to 200 characters."""
-    lines = [line.strip() for line in read_tail(path, 1 << 14).splitlines() if line.strip()]
-    return "".join(c for c in lines[-1] if c.isprintable())[:200] if lines else ""
+    return cut(next((line for line in reversed(read_tail(path, 1 << 14).splitlines()) if line.strip()), ""))
+
+
+def last_word(path: Path) -> str:
+    """What a failed command died of: the exception that ends its last traceback, else its last line."""
+    _, found, trace = read_tail(path, 1 << 16).rpartition("Traceback (most recent call last):\n")
+    ending = next((line for line in trace.splitlines() if line[:1].strip()), "") if found else ""
+    return cut(ending) or last_line(path)
+
+
+def cut(line: str) -> str:
+    return "".join(c for c in line.strip() if c.isprintable())[:200]

@@ -101,6 +101,8 @@ def test_an_agent_that_fails_is_asked_again(toy):
 
 @pytest.mark.parametrize(("code", "reason"), [
     ("raise ValueError('boom')\n", "training: exit code 1: ValueError: boom"),
+    ("import atexit\natexit.register(print, 'last words')\n1 / 0\n", "training: exit code 1: ZeroDivisionError: division by zero"),
+    ("raise SystemExit('the loss is not a finite number')\n", "training: exit code 1: the loss is not a finite number"),
     ("import os\nos.kill(os.getpid(), 9)\n", "training: killed by SIGKILL"),
     ("VALUE = float('nan')\nprint('score:', VALUE)\n", "score is nan, not a finite number"),
     ("print('nothing')\n", "train.log holds no line `score: NUMBER`"),
