@@ -108,7 +108,7 @@ class Loop:
                 attempt = self.ledger.pending or self.next_attempt()
             except NothingLeft as nothing:
                 return str(nothing)
-            if attempt is None:
+            if attempt is None or self.stop.level:      # asked to stop while the agent was thinking
                 continue
             verdict = self.try_out(attempt)
             if verdict and self.ledger.champion is None:
@@ -144,13 +144,14 @@ class Loop:
             finally:
                 self.console.stop_bar()
             if self.stop.level and refusal:
-                break
+                self.settle()
+                return None
             if refusal is None:
                 commit = self.repo.commit(self.task.editable, one_line(proposal.description))
                 return self.record_attempt(number, commit, champion.commit, proposal.description, self.agent.name)
             self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
             self.repo.restore_all_but(self.task.editable)
-        self.repo.settle(champion.commit)
+        self.settle()
         self.ledger.append("refused", number=number, reason=refusal)
         self.refused_in_a_row += 1
         if self.refused_in_a_row >= FAILURES:
@@ -356,7 +357,7 @@ def run(
     task, _ = read_program(root / "program.md")
     tag = choose_tag(runs, tag)
     folder = runs / tag
-    proposer = make_agent(agent, seed, agent_command, folder / "trials")
+    proposer = make_agent(agent, seed, agent_command, folder / "proposals", stopped=lambda: stop.level > 0)
     lock = Lock(folder, tag)        # held until the process ends
     (runs / ".gitignore").write_text("*\n")
     ledger = Ledger(folder)

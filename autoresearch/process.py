@@ -67,6 +67,9 @@ class Process:
                     return self.end("stopped")
                 if time.monotonic() - self.started > limit:
                     return self.end(f"ended after its time limit of {limit:.0f} s")
+        except BaseException:
+            self.end("not watched any more")
+            raise
         finally:
             os.close(handle)
         return self._reap()

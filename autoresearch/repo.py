@@ -6,6 +6,7 @@ or not, stays reachable under refs/autoresearch/<tag>/<number>.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import git
@@ -74,6 +75,7 @@ class RunRepo:
             self._require_branch_is_free()
             self.repository.git.update_ref(f"refs/heads/{self.branch}", champion, m="autoresearch: champion")
         if not (self.worktree / ".git").exists():
+            shutil.rmtree(self.worktree, ignore_errors=True)
             self.repository.git.worktree("prune")
             self.repository.git.worktree("add", "--force", "--detach", str(self.worktree), champion)
         tree = self._tree()

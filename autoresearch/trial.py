@@ -10,6 +10,7 @@ import fnmatch
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -78,7 +79,8 @@ class Trial:
 
     def run(self) -> Outcome:
         """Train and score. Never raises for what the commands do; a crash is an outcome."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)      # what an interrupted run of it left behind
+        self.folder.mkdir(parents=True)
         scorer = None
         try:
             if self.task.score and self.task.score_waits:

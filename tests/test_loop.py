@@ -193,6 +193,16 @@ def read_until(process, word: str) -> str:
     return text
 
 
+def continue_and_release(toy, folder) -> None:
+    """Run the same command again; the trial that waits is let go once it has started anew."""
+    before = (folder / "started").read_text()
+    again = toy.start(*toy.agent, "--experiments", "3")
+    wait_for(lambda: (folder / "started").exists() and (folder / "started").read_text() not in ("", before))
+    (folder / "release").touch()
+    output, _ = again.communicate(timeout=30)
+    assert again.returncode == 0, output
+
+
 def test_two_interrupts_stop_now_and_the_trial_runs_again(toy, waiting):
     process, folder = waiting
     trial = int((folder / "started").read_text())
@@ -205,10 +215,21 @@ def test_two_interrupts_stop_now_and_the_trial_runs_again(toy, waiting):
     assert not alive(trial)
     assert toy.statuses() == ["keep"]
     assert [entry["number"] for entry in toy.journal("interrupted")] == [2]
-    (folder / "release").touch()
-    toy.run_agent(3)
+    continue_and_release(toy, folder)
     assert toy.statuses() == ["keep", "keep", "keep"]
     assert len(toy.references()) == 3
+    toy.require_whole()
+
+
+def test_an_interrupt_while_the_agent_thinks_ends_the_agent(toy):
+    thinking = toy.folder.parent / "thinking"
+    process = toy.start("--agent", "command", "--agent-command", f"echo $$ > {thinking}; sleep 600")
+    wait_for(lambda: thinking.exists() and thinking.read_text())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert not alive(int(thinking.read_text()))
+    assert toy.statuses() == ["keep"] and toy.journal("refused") == []
     toy.require_whole()
 
 
@@ -227,12 +248,8 @@ def test_killed_in_the_middle_of_a_trial_nothing_is_lost(toy, waiting):
     process.kill()
     process.communicate()
     assert alive(trial)
-    (folder / "started").unlink()
-    again = toy.start(*toy.agent, "--experiments", "3")
-    wait_for(lambda: (folder / "started").exists() and (folder / "started").read_text())
-    assert not alive(trial)                             # what the killed loop left behind was ended first
-    (folder / "release").touch()
-    again.communicate(timeout=30)
+    continue_and_release(toy, folder)
+    assert not alive(trial)                             # what the killed loop left behind was ended
     assert toy.statuses() == ["keep", "keep", "keep"]
     toy.require_whole()
 
@@ -283,6 +300,6 @@ def test_notes_in_program_md_reach_the_agent_in_the_same_night(toy):
     toy.run_agent(2)
     toy.write("program.md", (toy.folder / "program.md").read_text() + "Try even numbers.\n")
     toy.run_agent(3)
-    assert "Try even numbers." not in (toy.runs / "trials/2/brief.md").read_text()
-    told = (toy.runs / "trials/3/brief.md").read_text()
+    assert "Try even numbers." not in (toy.runs / "proposals/2/brief.md").read_text()
+    told = (toy.runs / "proposals/3/brief.md").read_text()
     assert "Try even numbers." in told and "set it to 5" in told and "higher is better" in told

@@ -6,6 +6,7 @@ file here and a line in `make_agent`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -36,8 +37,12 @@ class Agent(Protocol):
 AGENTS = ("sweep", "command")
 
 
-def make_agent(name: str, seed: int, command: str | None, logs: Path) -> Agent:
-    """The agent of that name. seed: for agents that draw lots. command: the program of `command`."""
+def make_agent(name: str, seed: int, command: str | None, logs: Path, stopped: Callable[[], bool]) -> Agent:
+    """The agent of that name.
+
+    seed: for agents that draw lots. command: the program of `command`. logs: folder for what agents
+    are told and say, one folder a proposal. stopped: whether the user wants it to end now.
+    """
     from autoresearch.agents.command import CommandAgent
     from autoresearch.agents.sweep import Sweep
 
@@ -48,5 +53,5 @@ def make_agent(name: str, seed: int, command: str | None, logs: Path) -> Agent:
     if name == "command":
         if not command:
             raise UserError("--agent command needs the program: --agent-command 'PROGRAM ARGUMENTS'")
-        return CommandAgent(command, logs)
+        return CommandAgent(command, logs, stopped)
     raise UserError(f"there is no agent {name!r}; choose one of {', '.join(AGENTS)}")

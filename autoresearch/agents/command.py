@@ -6,6 +6,7 @@ user's program, unlike what it writes.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch.agents import AgentFailed, Proposal
@@ -19,8 +20,8 @@ TIME_LIMIT = 1800.0                 # seconds for one proposal
 class CommandAgent:
     name = "command"
 
-    def __init__(self, command: str, logs: Path) -> None:
-        self.command, self.logs = command, logs
+    def __init__(self, command: str, logs: Path, stopped: Callable[[], bool]) -> None:
+        self.command, self.logs, self.stopped = command, logs, stopped
 
     def propose(self, brief: Brief, folder: Path) -> Proposal:
         logs = self.logs / str(brief.number)
@@ -29,7 +30,7 @@ class CommandAgent:
         told.write_text(brief.text(), encoding="utf-8")
         environment = {**os.environ, "AUTORESEARCH_BRIEF": str(told), "PYTHONDONTWRITEBYTECODE": "1"}
         script = ["/bin/sh", "-c", f'exec < "$AUTORESEARCH_BRIEF"; {self.command}']
-        ended = Process(script, folder, environment, logs / "agent.log").wait(TIME_LIMIT)
+        ended = Process(script, folder, environment, logs / "agent.log").wait(TIME_LIMIT, self.stopped)
         said = last_line(logs / "agent.log")
         if ended.reason:
             raise AgentFailed(f"`{self.command}`: {ended.reason}" + (f": {said}" if said else ""))
