@@ -14,7 +14,6 @@ import errno
 import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -26,12 +25,13 @@ from typing import Annotated
 import git
 import typer
 
-from autoresearch import UserError
+from autoresearch import UserError, sandbox
 from autoresearch.agents import Agent, AgentFailed, NothingLeft, make_agent
 from autoresearch.brief import Brief
 from autoresearch.console import Console
 from autoresearch.judge import Verdict, judge
 from autoresearch.ledger import Attempt, Ledger, Lock, Results, one_line
+from autoresearch.process import command_words
 from autoresearch.repo import RunRepo, open_repository, root_of, short
 from autoresearch.task import Task, edit_hash, read_program
 from autoresearch.trial import Trial, end_left_overs, trial_environment
@@ -95,9 +95,9 @@ class Loop:
     """One run and its state. Everything it knows is in the journal, so it can be killed at any moment."""
 
     def __init__(self, root: Path, repo: RunRepo, ledger: Ledger, task: Task, agent: Agent, settings: dict[str, str],
-                 seed: int, console: Console, stop: StopRequest) -> None:
+                 seed: int, confined: bool, console: Console, stop: StopRequest) -> None:
         self.root, self.repo, self.ledger, self.task, self.agent = root, repo, ledger, task, agent
-        self.settings, self.seed, self.console, self.stop = settings, seed, console, stop
+        self.settings, self.seed, self.confined, self.console, self.stop = settings, seed, confined, console, stop
         self.folder = ledger.path.parent
         self.results = Results(root / "results.tsv", ledger)
 
@@ -196,7 +196,8 @@ class Loop:
         budget = float(self.ledger.game.get("time_budget") or 0.0)
         view = self.console.trial(attempt, folder, budget)
         environment = trial_environment(folder, self.folder / "caches", self.seed, self.settings)
-        trial = Trial(self.task, self.repo.worktree, folder, environment, budget, self.stop.now, view)
+        confine = self.ledger.game.get("readable", {}) if self.confined else None
+        trial = Trial(self.task, self.repo.worktree, folder, environment, confine, budget, self.stop.now, view)
         outcome = trial.run()
         champion = self.ledger.champion
         if outcome.stopped:
@@ -291,7 +292,7 @@ def describe(task: Task, worktree: Path, environment: dict[str, str]) -> dict:
     """The facts of the game as the task itself states them."""
     if not task.describe:
         return {}
-    answer = subprocess.run(words(task.describe), cwd=worktree, env=environment, stdout=subprocess.PIPE)
+    answer = subprocess.run(command_words(task.describe), cwd=worktree, env=environment, stdout=subprocess.PIPE)
     try:
         facts = json.loads(answer.stdout)
     except ValueError:
@@ -303,14 +304,9 @@ def describe(task: Task, worktree: Path, environment: dict[str, str]) -> dict:
 
 def set_up(task: Task, worktree: Path, environment: dict[str, str]) -> None:
     """Run the task's set-up in the user's sight: this project's own prepares the data if they are missing."""
-    if task.setup and (code := subprocess.run(words(task.setup), cwd=worktree, env=environment).returncode):
+    if task.setup and (code := subprocess.run(command_words(task.setup), cwd=worktree, env=environment).returncode):
         raise UserError(f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
                         "Nothing is lost: run the same command again when it is mended")
-
-
-def words(command: str) -> list[str]:
-    listed = shlex.split(command)
-    return [sys.executable, *listed[1:]] if listed[0] in ("python", "python3") else listed
 
 
 def require_same_game(ledger: Ledger, facts: dict, tag: str) -> None:
@@ -342,6 +338,8 @@ def run(
     profile: Annotated[str | None, typer.Option(help="gpu, cpu or test. Default: gpu where there is one, else cpu.")] = None,
     data: Annotated[str | None, typer.Option(help="climbmix, sotu or a folder. Default: the profile's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every trial: picking seeds is not research.")] = 42,
+    sandbox_mode: Annotated[str, typer.Option("--sandbox", help="auto: confine trials where the kernel can. require: refuse to run "
+                                              "where it cannot. off: trust the agent's code.")] = "auto",
     plain: Annotated[bool, typer.Option("--plain", help="One line an event, no live view.")] = False,
 ) -> None:
     """Let an agent do language-model research: it edits train.py, each edit is trained for a fixed
@@ -358,6 +356,7 @@ def run(
     tag = choose_tag(runs, tag)
     folder = runs / tag
     proposer = make_agent(agent, seed, agent_command, folder / "proposals", stopped=lambda: stop.level > 0)
+    confined = choose_confinement(sandbox_mode)
     lock = Lock(folder, tag)        # held until the process ends
     (runs / ".gitignore").write_text("*\n")
     ledger = Ledger(folder)
@@ -369,7 +368,7 @@ def run(
     settings = {name: value for name, value in settings.items() if value}
     settings["AUTORESEARCH_SEED"] = str(seed)
     environment = {**os.environ, **settings}
-    loop = Loop(root, repo, ledger, task, proposer, settings, seed, console, stop)
+    loop = Loop(root, repo, ledger, task, proposer, settings, seed, confined, console, stop)
     show_first_screen(console, loop, describe(task, repo.worktree, environment), limits)
     set_up(task, repo.worktree, environment)
     facts = describe(task, repo.worktree, environment)
@@ -386,9 +385,25 @@ def run(
         raise typer.Exit(130)
 
 
+def choose_confinement(mode: str) -> bool:
+    """Whether trials run confined."""
+    if mode not in ("auto", "require", "off"):
+        raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
+    if mode == "require" and not sandbox.version():
+        raise UserError("--sandbox require: this kernel has no Landlock (Linux 5.13 or later, not switched off), so trials cannot "
+                        "be confined. Use another kernel, or --sandbox off if you trust the agent's code")
+    return mode != "off" and sandbox.version() > 0
+
+
 def resolve_data(data: str) -> str:
     """A folder's path must mean the same from the worktree."""
     return data if data in ("climbmix", "sotu") else str(Path(data).expanduser().absolute())
+
+
+SANDBOX_SAYS = {
+    True: "Landlock: trials read no home and no keys, write to their own folder, no network",
+    False: "NONE: the agent's code runs with your rights (see --sandbox)",
+}
 
 
 def show_first_screen(console: Console, loop: Loop, facts: dict, limits: Limits) -> None:
@@ -403,6 +418,7 @@ def show_first_screen(console: Console, loop: Loop, facts: dict, limits: Limits)
         "agent": loop.agent.name + " (no model: seeded local search over the constants)" * (loop.agent.name == "sweep"),
         "edits": ", ".join(task.editable),
         "trial": f"{task.train}" + (f", {budget:g} s of training" if budget else "") + f"; scored by {task.metric}, {better} is better",
+        "sandbox": SANDBOX_SAYS[loop.confined],
         "branch": f"{repo.branch}, in its own worktree; your checkout is not touched",
         "record": f"results.tsv and {RUNS}/{repo.tag}/",
         "until": str(limits),

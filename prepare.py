@@ -946,6 +946,10 @@ def describe() -> dict:
         "seed": SEED,
         "cache": str(cache_folder()),
         "game": game,
+        "readable": {               # what each command of a trial needs of the cache: training sees no held-out row
+            "train": [str(cache_folder() / name) for name in ("manifest.json", "train.bin")],
+            "score": [str(cache_folder())],
+        },
     }
 
 

@@ -14,6 +14,12 @@ from pathlib import Path
 GRACE_SECONDS = 5.0                 # between SIGTERM and SIGKILL
 
 
+def command_words(command: str) -> list[str]:
+    """A command split as a shell splits it; `python` means this interpreter."""
+    words = shlex.split(command)
+    return [sys.executable, *words[1:]] if words[0] in ("python", "python3") else words
+
+
 @dataclasses.dataclass(frozen=True)
 class Ended:
     """How a process ended."""
@@ -27,16 +33,11 @@ class Ended:
 class Process:
     """A command in a session of its own, so that Ctrl-C at the terminal does not reach it.
 
-    command: words, or a text that is split as a shell splits it; `python` means this interpreter.
     log: file that takes standard output and error. on_stdin: keep a pipe to its standard input.
     """
 
-    def __init__(self, command: str | list[str], folder: Path, environment: dict[str, str], log: Path,
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], log: Path,
                  on_stdin: bool = False) -> None:
-        words = shlex.split(command) if isinstance(command, str) else command
-        if words[0] in ("python", "python3"):
-            words = [sys.executable, *words[1:]]
-        self.name = words[0]
         self.started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as output:

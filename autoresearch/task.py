@@ -12,6 +12,7 @@ Any other repository with a number to improve says, in YAML between two lines of
       direction: maximize             # or minimize (default)
       guard: python -m pytest -q      # optional: must succeed before anything is kept
       time_limit: 60                  # seconds for `train`
+      readable: [/data/numbers]       # what the commands read outside the repository: they run confined
     ---
 """
 
@@ -39,6 +40,8 @@ class Task:
     setup: str | None = None                # run once, before the first trial
     describe: str | None = None             # prints a JSON object of facts: profile, device, data, time_budget, game
     must_define: tuple[str, ...] = ()       # names that every editable .py file has to define at its top level
+    readable: tuple[str, ...] = ()          # files and folders outside the worktree that the commands need
+    writable: tuple[str, ...] = ()          # and those that they write to, besides their own output folder
     time_limit: float = 600.0               # seconds for `train`; counted on top of time_budget where there is one
     score_limit: float = 600.0              # seconds for `score`, and for `guard`
 
@@ -147,7 +150,7 @@ def read_task(settings: object, path: Path) -> Task:
     if unknown := sorted(set(settings) - set(fields)):
         raise UserError(f"`task` in {path} has unknown settings {', '.join(unknown)}; known are {', '.join(fields)}")
     values = dict(settings)
-    for name in ("editable", "must_define"):
+    for name in ("editable", "must_define", "readable", "writable"):
         if name in values:
             listed = [values[name]] if isinstance(values[name], str) else values[name]
             if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):

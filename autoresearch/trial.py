@@ -1,6 +1,7 @@
 """One experiment: train, score, guard. Each is a process with a time limit; what they print is kept.
 
-The folder of a trial, .autoresearch/<tag>/trials/<number>/, holds train.log, score.log, guard.log
+The commands run confined (sandbox.py), with an environment of a few harmless variables. The folder of
+a trial, .autoresearch/<tag>/trials/<number>/, holds train.log, score.log, guard.log
 and whatever the commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights,
 figures.json, progress.json).
 """
@@ -15,7 +16,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch.process import Process, end_left_over
+from autoresearch import sandbox
+from autoresearch.process import Process, command_words, end_left_over
 from autoresearch.task import Task
 
 # What a trial sees of the user's environment. Nothing else: no keys, no tokens, no agent settings.
@@ -24,6 +26,7 @@ ENVIRONMENT = (
     "LD_LIBRARY_PATH", "CUDA_*", "NVIDIA_*", "PYTORCH_*", "TORCH_*", "OMP_*", "MKL_*", "OPENBLAS_*", "CC", "CXX",
     "AUTORESEARCH_*",
 )
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")      # compiled kernels, private to one run
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 LOG_TAIL = 1 << 20                  # bytes at the end of a log in which a metric is looked for
 
@@ -45,7 +48,7 @@ class TrialStopped(Exception):
 
 
 def trial_environment(folder: Path, caches: Path, seed: int, extra: dict[str, str]) -> dict[str, str]:
-    """The environment of a trial's processes. `extra` holds the loop's own settings (profile, data)."""
+    """The environment of a trial's processes. `extra` holds the loop's own settings (profile, data, cache)."""
     kept = {
         name: value
         for name, value in {**os.environ, **extra}.items()
@@ -54,33 +57,37 @@ def trial_environment(folder: Path, caches: Path, seed: int, extra: dict[str, st
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     kept["PYTHONUNBUFFERED"] = "1"
     kept["PYTHONDONTWRITEBYTECODE"] = "1"
+    kept["TMPDIR"] = str(folder / "tmp")
     kept["AUTORESEARCH_RUN_DIR"] = str(folder)
     kept["AUTORESEARCH_SEED"] = str(seed)
-    kept["TORCHINDUCTOR_CACHE_DIR"] = str(caches / "inductor")
-    kept["TRITON_CACHE_DIR"] = str(caches / "triton")
+    for name in CACHES:
+        kept[name] = str(caches / name.split("_")[0].lower())
     return kept
 
 
 class Trial:
     """Runs one attempt of a task.
 
-    worktree: where the commands run. folder: where their output goes. time_budget: seconds of
+    worktree: where the commands run. folder: where their output goes. confine: what `readable` of the
+    game's facts says, for each command, or None to run them unconfined. time_budget: seconds of
     training that the task allows itself; its time limit comes on top. stopped: asked ten times a
     second whether to end now. show: called with the name of each phase, and on every tick with None.
     """
 
-    def __init__(self, task: Task, worktree: Path, folder: Path, environment: dict[str, str], time_budget: float = 0.0,
+    def __init__(self, task: Task, worktree: Path, folder: Path, environment: dict[str, str],
+                 confine: dict[str, list[str]] | None = None, time_budget: float = 0.0,
                  stopped: Callable[[], bool] = lambda: False, show: Callable[[str | None], None] = lambda phase: None) -> None:
         self.task, self.worktree, self.folder, self.environment = task, worktree, folder, environment
         self.limits = {"train": task.time_limit + time_budget, "score": task.score_limit, "guard": task.score_limit}
-        self.stopped, self.show = stopped, show
+        self.confine, self.stopped, self.show = confine, stopped, show
         self.seconds: dict[str, float] = {}
         self.peak_memory = 0
 
     def run(self) -> Outcome:
         """Train and score. Never raises for what the commands do; a crash is an outcome."""
         shutil.rmtree(self.folder, ignore_errors=True)      # what an interrupted run of it left behind
-        self.folder.mkdir(parents=True)
+        for path in (self.folder, *(self.environment[name] for name in ("TMPDIR", *CACHES))):
+            Path(path).mkdir(parents=True, exist_ok=True)
         scorer = None
         try:
             if self.task.score and self.task.score_waits:
@@ -122,7 +129,12 @@ class Trial:
         return reason and "the guard failed: " + self._explain("guard", reason)
 
     def _start(self, phase: str, command: str, on_stdin: bool = False) -> Process:
-        process = Process(command, self.worktree, self.environment, self.folder / f"{phase}.log", on_stdin)
+        words = command_words(command)
+        if self.confine is not None:
+            read = [str(self.worktree), *self.task.readable, *self.confine.get(phase, [])]
+            write = [str(self.folder), *(self.environment[name] for name in CACHES), *self.task.writable]
+            words = sandbox.confined(words, read, write)
+        process = Process(words, self.worktree, self.environment, self.folder / f"{phase}.log", on_stdin)
         with open(self.folder / "process", "a") as file:
             file.write(process.identifier + "\n")
         return process

@@ -205,7 +205,7 @@ if not pathlib.Path({str(once)!r}).exists():
         big.write(b'x' * 512)
 """
     toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=filler)}, "say": "fill the disk"}], e3=[step(3)])
-    loop = " ".join(f"'{word}'" for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--experiments", "3"])
+    loop = " ".join(f"'{word}'" for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--experiments", "3", "--sandbox", "off"])
     answer = small_disk(f"{loop} && exit 9; code=$?; cp .autoresearch/night/journal.jsonl {log}; "
                         f"rm .autoresearch/night/trials/2/big; {loop} >&2 || exit 8; exit $code")
     require_message(answer, "the disk is full", "run the same command again")
