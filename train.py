@@ -90,80 +90,97 @@ BF16 = bf16_is_native()
 
 
 # ----------------------------------------------------------------------------------------------
-# Attention: q, k, v (B, T, HEADS, HEAD_DIM) -> the same shape. `window` is how many tokens back a
-# token sees; MAX_SEQ_LEN means all. PyTorch's own kernels only: nothing is downloaded at run time.
+# Attention. Each function takes a window, how many tokens back a token sees (MAX_SEQ_LEN means all), and
+# returns a function of q, k, v (B, T, HEADS, HEAD_DIM) to the same shape; masks are made once, outside of
+# what is compiled. PyTorch's own kernels only: nothing is downloaded at run time.
 
 
-@functools.cache
-def window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
-    """(length, length) bool: query i sees key j when 0 <= i - j <= window."""
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+def window_mask(window: int) -> torch.Tensor:
+    """(MAX_SEQ_LEN, MAX_SEQ_LEN) bool: query i sees key j when 0 <= i - j <= window."""
+    position = torch.arange(MAX_SEQ_LEN, device=DEVICE)
+    distance = position[:, None] - position
     return (distance >= 0) & (distance <= window)
 
 
-def attend_products(q, k, v, window: int):
-    """Attention as two matrix products: on a CPU with bf16 units twice as fast as the fused kernel, backward included."""
-    batch, length, heads, channels = q.shape
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    hidden = torch.zeros(length, length, dtype=q.dtype).masked_fill_(~window_mask(length, window, q.device), float("-inf"))
-    scores = torch.baddbmm(hidden.expand(batch * heads, -1, -1), q, k.mT, alpha=channels**-0.5)
-    return (scores.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2)
-
-
-def attend_masked(q, k, v, window: int):
+def masked_attention(window: int):
     """scaled_dot_product_attention; for short windows with an explicit mask. Works everywhere."""
-    length = q.size(1)
-    mask = None if window >= length else window_mask(length, window, q.device)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None).transpose(1, 2)
+    mask = window_mask(window) if window < MAX_SEQ_LEN else None
+
+    def attend(q, k, v):
+        length = q.size(1)
+        visible = mask[:length, :length] if mask is not None else None
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=visible is None).transpose(1, 2)
+
+    return attend
 
 
-@functools.cache
-def flex_mask(length: int, window: int):
+def product_attention(window: int):
+    """Two matrix products: on a CPU with bf16 units twice as fast as the fused kernel, backward included."""
+    hidden = torch.zeros(MAX_SEQ_LEN, MAX_SEQ_LEN, device=DEVICE).masked_fill_(~window_mask(window), float("-inf"))
+
+    def attend(q, k, v):
+        batch, length, heads, channels = q.shape
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+        bias = hidden[:length, :length].to(q.dtype).expand(batch * heads, -1, -1)
+        scores = torch.baddbmm(bias, q, k.mT, alpha=channels**-0.5)
+        return (scores.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2)
+
+    return attend
+
+
+def flex_attention(window: int):
+    """FlexAttention, which skips the blocks outside the window. Fast only inside torch.compile."""
     from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import flex_attention as kernel
 
     def visible(batch, head, query, key):
         return (query >= key) & (query - key <= window)
 
-    return create_block_mask(visible, None, None, length, length, device=DEVICE)
+    masked = masked_attention(window)
+    if window >= MAX_SEQ_LEN:
+        return masked
+    mask = create_block_mask(visible, None, None, MAX_SEQ_LEN, MAX_SEQ_LEN, device=DEVICE)
+
+    def attend(q, k, v):
+        if q.size(1) != MAX_SEQ_LEN:
+            return masked(q, k, v)
+        return kernel(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+
+    return attend
 
 
-def attend_flex(q, k, v, window: int):
-    """FlexAttention, which skips the blocks outside the window. Must run inside torch.compile."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    if window >= q.size(1):
-        return attend_masked(q, k, v, window)
-    mask = flex_mask(q.size(1), window)
-    return flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
-
-
-def attend_varlen(q, k, v, window: int):
+def varlen_attention(window: int):
     """Flash attention with a window, every row a sequence of its own."""
     from torch.nn.attention.varlen import varlen_attn
 
-    batch, length = q.shape[:2]
-    if window >= length:
-        return attend_masked(q, k, v, window)
-    ends = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=q.device)
-    flat = varlen_attn(*(x.flatten(0, 1) for x in (q, k, v)), ends, ends, length, length, window_size=(window, 0))
-    return flat.unflatten(0, (batch, length))
+    if window >= MAX_SEQ_LEN:
+        return masked_attention(window)
+
+    def attend(q, k, v):
+        batch, length = q.shape[:2]
+        ends = torch.arange(0, (batch + 1) * length, length, dtype=torch.int32, device=q.device)
+        flat = varlen_attn(*(x.flatten(0, 1) for x in (q, k, v)), ends, ends, length, length, window_size=(window, 0))
+        return flat.unflatten(0, (batch, length))
+
+    return attend
 
 
 @functools.cache
 def choose_attention():
-    """The first kernel that launches here, forward and backward, on a small tensor."""
+    """The first of the functions above whose kernel launches here, forward and backward."""
     if not GPU:
-        return attend_products if BF16 else attend_masked
-    for attend in (attend_varlen, attend_flex):
+        return product_attention if BF16 else masked_attention
+    for attention in (varlen_attention, flex_attention):
         try:
-            q, k, v = (torch.randn(1, 512, 2, HEAD_DIM, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
-            torch.compile(attend)(q, k, v, 128).sum().backward()
+            shape = (1, MAX_SEQ_LEN, 2, HEAD_DIM)
+            q, k, v = (torch.randn(shape, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
+            torch.compile(attention(SHORT_WINDOW))(q, k, v).sum().backward()
             torch.cuda.synchronize()
-            return attend
+            return attention
         except Exception as error:
-            print(f"{attend.__name__} does not run here: {str(error).splitlines()[0][:100]}")
-    return attend_masked
+            print(f"{attention.__name__} does not run here: {type(error).__name__} {str(error)[:100]!r}")
+    return masked_attention
 
 
 # ----------------------------------------------------------------------------------------------
@@ -188,6 +205,7 @@ class Block(nn.Module):
         super().__init__()
         kind = "L" if index == DEPTH - 1 else WINDOW_PATTERN[index % len(WINDOW_PATTERN)]
         self.window = MAX_SEQ_LEN if kind == "L" else SHORT_WINDOW
+        self.attend = choose_attention()(self.window)
         self.query_key_value = nn.Linear(WIDTH, 3 * HEADS * HEAD_DIM, bias=False)
         self.attention_out = nn.Linear(HEADS * HEAD_DIM, WIDTH, bias=False)
         self.mlp_in = nn.Linear(WIDTH, MLP_RATIO * WIDTH, bias=False)
@@ -202,9 +220,9 @@ class Block(nn.Module):
         q, k, v = self.query_key_value(h).view(batch, length, 3, HEADS, HEAD_DIM).unbind(2)
         if self.has_value_embedding:
             gate = 2 * torch.sigmoid(self.value_gate(h[..., :GATE_CHANNELS]))
-            v = v + gate[..., None] * value_embedding.view_as(v)
-        q, k = (QK_SCALE * norm(rotate(t, cos, sin)) for t in (q, k))
-        y = choose_attention()(q.type_as(v), k.type_as(v), v, self.window)
+            v = v + (gate[..., None] * value_embedding.view_as(v)).type_as(v)
+        q, k = ((QK_SCALE * norm(rotate(t, cos, sin))).type_as(v) for t in (q, k))
+        y = self.attend(q, k, v)
         x = x + self.attention_out(y.reshape(batch, length, -1))
         return x + self.mlp_out(F.relu(self.mlp_in(norm(x))).square())
 
@@ -247,7 +265,8 @@ class GPT(nn.Module):
         """idx (B, T) -> logits (B, T, VOCAB_SIZE) float32."""
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=BF16):
             cos, sin = self.cos[: idx.size(1)], self.sin[: idx.size(1)]
-            x = x0 = norm(self.embedding(idx))
+            x = norm(self.embedding(idx))
+            x = x0 = x.bfloat16() if BF16 else x
             for index, block in enumerate(self.blocks):
                 x = self.residual_scale[index] * x + self.x0_scale[index] * x0
                 table = self.value_embeddings[str(index)] if block.has_value_embedding else None
@@ -258,6 +277,7 @@ class GPT(nn.Module):
 
 def build_model() -> nn.Module:
     """The model as it starts, on the device it trains on. The scorer calls this and loads the weights."""
+    choose_attention()                      # launches kernels: not under torch.device below
     with torch.device(DEVICE):
         return GPT()
 
@@ -394,7 +414,7 @@ def train() -> None:
         )
         model.zero_grad(set_to_none=True)
 
-    # Compile and warm up on noise, off the clock, with the learning rates at nothing; then begin anew.
+    # Compile and warm up on noise, off the clock; then take back what that changed.
     micro_batch = choose_micro_batch()
     initial = {name: value.clone() for name, value in model.state_dict().items()}
     for attempt in range(2):

@@ -24,13 +24,13 @@ def reference_attention(q, k, v, window: int):
     return (scores.softmax(-1) @ v).transpose(1, 2)
 
 
-@pytest.mark.parametrize("attend", [train.attend_masked, train.attend_products])
+@pytest.mark.parametrize("attention", [train.masked_attention, train.product_attention])
 @pytest.mark.parametrize("window", [0, 1, 7, 63, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_agrees_with_the_reference(attend, window, dtype):
+def test_attention_agrees_with_the_reference(attention, window, dtype):
     torch.manual_seed(window)
     q, k, v = (torch.randn(2, 64, 3, 16).to(dtype).requires_grad_() for _ in "qkv")
-    out, expected = attend(q, k, v, window), reference_attention(q, k, v, window)
+    out, expected = attention(window)(q, k, v), reference_attention(q, k, v, window)
     tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
     assert (out - expected).norm() / expected.norm() < tolerance
     weights = torch.randn_like(expected)
@@ -41,15 +41,35 @@ def test_attention_agrees_with_the_reference(attend, window, dtype):
 
 @GPU
 @pytest.mark.gpu
-@pytest.mark.parametrize("attend", [train.attend_masked, train.attend_flex, train.attend_varlen])
-@pytest.mark.parametrize("window", [128, 256, 2048])
-def test_attention_on_a_gpu_agrees_with_the_reference(attend, window):
+@pytest.mark.parametrize("attention", [train.masked_attention, train.flex_attention, train.varlen_attention])
+@pytest.mark.parametrize("window", [128, 256, 512])
+def test_attention_on_a_gpu_agrees_with_the_reference(attention, window, monkeypatch):
+    monkeypatch.setattr(train, "MAX_SEQ_LEN", 512)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 512, 2, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
-    out, expected = torch.compile(attend)(q, k, v, window), reference_attention(q, k, v, window)
+    out, expected = torch.compile(attention(window))(q, k, v), reference_attention(q, k, v, window)
     assert (out - expected).norm() / expected.norm() < 1e-2
     out.sum().backward()
     assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
+
+
+@pytest.mark.parametrize("window", [5, 64])
+def test_flex_attention_agrees_with_the_reference(window):
+    """Its eager form, which runs on a CPU too."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 64, 3, 16, device=train.DEVICE) for _ in "qkv")
+    expected = reference_attention(q, k, v, window)
+    assert (train.flex_attention(window)(q, k, v) - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.mark.parametrize("length", [1, 20])
+def test_attention_of_a_shorter_row(length):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, length, 3, 16, device=train.DEVICE) for _ in "qkv")
+    for attention in (train.masked_attention, train.product_attention, train.flex_attention):
+        for window in (5, 64):
+            expected = reference_attention(q, k, v, window)
+            assert (attention(window)(q, k, v) - expected).norm() / expected.norm() < 1e-5, attention.__name__
 
 
 @pytest.fixture(scope="module")
