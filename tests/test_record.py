@@ -1,0 +1,72 @@
+"""What is written down: the verdict's words, the columns of results.tsv, the figures read from a log."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoresearch.judge import judge
+from autoresearch.ledger import Attempt, one_line
+from autoresearch.task import OWN_GAME, read_program
+from autoresearch.trial import last_word, read_figures
+from conftest import ROOT
+
+scores = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+def test_verdicts_say_why_in_numbers():
+    assert judge(1.25, None).reason == "baseline 1.250000"
+    assert judge(1.2, 1.25).status == "keep" and "0.050000 better than the champion's 1.250000" in judge(1.2, 1.25).reason
+    assert judge(1.3, 1.25).status == "discard" and "0.050000 worse" in judge(1.3, 1.25).reason
+    assert judge(1.25, 1.25).status == "discard" and "equals" in judge(1.25, 1.25).reason
+    assert judge(1.3, 1.25, lower_is_better=False).status == "keep"
+
+
+@given(scores, scores, st.booleans())
+def test_what_is_kept_is_better(score, champion, lower):
+    better = score < champion if lower else score > champion
+    assert (judge(score, champion, lower).status == "keep") == better
+
+
+@given(st.text())
+def test_a_description_is_one_short_printable_line(text):
+    line = one_line(text)
+    assert len(line) <= 300 and line.isprintable() and "\t" not in line and line == line.strip()
+    assert one_line(line) == line
+
+
+@pytest.mark.parametrize(("text", "line"), [
+    ("two\twords\nand more", "two words and more"),
+    ("\x1b[1;31mred\x1b[0m", "red"),
+    ("smile 😀", "smile 😀"),
+    ("x" * 10_000, "x" * 299 + "…"),
+])
+def test_descriptions_that_agents_write(text, line):
+    assert one_line(text) == line
+
+
+def test_a_row_has_the_public_columns():
+    attempt = Attempt(3, "0123456789abcdef", "0" * 40, "wider\tmlp", "sweep", status="keep", score=0.99791234, memory_gb=43.96)
+    assert attempt.row() == "0123456\t0.997912\t44.0\tkeep\twider mlp\n"
+    crash = Attempt(4, "abcdef0123456789", "0" * 40, "boom", "sweep", status="crash")
+    assert crash.row() == "abcdef0\t0.000000\t0.0\tcrash\tboom\n"
+
+
+def test_figures_of_a_log(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_bytes(b"\xff\x00 noise\nval_bpb: 9\nstep 1 val_bpb: 3\n---\nval_bpb:          1.250000\nmfu_percent: n/a\ndepth: 8\n")
+    assert read_figures(log) == {"val_bpb": 1.25, "depth": 8.0}
+    assert read_figures(tmp_path / "none") == {}
+
+
+def test_the_last_word_of_a_failure(tmp_path):
+    log = tmp_path / "train.log"
+    log.write_text("Traceback (most recent call last):\n  File 'x'\n    y\nValueError: first\n\nDuring handling:\n\n"
+                   "Traceback (most recent call last):\n  File 'z'\nKeyError: 'second'\nleaked 4 instances\n")
+    assert last_word(log) == "KeyError: 'second'"
+    log.write_text("starting\nout of luck\n\n")
+    assert last_word(log) == "out of luck"
+
+
+def test_this_projects_own_program_is_the_own_game():
+    task, agenda = read_program(ROOT / "program.md")
+    assert task == OWN_GAME and "val_bpb" in agenda

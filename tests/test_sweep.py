@@ -1,0 +1,102 @@
+"""The control agent: steps that fit a constant's kind, never the same edit twice, the same night for the same seed."""
+
+import ast
+
+import pytest
+
+from autoresearch.agents import sweep
+from conftest import ROOT, git
+
+SOURCE = '''"""A file."""
+BEFORE = 3
+# Hyperparameters
+DEPTH = 9 if GPU else 4          # blocks
+RATE = 0.02
+SHARE = 0.95
+BATCH = 2**11
+WIDTH = 192
+PATTERN = "SSL"
+FLAG = True
+OFFSET = -3
+NAMES = ["a", "b"]
+lower = 5
+# End of hyperparameters
+AFTER = 4
+'''
+
+
+def found(gpu: bool) -> dict:
+    return {constant.name: constant.value for constant in sweep.constants("x.py", SOURCE.encode(), gpu)}
+
+
+def test_the_constants_of_the_section():
+    assert found(gpu=False) == {"DEPTH": 4, "RATE": 0.02, "SHARE": 0.95, "BATCH": 2048, "WIDTH": 192, "PATTERN": "SSL", "FLAG": True,
+                                "OFFSET": -3}
+    assert found(gpu=True)["DEPTH"] == 9
+
+
+def test_without_a_section_all_constants_count():
+    assert [c.name for c in sweep.constants("x.py", b"A = 1\nB = A + 1\nC = 2.5\n", False)] == ["A", "C"]
+
+
+@pytest.mark.parametrize(("value", "expected"), [
+    (True, [False]),
+    (4, [3, 5]),
+    (1, [2]),
+    (2048, [1024, 4096]),
+    (192, [128, 256]),
+    (200_000, [100_000, 400_000]),
+    (-3, [-2, -4]),
+    (0.02, [0.01, 0.014, 0.028, 0.04]),
+    (0.95, [0.975, 0.965, 0.93, 0.9]),
+    (0.0, [0.01, 0.1]),
+    ("SL", ["L", "LL", "LSL", "SS", "SSL"]),
+    ("hello world", []),
+])
+def test_steps_fit_the_kind(value, expected):
+    assert sweep.steps(value) == expected
+
+
+def test_a_power_of_two_stays_one_and_text_keeps_its_quotes():
+    assert sweep.literal(4096, "2**11") == "2**12"
+    assert sweep.literal(4096, "2048") == "4096"
+    assert sweep.literal("SS", '"SSL"') == '"SS"'
+
+
+def test_every_step_of_train_py_leaves_a_file_that_parses_and_differs_in_one_line():
+    source = (ROOT / "train.py").read_bytes()
+    for gpu in (False, True):
+        constants = sweep.constants("train.py", source, gpu)
+        assert len(constants) >= 25
+        for constant in constants:
+            for new in sweep.steps(constant.value):
+                edited = source[: constant.start] + sweep.literal(new, constant.text).encode() + source[constant.end :]
+                ast.parse(edited)
+                changed = [(a, b) for a, b in zip(source.split(b"\n"), edited.split(b"\n"), strict=True) if a != b]
+                assert len(changed) == 1 and changed[0][1].startswith(constant.name.encode() + b" = ")
+
+
+def test_a_night_of_sweep_never_repeats_itself_and_climbs(toy):
+    toy.write("solver.py", "STEPS = 4\nRATE = 0.5\nprint('score:', 1 - abs(STEPS - 7) / 10 - abs(RATE - 0.3))\n")
+    toy.write("check.py", "pass\n")
+    toy.commit()
+    output = toy.run("--experiments", "40")
+    assert "every step from here has been tried" in output
+    trees = [git(toy.folder, "rev-parse", f"{commit}^{{tree}}") for commit in toy.references()]
+    assert len(trees) == len(set(trees)) > 8
+    descriptions = [row[4] for row in toy.rows()]
+    assert len(descriptions) == len(set(descriptions))
+    kept = [float(row[1]) for row in toy.rows() if row[3] == "keep"]
+    assert kept == sorted(kept) and kept[-1] >= 0.9
+    toy.require_whole()
+
+
+def test_the_same_seed_is_the_same_night_and_another_is_not(toy):
+    toy.write("solver.py", "".join(f"C{i} = {i}.5\n" for i in range(8)) + "print('score: 0')\n")
+    toy.write("check.py", "pass\n")
+    toy.commit()
+    nights = []
+    for tag, seed in [("a", "1"), ("b", "1"), ("c", "2")]:
+        toy.run("--experiments", "5", "--seed", seed, "--tag", tag)
+        nights.append([row[4] for row in toy.rows()])
+    assert nights[0] == nights[1] != nights[2]
