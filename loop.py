@@ -33,7 +33,7 @@ from autoresearch.judge import Verdict, judge
 from autoresearch.ledger import Attempt, Ledger, Lock, Results, one_line
 from autoresearch.process import command_words
 from autoresearch.repo import RunRepo, open_repository, root_of, short
-from autoresearch.task import Task, edit_hash, read_program
+from autoresearch.task import Task, edit_hash, read_agenda, read_task
 from autoresearch.trial import Trial, end_left_overs, trial_environment
 
 MENDS = 3                           # times that a refused edit goes back to the agent
@@ -100,6 +100,7 @@ class Loop:
         self.settings, self.seed, self.confined, self.console, self.stop = settings, seed, confined, console, stop
         self.folder = ledger.path.parent
         self.results = Results(root / "results.tsv", ledger)
+        self.refused_in_a_row = 0
 
     def night(self, limits: Limits) -> str:
         """The loop. Returns why it ended."""
@@ -159,8 +160,6 @@ class Loop:
                             "What was measured is kept; mend the agent and run the same command again")
         return None
 
-    refused_in_a_row = 0
-
     def refusal(self) -> str | None:
         """Why the edit in the worktree cannot be run, or None."""
         refusal = self.task.refusal(self.repo.worktree, self.repo.changed())
@@ -176,13 +175,13 @@ class Loop:
 
     def brief(self, number: int, refusal: str | None) -> Brief:
         """Told anew for each proposal: a program.md edited in the night counts from the next one on."""
-        agenda = read_program(self.root / "program.md")[1]
+        agenda = read_agenda(self.root / "program.md")
         return Brief(number, self.task, agenda, self.ledger.game, self.ledger.champion, self.ledger.finished, refusal)
 
     def record_attempt(self, number: int, commit: str, parent: str, description: str, agent: str) -> Attempt:
-        self.repo.remember(number, commit)
         self.ledger.append("attempt", number=number, commit=commit, parent=parent, description=description, agent=agent,
                            edit=self.edit())
+        self.repo.remember(number, commit)
         self.refused_in_a_row = 0
         return self.ledger.attempts[-1]
 
@@ -260,7 +259,7 @@ def choose_tag(runs: Path, tag: str | None) -> str:
     return tag
 
 
-def begin(root: Path, repo: RunRepo, ledger: Ledger, task: Task) -> None:
+def begin(repo: RunRepo, ledger: Ledger, task: Task) -> None:
     """Record a new run, or check that an old one can go on, and put branch and worktree in order."""
     asked = json.loads(json.dumps(dataclasses.asdict(task)))
     tip = repo.branch_tip()
@@ -352,7 +351,7 @@ def run(
     repository = open_repository(Path.cwd())
     root = root_of(repository)
     runs = root / RUNS
-    task, _ = read_program(root / "program.md")
+    task = read_task(root / "program.md")
     tag = choose_tag(runs, tag)
     folder = runs / tag
     proposer = make_agent(agent, seed, agent_command, folder / "proposals", stopped=lambda: stop.level > 0)
@@ -362,7 +361,7 @@ def run(
     ledger = Ledger(folder)
     Results(root / "results.tsv", ledger).require_ours(runs)
     repo = RunRepo(repository, tag, folder)
-    begin(root, repo, ledger, task)
+    begin(repo, ledger, task)
 
     settings = {"AUTORESEARCH_PROFILE": profile, "AUTORESEARCH_DATA": data and resolve_data(data)}
     settings = {name: value for name, value in settings.items() if value}
@@ -467,6 +466,9 @@ def main() -> None:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
             print("error: the disk is full. Nothing that was recorded is lost: free some space and run the same command again",
                   file=sys.stderr)
+        elif isinstance(error, PermissionError):
+            print(f"error: {error.filename} cannot be written: {error.strerror}. Nothing that was recorded is lost: mend its permissions "
+                  "and run the same command again", file=sys.stderr)
         elif isinstance(error, git.GitCommandError):
             print(f"error: git failed: {error}\nNothing that was recorded is lost: mend it and run the same command again",
                   file=sys.stderr)

@@ -25,7 +25,8 @@ class Brief:
         parts = [
             f"# Experiment {self.number}",
             f"Make one change to {', '.join(self.task.editable)} in the current folder that improves "
-            f"`{self.task.metric}` ({better} is better). Change no other file. Do not run the training: it is run for you.",
+            f"`{self.task.metric}` ({better} is better). Change no other file. Do not run the training: it is run for you. When you are done, end with one line that says "
+            "what you changed and why.",
             f"The champion is {short(self.champion.commit)} with {self.task.metric} {self.champion.score:.6f}.",
         ]
         if self.refusal:

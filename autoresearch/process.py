@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from autoresearch import UserError
+
 GRACE_SECONDS = 5.0                 # between SIGTERM and SIGKILL
 
 
@@ -41,10 +43,13 @@ class Process:
         self.started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as output:
-            self._process = subprocess.Popen(
-                words, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL,
-            )
+            try:
+                self._process = subprocess.Popen(
+                    words, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                    stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL,
+                )
+            except (FileNotFoundError, PermissionError) as error:
+                raise UserError(f"cannot start `{shlex.join(words)}`: {error.strerror}; mend the command in program.md") from None
         self.identifier = identify(self._process.pid)
 
     def go(self) -> None:

@@ -19,6 +19,7 @@ Any other repository with a number to improve says, in YAML between two lines of
 import ast
 import dataclasses
 import hashlib
+import shlex
 from pathlib import Path
 
 import yaml
@@ -117,10 +118,14 @@ def top_level_names(tree: ast.Module) -> set[str]:
     return names
 
 
-def read_program(path: Path) -> tuple[Task, str]:
-    """The task and the agenda of a program.md. Without a file: this project's own game and no agenda."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    front, agenda = split_front_matter(text)
+def read_agenda(path: Path) -> str:
+    """What program.md says below its front matter; empty without a file."""
+    return split_front_matter(read_text(path))[1].strip()
+
+
+def read_task(path: Path) -> Task:
+    """The task of a program.md. Without a file, or without a `task:` in it, this project's own game."""
+    front, _ = split_front_matter(read_text(path))
     try:
         settings = yaml.safe_load(front) or {}
     except yaml.YAMLError as error:
@@ -129,7 +134,14 @@ def read_program(path: Path) -> tuple[Task, str]:
         raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"the front matter of {path} must be `key: value` lines, e.g. `task:` with its settings below it")
-    return read_task(settings.get("task"), path), agenda.strip()
+    return OWN_GAME if settings.get("task") is None else check_task(settings["task"], path)
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def split_front_matter(text: str) -> tuple[str, str]:
@@ -141,9 +153,8 @@ def split_front_matter(text: str) -> tuple[str, str]:
     return "", text
 
 
-def read_task(settings: object, path: Path) -> Task:
-    if settings is None:
-        return OWN_GAME
+def check_task(settings: object, path: Path) -> Task:
+    """The Task that the settings describe; UserError for what does not fit."""
     fields = {field.name: field for field in dataclasses.fields(Task)}
     if not isinstance(settings, dict):
         raise UserError(f"`task` in {path} must hold settings: {', '.join(fields)}")
@@ -160,8 +171,11 @@ def read_task(settings: object, path: Path) -> Task:
         if not isinstance(values.get(name, 1.0), int | float) or values.get(name, 1.0) <= 0:
             raise UserError(f"`{name}` in {path} must be a number of seconds above zero, not {values[name]!r}")
     for name in ("train", "metric", "score", "guard", "setup", "describe"):
-        if not isinstance(values.get(name, ""), str):
-            raise UserError(f"`{name}` in {path} must be text, not {values[name]!r}")
+        text = values.get(name) or ""
+        try:
+            shlex.split(text)
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"`{name}` in {path} must be a text that a shell could split, not {text!r}: {error}") from None
     if missing := [name for name in ("editable", "train", "metric") if not values.get(name)]:
         raise UserError(f"`task` in {path} lacks {', '.join(missing)}")
     if values.get("direction", "minimize") not in ("minimize", "maximize"):

@@ -130,10 +130,26 @@ def test_wrong_arguments(toy, arguments, message):
     ("task: {editable: [a.py], train: x, metric: m, direction: up}", "must be minimize or maximize"),
     ("task: {editable: [a.py], train: x, metric: m, time_limit: soon}", "must be a number of seconds"),
     ("task: {editable: 7, train: x, metric: m}", "must be a list of names"),
+    ("task: {editable: [a.py], train: 'x \"', metric: m}", "must be a text that a shell could split"),
+    ("task: {editable: [solver.py], train: 7, metric: m}", "must be a text that a shell could split"),
 ])
 def test_wrong_front_matter(toy, front, message):
     toy.write("program.md", f"---\n{front}\n---\nAgenda.\n")
     assert message in toy.run(expect=2)
+
+
+def test_a_command_that_is_not_there(toy):
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("python solver.py", "no-such-program"))
+    assert "cannot start `no-such-program`: No such file or directory" in toy.run("--sandbox", "off", expect=2)
+
+
+def test_a_slip_in_program_md_does_not_end_the_night(toy):
+    """The task was read when the night began; what is read again for each proposal is the agenda alone."""
+    slip = f"import pathlib\npathlib.Path({str(toy.folder / 'program.md')!r}).write_text('---\\ntask: [\\n---\\nGo on.\\n')\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": slip + solver(5)}, "say": "slip"}], e3=[step(6)])
+    toy.run_agent(3, "--sandbox", "off")
+    assert toy.statuses() == ["keep", "keep", "keep"]
+    assert "Go on." in (toy.runs / "proposals/3/brief.md").read_text()
 
 
 def test_a_task_that_changed_under_a_run(toy):

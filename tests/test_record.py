@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from autoresearch.judge import judge
 from autoresearch.ledger import Attempt, one_line
-from autoresearch.task import OWN_GAME, read_program
+from autoresearch.task import OWN_GAME, read_agenda, read_task
 from autoresearch.trial import last_word, read_figures
 from conftest import ROOT
 
@@ -68,5 +68,5 @@ def test_the_last_word_of_a_failure(tmp_path):
 
 
 def test_this_projects_own_program_is_the_own_game():
-    task, agenda = read_program(ROOT / "program.md")
-    assert task == OWN_GAME and "val_bpb" in agenda
+    assert read_task(ROOT / "program.md") == OWN_GAME
+    assert "val_bpb" in read_agenda(ROOT / "program.md")
