@@ -853,7 +853,7 @@ def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = 
 # ----------------------------------------------------------------------------------------------
 # The score
 
-LOGITS_BYTES = 512 << 20            # float32 logits held at once while scoring, at most
+LOGITS_BYTES = (512 if PROFILE.name == "gpu" else 32) << 20     # float32 logits held at once while scoring, at most
 
 
 def score(split: str = "val", wait: bool = False) -> dict:
