@@ -368,7 +368,9 @@ def run(
     settings["AUTORESEARCH_SEED"] = str(seed)
     environment = {**os.environ, **settings}
     loop = Loop(root, repo, ledger, task, proposer, settings, seed, confined, console, stop)
-    show_first_screen(console, loop, describe(task, repo.worktree, environment), limits)
+    facts = describe(task, repo.worktree, environment)
+    require_same_game(ledger, {**facts, "game": (ledger.game or {}).get("game")}, tag)      # the data may not be there yet
+    show_first_screen(console, loop, facts, limits)
     set_up(task, repo.worktree, environment)
     facts = describe(task, repo.worktree, environment)
     require_same_game(ledger, facts, tag)
@@ -396,7 +398,7 @@ def choose_confinement(mode: str) -> bool:
 
 def resolve_data(data: str) -> str:
     """A folder's path must mean the same from the worktree."""
-    return data if data in ("climbmix", "sotu") else str(Path(data).expanduser().absolute())
+    return data if data in ("climbmix", "sotu") else str(Path(data).expanduser().resolve())
 
 
 SANDBOX_SAYS = {

@@ -118,6 +118,8 @@ MAX_SEQ_LEN = PROFILE.max_seq_len
 VOCAB_SIZE = PROFILE.vocab_size
 SEED = number_from_environment("AUTORESEARCH_SEED", 42)     # given by the loop: picking seeds is not research
 DATA = os.environ.get("AUTORESEARCH_DATA") or PROFILE.data
+if DATA not in ("climbmix", "sotu"):
+    DATA = str(Path(DATA).expanduser().resolve())           # a folder of the user's
 CACHE = Path(os.environ.get("AUTORESEARCH_CACHE") or "~/.cache/autoresearch").expanduser().absolute()
 RUN_FOLDER = Path(os.environ.get("AUTORESEARCH_RUN_DIR") or CACHE / "last-run").absolute()
 SPLITS = ("train", "val", "holdout")
@@ -238,7 +240,7 @@ class Folder(Documents):
     SUFFIXES = (".parquet", ".jsonl", ".txt")
 
     def __init__(self, path: str) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(path)
         choice = "AUTORESEARCH_DATA takes `climbmix`, `sotu` or a folder of .parquet, .jsonl or .txt files"
         if not self.path.is_dir():
             stop(f"{self.path} is not a folder. {choice}")
@@ -534,10 +536,7 @@ def pack_rows(batches: Iterable[list[np.ndarray]], row_length: int) -> Iterator[
 
 def cache_folder() -> Path:
     """Where the prepared files of this game live."""
-    name = DATA
-    if name not in ("climbmix", "sotu"):
-        path = Path(name).expanduser().absolute()
-        name = f"{path.name}-{digest(str(path)).hex()[:8]}"
+    name = DATA if DATA in ("climbmix", "sotu") else f"{Path(DATA).name}-{digest(DATA).hex()[:8]}"
     return CACHE / f"{name}-{PROFILE.name}"
 
 
