@@ -725,7 +725,7 @@ class TrainBatches:
         self._free: queue.Queue = queue.Queue()
         for _ in range(self.BUFFERS):
             shape = (batch_size, self._rows.shape[1])
-            self._free.put((torch.empty(shape, dtype=torch.uint16, pin_memory=self._cuda), None))
+            self._free.put((torch.empty(shape, dtype=torch.int16, pin_memory=self._cuda), None))
         threading.Thread(target=self._fill, daemon=True, name="train-batches").start()
 
     @property
@@ -759,7 +759,8 @@ class TrainBatches:
                 buffer, copied = self._free.get()
                 if copied is not None:
                     copied.synchronize()
-                np.take(self._rows, numbers, axis=0, out=buffer.numpy(), mode="clip")
+                # int16 on torch's side, whose unsigned types are young; no vocabulary here reaches 2**15.
+                np.take(self._rows, numbers, axis=0, out=buffer.numpy().view(np.uint16), mode="clip")
                 self._full.put(buffer)
         except BaseException as error:              # handed to the training loop, which raises it
             self._full.put(error)
