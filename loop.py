@@ -162,7 +162,7 @@ class Loop:
 
     def refusal(self) -> str | None:
         """Why the edit in the worktree cannot be run, or None."""
-        refusal = self.task.refusal(self.repo.worktree, self.repo.changed())
+        refusal = self.task.refusal(self.repo.worktree, self.repo.changed(self.ledger.champion.commit))
         if refusal is None:
             edit = self.edit()
             earlier = next((attempt for attempt in self.ledger.attempts if attempt.edit == edit), None)

@@ -91,9 +91,15 @@ class RunRepo:
                 raise UserError(f"{path} has the run's branch {self.branch} checked out, so the loop cannot move it; "
                                 f"switch that checkout first: `git -C {path} switch --detach`")
 
-    def changed(self) -> list[str]:
-        """Paths in the worktree that differ from the champion, new ones included, ignored ones not."""
-        listing = self._tree().git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
+    def changed(self, champion: str) -> list[str]:
+        """Paths in the worktree that differ from the champion, new ones included, ignored ones not.
+
+        Commits that an agent made there itself are taken back first, their changes kept as files.
+        """
+        tree = self._tree()
+        tree.git.checkout("--quiet", "--detach")
+        tree.git.reset("--quiet", champion)
+        listing = tree.git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
         return [entry[3:] for entry in listing.split("\0") if entry]
 
     def restore_all_but(self, paths: tuple[str, ...]) -> None:

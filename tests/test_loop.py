@@ -83,6 +83,37 @@ def test_a_refused_edit_goes_back_with_the_reason_and_costs_no_trial(toy):
     toy.require_whole()
 
 
+@pytest.mark.parametrize("mischief", [
+    "git commit -qam mine",                                                  # a commit of its own
+    "test -e ../once || { touch ../once; echo pass > check.py; git commit -qam mine; }",     # the first touches another file
+    "git switch -q autoresearch/night 2>/dev/null || git checkout -q -B autoresearch/night; git commit -qam mine",
+])
+def test_an_agent_that_commits_by_itself(toy, mischief):
+    """What is judged and kept is one commit on top of the champion, and only the edited file differs."""
+    script = toy.folder.parent / "agent.sh"
+    script.write_text(f"sed -i 's/VALUE = 1/VALUE = 5/' solver.py\n{mischief}\necho five\n")
+    process = toy.start("--agent", "command", "--agent-command", f"sh {script}", "--experiments", "2")
+    output, _ = process.communicate(timeout=60)
+    if "once" in mischief:
+        assert "only solver.py may change, but the edit also touches check.py" in output
+    assert toy.statuses() == ["keep", "keep"], output
+    assert git(toy.folder, "rev-parse", f"{toy.tip()}^") == git(toy.folder, "rev-parse", "main")
+    assert git(toy.folder, "diff", "--name-only", "main", toy.tip()) == "solver.py"
+    toy.require_whole()
+
+
+@pytest.mark.parametrize(("mischief", "message"), [
+    ("rm solver.py", "solver.py is missing or not a plain file"),
+    ("mv solver.py other.py; ln -s other.py solver.py", "also touches other.py"),
+    ("chmod +x solver.py", "the same edit was tried before"),
+    ("true", "nothing changed in solver.py"),
+])
+def test_edits_that_are_none(toy, mischief, message):
+    assert message in toy.run("--agent", "command", "--agent-command", mischief, "--experiments", "2", expect=2)
+    assert toy.statuses() == ["keep"]
+    toy.require_whole()
+
+
 def test_an_agent_that_never_mends_its_edit_is_given_up(toy):
     toy.plan_steps(otherwise=[{"files": {}, "say": "nothing at all"}])
     output = toy.run_agent(2, expect=2)
