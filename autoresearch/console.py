@@ -84,7 +84,7 @@ class Console:
 class TrialView:
     """Follows one trial: call it with the name of a phase when it begins, and with None now and then."""
 
-    PHASES = {"train": "starting up", "score": "scoring", "guard": "running the guard"}
+    PHASES = {"train": "starting up", "score": "scoring", "guard": "running the guard", "holdout": "scoring the holdout"}
 
     def __init__(self, console: Console, folder: Path, training: float) -> None:
         self.console, self.folder, self.training = console, folder, training
@@ -107,6 +107,6 @@ class TrialView:
     def _clock(self) -> float | None:
         """When the training clock started, as the trial itself says."""
         try:
-            return float(json.loads((self.folder / "progress.json").read_text())["clock"])
+            return float(json.loads((self.folder / "run/progress.json").read_text())["clock"])
         except (OSError, ValueError, KeyError, TypeError):
             return None

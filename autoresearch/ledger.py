@@ -4,11 +4,13 @@
 anything else happens:
 
     run         a run began: tag, base commit, task
+    start       the loop was started: hash of its own code
     game        what it runs on: profile, device, data, time budget
     attempt     an edit was committed: number, commit, parent, description, agent, edit
     refused     a proposal was turned down before it cost a trial: reason
     interrupted the user stopped an attempt before its verdict; it is run again
-    verdict     number, status, score, memory_gb, reason, figures, seconds
+    quarantine  an attempt was too good to be true: number, gain, score; it is run again with another seed
+    verdict     number, status, score, memory_gb, reason, figures, seconds, holdout (what was kept scores there)
     stop        the loop ended: reason
 
 results.tsv has the five columns of the public project: commit val_bpb memory_gb status description.
@@ -44,6 +46,7 @@ class Attempt:
     reason: str = ""
     figures: dict = dataclasses.field(default_factory=dict)
     seconds: dict = dataclasses.field(default_factory=dict)
+    holdout: float | None = None    # the score on rows that no decision reads, of what was kept
 
     def row(self) -> str:
         """The attempt's line of results.tsv."""
@@ -136,8 +139,8 @@ class Ledger:
                 }))
             case "verdict":
                 attempt = self.attempts[event["number"] - 1]
-                for field in ("status", "score", "memory_gb", "reason", "figures", "seconds"):
-                    setattr(attempt, field, event[field])
+                for field in ("status", "score", "memory_gb", "reason", "figures", "seconds", "holdout"):
+                    setattr(attempt, field, event.get(field))
 
     def results(self) -> str:
         """The whole of results.tsv."""

@@ -1,19 +1,25 @@
-"""One command, run whole: its own session, its output in a file, a time limit, and no survivors."""
+"""One command, run whole: its own session, its output in a file, a time limit, and no survivors.
+
+The command runs below the keeper of sandbox.py, which also ends what has left the session.
+"""
 
 import dataclasses
 import os
 import select
 import shlex
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch import UserError
+from autoresearch import UserError, sandbox
 
-GRACE_SECONDS = 5.0                 # between SIGTERM and SIGKILL
+GRACE_SECONDS = 6.0                 # between SIGTERM and SIGKILL; the keeper's own are less
+WATCH_SECONDS = 0.5                 # between two looks at what a command uses
 
 
 def command_words(command: str) -> list[str]:
@@ -35,21 +41,26 @@ class Ended:
 class Process:
     """A command in a session of its own, so that Ctrl-C at the terminal does not reach it.
 
-    log: file that takes standard output and error. on_stdin: keep a pipe to its standard input.
+    log: file that takes standard output and error. rules: what it is confined to (sandbox.launcher), None
+    for nothing. on_stdin: keep a pipe to its standard input. channel: a socket that it gets as well; its
+    number is in AUTORESEARCH_REFEREE.
     """
 
-    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], log: Path,
-                 on_stdin: bool = False) -> None:
+    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], log: Path, rules: dict | None = None,
+                 on_stdin: bool = False, channel: socket.socket | None = None) -> None:
         self.started = time.monotonic()
+        if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
+            raise UserError(f"cannot start `{shlex.join(words)}`: there is no program {words[0]}; mend the command in program.md")
+        handles = []
+        if channel:
+            handles = [channel.fileno()]
+            environment = {**environment, "AUTORESEARCH_REFEREE": str(handles[0])}
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as output:
-            try:
-                self._process = subprocess.Popen(
-                    words, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-                    stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL,
-                )
-            except (FileNotFoundError, PermissionError) as error:
-                raise UserError(f"cannot start `{shlex.join(words)}`: {error.strerror}; mend the command in program.md") from None
+            self._process = subprocess.Popen(
+                [*sandbox.launcher(rules), *words], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL, start_new_session=True, pass_fds=handles,
+            )
         self.identifier = identify(self._process.pid)
 
     def go(self) -> None:
@@ -60,10 +71,14 @@ class Process:
         except BrokenPipeError:
             pass                    # it ended already: `wait` says how
 
-    def wait(self, limit: float, stopped: Callable[[], bool] = lambda: False,
-             tick: Callable[[], None] = lambda: None) -> Ended:
-        """Wait until it ends by itself, `limit` seconds after its start, or `stopped()`. Leaves no survivors."""
+    def wait(self, limit: float, stopped: Callable[[], bool] = lambda: False, tick: Callable[[], None] = lambda: None,
+             excess: Callable[[], str | None] = lambda: None) -> Ended:
+        """Wait until it ends by itself, `limit` seconds after its start, `stopped()`, or `excess()` names a reason.
+
+        Leaves no survivors.
+        """
         handle = os.pidfd_open(self._process.pid)
+        watched = time.monotonic()
         try:
             poller = select.poll()
             poller.register(handle, select.POLLIN)
@@ -71,6 +86,10 @@ class Process:
                 tick()
                 if stopped():
                     return self.end("stopped")
+                if time.monotonic() - watched > WATCH_SECONDS:
+                    if reason := excess():
+                        return self.end(reason)
+                    watched = time.monotonic()
                 if time.monotonic() - self.started > limit:
                     return self.end(f"ended after its time limit of {limit:.0f} s")
         except BaseException:
@@ -80,13 +99,13 @@ class Process:
             os.close(handle)
         return self._reap()
 
+    def memory(self) -> int:
+        """Bytes of host memory that the command and all that it started hold for themselves."""
+        return sum(own_memory(pid) for pid in family(self._process.pid))
+
     def end(self, reason: str) -> Ended:
         """SIGTERM to the whole session, SIGKILL when it does not listen."""
-        signal_group(self._process.pid, signal.SIGTERM)
-        handle = os.pidfd_open(self._process.pid)
-        select.select([handle], [], [], GRACE_SECONDS)
-        os.close(handle)
-        signal_group(self._process.pid, signal.SIGKILL)
+        end_session(self._process.pid)
         return dataclasses.replace(self._reap(), exit_code=None, reason=reason)
 
     def _reap(self) -> Ended:
@@ -109,6 +128,43 @@ def signal_group(group: int, number: int) -> None:
         pass
 
 
+def end_session(pid: int) -> None:
+    """End a keeper, and with it its command: politely, then not."""
+    signal_group(pid, signal.SIGTERM)
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    select.select([handle], [], [], GRACE_SECONDS)
+    os.close(handle)
+    signal_group(pid, signal.SIGKILL)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    parents: dict[int, list[int]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as stat:
+                parents.setdefault(int(stat.read().rpartition(")")[2].split()[1]), []).append(int(name))
+        except OSError:
+            pass                    # it has ended
+    found = [pid]
+    for member in found:
+        found += parents.get(member, [])
+    return found
+
+
+def own_memory(pid: int) -> int:
+    """Resident bytes of a process that are not files'."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            fields = dict(line.split(":", 1) for line in status)
+        return sum(int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
+    except (OSError, ValueError):
+        return 0
+
+
 def identify(pid: int) -> str:
     """`pid start-time`: names a process for good, since a pid alone is used again."""
     try:
@@ -123,5 +179,5 @@ def end_left_over(identifier: str) -> bool:
     pid = int(identifier.split()[0])
     if identify(pid) != identifier:
         return False
-    signal_group(pid, signal.SIGKILL)
+    end_session(pid)
     return True

@@ -1,12 +1,14 @@
-"""Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in a worktree of its own.
+"""Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in two worktrees of its own.
 
-The user's checkout is never switched, reset or cleaned. The worktree stands on a detached HEAD, so
-the branch moves only when something is kept (and can be checked out elsewhere); every attempt, kept
-or not, stays reachable under refs/autoresearch/<tag>/<number>.
+The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`; trials run in `stage`,
+which holds the commit that the run began with and, of an attempt, the editable files alone. Both stand on
+a detached HEAD, so the branch moves only when something is kept (and can be checked out elsewhere);
+every attempt, kept or not, stays reachable under refs/autoresearch/<tag>/<number>.
 """
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import git
@@ -46,6 +48,7 @@ class RunRepo:
         self.tag = tag
         self.branch = f"autoresearch/{tag}"
         self.worktree = folder / "worktree"
+        self.stage = folder / "stage"
 
     def head(self) -> str:
         """The commit that the user's checkout stands on."""
@@ -74,13 +77,41 @@ class RunRepo:
         if self.branch_tip() != champion:
             self._require_branch_is_free()
             self.repository.git.update_ref(f"refs/heads/{self.branch}", champion, m="autoresearch: champion")
-        if not (self.worktree / ".git").exists():
-            shutil.rmtree(self.worktree, ignore_errors=True)
+        self._reset(self.worktree, champion)
+
+    def set_stage(self, base: str, attempt: str, editable: tuple[str, ...]) -> None:
+        """Make the stage hold the base commit with the attempt's editable files."""
+        self._reset(self.stage, base)
+        if attempt != base:
+            git.Repo(self.stage).git.checkout(attempt, "--", *editable)
+
+    def changed_on_stage(self, base: str, editable: tuple[str, ...]) -> list[str]:
+        """Files of the stage whose contents are not those of the base commit; the editable ones may differ. Trusts no time stamp."""
+        tree = git.Repo(self.stage)
+        entries = [entry.partition("\t") for entry in tree.git.ls_tree("-r", "-z", base).split("\0") if entry]
+        expected = {path: meta.split()[2] for meta, _, path in entries if meta.startswith("100") and path not in editable}
+        there = [path for path in expected if (self.stage / path).is_file() and not (self.stage / path).is_symlink()]
+        with tempfile.TemporaryFile() as paths:
+            paths.write("".join(f"{path}\n" for path in there).encode())
+            paths.seek(0)
+            found = tree.git.hash_object("--stdin-paths", istream=paths).split()
+        extra = tree.git.ls_files("--others", "-z").split("\0")
+        intact = {path for path, name in zip(there, found, strict=True) if expected[path] == name}
+        return sorted((set(expected) - intact) | (set(extra) - {""}))
+
+    def read(self, commit: str, path: str) -> bytes:
+        """A file as it is in a commit."""
+        return self.repository.commit(commit).tree[path].data_stream.read()
+
+    def _reset(self, folder: Path, commit: str) -> None:
+        """Make a worktree hold a commit and nothing else, whatever was done to it."""
+        if not (folder / ".git").exists():
+            shutil.rmtree(folder, ignore_errors=True)
             self.repository.git.worktree("prune")
-            self.repository.git.worktree("add", "--force", "--detach", str(self.worktree), champion)
-        tree = self._tree()
-        tree.git.reset("--hard", champion)
-        tree.git.checkout("--detach", "--force", champion)
+            self.repository.git.worktree("add", "--force", "--detach", str(folder), commit)
+        tree = git.Repo(folder)
+        tree.git.reset("--hard", commit)
+        tree.git.checkout("--detach", "--force", commit)
         tree.git.clean("-ffdxq")
 
     def _require_branch_is_free(self) -> None:
@@ -119,12 +150,6 @@ class RunRepo:
     def remember(self, number: int, commit: str) -> None:
         """Keep an attempt's commit reachable for good."""
         self.repository.git.update_ref(f"refs/autoresearch/{self.tag}/{number}", commit)
-
-    def check_out(self, commit: str) -> None:
-        """Put an attempt's commit into the worktree, to run it."""
-        tree = self._tree()
-        tree.git.reset("--hard", commit)
-        tree.git.clean("-ffdxq")
 
     def uncommitted(self, paths: tuple[str, ...]) -> list[str]:
         """Which of the paths differ, in the user's checkout, from its last commit."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import yaml
 
-from autoresearch import UserError
+from autoresearch import UserError, preflight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,33 +36,37 @@ class Task:
     metric: str
     direction: str = "minimize"
     score: str | None = None                # prints the metric; without it `train` does
-    score_waits: bool = False               # started beside `train`; begins when a line arrives on its standard input
+    referee: bool = False                   # `score` is trusted and starts beside `train`, joined to it by a socket (trial.py)
     guard: str | None = None                # must end with exit code 0 before a keep
+    holdout: str | None = None              # the same, and what it measures is recorded; no decision reads it
     setup: str | None = None                # run once, before the first trial
     describe: str | None = None             # prints a JSON object of facts: profile, device, data, time_budget, game
-    must_define: tuple[str, ...] = ()       # names that every editable .py file has to define at its top level
+    preflight: bool = False                 # edits keep this project's own contract (preflight.py)
     readable: tuple[str, ...] = ()          # files and folders outside the worktree that the commands need
     writable: tuple[str, ...] = ()          # and those that they write to, besides their own output folder
     time_limit: float = 600.0               # seconds for `train`; counted on top of time_budget where there is one
-    score_limit: float = 600.0              # seconds for `score`, and for `guard`
+    score_limit: float = 600.0              # seconds for `score`, and for `guard` and `holdout`
+    memory_limit: float | None = None       # GiB of host memory for each command; default: nine tenths of what is free
+    disk_limit: float = 20.0                # GiB that a trial may leave in its folder
 
     @property
     def lower_is_better(self) -> bool:
         return self.direction == "minimize"
 
-    def refusal(self, folder: Path, changed: list[str]) -> str | None:
+    def refusal(self, folder: Path, changed: list[str], originals: dict[str, bytes]) -> str | None:
         """Why an edit cannot be run, or None. Costs no trial: nothing of the edit is executed.
 
-        folder: the worktree with the edit in it. changed: paths that differ from the champion.
+        folder: the worktree with the edit in it. changed: paths that differ from the champion. originals:
+        the editable files as the human wrote them.
         """
         others = [path for path in changed if path not in self.editable]
         if others:
             return f"only {', '.join(self.editable)} may change, but the edit also touches {', '.join(others[:5])}"
         if not changed:
             return f"nothing changed in {', '.join(self.editable)}"
-        return self.fault(folder)
+        return self.fault(folder, originals)
 
-    def fault(self, folder: Path) -> str | None:
+    def fault(self, folder: Path, originals: dict[str, bytes]) -> str | None:
         """What is wrong with the editable files as they stand, or None."""
         for name in self.editable:
             path = folder / name
@@ -74,9 +78,8 @@ class Task:
                 except (SyntaxError, ValueError) as error:
                     line = getattr(error, "lineno", None)
                     return f"{name} does not parse: {getattr(error, 'msg', error)}" + (f" (line {line})" if line else "")
-                missing = set(self.must_define) - top_level_names(tree)
-                if missing:
-                    return f"{name} must define {', '.join(sorted(missing))} at its top level"
+                if self.preflight and (refusal := preflight.refusal(tree, ast.parse(originals[name]))):
+                    return f"{name}: {refusal}"
         return None
 
 
@@ -84,11 +87,12 @@ OWN_GAME = Task(
     editable=("train.py",),
     train="python train.py",
     metric="val_bpb",
-    score="python prepare.py score --wait",
-    score_waits=True,
+    score="python prepare.py score --wait --train train.py",
+    referee=True,
+    holdout="python prepare.py score --split holdout --probe-all --train train.py",
     setup="python prepare.py",
     describe="python prepare.py describe",
-    must_define=("build_model",),
+    preflight=True,
     time_limit=300.0,                       # start-up, compiling and saving, on top of the budget
     score_limit=300.0,
 )
@@ -100,22 +104,6 @@ def edit_hash(sources: dict[str, bytes]) -> str:
     for name in sorted(sources):
         digest.update(f"{name} {len(sources[name])}\n".encode() + sources[name])
     return digest.hexdigest()[:16]
-
-
-def top_level_names(tree: ast.Module) -> set[str]:
-    """Names that a module binds by def, class, assignment or import at its top level."""
-    names: set[str] = set()
-    for node in tree.body:
-        match node:
-            case ast.FunctionDef() | ast.ClassDef():
-                names.add(node.name)
-            case ast.Assign():
-                names.update(target.id for target in node.targets if isinstance(target, ast.Name))
-            case ast.AnnAssign(target=ast.Name()):
-                names.add(node.target.id)
-            case ast.Import() | ast.ImportFrom():
-                names.update(alias.asname or alias.name for alias in node.names)
-    return names
 
 
 def read_agenda(path: Path) -> str:
@@ -161,16 +149,16 @@ def check_task(settings: object, path: Path) -> Task:
     if unknown := sorted(set(settings) - set(fields)):
         raise UserError(f"`task` in {path} has unknown settings {', '.join(unknown)}; known are {', '.join(fields)}")
     values = dict(settings)
-    for name in ("editable", "must_define", "readable", "writable"):
+    for name in ("editable", "readable", "writable"):
         if name in values:
             listed = [values[name]] if isinstance(values[name], str) else values[name]
             if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
                 raise UserError(f"`{name}` in {path} must be a list of names")
             values[name] = tuple(listed)
-    for name in ("time_limit", "score_limit"):
-        if not isinstance(values.get(name, 1.0), int | float) or values.get(name, 1.0) <= 0:
-            raise UserError(f"`{name}` in {path} must be a number of seconds above zero, not {values[name]!r}")
-    for name in ("train", "metric", "score", "guard", "setup", "describe"):
+    for name, unit in (("time_limit", "seconds"), ("score_limit", "seconds"), ("memory_limit", "GiB"), ("disk_limit", "GiB")):
+        if name in values and (not isinstance(values[name], int | float) or values[name] <= 0):
+            raise UserError(f"`{name}` in {path} must be a number of {unit} above zero, not {values[name]!r}")
+    for name in ("train", "metric", "score", "guard", "holdout", "setup", "describe"):
         text = values.get(name) or ""
         try:
             shlex.split(text)

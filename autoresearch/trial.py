@@ -1,22 +1,30 @@
-"""One experiment: train, score, guard. Each is a process with a time limit; what they print is kept.
+"""One experiment: train, score, guard, holdout. Each is a process with limits; what they print is kept.
 
 The commands run confined (sandbox.py), with an environment of a few harmless variables. The folder of
-a trial, .autoresearch/<tag>/trials/<number>/, holds train.log, score.log, guard.log
-and whatever the commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights,
-figures.json, progress.json).
+a trial, .autoresearch/<tag>/trials/<number>/, holds train.log, score.log, guard.log, holdout.log, and in
+run/ whatever the commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights,
+figures.json, progress.json). Only run/ is theirs.
+
+A referee is a score command that is trusted with what the training must not see: it is not confined,
+starts beside the training, is joined to it by a socket (its number is in AUTORESEARCH_REFEREE of both), hears on
+its standard input that the training process has ended, and confines what it starts itself with the words in
+AUTORESEARCH_CONFINE, which allow to write to $TMPDIR alone.
 """
 
 import dataclasses
 import fnmatch
+import json
 import math
 import os
 import re
+import shlex
 import shutil
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch import sandbox
+from autoresearch import preflight, sandbox
 from autoresearch.process import Process, command_words, end_left_over
 from autoresearch.task import Task
 
@@ -39,7 +47,7 @@ class Outcome:
     reason: str
     memory_gb: float
     figures: dict[str, float]       # the numeric `key: value` lines of the command that prints the metric
-    seconds: dict[str, float]       # wall clock of train, score, guard
+    seconds: dict[str, float]       # wall clock of train, score, guard, holdout
     stopped: bool = False           # ended from outside: no verdict
 
 
@@ -57,8 +65,8 @@ def trial_environment(folder: Path, caches: Path, seed: int, extra: dict[str, st
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     kept["PYTHONUNBUFFERED"] = "1"
     kept["PYTHONDONTWRITEBYTECODE"] = "1"
-    kept["TMPDIR"] = str(folder / "tmp")
-    kept["AUTORESEARCH_RUN_DIR"] = str(folder)
+    kept["TMPDIR"] = str(folder / "run/tmp")
+    kept["AUTORESEARCH_RUN_DIR"] = str(folder / "run")
     kept["AUTORESEARCH_SEED"] = str(seed)
     for name in CACHES:
         kept[name] = str(caches / name.split("_")[0].lower())
@@ -68,42 +76,60 @@ def trial_environment(folder: Path, caches: Path, seed: int, extra: dict[str, st
 class Trial:
     """Runs one attempt of a task.
 
-    worktree: where the commands run. folder: where their output goes. confine: what `readable` of the
-    game's facts says, for each command, or None to run them unconfined. time_budget: seconds of
-    training that the task allows itself; its time limit comes on top. stopped: asked ten times a
-    second whether to end now. show: called with the name of each phase, and on every tick with None.
+    stage: where the commands run. folder: where their output goes. confine: `readable` and `hidden`
+    paths of the game, or None to run the commands unconfined. time_budget: seconds of training that
+    the task allows itself; its time limit comes on top. changed: which files of the stage are not as they
+    should be. stopped: asked ten times a second whether to end now. show: called with the name of each
+    phase, and on every tick with None.
     """
 
-    def __init__(self, task: Task, worktree: Path, folder: Path, environment: dict[str, str],
+    def __init__(self, task: Task, stage: Path, folder: Path, environment: dict[str, str],
                  confine: dict[str, list[str]] | None = None, time_budget: float = 0.0,
-                 stopped: Callable[[], bool] = lambda: False, show: Callable[[str | None], None] = lambda phase: None) -> None:
-        self.task, self.worktree, self.folder, self.environment = task, worktree, folder, environment
-        self.limits = {"train": task.time_limit + time_budget, "score": task.score_limit, "guard": task.score_limit}
-        self.confine, self.stopped, self.show = confine, stopped, show
+                 changed: Callable[[], list[str]] = list, stopped: Callable[[], bool] = lambda: False,
+                 show: Callable[[str | None], None] = lambda phase: None) -> None:
+        self.task, self.stage, self.folder, self.environment = task, stage, folder, environment
+        self.limits = dict.fromkeys(("preflight", "score", "guard", "holdout"), task.score_limit)
+        self.limits["train"] = task.time_limit + time_budget
+        self.confine, self.changed, self.stopped, self.show = confine, changed, stopped, show
         self.seconds: dict[str, float] = {}
         self.peak_memory = 0
+        self.overfull = False
+        self.memory_limit = (task.memory_limit or 0.9 * free_memory() / 2**30) * 2**30
+        self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
+        self.disk_free, self.disk_used = shutil.disk_usage(folder.anchor).free, 0
 
     def run(self) -> Outcome:
         """Train and score. Never raises for what the commands do; a crash is an outcome."""
         shutil.rmtree(self.folder, ignore_errors=True)      # what an interrupted run of it left behind
-        for path in (self.folder, *(self.environment[name] for name in ("TMPDIR", *CACHES))):
-            Path(path).mkdir(parents=True, exist_ok=True)
-        scorer = None
+        for path in (*self.outputs, self.folder / "tmp", self.folder / "run/tmp"):
+            path.mkdir(parents=True, exist_ok=True)
+        self.disk_used = disk_usage(self.outputs)
+        self.disk_free = shutil.disk_usage(self.folder).free
+        referee, joined = None, None
         try:
-            if self.task.score and self.task.score_waits:
-                scorer = self._start("score", self.task.score, on_stdin=True)
-            reason = self._finish("train", self._start("train", self.task.train))
+            if changed := self.changed():
+                return self._outcome(None, f"not run: {', '.join(changed)} is not as in the commit that the run began with")
+            if self.task.referee:
+                theirs, joined = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+                with theirs:
+                    referee = self._start("score", self.task.score, on_stdin=True, channel=theirs)
+            training = self._start("train", self.task.train, channel=joined)
+            if joined:
+                joined.close()
+            reason = self._finish("train", training)
             if reason:
                 return self._outcome(None, "training: " + self._explain("train", reason))
             printed = "train"
             if self.task.score:
-                if scorer:
-                    scorer.go()
-                running, scorer = scorer or self._start("score", self.task.score), None
-                reason = self._finish("score", running, extra=self.seconds["train"] if self.task.score_waits else 0.0)
+                if referee:
+                    referee.go()
+                running, referee = referee or self._start("score", self.task.score), None
+                reason = self._finish("score", running, extra=self.seconds["train"] if self.task.referee else 0.0)
                 if reason:
                     return self._outcome(None, "scoring: " + self._explain("score", reason))
                 printed = "score"
+            if changed := self.changed():
+                return self._outcome(None, f"void: {', '.join(changed)} changed while the trial ran")
             figures = read_figures(self.folder / f"{printed}.log")
             score = figures.get(self.task.metric)
             if score is None:
@@ -114,40 +140,92 @@ class Trial:
         except TrialStopped:
             return dataclasses.replace(self._outcome(None, "stopped by the user"), stopped=True)
         finally:
-            if scorer:
-                scorer.end("not needed")
+            if referee:
+                referee.end("not needed")
             (self.folder / "process").unlink(missing_ok=True)
+
+    def rehearse(self) -> str | None:
+        """Run the preflight on the editable files. Why a trial would be wasted, or None."""
+        (self.folder / "run/tmp").mkdir(parents=True, exist_ok=True)
+        for name in self.task.editable:
+            command = shlex.join([sys.executable, preflight.__file__, name])
+            reason = self._condition("preflight", command)
+            if reason == "stopped by the user":
+                return reason
+            if reason:
+                return last_line(self.folder / "preflight.log") or reason
+        return None
 
     def guard(self) -> str | None:
         """Run the guard command. Why the edit must not be kept, or None."""
-        if not self.task.guard:
+        reason = self._condition("guard", self.task.guard)
+        return reason and f"the guard failed: {reason}"
+
+    def holdout(self) -> tuple[str | None, dict[str, float]]:
+        """Run the holdout command. (Why the score cannot stand, or None; what it measured.)"""
+        reason = self._condition("holdout", self.task.holdout)
+        return reason, read_figures(self.folder / "holdout.log")
+
+    def tidy(self, keep_weights: bool) -> None:
+        """Remove what takes space and can be made again: temporary files, and of a trial that was not kept all but its figures."""
+        for path in (self.folder / "tmp", *(self.outputs[1:] if self.overfull else ())):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.folder / "run").iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif not keep_weights and path.name != "figures.json":
+                path.unlink()
+
+    def _condition(self, phase: str, command: str | None) -> str | None:
+        if not command:
             return None
         try:
-            reason = self._finish("guard", self._start("guard", self.task.guard))
+            reason = self._finish(phase, self._start(phase, command))
         except TrialStopped:
             return "stopped by the user"
-        return reason and "the guard failed: " + self._explain("guard", reason)
+        return reason and self._explain(phase, reason)
 
-    def _start(self, phase: str, command: str, on_stdin: bool = False) -> Process:
-        words = command_words(command)
-        if self.confine is not None:
-            read = [str(self.worktree), *self.task.readable, *self.confine.get(phase, [])]
-            write = [str(self.folder), *(self.environment[name] for name in CACHES), *self.task.writable]
-            words = sandbox.confined(words, read, write)
-        process = Process(words, self.worktree, self.environment, self.folder / f"{phase}.log", on_stdin)
+    def _start(self, phase: str, command: str, on_stdin: bool = False, channel: socket.socket | None = None) -> Process:
+        environment, rules, write = self.environment, None, []
+        if phase in ("score", "holdout") and self.task.referee:
+            environment = {**environment, "TMPDIR": str(self.folder / "tmp"),
+                           "AUTORESEARCH_CONFINE": json.dumps(sandbox.launcher(self._rules(["$TMPDIR"])))}
+        else:
+            write = [str(self.folder / "run"), *(environment[name] for name in CACHES), *self.task.writable]
+            rules = self._rules(write)
+        process = Process(command_words(command), self.stage, environment, self.folder / f"{phase}.log", rules, on_stdin, channel)
         with open(self.folder / "process", "a") as file:
             file.write(process.identifier + "\n")
         return process
 
+    def _rules(self, write: list[str]) -> dict[str, list[str]] | None:
+        if self.confine is None:
+            return None
+        read = [str(self.stage), str(self.folder / "run"), preflight.__file__, *self.task.readable, *self.confine.get("readable", [])]
+        return {"read": read, "write": write, "hidden": self.confine.get("hidden", [])}
+
     def _finish(self, phase: str, process: Process, extra: float = 0.0) -> str:
         self.show(phase)
-        ended = process.wait(self.limits[phase] + extra, self.stopped, lambda: self.show(None))
+        ended = process.wait(self.limits[phase] + extra, self.stopped, lambda: self.show(None), lambda: self._excess(process))
         self.seconds[phase] = ended.seconds - extra
         if phase == "train":
             self.peak_memory = ended.peak_memory
         if ended.exit_code is None and self.stopped():
             raise TrialStopped
         return ended.reason
+
+    def _excess(self, process: Process) -> str | None:
+        """Why a command must end now: it uses more of the machine than it may."""
+        memory = process.memory()
+        if memory > self.memory_limit:
+            return f"ended because it held {memory / 2**30:.1f} GiB of host memory; {self.memory_limit / 2**30:.1f} are allowed"
+        limit = self.task.disk_limit * 2**30
+        if self.disk_free - shutil.disk_usage(self.folder).free > limit:        # cheap to ask; then exactly
+            used = disk_usage(self.outputs) - self.disk_used
+            if used > limit:
+                self.overfull = True
+                return f"ended because it had written {used / 2**30:.1f} GiB; {self.task.disk_limit:g} are allowed"
+        return None
 
     def _explain(self, phase: str, reason: str) -> str:
         line = last_word(self.folder / f"{phase}.log")
@@ -167,6 +245,30 @@ def end_left_overs(folder: Path) -> bool:
         return False
     (folder / "process").unlink()
     return any([end_left_over(identifier) for identifier in identifiers if identifier])
+
+
+def free_memory() -> int:
+    """Bytes of host memory that can be had: the machine's, and the container's where that is less."""
+    with open("/proc/meminfo") as lines:
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        return min(free, limit - used)
+    except (OSError, ValueError):
+        return free                 # no limit
+
+
+def disk_usage(folders: list[Path]) -> int:
+    """Bytes on the disk below the folders."""
+    total = 0
+    for folder in folders:
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                try:
+                    total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+                except OSError:
+                    pass            # removed meanwhile
+    return total
 
 
 def read_tail(path: Path, size: int = LOG_TAIL) -> str:

@@ -46,7 +46,7 @@ def measure(run: Path) -> list[dict[str, float]]:
             previous = None                 # time between two calls of the loop is nobody's overhead
         if event["event"] != "verdict":
             continue
-        figures_file = run / f"trials/{event['number']}/figures.json"
+        figures_file = run / f"trials/{event['number']}/run/figures.json"
         if event["status"] != "crash" and figures_file.exists():
             line, seconds = json.loads(figures_file.read_text())["timeline"], event["seconds"]
             trial = {

@@ -140,7 +140,7 @@ def test_wrong_front_matter(toy, front, message):
 
 def test_a_command_that_is_not_there(toy):
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("python solver.py", "no-such-program"))
-    assert "cannot start `no-such-program`: No such file or directory" in toy.run("--sandbox", "off", expect=2)
+    assert "cannot start `no-such-program`: there is no program no-such-program" in toy.run("--sandbox", "off", expect=2)
 
 
 def test_a_slip_in_program_md_does_not_end_the_night(toy):
@@ -223,7 +223,7 @@ if not pathlib.Path({str(once)!r}).exists():
     toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=filler)}, "say": "fill the disk"}], e3=[step(3)])
     loop = " ".join(f"'{word}'" for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--experiments", "3", "--sandbox", "off"])
     answer = small_disk(f"{loop} && exit 9; code=$?; cp .autoresearch/night/journal.jsonl {log}; "
-                        f"rm .autoresearch/night/trials/2/big; {loop} >&2 || exit 8; exit $code")
+                        f"rm .autoresearch/night/trials/2/run/big; {loop} >&2 || exit 8; exit $code")
     require_message(answer, "the disk is full", "run the same command again")
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert [event["number"] for event in events if event["event"] == "verdict"] == [1]

@@ -53,6 +53,12 @@ def cache(tmp_path_factory):
     prepare.CACHE, prepare.RUN_FOLDER = before
 
 
+@pytest.fixture(autouse=True)
+def fresh_clock(monkeypatch):
+    """The clock is one for a process; here every test has its own."""
+    monkeypatch.setattr(prepare.TrainBatches, "_start", None)
+
+
 def environment(cache, **more) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AUTORESEARCH_")}
     return {**kept, "AUTORESEARCH_PROFILE": "test", "AUTORESEARCH_CACHE": str(cache), **more}
@@ -79,6 +85,7 @@ def test_the_order_is_seeded_and_every_row_comes_once_an_epoch(cache, monkeypatc
 
     def first_rows(seed: int) -> list[int]:
         monkeypatch.setattr(prepare, "SEED", seed)
+        monkeypatch.setattr(prepare.TrainBatches, "_start", None)
         batches = prepare.TrainBatches(7, "cpu")
         return [int(row) // 65 for _ in range(14) for row in next(batches)[0][:, 0]]
 
@@ -120,6 +127,19 @@ def test_more_rows_a_batch_than_there_are(cache, monkeypatch):
     assert sorted(np.bincount(inputs[:, 0].numpy() // 65)) == [2, 3, 3]
 
 
+def test_there_is_one_clock_however_many_iterators(cache, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(prepare, "_now", lambda: now[0])
+    next(prepare.TrainBatches(2, "cpu"))
+    now[0] += prepare.TIME_BUDGET / 2
+    larger = prepare.TrainBatches(4, "cpu")
+    next(larger)
+    assert larger.progress == 0.5
+    now[0] += prepare.TIME_BUDGET / 2
+    with pytest.raises(StopIteration):
+        next(larger)
+
+
 @pytest.mark.parametrize("size", [0, -1, 2.5])
 def test_a_batch_size_that_is_none(cache, size):
     with pytest.raises(ValueError, match="whole number of rows"):
@@ -129,8 +149,9 @@ def test_a_batch_size_that_is_none(cache, size):
 def test_a_fault_of_the_loader_reaches_the_training_loop(cache, monkeypatch):
     def broken(self):
         raise OSError("the disk went away")
+        yield
 
-    monkeypatch.setattr(prepare.TrainBatches, "_order", broken)
+    monkeypatch.setattr(prepare.CacheRows, "shuffled", broken)
     with pytest.raises(OSError, match="the disk went away"):
         next(prepare.TrainBatches(2, "cpu"))
 
@@ -205,7 +226,7 @@ def test_scoring_with_the_settings_of_another_game(cache, run):
 
 @pytest.mark.parametrize(("forward", "message"), [
     ("return self.table(idx) * float('nan')", "not a finite number"),
-    ("return self.table(idx)[..., :100]", "logits have shape"),
+    ("return self.table(idx)[..., :100]", "must give logits (16, 64, 512) in floating point, not (16, 64, 100)"),
 ])
 def test_a_model_without_a_score(cache, run, tmp_path, forward, message):
     (tmp_path / "train.py").write_text(BIGRAM.format(root=str(ROOT)).replace("return self.table(idx)", forward))

@@ -40,6 +40,7 @@ def test_a_night_from_an_empty_cache(game, tmp_path):
     for entry in game.journal("verdict"):
         assert 1.0 < entry["score"] < 4.0 and 0.2 < entry["memory_gb"] < 4.0
         assert 3.0 <= entry["figures"]["training_seconds"] < 4.5
+        assert (entry["holdout"] is not None) == (entry["status"] == "keep")
     best = min(float(row[1]) for row in game.rows() if row[3] == "keep")
     tip = next(row for row in game.rows() if row[3] == "keep" and float(row[1]) == best)
     assert game.tip().startswith(tip[0])
@@ -57,7 +58,7 @@ def test_a_night_from_an_empty_cache(game, tmp_path):
 def test_a_training_that_is_stopped_leaves_no_process(game):
     process = game.start("--experiments", "2")
     try:
-        wait_for(lambda: (game.runs / "trials/1/progress.json").exists(), 60)
+        wait_for(lambda: (game.runs / "trials/1/run/progress.json").exists(), 60)
         pids = [line.split()[0] for line in (game.runs / "trials/1/process").read_text().splitlines()]
         assert len(pids) == 2                           # the training, and the scorer that waits beside it
         process.send_signal(signal.SIGTERM)

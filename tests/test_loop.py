@@ -150,14 +150,14 @@ def test_a_crash_is_a_row_and_the_night_goes_on(toy, code, reason):
 def test_a_trial_over_its_time_limit_is_ended_whole(toy):
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", "time_limit: 1"))
     toy.commit()
-    child = "import subprocess, os, time\n" \
+    child = "import subprocess, time\n" \
             "p = subprocess.Popen(['sleep', '600'])\n" \
-            "open(os.environ['AUTORESEARCH_RUN_DIR'] + '/child', 'w').write(str(p.pid))\ntime.sleep(600)\n"
+            "print(p.pid, flush=True)\ntime.sleep(600)\n"
     toy.plan_steps(e2=[{"files": {"solver.py": child}, "say": "sleep"}])
     toy.run_agent(2)
     assert toy.statuses() == ["keep", "crash"]
     assert "time limit of 1 s" in toy.journal("verdict")[1]["reason"]
-    pid = int((toy.runs / "trials/2/child").read_text())
+    pid = int(toy.journal("verdict")[1]["reason"].rpartition(": ")[2])
     wait_for(lambda: not alive(pid))
 
 
@@ -194,7 +194,7 @@ def waiting(toy):
     """A loop that stands in the middle of its second trial, and the folder of that trial."""
     toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=WAITING)}, "say": "wait, then two"}], e3=[step(3)])
     process = toy.start(*toy.agent, "--experiments", "3")
-    folder = toy.runs / "trials/2"
+    folder = toy.runs / "trials/2/run"
     wait_for(lambda: (folder / "started").exists() and (folder / "started").read_text())
     yield process, folder
     process.kill()

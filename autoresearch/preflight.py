@@ -1,0 +1,183 @@
+"""Refuse an edit of train.py that cannot count, before it costs a trial. Seconds, and no GPU time.
+
+Two looks. `objections` reads the source: what it imports and reaches for. It is a fence for honest agents, who
+learn at once what the rules are; the walls are the sandbox and the referee, which see what a
+file does and not how it is written. And as a program of its own, confined like a trial:
+
+    python preflight.py train.py        # exit code 1, and why in the last line, when the model cannot work
+
+imports the file, builds the model and runs it forward and backward at its real size on fake tensors,
+which have shapes and no contents.
+"""
+
+import ast
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+MODULES = {
+    "torch", "numpy", "triton", "math", "cmath", "random", "time", "re", "gc", "atexit", "functools", "itertools", "collections",
+    "dataclasses", "typing", "types", "abc", "enum", "contextlib", "copy", "operator", "bisect", "heapq", "statistics", "string",
+    "fractions", "numbers", "warnings", "__future__", "prepare",
+}
+FROM_PREPARE = {"MAX_SEQ_LEN", "PROFILE", "SEED", "TIME_BUDGET", "VOCAB_SIZE", "TrainBatches", "finish", "warmup_batch"}
+BUILTINS = {"open", "exec", "eval", "compile", "__import__", "__builtins__", "globals", "locals", "vars", "input", "breakpoint"}
+# Attributes through which files, processes, sockets and the environment are within reach of what may be imported.
+ATTRIBUTES = {
+    "os", "sys", "io", "subprocess", "socket", "shutil", "ctypes", "importlib", "builtins", "multiprocessing", "pathlib", "tempfile",
+    "pickle", "threading", "inspect", "environ", "cpp_extension", "hub", "distributed", "load_library", "from_file", "ctypeslib",
+    "memmap", "fromfile", "tofile", "savez", "savez_compressed", "savetxt", "loadtxt", "genfromtxt",
+}
+FILES = {("torch", "load"), ("torch", "save"), ("np", "load"), ("np", "save"), ("numpy", "load"), ("numpy", "save")}
+DUNDERS = {"__init__", "__name__", "__doc__", "__call__", "__post_init__", "__version__", "__class__", "__len__"}
+CLOCK = {"_start", "_source", "_full", "_free", "_last_step"}       # TrainBatches keeps the time with these
+SETTINGS = {"backends", "_dynamo", "_inductor"}                     # parts of torch that are there to be set
+SEEDING = {"manual_seed", "manual_seed_all", "seed", "default_rng", "RandomState", "SeedSequence", "Random"}
+
+
+# ----------------------------------------------------------------------------------------------
+# Reading the source
+
+
+def refusal(tree: ast.Module, trusted: ast.Module | None = None) -> str | None:
+    """Why a parsed train.py breaks the rules, with its line, or None. What `trusted`, the human's file, does is no objection."""
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "build_model" and not required_arguments(node) for node in tree.body):
+        return "it must define build_model() at its top level, a function without arguments"
+    known = {text for _, text in objections(trusted)} if trusted else set()
+    return next((f"line {line}: {text}" for line, text in objections(tree) if text not in known), None)
+
+
+def required_arguments(function: ast.FunctionDef) -> int:
+    arguments = function.args
+    return len(arguments.posonlyargs + arguments.args) - len(arguments.defaults) + sum(d is None for d in arguments.kw_defaults)
+
+
+def objections(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, objection) of everything in the source that reaches out of the game."""
+    imported = {
+        (alias.asname or alias.name).split(".")[0]
+        for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+    }
+    for node in ast.walk(tree):
+        for text in objections_to(node, imported):
+            yield node.lineno, text
+
+
+def objections_to(node: ast.AST, imported: set[str]) -> Iterator[str]:
+    match node:
+        case ast.Import(names=names):
+            for alias in names:
+                yield from objections_to_module(alias.name)
+                if alias.name == "prepare":
+                    yield f"names are imported from prepare, not the module: {', '.join(sorted(FROM_PREPARE))}"
+        case ast.ImportFrom(module=module, names=names):
+            yield from objections_to_module(module or ".")
+            for alias in names:
+                if module == "prepare" and alias.name not in FROM_PREPARE:
+                    yield f"`{alias.name}` is not for train.py; prepare offers {', '.join(sorted(FROM_PREPARE))}"
+                elif alias.name in ATTRIBUTES or (module, alias.name) in FILES:
+                    yield f"`{module}.{alias.name}` is out of bounds: no files, processes, sockets or environment"
+        case ast.Name(id=name) if name in BUILTINS:
+            yield f"`{name}` is out of bounds: no files, no code made at run time"
+        case ast.Attribute(value=value, attr=name, ctx=context):
+            if name in ATTRIBUTES or (isinstance(value, ast.Name) and (value.id, name) in FILES):
+                yield f"`{ast.unparse(node)}` is out of bounds: no files, processes, sockets or environment"
+            if name.startswith("__") and name not in DUNDERS:
+                yield f"`{name}` is out of bounds: Python's own machinery is not part of the game"
+            if name in CLOCK and root_of(node) != "self":
+                yield f"`{ast.unparse(node)}` belongs to the clock"
+            if not isinstance(context, ast.Load) and root_of(node) in imported and not SETTINGS & set(ast.unparse(node).split(".")):
+                yield f"`{ast.unparse(node)}` is written to: what is imported stays as it is"
+        case ast.Call(func=ast.Name(id="getattr" | "setattr" | "delattr" | "hasattr" as function), args=[target, *rest]):
+            literal = rest and isinstance(rest[0], ast.Constant)
+            if root_of(target) in imported and (function in ("setattr", "delattr") or not literal):
+                yield f"`{function}` on what is imported, by a name made at run time or to change it, is out of bounds"
+            elif literal and (rest[0].value in ATTRIBUTES or str(rest[0].value).startswith("__")):
+                yield f"`{rest[0].value}` is out of bounds: no files, processes, sockets or environment"
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=arguments, keywords=keywords) if name in SEEDING:
+            given = [*arguments, *(keyword.value for keyword in keywords)]
+            if not given or any(not (isinstance(value, ast.Name) and value.id == "SEED") for value in given):
+                yield f"`{name}` takes prepare's SEED and nothing else: picking seeds is not research"
+
+
+def objections_to_module(name: str) -> Iterator[str]:
+    top, *below = name.split(".")
+    if top not in MODULES:
+        yield f"`import {name}` is out of bounds; train.py may import {', '.join(sorted(MODULES - {'__future__'}))}"
+    elif ATTRIBUTES & set(below):
+        yield f"`import {name}` is out of bounds: no files, processes, sockets or environment"
+
+
+def root_of(node: ast.AST) -> str | None:
+    """The name that a chain of attributes, subscripts and calls begins with."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else None
+
+
+# ----------------------------------------------------------------------------------------------
+# Rehearsing the model
+
+
+def rehearse(path: Path) -> str | None:
+    """Why the model cannot work, or None: also when fake tensors cannot tell, since then only a trial can."""
+    import torch
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode, UnsupportedFakeTensorException,
+        UnsupportedOperatorException,
+    )
+
+    undecided = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException,
+                 UnsupportedOperatorException, NotImplementedError, torch.OutOfMemoryError)
+    sys.path[0] = str(path.parent)
+    try:
+        train = importlib.import_module(path.stem)
+        try:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                forward_and_backward(torch, train.build_model(), rows=2)
+        except undecided:
+            pass
+        except Exception as error:
+            if "fake" not in f"{type(error).__name__} {error}".lower() or torch.cuda.is_available():
+                raise
+            forward_and_backward(torch, train.build_model(), rows=1)        # a doubtful answer: for real, where that costs little
+    except undecided:
+        pass
+    except Refused as error:
+        return str(error)
+    except SystemExit as error:
+        return f"{path.name} ends by itself when it is imported or built: {error}"
+    except BaseException as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == path.name]
+        where = f" line {lines[-1]}" if lines else ""
+        return f"{path.name}{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
+class Refused(Exception):
+    """A model that works but does not keep the contract."""
+
+
+def forward_and_backward(torch, model, rows: int) -> None:
+    from prepare import MAX_SEQ_LEN, VOCAB_SIZE
+
+    if not isinstance(model, torch.nn.Module):
+        raise Refused(f"build_model() must return a torch.nn.Module, not {type(model).__name__}")
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    logits = model(torch.zeros(rows, MAX_SEQ_LEN, dtype=torch.int64, device=device))
+    expected = (rows, MAX_SEQ_LEN, VOCAB_SIZE)
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != expected or not logits.is_floating_point():
+        form = f"{tuple(logits.shape)} {logits.dtype}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise Refused(f"model(idx) must give logits {expected} in floating point, not {form}")
+    if logits.requires_grad:
+        logits.float().logsumexp(-1).mean().backward()
+
+
+if __name__ == "__main__":
+    reason = rehearse(Path(sys.argv[1]).absolute())
+    if reason:
+        print(f"\n{reason}", flush=True)
+    os._exit(1 if reason else 0)

@@ -1,0 +1,118 @@
+"""Variants of small_train.py: composed, trained for some steps and scored, many in one go.
+
+A file of tests/honest or tests/gaming holds what it changes: definitions that take the place of those with the
+same name. As a program, in a process that has imported torch and does no more with it than to fork:
+
+    python tests/games.py FOLDER STEPS SEEDS FILE ...
+
+prints for each file and seed one JSON line: the score or why there is none, the score of a plain evaluation
+of the same weights, and what the preflight has to say. AUTORESEARCH_CACHE names the prepared data.
+"""
+
+import ast
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+MAIN = '\n\nif __name__ == "__main__":\n    train()\n'
+
+
+def compose(path: Path) -> str:
+    """The whole train.py of a variant."""
+    base, _, _ = (TESTS / "small_train.py").read_text().partition(MAIN)
+    return base + "\n\n" + path.read_text().replace("from small_train import *  # noqa: F403\n", "") + MAIN
+
+
+def in_a_child(function, *arguments):
+    """What function(*arguments) returns in a forked child: text."""
+    answer, mine = os.pipe()
+    sys.stdout.flush()
+    if os.fork() == 0:
+        try:
+            os.write(mine, json.dumps(function(*arguments)).encode())
+        except BaseException as error:
+            os.write(mine, json.dumps({"failed": f"{type(error).__name__}: {error}"}).encode())
+        finally:
+            os._exit(0)
+    os.close(mine)
+    with open(answer) as pipe:
+        text = pipe.read()
+    os.wait()
+    return json.loads(text)
+
+
+def train(file: Path, steps: int, seed: int) -> dict:
+    """Train a variant for some steps, save it as `finish` does, and score it in this very process."""
+    import importlib
+    import itertools
+    import math
+
+    import numpy as np
+    import prepare
+    import torch
+    from safetensors.torch import save_model
+
+    sys.path.insert(0, str(file.parent))
+    prepare.SEED = seed
+    torch.manual_seed(seed)
+    torch.set_num_threads(2)
+    module = importlib.import_module(file.stem)
+    model = module.build_model()
+    batches = list(itertools.islice(prepare.TrainBatches(module.ROWS, "cpu"), steps)) if steps else []
+    module.train_on(model, batches, module.build_optimizer(model))
+    save_model(model, str(prepare.RUN_FOLDER / "model.safetensors"))
+    figures = {"profile": prepare.PROFILE.name, "data": prepare.DATA, "device": "cpu", "train_py": str(file)}
+    prepare.write_json(prepare.RUN_FOLDER / "figures.json", figures)
+    rows = torch.from_numpy(prepare.open_rows("val").astype(np.int64))
+    token_bytes = torch.from_numpy(np.load(prepare.cache_folder() / "token_bytes.npy"))[rows[:, 1:]]
+    began, nats = time.perf_counter(), 0.0
+    with torch.inference_mode():
+        model.eval()
+        for row, counted in zip(rows.split(4), (token_bytes > 0).split(4), strict=True):
+            losses = torch.nn.functional.cross_entropy(model(row[:, :-1]).double().mT, row[:, 1:], reduction="none")
+            nats += (losses * counted).sum().item()
+    return {"plain": nats / math.log(2) / token_bytes.sum().item(), "plain_seconds": time.perf_counter() - began}
+
+
+def score() -> dict:
+    import prepare
+
+    try:
+        result = prepare.score()
+        return {"score": result["val_bpb"], "score_seconds": result["score_seconds"]}
+    except prepare.NoScore as reason:
+        return {"score": None, "reason": str(reason)}
+
+
+def rehearse(file: Path) -> dict:
+    from autoresearch import preflight
+
+    return {"preflight": preflight.refusal(ast.parse(file.read_text())) or preflight.rehearse(file)}
+
+
+def main() -> None:
+    sys.path.insert(0, str(TESTS.parent))
+    import prepare
+    import torch  # noqa: F401
+
+    folder, steps, seeds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    for name in sys.argv[4:]:
+        for seed in range(seeds):
+            variant = folder / f"{Path(name).stem}-{seed}"
+            variant.mkdir(parents=True)
+            file = variant / "train.py"
+            file.write_text(compose(Path(name)))
+            prepare.RUN_FOLDER = variant
+            os.environ["AUTORESEARCH_RUN_DIR"] = str(variant)
+            answer = {"name": Path(name).stem, "seed": seed}
+            answer |= in_a_child(rehearse, file) if seed == 0 else {}
+            answer |= in_a_child(train, file, steps, seed)
+            answer |= in_a_child(score) if "failed" not in answer else {}
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
