@@ -138,6 +138,7 @@ class Loop:
             return self.record_attempt(number, self.base, self.base, "baseline", "loop")
         refusal = None
         for _ in range(1 + MENDS):
+            proposal = None
             self.console.proposing(number, self.agent.name)
             try:
                 proposal = self.agent.propose(self.brief(number, refusal), self.repo.worktree)
@@ -154,10 +155,10 @@ class Loop:
             if refusal is None:
                 commit = self.repo.commit(self.task.editable, one_line(proposal.description))
                 return self.record_attempt(number, commit, champion.commit, proposal.description, self.agent.name)
+            self.ledger.append("refused", number=number, reason=refusal, description=one_line(proposal.description) if proposal else "")
             self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
             self.repo.restore_all_but(self.task.editable)
         self.settle()
-        self.ledger.append("refused", number=number, reason=refusal)
         self.refused_in_a_row += 1
         if self.refused_in_a_row >= FAILURES:
             raise UserError(f"{self.agent.name} came to nothing {FAILURES} times in a row, the last time: {refusal}. "

@@ -1415,13 +1415,13 @@ def print_summary(result: dict, split: str) -> None:
     lines = {
         f"{split}_bpb": number(result[f"{split}_bpb"], ".6f"),
         "training_seconds": number(result["training_seconds"], ".1f"),
-        "total_seconds": number(time.time() - result["started"], ".1f"),
+        "total_seconds": number(result["started"] and time.time() - result["started"], ".1f"),
         "peak_vram_mb": number(result["peak_vram_mb"], ".1f"),
         "mfu_percent": number(result["mfu_percent"], ".2f"),
         "total_tokens_M": number(result["total_tokens_M"], ".1f"),
-        "num_steps": number(result["num_steps"], "d"),
+        "num_steps": number(result["num_steps"], ".0f"),
         "num_params_M": number(result["num_params_M"], ".1f"),
-        "depth": number(result["depth"], "d"),
+        "depth": number(result["depth"], ".0f"),
     }
     print("---")
     for key, value in lines.items():

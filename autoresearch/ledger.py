@@ -7,7 +7,7 @@ anything else happens:
     start       the loop was started: hash of its own code
     game        what it runs on: profile, device, data, time budget
     attempt     an edit was committed: number, commit, parent, description, agent, edit
-    refused     a proposal was turned down before it cost a trial: reason
+    refused     a proposal was turned down before it cost a trial: number, description, reason
     interrupted the user stopped an attempt before its verdict; it is run again
     quarantine  an attempt was too good to be true: number, gain, score; it is run again with another seed
     verdict     number, status, score, memory_gb, reason, figures, seconds, holdout (what was kept scores there)

@@ -101,8 +101,7 @@ class Trial:
     def run(self) -> Outcome:
         """Train and score. Never raises for what the commands do; a crash is an outcome."""
         shutil.rmtree(self.folder, ignore_errors=True)      # what an interrupted run of it left behind
-        for path in (*self.outputs, self.folder / "tmp", self.folder / "run/tmp"):
-            path.mkdir(parents=True, exist_ok=True)
+        self._make_folders()
         self.disk_used = disk_usage(self.outputs)
         self.disk_free = shutil.disk_usage(self.folder).free
         referee, joined = None, None
@@ -146,7 +145,7 @@ class Trial:
 
     def rehearse(self) -> str | None:
         """Run the preflight on the editable files. Why a trial would be wasted, or None."""
-        (self.folder / "run/tmp").mkdir(parents=True, exist_ok=True)
+        self._make_folders()
         for name in self.task.editable:
             command = shlex.join([sys.executable, preflight.__file__, name])
             reason = self._condition("preflight", command)
@@ -175,6 +174,10 @@ class Trial:
                 shutil.rmtree(path, ignore_errors=True)
             elif not keep_weights and path.name != "figures.json":
                 path.unlink()
+
+    def _make_folders(self) -> None:
+        for path in (*self.outputs, self.folder / "tmp", self.folder / "run/tmp"):
+            path.mkdir(parents=True, exist_ok=True)
 
     def _condition(self, phase: str, command: str | None) -> str | None:
         if not command:
@@ -229,6 +232,8 @@ class Trial:
 
     def _explain(self, phase: str, reason: str) -> str:
         line = last_word(self.folder / f"{phase}.log")
+        if line and reason == "exit code 1":        # which says nothing that the line does not
+            return line
         return f"{reason}: {line}" if line else reason
 
     def _outcome(self, score: float | None, reason: str, figures: dict[str, float] | None = None) -> Outcome:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import games
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["AUTORESEARCH_PROFILE"] = "test"         # before any test imports prepare.py
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -103,9 +105,9 @@ class Toy:
         return subprocess.Popen(command, cwd=self.folder, env={**self.environment, **more}, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT, text=True)
 
-    def run(self, *arguments: str, expect: int = 0, **more) -> str:
+    def run(self, *arguments: str, expect: int = 0, seconds: float = 120, **more) -> str:
         process = self.start(*arguments, **more)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=seconds)
         assert process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
         return output
 
@@ -164,8 +166,7 @@ def environment(tmp_path) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTORESEARCH_", "GIT_"))}
-    return {**kept, "HOME": str(home), "GIT_CONFIG_NOSYSTEM": "1", "AUTORESEARCH_CACHE": str(tmp_path / "cache")}
+    return games.clean_environment(HOME=str(home), AUTORESEARCH_CACHE=str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -20,6 +20,12 @@ TESTS = Path(__file__).resolve().parent
 MAIN = '\n\nif __name__ == "__main__":\n    train()\n'
 
 
+def clean_environment(**more: str) -> dict[str, str]:
+    """This process's environment without settings of the project or of git."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTORESEARCH_", "GIT_"))}
+    return {**kept, "GIT_CONFIG_NOSYSTEM": "1", **more}
+
+
 def compose(path: Path) -> str:
     """The whole train.py of a variant."""
     base, _, _ = (TESTS / "small_train.py").read_text().partition(MAIN)

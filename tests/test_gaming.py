@@ -1,0 +1,95 @@
+"""Every file of tests/gaming tries to get a better number than it has earned, in a real night, and fails.
+
+Line two of each file says how: refused (by the preflight, before a trial), crash (with the reason that the loop
+gives), or no effect (it is scored like the honest file below it, and not as it wished).
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import games
+from conftest import ROOT, Toy, git
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+TRICKS = sorted((ROOT / "tests/gaming").glob("*.py"))
+EXPECTED = {path.stem: re.search(r"^# (refused|crash|no effect): (.*)$", path.read_text(), re.MULTILINE).groups() for path in TRICKS}
+
+TASK = """---
+task:
+  editable: [train.py]
+  train: python train.py
+  metric: val_bpb
+  score: python prepare.py score --wait --train train.py
+  referee: true
+  holdout: python prepare.py score --split holdout --probe-all --train train.py
+  setup: python prepare.py
+  describe: python prepare.py describe
+  preflight: true
+  time_limit: 60
+  memory_limit: 4
+  disk_limit: 0.5
+---
+"""
+# Proposes one trick after the other; one that is refused is not mended, the next one takes its number.
+CHEAT = """import pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+left = sorted(folder.glob("*.py"))
+if not left:
+    sys.exit("no tricks left")
+pathlib.Path("train.py").write_text(left[0].read_text())
+print(left[0].stem.partition("-")[2])
+left[0].unlink()
+"""
+
+
+@pytest.fixture(scope="session")
+def night(tmp_path_factory):
+    """A run of the real game whose agent knows every trick: the outcome of each by its name, and the run."""
+    folder = tmp_path_factory.mktemp("gaming")
+    home = folder / "home"
+    home.mkdir()
+    (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
+    toy = Toy(folder / "repository", games.clean_environment(HOME=str(home), AUTORESEARCH_PROFILE="test", ANTHROPIC_API_KEY="sk-secret",
+                                                             AUTORESEARCH_CACHE=str(folder / "cache")))
+    toy.write("program.md", TASK)
+    toy.write("train.py", (ROOT / "tests/small_train.py").read_text())
+    toy.write("prepare.py", (ROOT / "prepare.py").read_text())
+    toy.commit()
+    tricks = folder / "tricks"
+    tricks.mkdir()
+    (folder / "cheat.py").write_text(CHEAT)
+    mild = [path for path in TRICKS if EXPECTED[path.stem][0] != "refused"]
+    for path in TRICKS:                             # those that are refused stand between the others
+        position = mild.index(path) if path in mild else 5 * TRICKS.index(path) % len(mild)
+        (tricks / f"{position:03d}-{path.stem}.py").write_text(games.compose(path))
+    toy.run("--agent", "command", "--agent-command", f"{sys.executable} {folder / 'cheat.py'} {tricks}", "--sandbox", "require",
+            "--experiments", str(1 + len(mild)), seconds=800)
+    outcomes = {entry["description"]: ("refused", entry) for entry in toy.journal("refused")}
+    names = {entry["number"]: entry["description"] for entry in toy.journal("attempt")}
+    return {**outcomes, **{names[entry["number"]]: (entry["status"], entry) for entry in toy.journal("verdict")}}, toy
+
+
+@pytest.mark.parametrize("trick", sorted(EXPECTED))
+def test_is_caught(night, trick):
+    outcomes, toy = night
+    kind, reason = EXPECTED[trick]
+    status, entry = outcomes[trick]
+    if kind == "no effect":
+        honest = outcomes["baseline"][1]["score"]
+        assert status in ("keep", "discard") and abs(entry["score"] - honest) < 0.3, entry["reason"]
+    else:
+        assert status == kind and reason in entry["reason"]
+
+
+def test_nothing_was_left_behind(night):
+    outcomes, toy = night
+    log = (toy.runs / f"trials/{outcomes['outlives_its_trial'][1]['number']}/train.log").read_text()
+    assert not Path(f"/proc/{re.search('left behind: ([0-9]+)', log).group(1)}").exists()
+    assert "sk-secret" not in "".join(path.read_text(errors="replace") for path in toy.runs.rglob("*.log"))
+    assert git(toy.folder, "status", "--porcelain") == ""
+    assert json.dumps(outcomes["baseline"][1]["holdout"]) != "null"
+    toy.require_whole()
