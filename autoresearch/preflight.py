@@ -6,8 +6,8 @@ file does and not how it is written. And as a program of its own, confined like 
 
     python preflight.py train.py        # exit code 1, and why in the last line, when the model cannot work
 
-imports the file, builds the model and runs it forward and backward at its real size on fake tensors,
-which have shapes and no contents.
+imports the file, builds the model and runs it forward and backward at its real size: where there is a GPU on fake
+tensors, which have shapes and no contents.
 """
 
 import ast
@@ -122,30 +122,21 @@ def root_of(node: ast.AST) -> str | None:
 # Rehearsing the model
 
 
-def rehearse(path: Path) -> str | None:
-    """Why the model cannot work, or None: also when fake tensors cannot tell, since then only a trial can."""
-    import torch
-    from torch._subclasses.fake_tensor import (
-        DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode, UnsupportedFakeTensorException,
-        UnsupportedOperatorException,
-    )
+def rehearse(path: Path, fake: bool | None = None) -> str | None:
+    """Why the model cannot work, or None: also when fake tensors cannot tell, since then only a trial can.
 
-    undecided = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedFakeTensorException,
-                 UnsupportedOperatorException, NotImplementedError, torch.OutOfMemoryError)
-    sys.path[0] = str(path.parent)
+    fake: take fake tensors, two rows of them; default: where there is a GPU. On a CPU a single real row is
+    quicker and knows everything.
+    """
+    import torch
+
+    sys.path.insert(0, str(path.parent))
     try:
         train = importlib.import_module(path.stem)
-        try:
-            with FakeTensorMode(allow_non_fake_inputs=True):
-                forward_and_backward(torch, train.build_model(), rows=2)
-        except undecided:
-            pass
-        except Exception as error:
-            if "fake" not in f"{type(error).__name__} {error}".lower() or torch.cuda.is_available():
-                raise
-            forward_and_backward(torch, train.build_model(), rows=1)        # a doubtful answer: for real, where that costs little
-    except undecided:
-        pass
+        if torch.cuda.is_available() if fake is None else fake:
+            rehearse_on_fake_tensors(torch, train)
+        else:
+            forward_and_backward(torch, train.build_model(), rows=1)
     except Refused as error:
         return str(error)
     except SystemExit as error:
@@ -155,6 +146,21 @@ def rehearse(path: Path) -> str | None:
         where = f" line {lines[-1]}" if lines else ""
         return f"{path.name}{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
+
+
+def rehearse_on_fake_tensors(torch, train) -> None:
+    from torch._subclasses import fake_tensor
+
+    undecided = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException, NotImplementedError,
+                 fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
+    try:
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            forward_and_backward(torch, train.build_model(), rows=2)
+    except undecided:
+        pass
+    except Exception as error:
+        if "fake" not in f"{type(error).__name__} {error}".lower():     # else it is about the means, not the model
+            raise
 
 
 class Refused(Exception):
@@ -178,6 +184,7 @@ def forward_and_backward(torch, model, rows: int) -> None:
 
 
 if __name__ == "__main__":
+    del sys.path[0]                     # this folder, whose names are not train.py's
     reason = rehearse(Path(sys.argv[1]).absolute())
     if reason:
         print(f"\n{reason}", flush=True)

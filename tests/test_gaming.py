@@ -30,7 +30,7 @@ task:
   describe: python prepare.py describe
   preflight: true
   time_limit: 60
-  memory_limit: 4
+  memory_limit: 2
   disk_limit: 0.5
 ---
 """

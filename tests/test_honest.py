@@ -16,12 +16,12 @@ VARIANTS = sorted(path.stem for path in (ROOT / "tests/honest").glob("*.py"))
 
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory):
-    """What games.py says of each variant, trained for sixty steps."""
+    """What games.py says of each variant, trained for forty steps."""
     folder = tmp_path_factory.mktemp("honest")
     environment = games.clean_environment(AUTORESEARCH_PROFILE="test", AUTORESEARCH_CACHE=str(folder / "cache"))
     subprocess.run([sys.executable, ROOT / "prepare.py"], env=environment, check=True, capture_output=True)
     files = [str(ROOT / f"tests/honest/{name}.py") for name in VARIANTS]
-    answer = subprocess.run([sys.executable, ROOT / "tests/games.py", folder / "runs", "60", "1", *files], env=environment,
+    answer = subprocess.run([sys.executable, ROOT / "tests/games.py", folder / "runs", "40", "1", *files], env=environment,
                             capture_output=True, text=True, timeout=500)
     assert answer.returncode == 0, answer.stderr
     return {entry["name"]: entry for entry in map(json.loads, answer.stdout.splitlines())}

@@ -118,7 +118,7 @@ def test_an_agent_that_never_mends_its_edit_is_given_up(toy):
     toy.plan_steps(otherwise=[{"files": {}, "say": "nothing at all"}])
     output = toy.run_agent(2, expect=2)
     assert "nothing changed in solver.py" in output
-    assert len(toy.journal("refused")) == 5
+    assert len(toy.journal("refused")) == 5 * (1 + 3)   # five proposals, each sent back three times
     toy.require_whole()
 
 
@@ -131,9 +131,10 @@ def test_an_agent_that_fails_is_asked_again(toy):
 
 
 @pytest.mark.parametrize(("code", "reason"), [
-    ("raise ValueError('boom')\n", "training: exit code 1: ValueError: boom"),
-    ("import atexit\natexit.register(print, 'last words')\n1 / 0\n", "training: exit code 1: ZeroDivisionError: division by zero"),
-    ("raise SystemExit('the loss is not a finite number')\n", "training: exit code 1: the loss is not a finite number"),
+    ("raise ValueError('boom')\n", "training: ValueError: boom"),
+    ("import atexit\natexit.register(print, 'last words')\n1 / 0\n", "training: ZeroDivisionError: division by zero"),
+    ("raise SystemExit('the loss is not a finite number')\n", "training: the loss is not a finite number"),
+    ("print('no memory')\nraise SystemExit(3)\n", "training: exit code 3: no memory"),
     ("import os\nos.kill(os.getpid(), 9)\n", "training: killed by SIGKILL"),
     ("VALUE = float('nan')\nprint('score:', VALUE)\n", "score is nan, not a finite number"),
     ("print('nothing')\n", "train.log holds no line `score: NUMBER`"),
