@@ -1,10 +1,13 @@
 """The clock that is the data loader, `finish`, and the score: the promises that make a trial fair."""
 
+import contextlib
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -243,3 +246,98 @@ def test_training_without_prepared_data_says_what_to_run(tmp_path):
     answer = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, env=environment(tmp_path / "empty"),
                             capture_output=True, text=True)
     assert answer.returncode == 2 and "run `uv run prepare.py` first" in answer.stderr and "Traceback" not in answer.stderr
+
+
+# -- the referee
+
+
+@pytest.fixture
+def joined(cache, monkeypatch):
+    """A referee, and this process in the place of the training."""
+    monkeypatch.setattr(prepare, "TIME_BUDGET", 0.5)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    referee = prepare.Referee(theirs)
+    monkeypatch.setenv("AUTORESEARCH_REFEREE", str(ours.fileno()))
+    monkeypatch.setattr(prepare.RefereeRows, "channel", ours)
+    yield referee, ours
+    ours.close()
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(referee.pid, 9)
+        os.waitpid(referee.pid, 0)
+
+
+def test_the_referee_gives_the_rows_that_a_run_by_hand_gets(joined, monkeypatch):
+    from_referee = [batch[0] for batch, _ in zip(prepare.TrainBatches(4, "cpu"), range(20), strict=False)]
+    monkeypatch.delenv("AUTORESEARCH_REFEREE")
+    monkeypatch.setattr(prepare.TrainBatches, "_start", None)
+    by_hand = [batch[0] for batch, _ in zip(prepare.TrainBatches(4, "cpu"), range(20), strict=False)]
+    assert len(from_referee) == 20 and all((one == other).all() for one, other in zip(from_referee, by_hand, strict=True))
+
+
+def test_the_referee_gives_nothing_before_its_clock_and_nothing_after(joined):
+    referee, channel = joined
+    channel.send(b"open 2")
+    number, (memory,), _, _ = socket.recv_fds(channel, 64, 1)
+    channel.send(b"next " + number)
+    assert channel.recv(64) == b"over" and not prepare.shared_rows(memory, 2).any()
+    channel.send(b"start")
+    assert channel.recv(64) == b"go"
+    began, answers = time.monotonic(), []
+    while not answers or answers[-1] == b"go":
+        channel.send(b"next " + number)
+        answers.append(channel.recv(64))
+    assert answers[-1] == b"over" and len(answers) > 2 and 0.45 < time.monotonic() - began < 5.0
+    channel.send(b"start")                              # a second start is none
+    assert channel.recv(64) == b"go"
+    channel.send(b"next " + number)
+    assert channel.recv(64) == b"over"
+
+
+def test_a_training_that_goes_on_after_the_clock_is_void(joined, tmp_path, monkeypatch):
+    referee, channel = joined
+    list(prepare.TrainBatches(4, "cpu"))
+    real = time.perf_counter
+    monkeypatch.setattr(prepare, "_now", lambda: real() + 6)
+    with pytest.raises(prepare.NoScore, match=r"void: the training process went on for 6\.\d s after its 0\.5 s"):
+        referee.require_in_time(tmp_path / "model.safetensors")
+
+
+def test_a_training_in_time_is_not_and_saving_a_large_model_takes_its_time(joined, tmp_path, monkeypatch):
+    referee, channel = joined
+    list(prepare.TrainBatches(4, "cpu"))
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.truncate(2_000_000_000)                    # ten seconds
+    real = time.perf_counter
+    monkeypatch.setattr(prepare, "_now", lambda: real() + 6)
+    referee.require_in_time(tmp_path / "model.safetensors")
+
+
+def test_a_training_without_a_batch_has_no_score(joined, tmp_path):
+    with pytest.raises(prepare.NoScore, match="drew no batch"):
+        joined[0].require_in_time(tmp_path / "model.safetensors")
+
+
+def test_figures_are_read_as_what_a_stranger_wrote(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(prepare, "RUN_FOLDER", tmp_path)
+    good = {"profile": "test", "data": "sotu", "device": "cpu", "train_py": "x", "num_steps": 3}
+    strange = {"val_bpb": 0.1, "depth": "7", "mfu_percent": float("nan"), "peak_vram_mb": [1]}
+    (tmp_path / "figures.json").write_text(json.dumps(good | strange))
+    figures = prepare.read_figures()
+    assert figures["num_steps"] == 3 and "val_bpb" not in figures
+    assert figures["depth"] is figures["mfu_percent"] is figures["peak_vram_mb"] is figures["started"] is None
+    for text in ("", "[]", "{}", json.dumps(good | {"device": "file:///"}), json.dumps(good | {"data": 7})):
+        (tmp_path / "figures.json").write_text(text)
+        with pytest.raises(SystemExit):
+            prepare.read_figures()
+    (tmp_path / "figures.json").unlink()
+    (tmp_path / "other.json").write_text(json.dumps(good))
+    for make in (lambda: (tmp_path / "figures.json").symlink_to("other.json"), lambda: os.mkfifo(tmp_path / "figures.json")):
+        make()
+        with pytest.raises(SystemExit):
+            prepare.read_figures()
+        (tmp_path / "figures.json").unlink()
+
+
+def test_cuts_cover_the_whole_row():
+    cuts = prepare.spread(500, np.random.default_rng())
+    assert cuts.min() == 1 and cuts.max() == prepare.MAX_SEQ_LEN - 1 and set(cuts) == set(range(1, prepare.MAX_SEQ_LEN))

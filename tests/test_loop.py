@@ -335,3 +335,84 @@ def test_notes_in_program_md_reach_the_agent_in_the_same_night(toy):
     assert "Try even numbers." not in (toy.runs / "proposals/2/brief.md").read_text()
     told = (toy.runs / "proposals/3/brief.md").read_text()
     assert "Try even numbers." in told and "set it to 5" in told and "higher is better" in told
+
+
+# -- what has to be right about a trial before its number counts
+
+
+def test_the_holdout_is_measured_of_what_is_kept_and_decides_nothing(toy):
+    """Its number is recorded however bad it is; its failing takes the score away."""
+    program = (toy.folder / "program.md").read_text()
+    toy.write("program.md", program.replace("guard:", "holdout: python holdout.py\n  guard:"))
+    toy.write("holdout.py", "import solver\nassert solver.VALUE != 5, 'no holdout for five'\nprint('holdout_score:', -solver.VALUE)\n")
+    toy.commit()
+    toy.plan_steps(e2=[step(3)], e3=[step(2)], e4=[step(5)])
+    toy.run_agent(4)
+    assert toy.statuses() == ["keep", "keep", "discard", "crash"]
+    assert [entry["holdout"] for entry in toy.journal("verdict")] == [-1, -3, None, None]
+    assert toy.journal("verdict")[3]["reason"] == "on the holdout: AssertionError: no holdout for five"
+    assert toy.rows()[3][1] == "0.000000"
+    toy.require_whole()
+
+
+LUCK = "import os\nVALUE = {value} if os.environ['AUTORESEARCH_SEED'] == '42' else {other}\nprint('score:', VALUE)\n"
+
+
+@pytest.mark.parametrize(("other", "status", "reason"), [
+    (60, "keep", "50.000000 is 49"), (1, "discard", "in quarantine, with another seed: 1.000000 equals"),
+    ("1 / 0", "crash", "in quarantine: training: ZeroDivisionError"),
+])
+def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy, other, status, reason):
+    toy.write("facts.py", "print('{\"implausible_gain\": 5}')")
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit", "describe: python facts.py\n  time_limit"))
+    toy.write("check.py", "")
+    toy.commit()
+    lucky = {"files": {"solver.py": LUCK.format(value=50, other=other)}, "say": "fifty"}
+    toy.plan_steps(e2=[step(-1)], e3=[step(-2)], e4=[step(-3)], e5=[step(-4)], e6=[lucky], e7=[step(0.5)])
+    output = toy.run_agent(7)
+    verdict = toy.journal("verdict")[5]
+    assert verdict["status"] == status and verdict["reason"].startswith(reason)
+    assert "too good to be believed once" in output
+    assert [(entry["number"], entry["gain"]) for entry in toy.journal("quarantine")] == [(6, 49)]
+    toy.require_whole()
+
+
+def test_a_trial_that_changes_what_it_is_scored_with_is_void(toy):
+    """Unconfined, it can; it is seen all the same. The next trial has the right files again."""
+    toy.plan_steps(e2=[{"files": {"solver.py": "open('check.py', 'w').close()\nopen('new.py', 'w').close()\n" + solver(30)}, "say": "cheat"}],
+                   e3=[step(30)], e4=[step(4)])
+    toy.run_agent(4, "--sandbox", "off")
+    assert toy.statuses() == ["keep", "crash", "discard", "keep"]
+    assert toy.journal("verdict")[1]["reason"] == "void: check.py, new.py changed while the trial ran"
+    assert "30 is forbidden" in toy.journal("verdict")[2]["reason"]
+
+
+def test_trials_run_from_the_commit_that_the_run_began_with(toy):
+    """A later commit of the user's does not change the rules of a run that is going on."""
+    toy.plan_steps(e2=[step(2)], e3=[step(30)])
+    toy.run_agent(2)
+    toy.write("check.py", "")
+    toy.commit()
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "discard"]
+
+
+def test_a_loop_whose_own_code_changes_stops(toy):
+    own = toy.folder.parent / "own"
+    for path in (ROOT / "loop.py", *ROOT.glob("autoresearch/**/*.py")):
+        (own / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        (own / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    tamper = f"open({str(own / 'autoresearch/judge.py')!r}, 'a').write('\\n')\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": tamper + solver(2)}, "say": "tamper"}], e3=[step(3)])
+
+    def run() -> tuple[int, str]:
+        process = toy.start(*toy.agent, "--experiments", "3", "--sandbox", "off", loop=own / "loop.py")
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    code, output = run()
+    assert code == 2 and "the loop's own code changed while it ran" in output
+    assert len(toy.rows()) == 2
+    assert run()[0] == 0 and toy.statuses() == ["keep", "keep", "keep"]
+    codes = [entry["code"] for entry in toy.journal("start")]
+    assert len(codes) == len(set(codes)) == 2
