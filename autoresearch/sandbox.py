@@ -10,7 +10,7 @@ itself a session of its own. The command itself is confined before it starts, by
   processes outside.
 - else bubblewrap, where it is installed and may make namespaces: the same files, no others to be seen.
 
-With either, a system call filter takes away IP sockets, connecting to any other, and tracing.
+With either, a system call filter takes away IP sockets, connecting to any other, tracing, and changing modes.
 
 As a program of its own, which imports nothing of the loop; a name like $TMPDIR in a path is looked up
 in the environment that the command gets:
@@ -166,26 +166,32 @@ def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -
 # ----------------------------------------------------------------------------------------------
 # The system call filter (linux/seccomp.h, linux/filter.h)
 
-# machine: audit number, then the system calls socket, connect, ptrace, process_vm_readv, process_vm_writev
-MACHINES = {"x86_64": (0xC000003E, 41, 42, 101, 310, 311), "aarch64": (0xC00000B7, 198, 203, 117, 270, 271)}
-IO_URING_SETUP, PIDFD_GETFD = 425, 438                      # the same on every architecture
+# machine: audit number, and its numbers of the system calls: socket; those that fail (connect, ptrace, process_vm_readv,
+# process_vm_writev, truncate); those that do nothing (chmod, fchmod, chown, fchown, lchown, fchownat, fchmodat).
+MACHINES = {
+    "x86_64": (0xC000003E, 41, (42, 101, 310, 311, 76), (90, 91, 92, 93, 94, 260, 268)),
+    "aarch64": (0xC00000B7, 198, (203, 117, 270, 271, 45), (52, 53, 54, 55)),
+}
+IO_URING_SETUP, PIDFD_GETFD, FCHMODAT2 = 425, 438, 452      # the same on every architecture
 UNIX_SOCKET, PERMISSION_DENIED = 1, 13
 
 
 def filter_program() -> bytes:
-    """Takes away sockets of every family but the local one, connecting with those, and the memory of other processes.
+    """Takes away what Landlock leaves: sockets of every family but the local one and connecting with those; other
+    processes' memory; truncating by path (old kernels); changing modes and owners, which linkers do: that seems to succeed.
 
     Empty for a machine that is not known.
     """
     if platform.machine() not in MACHINES:
         return b""
-    machine, socket, *denied = MACHINES[platform.machine()]
+    machine, socket, denied, idle = MACHINES[platform.machine()]
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     program = [(load, 0, 0, 4), (equal, 1, 0, machine), "deny", (load, 0, 0, 0), (at_least, 0, 1, 0x40000000), "deny"]
-    for number in (*denied, IO_URING_SETUP, PIDFD_GETFD):
-        program += [(equal, 0, 1, number), "deny"]
+    for numbers, what in (((*denied, IO_URING_SETUP, PIDFD_GETFD), "deny"), ((*idle, FCHMODAT2), "nothing")):
+        for number in numbers:
+            program += [(equal, 0, 1, number), what]
     program += [(equal, 1, 0, socket), "allow", (load, 0, 0, 16), (equal, 1, 0, UNIX_SOCKET), "deny", "allow"]
-    answers = {"deny": (answer, 0, 0, 0x00050000 | PERMISSION_DENIED), "allow": (answer, 0, 0, 0x7FFF0000)}
+    answers = {"allow": (answer, 0, 0, 0x7FFF0000), "deny": (answer, 0, 0, 0x00050000 | PERMISSION_DENIED), "nothing": (answer, 0, 0, 0x00050000)}
     # Each step: operation, steps to skip if true, if false, value.
     return b"".join(struct.pack("=HBBI", *answers.get(step, step)) for step in program)
 

@@ -87,8 +87,7 @@ def build_model():
 """
 
 
-@pytest.mark.parametrize("fake", [False, True])
-@pytest.mark.parametrize(("old", "new", "reason"), [
+@pytest.mark.parametrize(("old", "new", "reason", "fake"), [(*case, False) for case in (
     ("", "", None),
     ("Linear(8", "Linear(9", "train.py line 9: RuntimeError:"),
     ("self.head(self.table(idx))", "self.head(self.table(idx))[..., :100]", "must give logits"),
@@ -96,7 +95,10 @@ def build_model():
     ("return Model()", "return 7", "build_model() must return a torch.nn.Module, not int"),
     ("import torch\n", "import torch\nx = 1 / 0\n", "train.py line 2: ZeroDivisionError: division by zero"),
     ("import torch\n", "import torch\nraise SystemExit('no')\n", "train.py ends by itself when it is imported or built: no"),
-    ("self.table(idx)", "self.table(idx) * (2 if self.head.weight.sum().item() > 0 else 1)", None),     # what fake tensors cannot tell
+)] + [
+    ("", "", None, True),
+    ("Linear(8", "Linear(9", "train.py line 9: RuntimeError:", True),
+    ("self.table(idx)", "self.table(idx) * (2 if self.head.weight.sum().item() > 0 else 1)", None, True),   # what they cannot tell
 ])
 def test_the_rehearsal(tmp_path, old, new, reason, fake):
     (tmp_path / "train.py").write_text(MODEL.replace(old, new) if old else MODEL)

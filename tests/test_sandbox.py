@@ -20,6 +20,8 @@ def attempt(action):
         return "done"
     except OSError as error:
         return type(error).__name__
+def missing():
+    raise PermissionError
 out = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
 target = json.loads(pathlib.Path("target.json").read_text())
 seen = {
@@ -41,6 +43,7 @@ seen = {
     "see what lies beside it": attempt(lambda: open(target["beside"]).read()),
     "share memory": attempt(lambda: os.close(os.open("/dev/shm/autoresearch-test", os.O_CREAT | os.O_RDWR))),
     "write the log of its trial": attempt(lambda: open(out.parent / "score.log", "a").close()),
+    "change a mode": attempt(lambda: (os.chmod(target["beside"], 0o600), os.stat(target["beside"]).st_mode & 0o777 == 0o600 or missing())),
     "signal the loop": attempt(lambda: os.kill(target["loop"], 0)),
     "read the loop's environment": attempt(pathlib.Path(f"/proc/{target['loop']}/environ").read_text),
     "own folder": attempt(lambda: (out / "mine").write_text("x")),
@@ -54,7 +57,7 @@ DENIED = [
     "read home", "read a file at home", "read the repository", "read git's folder", "read the journal", "write the journal",
     "write the results", "write another trial", "write its own source", "write the guard", "a child, confined too",
     "read the loop's environment", "read what it shall not see", "share memory", "write the log of its trial", "connect",
-    "listen", "connect to a local socket", "send a datagram",
+    "listen", "connect to a local socket", "send a datagram", "change a mode",
 ]
 
 
