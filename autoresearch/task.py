@@ -40,7 +40,9 @@ class Task:
     guard: str | None = None                # must end with exit code 0 before a keep
     holdout: str | None = None              # the same, and what it measures is recorded; no decision reads it
     setup: str | None = None                # run once, before the first trial
-    describe: str | None = None             # prints a JSON object of facts: profile, device, data, time_budget, game
+    # Prints a JSON object of facts: profile, device, data, time_budget, game (a hash of the data); implausible_gain (a larger
+    # one is believed only twice); paths that are `readable` to trials besides those below, and `hidden` from them.
+    describe: str | None = None
     preflight: bool = False                 # edits keep this project's own contract (preflight.py)
     readable: tuple[str, ...] = ()          # files and folders outside the worktree that the commands need
     writable: tuple[str, ...] = ()          # and those that they write to, besides their own output folder

@@ -341,3 +341,28 @@ def test_figures_are_read_as_what_a_stranger_wrote(cache, tmp_path, monkeypatch,
 def test_cuts_cover_the_whole_row():
     cuts = prepare.spread(500, np.random.default_rng())
     assert cuts.min() == 1 and cuts.max() == prepare.MAX_SEQ_LEN - 1 and set(cuts) == set(range(1, prepare.MAX_SEQ_LEN))
+
+
+# -- the score on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("shared_by", ["handle", "host"])
+def test_the_score_on_a_gpu(cache, run, tmp_path, shared_by):
+    """Logits through the device's own memory, and through the host's where that cannot be shared: the score of the CPU."""
+    (tmp_path / "train.py").write_text(BIGRAM.format(root=str(ROOT)).replace("return Bigram()", "return Bigram().cuda()"))
+    figures = json.loads((cache / "last-run/figures.json").read_text())
+    (tmp_path / "figures.json").write_text(json.dumps({**figures, "device": "cuda", "train_py": str(tmp_path / "train.py")}))
+    (tmp_path / "model.safetensors").write_bytes((cache / "last-run/model.safetensors").read_bytes())
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare\n" \
+           "def note(memory, handle):\n    print('shared by', 'handle' if handle else 'host'); return memory, handle\n" \
+           "original = prepare.device_memory\n" \
+           + ("def none(size):\n    raise OSError\nprepare.device_memory = none\n" if shared_by == "host" else
+              "prepare.device_memory = lambda size: note(*original(size))\n") \
+           + "print('score', prepare.score()['val_bpb'])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                            env=environment(cache, AUTORESEARCH_RUN_DIR=str(tmp_path)))
+    assert answer.returncode == 0, answer.stderr
+    assert ("shared by handle" in answer.stdout) == (shared_by == "handle")
+    assert float(answer.stdout.rpartition("score ")[2]) == pytest.approx(expected_score(cache, "val"), abs=1e-5)
