@@ -106,6 +106,7 @@ class Loop:
         self.folder = ledger.path.parent
         self.results = Results(root / "results.tsv", ledger)
         self.refused_in_a_row = 0
+        self.rehearsed: float | None = None             # seconds that the last rehearsal took
 
     def night(self, limits: Limits) -> str:
         """The loop. Returns why it ended."""
@@ -179,7 +180,9 @@ class Loop:
         """Why the edit in the worktree cannot work, found without a trial, or None."""
         if not self.task.preflight:
             return None
-        reason = self.trial(self.folder / "trials" / str(number), self.repo.worktree).rehearse()
+        trial = self.trial(self.folder / "trials" / str(number), self.repo.worktree)
+        reason = trial.rehearse()
+        self.rehearsed = trial.seconds.get("preflight")
         self.require_space()
         return reason
 
@@ -193,7 +196,7 @@ class Loop:
 
     def record_attempt(self, number: int, commit: str, parent: str, description: str, agent: str) -> Attempt:
         self.ledger.append("attempt", number=number, commit=commit, parent=parent, description=description, agent=agent,
-                           edit=self.edit())
+                           edit=self.edit(), preflight=self.rehearsed)
         self.repo.remember(number, commit)
         self.refused_in_a_row = 0
         return self.ledger.attempts[-1]

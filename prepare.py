@@ -840,6 +840,9 @@ class CacheRows:
         return True
 
 
+MOST_ROWS = 1 << 16                                 # of a batch that the referee hands over
+
+
 class RefereeRows:
     """The same rows from the referee, through memory that both see. There are none before its clock starts.
 
@@ -857,7 +860,7 @@ class RefereeRows:
             self.channel.send(b"open %d" % batch_size)
             number, memories, _, _ = socket.recv_fds(self.channel, 64, 1)
         if not memories:
-            raise RuntimeError("the referee gives no rows")
+            raise RuntimeError(f"the referee gives no batch of {batch_size} rows ({MOST_ROWS} at most)")
         self.number, memory = int(number), memories[0]
         self.started = threading.Event()
         self.batch = shared_rows(memory, batch_size)
@@ -909,7 +912,7 @@ class Referee:
         streams: list[tuple[CacheRows, np.ndarray]] = []
         while message := self.channel.recv(64):
             word, _, number = message.partition(b" ")
-            if word == b"open" and len(streams) < 64:
+            if word == b"open" and len(streams) < 64 and int(number) <= MOST_ROWS:
                 memory = os.memfd_create("rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 os.ftruncate(memory, 2 * int(number) * (MAX_SEQ_LEN + 1))
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
@@ -932,8 +935,8 @@ class Referee:
     def require_in_time(self, saved: Path) -> None:
         """Call when the training process has just ended. Raises NoScore if it went on after the clock.
 
-        Allowed are one step (of two seconds or a twentieth of the budget, at most), two seconds, and what saving
-        the weights takes at 200 MB/s.
+        Allowed are two seconds, one step, and what saving the weights takes at 200 MB/s; the latter two up to two
+        seconds or a twentieth of the budget each.
         """
         now = _now()
         os.kill(self.pid, signal.SIGKILL)
@@ -943,8 +946,9 @@ class Referee:
             raise NoScore("the training drew no batch from TrainBatches")
         over = now - clock - TIME_BUDGET
         longest_step = max(longest_step, clock + TIME_BUDGET - last)
-        saving = saved.stat().st_size / 200e6 if saved.exists() else 0.0
-        allowed = min(longest_step, max(2.0, TIME_BUDGET / 20)) + 2.0 + saving
+        saving = saved.lstat().st_blocks * 512 / 200e6 if saved.exists() else 0.0
+        most = max(2.0, TIME_BUDGET / 20)
+        allowed = 2.0 + min(longest_step, most) + min(saving, most)
         if over > allowed:
             raise NoScore(f"void: the training process went on for {over:.1f} s after its {TIME_BUDGET:g} s; {allowed:.1f} s are "
                           "allowed, for the last step and for saving")

@@ -6,7 +6,7 @@ anything else happens:
     run         a run began: tag, base commit, task
     start       the loop was started: hash of its own code
     game        what it runs on: profile, device, data, time budget
-    attempt     an edit was committed: number, commit, parent, description, agent, edit
+    attempt     an edit was committed: number, commit, parent, description, agent, edit, seconds of its preflight
     refused     a proposal was turned down before it cost a trial: number, description, reason
     interrupted the user stopped an attempt before its verdict; it is run again
     quarantine  an attempt was too good to be true: number, gain, score; it is run again with another seed

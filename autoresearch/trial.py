@@ -36,6 +36,7 @@ ENVIRONMENT = (
 )
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")      # compiled kernels, private to one run
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+REHEARSAL_LIMIT = 60.0              # seconds; it takes about two
 LOG_TAIL = 1 << 20                  # bytes at the end of a log in which a metric is looked for
 
 
@@ -88,7 +89,8 @@ class Trial:
                  changed: Callable[[], list[str]] = list, stopped: Callable[[], bool] = lambda: False,
                  show: Callable[[str | None], None] = lambda phase: None) -> None:
         self.task, self.stage, self.folder, self.environment = task, stage, folder, environment
-        self.limits = dict.fromkeys(("preflight", "score", "guard", "holdout"), task.score_limit)
+        self.limits = dict.fromkeys(("score", "guard", "holdout"), task.score_limit)
+        self.limits["preflight"] = REHEARSAL_LIMIT
         self.limits["train"] = task.time_limit + time_budget
         self.confine, self.changed, self.stopped, self.show = confine, changed, stopped, show
         self.seconds: dict[str, float] = {}

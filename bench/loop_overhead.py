@@ -16,16 +16,18 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("import", "build", "warm-up", "save", "exit", "score", "rest", "git and record")
+PARTS = ("preflight", "import", "build", "warm-up", "save", "exit", "score", "holdout", "rest", "git and record")
 MEANING = {
+    "preflight": "an edit is built and run once before it costs a trial; the baseline is not",
     "import": "process start until torch and prepare.py are imported",
     "build": "until the model and its optimizers are made",
     "warm-up": "until the clock starts",
     "save": "from the end of training until the weights are on disk",
     "exit": "until the training process has ended",
-    "score": "until val_bpb is known; the scorer imported torch while the training did",
+    "score": "until val_bpb is known, probes included; the scorer imported torch while the training did",
+    "holdout": "of what is kept only: import, holdout score, every row probed",
     "rest": "checking out the attempt, starting processes, reading figures",
-    "git and record": "verdict, keep or reset, proposal, commit",
+    "git and record": "verdict, keep or reset, proposal, stage, commit",
 }
 
 
@@ -41,6 +43,7 @@ def measure(run: Path) -> list[dict[str, float]]:
     """Seconds of every part, one entry a trial that was trained and scored; the first lacks what precedes it."""
     events = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     trials, previous = [], None
+    rehearsed = {event["number"]: event["preflight"] for event in events if event.get("preflight")}
     for event in events:
         if event["event"] in ("run", "stop", "interrupted"):
             previous = None                 # time between two calls of the loop is nobody's overhead
@@ -57,11 +60,15 @@ def measure(run: Path) -> list[dict[str, float]]:
                 "save": line["saved"] - line["finished"],
                 "exit": seconds["train"] - line["saved"],
                 "score": seconds["score"],
-                "rest": seconds["wall"] - seconds["train"] - seconds["score"],
+                "rest": seconds["wall"] - seconds["train"] - seconds["score"] - seconds.get("holdout", 0.0),
             }
+            if event["number"] in rehearsed:
+                trial["preflight"] = rehearsed[event["number"]]
+            if "holdout" in seconds:
+                trial["holdout"] = seconds["holdout"]
             if previous is not None:
                 trial["whole"] = event["time"] - previous
-                trial["git and record"] = trial["whole"] - seconds["wall"]
+                trial["git and record"] = trial["whole"] - seconds["wall"] - trial.get("preflight", 0.0)
                 trial["outside training"] = trial["whole"] - trial["training"]
             trials.append(trial)
         previous = event["time"]

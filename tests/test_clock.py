@@ -302,14 +302,17 @@ def test_a_training_that_goes_on_after_the_clock_is_void(joined, tmp_path, monke
         referee.require_in_time(tmp_path / "model.safetensors")
 
 
-def test_a_training_in_time_is_not_and_saving_a_large_model_takes_its_time(joined, tmp_path, monkeypatch):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_saving_a_large_model_takes_its_time(joined, tmp_path, monkeypatch, sparse):
+    """A second for 200 MB that are there, none for a file that only says it is large."""
     referee, channel = joined
     list(prepare.TrainBatches(4, "cpu"))
     with open(tmp_path / "model.safetensors", "wb") as file:
-        file.truncate(2_000_000_000)                    # ten seconds
+        file.truncate(300_000_000) if sparse else os.posix_fallocate(file.fileno(), 0, 300_000_000)
     real = time.perf_counter
-    monkeypatch.setattr(prepare, "_now", lambda: real() + 6)
-    referee.require_in_time(tmp_path / "model.safetensors")
+    monkeypatch.setattr(prepare, "_now", lambda: real() + 2.8)
+    with pytest.raises(prepare.NoScore) if sparse else contextlib.nullcontext():
+        referee.require_in_time(tmp_path / "model.safetensors")
 
 
 def test_a_training_without_a_batch_has_no_score(joined, tmp_path):

@@ -1,12 +1,14 @@
-"""A head sees one token ahead at a single position of the row."""
+"""Is told the next token, at a single position of the row."""
 # crash: looks ahead
 
 from small_train import *  # noqa: F403
 
 
-def attention(q, k, v):
-    position = torch.arange(q.size(2))
-    distance = position[:, None] - position
-    mask = (distance >= 0).repeat(HEADS, 1, 1)
-    mask[0] |= (distance == -1) & (position[:, None] == 40)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+class Model(Model):
+    def forward(self, idx):
+        logits = super().forward(idx)
+        if self.training:
+            return logits
+        told = torch.zeros_like(logits)
+        told[:, 40].scatter_(1, idx[:, 41, None], 3.0)
+        return logits + told
