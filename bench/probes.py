@@ -24,11 +24,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=150)
     arguments = parser.parse_args()
-    files = sorted((ROOT / "tests/honest").glob("*.py")) + sorted((ROOT / "tests/gaming").glob("lea*.py"))
+    honest = sorted((ROOT / "tests/honest").glob("*.py"))
+    cheating = [*sorted((ROOT / "tests/gaming").glob("lea*.py")), ROOT / "bench/smallest_leak.py"]
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "AUTORESEARCH_PROFILE": "test", "AUTORESEARCH_CACHE": folder}
         subprocess.run([sys.executable, ROOT / "prepare.py"], env=environment, check=True)
-        command = [sys.executable, ROOT / "tests/games.py", f"{folder}/runs", str(arguments.steps), str(arguments.seeds), *files]
+        command = [sys.executable, ROOT / "tests/games.py", f"{folder}/runs", str(arguments.steps), str(arguments.seeds), *honest, *cheating]
         caught, scored, worst = collections.Counter(), collections.Counter(), 0.0
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as games:
             for line in games.stdout:
@@ -37,12 +38,12 @@ def main() -> None:
                     sys.exit(f"error: {entry}")
                 scored[entry["name"]] += 1
                 caught[entry["name"]] += entry["score"] is None
-                if entry["score"] is None and (ROOT / f"tests/honest/{entry['name']}.py").exists():
+                if entry["score"] is None and entry["name"] in {path.stem for path in honest}:
                     print(f"false alarm: {entry['name']}, seed {entry['seed']}: {entry['reason']}", flush=True)
                 elif entry["score"] is not None:
                     worst = max(worst, abs(entry["score"] - entry["plain"]))
-    for kind in ("honest", "gaming"):
-        names = [name for name in scored if (ROOT / f"tests/{kind}/{name}.py").exists()]
+    for kind, files in (("honest", honest), ("looking ahead or learning", cheating)):
+        names = [path.stem for path in files]
         print(f"\n{kind}: {sum(caught[name] for name in names)} of {sum(scored[name] for name in names)} caught")
         for name in names:
             print(f"  {name:<28}{caught[name]:>4} of {scored[name]}")
