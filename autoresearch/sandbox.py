@@ -6,11 +6,12 @@ itself a session of its own. The command itself is confined before it starts, by
 
 - Landlock, the kernel's own way for a process to give up rights: no root, no package, works in
   containers. It keeps reading the interpreter, the system's libraries and what the rules name, writing
-  where the rules say, and devices. It loses all other files, and (kernel 6.12 and later) signals to
-  processes outside.
+  where the rules say, and the devices of the GPU. It loses all other files, and (kernel 6.12 and later)
+  signals to processes outside.
 - else bubblewrap, where it is installed and may make namespaces: the same files, no others to be seen.
 
-With either, a system call filter takes away IP sockets, connecting to any other, tracing, and changing modes.
+With either, root's privileges go, and a system call filter takes away IP sockets, connecting to any other, tracing, setting
+the clock, and every way to leave a note for another process that is not a file.
 
 As a program of its own, which imports nothing of the loop; a name like $TMPDIR in a path is looked up
 in the environment that the command gets:
@@ -18,8 +19,10 @@ in the environment that the command gets:
     python sandbox.py '{"by": "Landlock", "read": ["/data"], "write": ["/out"], "hidden": ["/data/secret"]}' command argument ...
 """
 
+import contextlib
 import ctypes
 import functools
+import glob
 import json
 import os
 import platform
@@ -29,6 +32,7 @@ import signal
 import struct
 import subprocess
 import sys
+import sysconfig
 import time
 import traceback
 from collections.abc import Callable
@@ -40,11 +44,13 @@ SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/opt", "/etc", "
 # which a root process could read in spite of Landlock's ban on tracing.
 PROC = ("self", "cpuinfo", "devices", "driver", "filesystems", "loadavg", "meminfo", "modules", "stat", "sys", "uptime",
         "version", "vmstat")
-DEVICES, SHARED_MEMORY = "/dev", ("/dev/shm", "/dev/mqueue")    # null, urandom, the GPU's; not what other processes read
+DEVICES = ("null", "zero", "full", "random", "urandom")
+GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dri", "kfd", "dxg")
+DAC_OVERRIDE = 1                    # the one privilege that root keeps: files whose mode does not name it
 GRACE_SECONDS = 4.0                 # between SIGTERM and SIGKILL
 
 # sys/prctl.h
-PARENT_DEATH_SIGNAL, SECCOMP, CHILD_SUBREAPER, NO_NEW_PRIVILEGES = 1, 22, 36, 38
+PARENT_DEATH_SIGNAL, SECCOMP, DROP_PRIVILEGE, CHILD_SUBREAPER, NO_NEW_PRIVILEGES = 1, 22, 24, 36, 38
 
 
 # ----------------------------------------------------------------------------------------------
@@ -57,9 +63,10 @@ EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REFER, TRUNCATE, IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
 FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE        # those that make sense for a single file
-FILE_RIGHTS_OF_VERSION = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+DEVICE_RIGHTS = READ_FILE | READ_DIR | WRITE_FILE | TRUNCATE | IOCTL_DEVICE
+FILE_RIGHTS_OF_VERSION = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
 BOTH_TCP_RIGHTS = 0b11                                      # bind and connect, from version 4
-BOTH_SCOPES = 0b11                                          # abstract sockets and signals, from version 6
+BOTH_SCOPES, SIGNALS = 0b11, 0b10                           # abstract sockets and signals, from version 6
 
 
 def system_call(number: int, *arguments) -> int:
@@ -91,16 +98,14 @@ def restrict(read: list[str], write: list[str], hidden: list[str]) -> None:
     """
     known = version()
     handled = FILE_RIGHTS_OF_VERSION[max(v for v in FILE_RIGHTS_OF_VERSION if v <= known)]
-    network = BOTH_TCP_RIGHTS if known >= 4 else 0
-    scoped = BOTH_SCOPES if known >= 6 else 0
-    attributes = struct.pack("=QQQ", handled, network, scoped)[: 8 * (1 + (known >= 4) + (known >= 6))]
-    rules = system_call(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
-    hidden = [os.path.realpath(path) for path in (*hidden, *SHARED_MEMORY)]
+    rules = ruleset(handled, network=BOTH_TCP_RIGHTS if known >= 4 else 0, scoped=BOTH_SCOPES if known >= 6 else 0)
+    hidden = [os.path.realpath(path) for path in hidden]
     rights: dict[str, int] = {}
-    for paths, allowed in (((*SYSTEM, *read), READ), ((DEVICES, *write), handled)):
+    for paths, allowed in (((*SYSTEM, *read), READ), (write, handled)):
         for path in paths:
             rights |= dict.fromkeys(visible(os.path.realpath(path), hidden, rights), allowed)
     rights |= dict.fromkeys((f"/proc/{name}" for name in PROC), READ)
+    rights |= {"/dev": READ_DIR} | dict.fromkeys(devices(), DEVICE_RIGHTS)
     for path, allowed in rights.items():
         try:
             handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -111,9 +116,24 @@ def restrict(read: list[str], write: list[str], hidden: list[str]) -> None:
         rule = struct.pack("=Qi", allowed & handled, handle)
         system_call(ADD_RULE, ctypes.c_int(rules), ctypes.c_int(PATH_BENEATH), rule, ctypes.c_uint32(0))
         os.close(handle)
+    enforce(rules)
+
+
+def ruleset(handled: int = 0, network: int = 0, scoped: int = 0) -> int:
+    """A handle for rules that take away the given rights, where no rule allows them."""
+    attributes = struct.pack("=QQQ", handled, network, scoped)[: 24 if scoped else 16 if network else 8]
+    return system_call(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
+
+
+def enforce(rules: int) -> None:
     ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     system_call(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
     os.close(rules)
+
+
+def devices() -> list[str]:
+    """The device files that training needs."""
+    return [*(f"/dev/{name}" for name in DEVICES), *(path for name in GPU_DEVICES for path in sorted(glob.glob(f"/dev/{name}")))]
 
 
 def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
@@ -134,51 +154,62 @@ def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
 
 
 @functools.cache
-def bubblewrap() -> str | None:
-    """The path of a bubblewrap that can make namespaces here, or None."""
-    path = shutil.which("bwrap")
-    works = path and subprocess.run([path, "--ro-bind", "/", "/", "--unshare-net", "--unshare-pid", "true"],
-                                    capture_output=True).returncode == 0
-    return path if works else None
+def bubblewrap() -> bool:
+    """Whether there is a bubblewrap that can make namespaces here."""
+    works = shutil.which("bwrap") and subprocess.run([*keeper({"by": "bubblewrap"}), "true"], cwd="/", capture_output=True).returncode == 0
+    return bool(works)
 
 
 def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -> list[str]:
     """The bubblewrap command that a command is appended to; it runs in `folder`."""
-    words = [bubblewrap(), "--die-with-parent", "--unshare-net", "--unshare-pid", "--proc", "/proc"]
+    words = [shutil.which("bwrap"), "--die-with-parent", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--proc", "/proc", "--dev", "/dev"]
+    if os.geteuid() == 0:
+        words += ["--cap-drop", "ALL", "--cap-add", "CAP_DAC_OVERRIDE"]
     if program := filter_program():
         handle = os.memfd_create("filter", 0)
         os.write(handle, program)
         os.lseek(handle, 0, os.SEEK_SET)
         words += ["--seccomp", str(handle)]
-    for path in (*SYSTEM, *read):
-        words += ["--ro-bind-try", path, path]
-    words += ["--dev-bind", DEVICES, DEVICES]
-    for path in write:
-        words += ["--bind-try", path, path]
-    for path in (*hidden, *SHARED_MEMORY):
-        if os.path.isdir(path):
-            words += ["--tmpfs", path]
-        elif os.path.exists(path):
-            words += ["--ro-bind", "/dev/null", path]
+    mounts = [(path, ["--ro-bind-try", path, path]) for path in (*SYSTEM, *read)]
+    mounts += [(path, ["--dev-bind-try", path, path]) for path in devices() if os.path.basename(path) not in DEVICES]
+    mounts += [(path, ["--bind-try", path, path]) for path in write]
+    mounts += [(path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]) for path in hidden if os.path.exists(path)]
+    for _, mount in sorted(mounts, key=lambda mount: mount[0].count("/")):      # a folder before what lies in it
+        words += mount
     return [*words, "--remount-ro", "/", "--chdir", folder, "--"]
 
 
 # ----------------------------------------------------------------------------------------------
 # The system call filter (linux/seccomp.h, linux/filter.h)
 
-# machine: audit number, and its numbers of the system calls: socket; those that fail (connect, ptrace, process_vm_readv,
-# process_vm_writev, truncate); those that do nothing (chmod, fchmod, chown, fchown, lchown, fchownat, fchmodat).
+# machine: audit number, its number of socket(), numbers of what fails, numbers of what does nothing and seems to succeed.
 MACHINES = {
-    "x86_64": (0xC000003E, 41, (42, 101, 310, 311, 76), (90, 91, 92, 93, 94, 260, 268)),
-    "aarch64": (0xC00000B7, 198, (203, 117, 270, 271, 45), (52, 53, 54, 55)),
+    "x86_64": (0xC000003E, 41, (
+        42, 101, 310, 311, 76,                              # connect, ptrace, process_vm_readv and writev, truncate
+        29, 30, 31, 64, 65, 66, 68, 69, 70, 71, 220,        # System V's shared memory, semaphores, messages
+        240, 241, 248, 249, 250,                            # mq_open, mq_unlink; add_key, request_key, keyctl
+        188, 189, 190, 197, 198, 199,                       # setxattr, removexattr and their kin
+        159, 164, 227, 305,                                 # adjtimex, settimeofday, clock_settime, clock_adjtime
+    ), (
+        90, 91, 92, 93, 94, 260, 268,                       # chmod, fchmod, chown, fchown, lchown, fchownat, fchmodat
+        132, 235, 261, 280,                                 # utime, utimes, futimesat, utimensat
+    )),
+    "aarch64": (0xC00000B7, 198, (
+        203, 117, 270, 271, 45, 194, 195, 196, 190, 191, 192, 193, 186, 187, 188, 189, 180, 181, 217, 218, 219, 5, 6, 7, 14, 15, 16,
+        171, 170, 112, 266,
+    ), (
+        52, 53, 54, 55, 88,
+    )),
 }
-IO_URING_SETUP, PIDFD_GETFD, FCHMODAT2 = 425, 438, 452      # the same on every architecture
+# The same on every architecture: io_uring_setup, pidfd_getfd, setxattrat, removexattrat; fchmodat2.
+YOUNG_DENIED, YOUNG_IDLE = (425, 438, 463, 466), (452,)
 UNIX_SOCKET, PERMISSION_DENIED = 1, 13
 
 
 def filter_program() -> bytes:
     """Takes away what Landlock leaves: sockets of every family but the local one and connecting with those; other
-    processes' memory; truncating by path (old kernels); changing modes and owners, which linkers do: that seems to succeed.
+    processes' memory; setting the clock; memory, messages, keys and attributes that outlive their process; truncating by
+    path (old kernels). Changing modes, owners and times of files, which compilers and linkers do, seems to succeed.
 
     Empty for a machine that is not known.
     """
@@ -187,7 +218,7 @@ def filter_program() -> bytes:
     machine, socket, denied, idle = MACHINES[platform.machine()]
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     program = [(load, 0, 0, 4), (equal, 1, 0, machine), "deny", (load, 0, 0, 0), (at_least, 0, 1, 0x40000000), "deny"]
-    for numbers, what in (((*denied, IO_URING_SETUP, PIDFD_GETFD), "deny"), ((*idle, FCHMODAT2), "nothing")):
+    for numbers, what in (((*denied, *YOUNG_DENIED), "deny"), ((*idle, *YOUNG_IDLE), "nothing")):
         for number in numbers:
             program += [(equal, 0, 1, number), what]
     program += [(equal, 1, 0, socket), "allow", (load, 0, 0, 16), (equal, 1, 0, UNIX_SOCKET), "deny", "allow"]
@@ -205,6 +236,16 @@ def cut_off() -> None:
         libc.prctl(SECCOMP, 2, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)), 0, 0)
 
 
+def drop_privileges() -> None:
+    """Of a process of root's: everything that goes beyond its own files, for good."""
+    libc = ctypes.CDLL(None)
+    for privilege in set(range(64)) - {DAC_OVERRIDE}:
+        libc.prctl(DROP_PRIVILEGE, privilege, 0, 0, 0)      # fails for whom has nothing to lose
+    header = struct.pack("=Ii", 0x20080522, 0)              # linux/capability.h: its third version, this process
+    held = os.geteuid() == 0 and 1 << DAC_OVERRIDE          # effective, permitted, inheritable; low halves, then high ones
+    libc.capset(header, struct.pack("=6I", held, held, 0, 0, 0, 0))
+
+
 # ----------------------------------------------------------------------------------------------
 # The keeper
 
@@ -214,6 +255,7 @@ def run(rules: dict | None, command: Callable[[], None]) -> NoReturn:
     libc = ctypes.CDLL(None)
     libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)         # what loses its parent becomes ours
     libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+    apart = bool(rules) and rules["by"] == "Landlock" and set_apart()
     awaited = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     if (child := os.fork()) == 0:
@@ -221,15 +263,19 @@ def run(rules: dict | None, command: Callable[[], None]) -> NoReturn:
             libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            if rules:
+                with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+                    score.write("1000")     # when memory runs out, this goes first
             if rules and rules["by"] == "Landlock":
                 restrict(*paths_of(rules))
+                drop_privileges()
                 cut_off()
             command()
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(1)
-    status = keep(child, awaited)
+    status = keep(child, awaited, apart)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         if number not in (signal.SIGKILL, signal.SIGSTOP):
@@ -240,8 +286,23 @@ def run(rules: dict | None, command: Callable[[], None]) -> NoReturn:
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def keep(command: int, awaited: set[signal.Signals]) -> int:
-    """Wait for a child or for SIGTERM, then kill all descendants. Returns the child's wait status."""
+def set_apart() -> bool:
+    """Give up signalling whatever this process has not started. True where the kernel can do it."""
+    if version() < 6:
+        return False
+    enforce(ruleset(scoped=SIGNALS))
+    try:
+        os.kill(os.getppid(), 0)
+    except PermissionError:
+        return True
+    return False
+
+
+def keep(command: int, awaited: set[signal.Signals], apart: bool) -> int:
+    """Wait for a child or for SIGTERM, then kill all descendants. Returns the child's wait status.
+
+    apart: nothing else can be signalled, so one signal to everybody ends them all, however fast they fork.
+    """
     status, deadline = None, None
     while status is None and (deadline is None or time.monotonic() < deadline):
         received = signal.sigtimedwait(awaited, 0.1 if deadline else 3600.0)
@@ -252,14 +313,17 @@ def keep(command: int, awaited: set[signal.Signals]) -> int:
             if ended[0] == command:
                 status = ended[1]
     while True:
-        for pid in children():
-            os.kill(pid, signal.SIGKILL)
+        for pid in [-1] if apart else children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         try:
             pid, ended = os.waitpid(-1, 0)
+            while pid:
+                if pid == command:
+                    status = ended
+                pid, ended = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return status
-        if pid == command:
-            status = ended
 
 
 def next_ended() -> tuple[int, int] | None:
@@ -289,8 +353,8 @@ def children() -> list[int]:
 
 
 def method() -> str:
-    """What confines a trial here: `Landlock`, `bubblewrap`, or nothing."""
-    return "Landlock" if version() else "bubblewrap" if bubblewrap() else ""
+    """What confines a trial here: `Landlock` (from its version 2 on: the first lets nobody move a file), `bubblewrap`, or nothing."""
+    return "Landlock" if version() >= 2 else "bubblewrap" if bubblewrap() else ""
 
 
 def launcher(rules: dict[str, list[str]] | None) -> list[str]:
@@ -300,7 +364,12 @@ def launcher(rules: dict[str, list[str]] | None) -> list[str]:
     packages can always be read.
     """
     if rules is not None:
-        rules = {"by": method(), **rules, "read": [sys.prefix, sys.base_prefix, *rules.get("read", [])]}
+        packages = [entry.path for entry in os.scandir(sysconfig.get_path("purelib")) if entry.is_symlink()]     # an installer's choice
+        rules = {"by": method(), **rules, "read": [sys.prefix, sys.base_prefix, *packages, *rules.get("read", [])]}
+    return keeper(rules)
+
+
+def keeper(rules: dict | None) -> list[str]:
     return [sys.executable, "-I", "-S", os.path.abspath(__file__), json.dumps(rules)]
 
 

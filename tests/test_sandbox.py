@@ -1,10 +1,12 @@
 """What a trial may read, write and reach. Real trials on the toy task try it, and the kernel answers."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,12 @@ def attempt(action):
         return type(error).__name__
 def missing():
     raise PermissionError
+def note(call, *arguments):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (number := getattr(libc, call)(*arguments)) < 0:
+        raise OSError(ctypes.get_errno(), call)
+    if call != "adjtimex":
+        getattr(libc, call.replace("get", "ctl"))(number, 0, None)
 out = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
 target = json.loads(pathlib.Path("target.json").read_text())
 seen = {
@@ -44,6 +52,12 @@ seen = {
     "share memory": attempt(lambda: os.close(os.open("/dev/shm/autoresearch-test", os.O_CREAT | os.O_RDWR))),
     "write the log of its trial": attempt(lambda: open(out.parent / "score.log", "a").close()),
     "change a mode": attempt(lambda: (os.chmod(target["beside"], 0o600), os.stat(target["beside"]).st_mode & 0o777 == 0o600 or missing())),
+    "leave a note in shared memory": attempt(lambda: note("shmget", 4711, 4096, 0o1666)),
+    "leave a message": attempt(lambda: note("msgget", 4712, 0o1666)),
+    "leave an attribute": attempt(lambda: os.setxattr(out, "user.note", b"x")),
+    "leave a time stamp": attempt(lambda: (os.utime(out, (1, 1)), os.stat(out).st_mtime == 1 or missing())),
+    "open another device": attempt(lambda: os.close(os.open(target["device"], os.O_RDONLY))),
+    "set the clock": attempt(lambda: note("adjtimex", ctypes.create_string_buffer(512))),
     "signal the loop": attempt(lambda: os.kill(target["loop"], 0)),
     "read the loop's environment": attempt(pathlib.Path(f"/proc/{target['loop']}/environ").read_text),
     "own folder": attempt(lambda: (out / "mine").write_text("x")),
@@ -58,7 +72,20 @@ DENIED = [
     "write the results", "write another trial", "write its own source", "write the guard", "a child, confined too",
     "read the loop's environment", "read what it shall not see", "share memory", "write the log of its trial", "connect",
     "listen", "connect to a local socket", "send a datagram", "change a mode",
+    "leave a note in shared memory", "leave a message", "leave an attribute", "leave a time stamp", "open another device", "set the clock",
 ]
+
+
+# Something in /dev that a trial does not need and this process can open, or an empty text.
+DEVICE = next((path for path in ("/dev/kmsg", "/dev/vda", "/dev/sda", "/dev/ptmx") if os.access(path, os.R_OK)), "")
+
+
+def keeps_attributes(folder: Path) -> bool:
+    try:
+        os.setxattr(folder, "user.note", b"x")
+    except OSError:
+        return False
+    return True
 
 
 SHIM = """import sys
@@ -94,7 +121,7 @@ def seen(toy, tmp_path):
             listener.listen()
             toy.write("target.json", json.dumps({
                 "repository": str(toy.folder), "port": server.getsockname()[1], "loop": os.getpid(), "local": local,
-                "hidden": str(texts / "hidden"), "beside": str(texts / "beside"),
+                "hidden": str(texts / "hidden"), "beside": str(texts / "beside"), "device": DEVICE,
             }))
             toy.write("facts.py", f"print('{{\"hidden\": [\"{texts / 'hidden'}\"]}}')")
             program = (toy.folder / "program.md").read_text()
@@ -125,10 +152,11 @@ def test_a_trial_confined_by_bubblewrap(seen, method):
     assert answers["signal the loop"] != "done" or os.getpid() == 1
 
 
-def test_an_unconfined_trial_does_all_of_it(seen):
+def test_an_unconfined_trial_does_all_of_it(seen, toy):
     """The control: what is denied above is denied by the sandbox and by nothing else."""
     answers = seen("--sandbox", "off")
-    assert set(answers.values()) == {"done"}, answers
+    lacking = ({"leave an attribute"} if not keeps_attributes(toy.folder) else set()) | (set() if DEVICE else {"open another device"})
+    assert {name for name, answer in answers.items() if answer != "done"} == lacking, answers
 
 
 def test_a_confined_process_can_compile(tmp_path):
@@ -192,6 +220,22 @@ def test_nothing_outlives_a_trial(toy, ending):
     assert toy.statuses() == ["keep", "crash" if ending else "keep"]
     pid = int((toy.runs / "trials/2/train.log").read_text().split()[0])
     assert not os.path.exists(f"/proc/{pid}")
+
+
+@pytest.mark.skipif(sandbox.version() < 6, reason="without a signal that reaches trials alone, who forks fast enough is outrun by luck")
+def test_who_forks_fast_does_not_outlive_a_trial(toy):
+    """A chain of processes, each of which has ended before anybody could have ended it."""
+    chain = "import os\nif os.fork() == 0:\n    os.setsid()\n    while True:\n        if os.fork(): os._exit(0)\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": chain + solver(2)}, "say": "run"}])
+    toy.run_agent(2)
+    assert toy.statuses() == ["keep", "keep"]
+    mark, alive = str(toy.runs / "trials/2").encode(), []
+    for _ in range(50):
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark in path.read_bytes():
+                    alive.append(path)
+    assert not alive
 
 
 @pytest.mark.parametrize(("setting", "hog", "reason"), [
