@@ -58,6 +58,7 @@ class StopRequest:
         self.level, self._last, self._console = 0, 0.0, console
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._count)
+        signal.signal(signal.SIGTSTP, lambda *_: console.line("experiments are timed, so the loop does not pause; Ctrl-C stops it"))
 
     def _count(self, number: int, frame) -> None:
         previous, self._last = self._last, time.monotonic()
@@ -144,7 +145,7 @@ class Loop:
             try:
                 proposal = self.agent.propose(self.brief(number, refusal), self.repo.worktree)
                 refusal = self.refusal() or self.rehearsal(number)
-            except AgentFailed as failure:
+            except (AgentFailed, git.GitError) as failure:         # an agent can leave git in disorder, too
                 refusal = str(failure)
                 self.require_space()
                 self.settle()
@@ -211,9 +212,9 @@ class Loop:
         view = self.console.trial(attempt, self.trial_folder(attempt), self.time_budget)
         trial = self.trial(self.trial_folder(attempt), self.repo.stage, view)
         outcome = trial.run()
-        if outcome.score is None and not outcome.stopped:
-            self.require_space()
         verdict, holdout = self.decide(attempt, trial, outcome)
+        if verdict.status == "crash" and not outcome.stopped:
+            self.require_space()
         if outcome.stopped or self.stop.now() and verdict.status != "keep":
             return self.interrupted(attempt)
         self.ledger.append("verdict", number=attempt.number, status=verdict.status, reason=verdict.reason,
@@ -257,29 +258,33 @@ class Loop:
         folder = self.folder / "trials" / f"{attempt.number}-again"
         again = self.trial(folder, self.repo.stage, self.console.trial(attempt, folder, self.time_budget), seed=self.seed + 1,
                            caches=folder / "caches")
-        outcome = again.run()
-        if outcome.score is None:
-            return Verdict("crash", f"in quarantine: {outcome.reason}")
-        second = judge(outcome.score, self.ledger.champion.score, self.task.lower_is_better)
-        objection = again.guard() or again.holdout()[0] or (second.status != "keep" and second.reason)
-        again.tidy(keep_weights=False)
-        return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
+        try:
+            outcome = again.run()
+            if outcome.score is None:
+                return Verdict("crash", f"in quarantine: {outcome.reason}")
+            second = judge(outcome.score, self.ledger.champion.score, self.task.lower_is_better)
+            objection = again.guard() or again.holdout()[0] or (second.status != "keep" and second.reason)
+            return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
+        finally:
+            again.tidy(keep_weights=False)
+            shutil.rmtree(folder / "caches", ignore_errors=True)
 
     def trial(self, folder: Path, where: Path, view: Callable = lambda phase: None, seed: int | None = None,
               caches: Path | None = None) -> Trial:
         """A trial of the task in a worktree, ready to run."""
         environment = trial_environment(folder, caches or self.folder / "caches", self.seed if seed is None else seed, self.settings)
-        changed = functools.partial(self.repo.changed_on_stage, self.base, self.task.editable)
+        changed = functools.partial(self.repo.changed_on_stage, ignored=self.task.referee)
         return Trial(self.task, where, folder, environment, self.confinement(), self.time_budget, changed, self.stop.now, view)
 
     def confinement(self) -> dict[str, list[str]] | None:
-        """What the game says of files that trials need, or must not see; copies of those in the run's worktrees included."""
+        """What the game says of files that trials need, or must not see; copies of those in the stage, and all runs, included."""
         if not self.confined:
             return None
         hidden = [Path(path) for path in self.ledger.game.get("hidden", [])]
         inside = [path.relative_to(self.root) for path in hidden if path.is_relative_to(self.root)]
         copies = [folder / path for folder in (self.repo.stage, self.repo.worktree) for path in inside if path.parts]
-        return {"readable": self.ledger.game.get("readable", []), "hidden": [str(path) for path in (*hidden, *copies)]}
+        records = [self.root / RUNS, Path(self.repo.repository.common_dir)]
+        return {"readable": self.ledger.game.get("readable", []), "hidden": [str(path) for path in (*hidden, *copies, *records)]}
 
     @property
     def time_budget(self) -> float:

@@ -1213,7 +1213,8 @@ class ModelProcess:
                 self.batch_size //= 2
                 continue
             for row in range(min(self.batch_size, len(rows) - first)):
-                losses[first + row] = cross_entropy(self.logits[row].to(self.device), wanted[row])
+                logits = self.logits[row].to(self.device, copy=True)        # theirs could change under the arithmetic
+                losses[first + row] = cross_entropy(logits, wanted[row])
             first += self.batch_size
         return losses
 

@@ -110,7 +110,7 @@ class Ledger:
     def append(self, event: str, **fields) -> None:
         """Write an event and wait until it is on the disk. On a full disk the journal is left as it was."""
         entry = {"event": event, "time": round(time.time(), 3), **fields}
-        line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         size = os.fstat(handle).st_size

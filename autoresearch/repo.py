@@ -6,9 +6,10 @@ a detached HEAD, so the branch moves only when something is kept (and can be che
 every attempt, kept or not, stays reachable under refs/autoresearch/<tag>/<number>.
 """
 
+import contextlib
+import hashlib
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import git
@@ -49,6 +50,7 @@ class RunRepo:
         self.branch = f"autoresearch/{tag}"
         self.worktree = folder / "worktree"
         self.stage = folder / "stage"
+        self.sealed: dict[str, str] = {}
 
     def head(self) -> str:
         """The commit that the user's checkout stands on."""
@@ -80,24 +82,35 @@ class RunRepo:
         self._reset(self.worktree, champion)
 
     def set_stage(self, base: str, attempt: str, editable: tuple[str, ...]) -> None:
-        """Make the stage hold the base commit with the attempt's editable files."""
+        """Make the stage hold the base commit with the attempt's editable files, and remember what it holds."""
+        with contextlib.suppress(git.GitError):
+            (Path(git.Repo(self.stage).git_dir) / "index").unlink(missing_ok=True)      # it would be believed, time stamps and all
         self._reset(self.stage, base)
         if attempt != base:
             git.Repo(self.stage).git.checkout(attempt, "--", *editable)
+        self.sealed = self._contents()
 
-    def changed_on_stage(self, base: str, editable: tuple[str, ...]) -> list[str]:
-        """Files of the stage whose contents are not those of the base commit; the editable ones may differ. Trusts no time stamp."""
-        tree = git.Repo(self.stage)
-        entries = [entry.partition("\t") for entry in tree.git.ls_tree("-r", "-z", base).split("\0") if entry]
-        expected = {path: meta.split()[2] for meta, _, path in entries if meta.startswith("100") and path not in editable}
-        there = [path for path in expected if (self.stage / path).is_file() and not (self.stage / path).is_symlink()]
-        with tempfile.TemporaryFile() as paths:
-            paths.write("".join(f"{path}\n" for path in there).encode())
-            paths.seek(0)
-            found = tree.git.hash_object("--stdin-paths", istream=paths).split()
-        extra = tree.git.ls_files("--others", "-z").split("\0")
-        intact = {path for path, name in zip(there, found, strict=True) if expected[path] == name}
-        return sorted((set(expected) - intact) | (set(extra) - {""}))
+    def changed_on_stage(self, ignored: bool) -> list[str]:
+        """Files of the stage that are not as `set_stage` left them, new ones included; with `ignored`, also those that git ignores."""
+        found = self._contents()
+        changed = [name for name, content in self.sealed.items() if found.get(name) != content]
+        new = found.keys() - self.sealed.keys()
+        if new and not ignored and not changed:
+            listing = git.Repo(self.stage).git.ls_files("--others", "--exclude-standard", "-z").split("\0")
+            new = {name for name in new if name in listing or os.path.basename(name) == ".gitignore"}
+        return sorted([*changed, *new])
+
+    def _contents(self) -> dict[str, str]:
+        """A hash of each file of the stage, by its path; of a link, where it leads."""
+        contents = {}
+        for folder, _, names in os.walk(self.stage):
+            for path in (os.path.join(folder, name) for name in names):
+                if os.path.islink(path):
+                    contents[os.path.relpath(path, self.stage)] = os.readlink(path)
+                else:
+                    with contextlib.suppress(OSError), open(path, "rb") as file:
+                        contents[os.path.relpath(path, self.stage)] = hashlib.file_digest(file, "sha256").hexdigest()
+        return contents
 
     def read(self, commit: str, path: str) -> bytes:
         """A file as it is in a commit."""
@@ -105,14 +118,21 @@ class RunRepo:
 
     def _reset(self, folder: Path, commit: str) -> None:
         """Make a worktree hold a commit and nothing else, whatever was done to it."""
-        if not (folder / ".git").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            self.repository.git.worktree("prune")
-            self.repository.git.worktree("add", "--force", "--detach", str(folder), commit)
-        tree = git.Repo(folder)
-        tree.git.reset("--hard", commit)
-        tree.git.checkout("--detach", "--force", commit)
-        tree.git.clean("-ffdxq")
+        for again in (True, False):
+            try:
+                if not (folder / ".git").exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                    self.repository.git.worktree("prune")
+                    self.repository.git.worktree("add", "--force", "--detach", str(folder), commit)
+                tree = git.Repo(folder)
+                tree.git.reset("--hard", commit)
+                tree.git.checkout("--detach", "--force", commit)
+                tree.git.clean("-ffdxq")
+                return
+            except git.GitError:            # a lock of a git that was killed, a broken .git: made anew, once
+                if not again:
+                    raise
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _require_branch_is_free(self) -> None:
         """Moving a branch under somebody's checkout would make its files look edited."""
@@ -131,13 +151,14 @@ class RunRepo:
         tree.git.checkout("--quiet", "--detach")
         tree.git.reset("--quiet", champion)
         listing = tree.git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
-        return [entry[3:] for entry in listing.split("\0") if entry]
+        return [entry[3:].encode(errors="replace").decode() for entry in listing.split("\0") if entry]
 
     def restore_all_but(self, paths: tuple[str, ...]) -> None:
         """Take back every change in the worktree outside the given paths."""
         others = [f":(exclude,top){path}" for path in paths]
         tree = self._tree()
-        tree.git.checkout("HEAD", "--", ":/", *others)
+        if changed := tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others).strip("\0"):
+            tree.git.checkout("HEAD", "--", *(f":(top,literal){path}" for path in changed.split("\0")))
         tree.git.clean("-ffdxq", "--", ":/", *others)
 
     def commit(self, paths: tuple[str, ...], message: str) -> str:

@@ -77,11 +77,13 @@ class Task:
             if path.suffix == ".py":
                 try:
                     tree = ast.parse(path.read_bytes(), filename=name)
+                    if self.preflight and (refusal := preflight.refusal(tree, ast.parse(originals[name]))):
+                        return f"{name}: {refusal}"
                 except (SyntaxError, ValueError) as error:
                     line = getattr(error, "lineno", None)
                     return f"{name} does not parse: {getattr(error, 'msg', error)}" + (f" (line {line})" if line else "")
-                if self.preflight and (refusal := preflight.refusal(tree, ast.parse(originals[name]))):
-                    return f"{name}: {refusal}"
+                except (RecursionError, MemoryError):
+                    return f"{name} is nested too deeply to be read"
         return None
 
 

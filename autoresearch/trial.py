@@ -37,6 +37,11 @@ ENVIRONMENT = (
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")      # compiled kernels, private to one run
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 REHEARSAL_LIMIT = 60.0              # seconds; it takes about two
+NEARLY_NOTHING = 256 << 20          # bytes of memory, or of the disk: a trial ends before the machine suffers
+CONTAINER_LIMITS = (                # of control groups, version 2 and 1
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
 LOG_TAIL = 1 << 20                  # bytes at the end of a log in which a metric is looked for
 
 
@@ -89,14 +94,15 @@ class Trial:
                  changed: Callable[[], list[str]] = list, stopped: Callable[[], bool] = lambda: False,
                  show: Callable[[str | None], None] = lambda phase: None) -> None:
         self.task, self.stage, self.folder, self.environment = task, stage, folder, environment
-        self.limits = dict.fromkeys(("score", "guard", "holdout"), task.score_limit)
-        self.limits["preflight"] = REHEARSAL_LIMIT
+        self.limits = {"preflight": REHEARSAL_LIMIT, "score": task.score_limit, "guard": task.score_limit,
+                       "holdout": 2.5 * task.score_limit}       # which probes every row
         self.limits["train"] = task.time_limit + time_budget
         self.confine, self.changed, self.stopped, self.show = confine, changed, stopped, show
         self.seconds: dict[str, float] = {}
         self.peak_memory = 0
         self.overfull = False
-        self.memory_limit = (task.memory_limit or 0.9 * free_memory() / 2**30) * 2**30
+        self.memory_free = free_memory()
+        self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free
         self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
         self.disk_free, self.disk_used = shutil.disk_usage(folder.anchor).free, 0
 
@@ -119,7 +125,8 @@ class Trial:
                 joined.close()
             reason = self._finish("train", training)
             if reason:
-                return self._outcome(None, "training: " + self._explain("train", reason))
+                said = referee and last_word(self.folder / "score.log")         # which says nothing before its time
+                return self._outcome(None, "training: " + self._explain("train", reason) + (f" (the referee: {said})" if said else ""))
             printed = "train"
             if self.task.score:
                 if referee:
@@ -146,14 +153,14 @@ class Trial:
             (self.folder / "process").unlink(missing_ok=True)
 
     def rehearse(self) -> str | None:
-        """Run the preflight on the editable files. Why a trial would be wasted, or None."""
+        """Run the preflight on the editable files. Why a trial would be wasted, or None: also when it could not tell."""
         self._make_folders()
         for name in self.task.editable:
-            command = shlex.join([sys.executable, preflight.__file__, name])
-            reason = self._condition("preflight", command)
-            if reason == "stopped by the user":
-                return reason
-            if reason:
+            try:
+                reason = self._finish("preflight", self._start("preflight", shlex.join([sys.executable, preflight.__file__, name])))
+            except TrialStopped:
+                return "stopped by the user"
+            if reason == "exit code 1":
                 return last_line(self.folder / "preflight.log") or reason
         return None
 
@@ -224,8 +231,14 @@ class Trial:
         memory = process.memory()
         if memory > self.memory_limit:
             return f"ended because it held {memory / 2**30:.1f} GiB of host memory; {self.memory_limit / 2**30:.1f} are allowed"
+        if free_memory() < NEARLY_NOTHING <= self.memory_free:
+            return "ended because the machine had next to no memory left"
+        free = shutil.disk_usage(self.folder).free
+        if free < NEARLY_NOTHING <= self.disk_free:
+            self.overfull = True
+            return "ended because the disk was nearly full"
         limit = self.task.disk_limit * 2**30
-        if self.disk_free - shutil.disk_usage(self.folder).free > limit:        # cheap to ask; then exactly
+        if self.disk_free - free > limit:       # cheap to ask; then exactly
             used = disk_usage(self.outputs) - self.disk_used
             if used > limit:
                 self.overfull = True
@@ -240,7 +253,9 @@ class Trial:
 
     def _outcome(self, score: float | None, reason: str, figures: dict[str, float] | None = None) -> Outcome:
         figures = figures or {}
-        megabytes = figures.get("peak_vram_mb", self.peak_memory / 2**20)
+        megabytes = figures.get("peak_vram_mb", math.nan)
+        if not math.isfinite(megabytes):
+            megabytes = self.peak_memory / 2**20
         return Outcome(score, reason, 0.0 if score is None else megabytes / 1024, figures, dict(self.seconds))
 
 
@@ -258,11 +273,15 @@ def free_memory() -> int:
     """Bytes of host memory that can be had: the machine's, and the container's where that is less."""
     with open("/proc/meminfo") as lines:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    try:
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        return min(free, limit - used)
-    except (OSError, ValueError):
-        return free                 # no limit
+    for folder, limit_file, used_file, prefix in CONTAINER_LIMITS:
+        try:
+            limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            cached = sum(int(counts[prefix + name]) for name in ("inactive_file", "active_file"))      # given up when needed
+            free = min(free, limit - used + cached)
+        except (OSError, ValueError, KeyError):
+            pass                    # no limit, or not of this kind
+    return free
 
 
 def disk_usage(folders: list[Path]) -> int:
