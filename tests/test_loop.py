@@ -387,6 +387,62 @@ def test_a_trial_that_changes_what_it_is_scored_with_is_void(toy):
     assert "30 is forbidden" in toy.journal("verdict")[2]["reason"]
 
 
+def test_what_git_ignores_or_converts_is_no_change(toy):
+    """Unconfined, a trial may leave what git ignores; and files in the user's line ends are as they were committed."""
+    (toy.folder / "notes.txt").write_bytes(b"one\r\ntwo\r\n")
+    toy.commit()
+    toy.write(".gitattributes", "* text=auto\n")
+    toy.commit()
+    leaves = "import os\nos.makedirs('__pycache__', exist_ok=True)\nopen('__pycache__/x', 'w').close()\n"
+    hides = "open('.gitignore', 'a').write('*\\n')\nos.makedirs('a')\nopen('a/.gitignore', 'w').write('*')\nopen('a/b', 'w').close()\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": leaves + solver(2)}, "say": "leave"}],
+                   e3=[{"files": {"solver.py": leaves + hides.partition("\n")[2] + solver(3)}, "say": "hide"}])
+    toy.run_agent(3, "--sandbox", "off")
+    assert toy.statuses() == ["keep", "keep", "crash"]
+    assert toy.journal("verdict")[2]["reason"] == "void: a/.gitignore changed while the trial ran"
+
+
+@pytest.mark.parametrize(("files", "reason"), [
+    ({".git": ""}, ""),                             # the worktree is none any more
+    ({".gitmodules": "", "\udcff\n": "x"}, "also touches"),
+    ({"solver.py": "x = " + "(" * 5000 + ")" * 5000}, "does not parse"),
+    ({"solver.py": "x = " + "+".join(["1"] * 100000)}, ""),
+])
+def test_an_agent_that_leaves_disorder(toy, files, reason):
+    toy.plan_steps(e2=[{"files": {"solver.py": solver(9), **files}, "say": "disorder"}, step(2)], e3=[step(3)])
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "keep"]
+    assert reason in toy.journal("refused")[0]["reason"]
+    toy.require_whole()
+
+
+def test_disorder_between_two_calls(toy):
+    """A lock that a git which was killed has left, and a worktree that somebody deleted."""
+    toy.plan_steps(e2=[step(2)], e3=[step(3)])
+    toy.run_agent(2)
+    for name in ("worktree", "stage"):
+        (toy.folder / f".git/worktrees/{name}/index.lock").touch()
+    toy.run_agent(3)
+    shutil.rmtree(toy.runs / "stage")
+    (toy.runs / "worktree/.git").unlink()
+    toy.plan_steps(e4=[step(4)])
+    toy.run_agent(4)
+    assert toy.statuses() == ["keep"] * 4
+    toy.require_whole()
+
+
+def test_a_repository_that_is_edited_whole(toy):
+    """Nothing is tracked but what may change: nothing to take back either."""
+    program = (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
+    for name in ("check.py", ".gitignore"):
+        (toy.folder / name).unlink()
+    toy.write("program.md", program.replace("[solver.py]", "[solver.py, program.md]"))
+    toy.commit()
+    toy.plan_steps(e2=[{"files": {"solver.py": "x ="}, "say": "broken"}, step(2)])
+    toy.run_agent(2)
+    assert toy.statuses() == ["keep", "keep"]
+
+
 def test_trials_run_from_the_commit_that_the_run_began_with(toy):
     """A later commit of the user's does not change the rules of a run that is going on."""
     toy.plan_steps(e2=[step(2)], e3=[step(30)])

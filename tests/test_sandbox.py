@@ -187,6 +187,20 @@ def test_a_task_names_what_else_it_reads_and_writes(toy):
     assert toy.statuses() == ["keep", "keep"]
 
 
+@pytest.mark.parametrize("by", [name for name, works in (("Landlock", sandbox.version() >= 2), ("bubblewrap", sandbox.bubblewrap())) if works])
+def test_the_record_is_hidden_in_what_a_trial_may_read(toy, method, by):
+    """As where the whole repository lies among the system's own folders, which all can be read."""
+    (toy.folder / "numbers").write_text("7")
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit", f"readable: [{toy.folder}]\n  time_limit"))
+    toy.commit()
+    code = f"VALUE = int(open({str(toy.folder / 'numbers')!r}).read())\nprint('score:', VALUE)\n"
+    for number, name in enumerate((".autoresearch/night/journal.jsonl", ".git/HEAD"), 3):
+        peek = f"VALUE = len(open({str(toy.folder / name)!r}).read())\nprint('score:', VALUE)\n"
+        toy.plan_steps(e2=[{"files": {"solver.py": code}, "say": "seven"}], otherwise=[{"files": {"solver.py": peek}, "say": name}])
+        toy.run_agent(number, "--sandbox", "require", **method(by) if number == 3 else {"PYTHONPATH": str(toy.folder.parent / f"shim-{by}")})
+    assert toy.statuses() == ["keep", "keep", "crash", "crash"]
+
+
 def test_where_the_machine_cannot(toy, method):
     """An old kernel and no bubblewrap: the first screen says so, and --sandbox require refuses."""
     toy.plan_steps()
