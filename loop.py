@@ -475,7 +475,7 @@ def choose_confinement(mode: str) -> bool:
     if mode not in ("auto", "require", "off"):
         raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
     if mode == "require" and not sandbox.method():
-        raise UserError("--sandbox require: this kernel has no Landlock (Linux 5.13 or later, not switched off) and there is no bubblewrap "
+        raise UserError("--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no bubblewrap "
                         "that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust the agent's code")
     return mode != "off" and sandbox.method() != ""
 
