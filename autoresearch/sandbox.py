@@ -176,7 +176,9 @@ def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -
     mounts += [(path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]) for path in hidden if os.path.exists(path)]
     for _, mount in sorted(mounts, key=lambda mount: mount[0].count("/")):      # a folder before what lies in it
         words += mount
-    return [*words, "--remount-ro", "/", "--chdir", folder, "--"]
+    for path in ("/", *filter(os.path.isdir, hidden)):
+        words += ["--remount-ro", path]
+    return [*words, "--chdir", folder, "--"]
 
 
 # ----------------------------------------------------------------------------------------------
