@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 import games
 
@@ -46,6 +47,18 @@ print("thinking about it")
 print(step["say"])
 sys.exit(step.get("exit", 0))
 """
+
+
+# Trainings that are timed do not run beside one another: one process takes all of these, while the other does the rest.
+TIMED = ("test_gaming.py", "test_honest.py", "test_end_to_end.py", "test_clock.py")
+
+
+def pytest_xdist_make_scheduler(config, log):
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "timed" if nodeid.partition("::")[0].endswith(TIMED) else nodeid
+
+    return Scheduler(config, log)
 
 
 def git(folder: Path, *arguments: str) -> str:
