@@ -49,8 +49,12 @@ sys.exit(step.get("exit", 0))
 """
 
 
-# Trainings that are timed do not run beside one another: one process takes all of these, while the other does the rest.
-TIMED = ("test_gaming.py", "test_honest.py", "test_end_to_end.py", "test_clock.py")
+# Trainings that are timed run beside nothing else: one process takes all of these when the rest is done.
+TIMED = ("test_clock.py", "test_end_to_end.py", "test_honest.py", "test_gaming.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: TIMED.index(item.path.name) if item.path.name in TIMED else -1)
 
 
 def pytest_xdist_make_scheduler(config, log):

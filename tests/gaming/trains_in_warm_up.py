@@ -10,7 +10,7 @@ def train_on(model, batches, optimizer):
     warm, steps = [], 0
     for _ in range(50):
         warm.append(next(batches))
-    for _ in range(20):
+    for _ in range(4):
         for inputs, targets in warm:
             loss_of(model, inputs, targets).backward()
             optimizer.step()
