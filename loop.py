@@ -2,12 +2,15 @@
 
     uv run loop.py                      # an agent does research all night; Ctrl-C stops after the running trial
     uv run loop.py --experiments 5      # stop when the run has five experiments
+    uv run loop.py verify               # run baseline and champion again with fresh seeds: what is the gain?
+    uv run loop.py report               # a short paper of the run
     uv run loop.py results              # write results.tsv again, from the journal
 
 The same command again continues the run. This file reads like the idea; how each verb is done
 stands in the room of that name in autoresearch/.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import errno
@@ -20,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -28,15 +31,17 @@ import git
 import typer
 
 from autoresearch import UserError, sandbox
-from autoresearch.agents import Agent, AgentFailed, NothingLeft, make_agent
+from autoresearch.agents import Agent, AgentFailed, NothingLeft, Proposal, make_agent
 from autoresearch.brief import Brief
 from autoresearch.console import Console
-from autoresearch.judge import Verdict, judge
+from autoresearch.judge import RULES, KeepRule, Verdict, judge, mean
 from autoresearch.ledger import Attempt, Ledger, Lock, Results, one_line
 from autoresearch.process import command_words
 from autoresearch.repo import RunRepo, open_repository, root_of, short
-from autoresearch.task import Task, edit_hash, read_agenda, read_task
+from autoresearch.report import Run, write_report
+from autoresearch.task import Task, code_lines, edit_hash, read_agenda, read_task, split_front_matter, task_of
 from autoresearch.trial import Outcome, Trial, end_left_overs, trial_environment
+from autoresearch.verify import BASELINE, CHAMPION, PRUNED, Code, Findings, findings, is_done, plan, without
 
 MENDS = 3                           # times that a refused edit goes back to the agent
 FAILURES = 5                        # proposals in a row that came to nothing, before the loop gives up
@@ -97,17 +102,31 @@ class Limits:
 class Loop:
     """One run and its state. Everything it knows is in the journal, so it can be killed at any moment."""
 
-    def __init__(self, root: Path, repo: RunRepo, ledger: Ledger, task: Task, agent: Agent, settings: dict[str, str],
-                 seed: int, confined: bool, console: Console, stop: StopRequest) -> None:
-        self.root, self.repo, self.ledger, self.task, self.agent = root, repo, ledger, task, agent
-        self.settings, self.seed, self.confined, self.console, self.stop = settings, seed, confined, console, stop
-        self.base = ledger.run["base"]
-        self.originals = {name: repo.read(self.base, name) for name in task.editable}
+    def __init__(self, opened: "Opened", agent: Agent | None, settings: dict[str, str], seed: int, rule: KeepRule,
+                 baseline_runs: int) -> None:
+        self.root, self.folder, self.repo, self.ledger, self.task = opened.root, opened.folder, opened.repo, opened.ledger, opened.task
+        self.confined, self.console, self.stop = opened.confined, opened.console, opened.stop
+        self.agent, self.seed, self.rule, self.baseline_runs = agent, seed, rule, baseline_runs
+        self.settings = {**settings, "AUTORESEARCH_SEED": str(seed)}
+        self.base = self.ledger.run["base"]
+        self.originals = {name: self.repo.read(self.base, name) for name in self.task.editable}
         self.code = code_hash()
-        self.folder = ledger.path.parent
-        self.results = Results(root / "results.tsv", ledger)
+        self.results = Results(self.root / "results.tsv", self.ledger)
         self.refused_in_a_row = 0
         self.rehearsed: float | None = None             # seconds that the last rehearsal took
+
+    def prepare(self, show: Callable[[dict], None]) -> None:
+        """Set the game up, in the user's sight, and make sure that it is the one that the run began with."""
+        environment = {**os.environ, **self.settings}
+        self.repo.set_stage(self.base, self.base, self.task.editable)
+        facts = describe(self.task, self.repo.stage, environment)
+        require_same_game(self.ledger, {**facts, "game": (self.ledger.game or {}).get("game")}, self.repo.tag)  # the data may not be there yet
+        show(facts)
+        set_up(self.task, self.repo.stage, environment)
+        facts = describe(self.task, self.repo.stage, environment)
+        require_same_game(self.ledger, facts, self.repo.tag)
+        if self.ledger.game is None:
+            self.ledger.append("game", facts=facts)
 
     def night(self, limits: Limits) -> str:
         """The loop. Returns why it ended."""
@@ -137,7 +156,7 @@ class Loop:
         number = len(self.ledger.attempts) + 1
         champion = self.ledger.champion
         if champion is None:
-            return self.record_attempt(number, self.base, self.base, "baseline", "loop")
+            return self.record_attempt(number, self.base, self.base, Proposal("baseline"), "loop")
         refusal = None
         for _ in range(1 + MENDS):
             proposal = None
@@ -156,7 +175,7 @@ class Loop:
                 return None
             if refusal is None:
                 commit = self.repo.commit(self.task.editable, one_line(proposal.description))
-                return self.record_attempt(number, commit, champion.commit, proposal.description, self.agent.name)
+                return self.record_attempt(number, commit, champion.commit, proposal, self.agent.name)
             self.ledger.append("refused", number=number, reason=refusal, description=one_line(proposal.description) if proposal else "")
             self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
             self.repo.restore_all_but(self.task.editable)
@@ -190,14 +209,18 @@ class Loop:
     def edit(self) -> str:
         return edit_hash({name: (self.repo.worktree / name).read_bytes() for name in self.task.editable})
 
+    def lines(self, commit: str) -> int:
+        """Lines of code that the editable files have in a commit."""
+        return code_lines({name: self.repo.read(commit, name) for name in self.task.editable})
+
     def brief(self, number: int, refusal: str | None) -> Brief:
         """Told anew for each proposal: a program.md edited in the night counts from the next one on."""
         agenda = read_agenda(self.root / "program.md")
         return Brief(number, self.task, agenda, self.ledger.game, self.ledger.champion, self.ledger.finished, refusal)
 
-    def record_attempt(self, number: int, commit: str, parent: str, description: str, agent: str) -> Attempt:
-        self.ledger.append("attempt", number=number, commit=commit, parent=parent, description=description, agent=agent,
-                           edit=self.edit(), preflight=self.rehearsed)
+    def record_attempt(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
+        self.ledger.append("attempt", number=number, commit=commit, parent=parent, **dataclasses.asdict(proposal), agent=agent, edit=self.edit(), lines=self.lines(commit) - self.lines(parent),
+                           preflight=self.rehearsed)
         self.repo.remember(number, commit)
         self.refused_in_a_row = 0
         return self.ledger.attempts[-1]
@@ -209,18 +232,19 @@ class Loop:
         began = time.monotonic()
         self.require_own_code()
         self.repo.set_stage(self.base, attempt.commit, self.task.editable)
+        self.ledger.append("trial", number=attempt.number)
         view = self.console.trial(attempt, self.trial_folder(attempt), self.time_budget)
         trial = self.trial(self.trial_folder(attempt), self.repo.stage, view)
-        outcome = trial.run()
+        outcome = self.measure(attempt, trial, self.seed)
         verdict, holdout = self.decide(attempt, trial, outcome)
         if verdict.status == "crash" and not outcome.stopped:
             self.require_space()
         if outcome.stopped or self.stop.now() and verdict.status != "keep":
             return self.interrupted(attempt)
+        crashed = verdict.status == "crash"
         self.ledger.append("verdict", number=attempt.number, status=verdict.status, reason=verdict.reason,
-                           score=outcome.score if verdict.status != "crash" else None,
-                           memory_gb=outcome.memory_gb if verdict.status != "crash" else 0.0,
-                           figures=finite(outcome.figures), holdout=holdout,
+                           score=None if crashed else mean(attempt.runs), memory_gb=0.0 if crashed else outcome.memory_gb,
+                           figures=finite(outcome.figures), holdout=holdout, noise=self.ledger.noise(),
                            seconds={**trial.seconds, "wall": round(time.monotonic() - began, 3)})
         self.results.add(attempt)
         self.settle()
@@ -228,12 +252,27 @@ class Loop:
         self.console.verdict(attempt, time.monotonic() - began)
         return verdict
 
+    def measure(self, attempt: Attempt, trial: Trial, seed: int) -> Outcome:
+        """Train and score. What has a score counts among the attempt's runs from here on."""
+        outcome = trial.run()
+        if outcome.score is not None:
+            self.ledger.append("measured", number=attempt.number, seed=seed, score=outcome.score, seconds=dict(trial.seconds))
+        return outcome
+
+    def judge(self, attempt: Attempt, scores: list[float]) -> Verdict:
+        """The judge's word on scores of an attempt."""
+        champion, sign = self.ledger.champion, 1 if self.task.lower_is_better else -1
+        standing = self.ledger.scores(champion) if champion else []
+        best = min((kept.score for kept in self.ledger.finished if kept.status == "keep"), key=lambda score: sign * score, default=None)
+        rule = dataclasses.replace(self.rule, line_price=self.task.line_price) if self.rule == RULES["margin"] else self.rule
+        return judge(scores, standing, self.ledger.noise(), attempt.lines, rule, self.task.lower_is_better, best)
+
     def decide(self, attempt: Attempt, trial: Trial, outcome: Outcome) -> tuple[Verdict, float | None]:
         """(The verdict on a trial; of what is kept, its score on the holdout.) What would be kept has more to stand."""
         if outcome.score is None:
             return Verdict("crash", outcome.reason), None
         champion = self.ledger.champion
-        verdict = judge(outcome.score, champion and champion.score, self.task.lower_is_better)
+        verdict = self.judge(attempt, attempt.runs)
         if verdict.status == "keep" and (objection := trial.guard()):
             verdict = Verdict("discard", objection)
         if verdict.status != "keep":
@@ -241,9 +280,29 @@ class Loop:
         objection, figures = trial.holdout()
         if objection:
             return Verdict("crash", f"on the holdout: {objection}"), None
+        if champion is None and (objection := self.run_baseline_again(attempt)):
+            return objection, None
         if champion and (objection := self.quarantine(attempt, abs(outcome.score - champion.score), outcome.score)):
             return objection, None
-        return verdict, finite(figures).get(f"holdout_{self.task.metric.removeprefix('val_')}")
+        if len(attempt.runs) > 1:
+            verdict = self.judge(attempt, attempt.runs)
+        return verdict, self.holdout_score(figures)
+
+    def holdout_score(self, figures: dict[str, float]) -> float | None:
+        return finite(figures).get(f"holdout_{self.task.metric.removeprefix('val_')}")
+
+    def run_baseline_again(self, attempt: Attempt) -> Verdict | None:
+        """So that the run knows its noise, and what everything is compared with is not one draw. Why it does not stand, or None."""
+        for number in range(2, self.baseline_runs + 1):
+            folder = self.folder / "trials" / f"{attempt.number}-{number}"
+            seed = self.seed + number - 1
+            view = self.console.trial(attempt, folder, self.time_budget, f"again, run {number} of {self.baseline_runs}, seed {seed}")
+            again = self.trial(folder, self.repo.stage, view, seed=seed)
+            outcome = self.measure(attempt, again, seed)
+            again.tidy(keep_weights=False)
+            if outcome.score is None:
+                return Verdict("crash", f"in its run {number}: {outcome.reason}")
+        return None
 
     def quarantine(self, attempt: Attempt, gain: float, score: float) -> Verdict | None:
         """A gain larger than any honest step is believed only twice: why it is not kept, or None.
@@ -256,13 +315,13 @@ class Loop:
         self.ledger.append("quarantine", number=attempt.number, gain=gain, score=score)
         self.console.line(f"  {score:.6f} is {gain:.6f} better: too good to be believed once; it runs again with another seed", "yellow")
         folder = self.folder / "trials" / f"{attempt.number}-again"
-        again = self.trial(folder, self.repo.stage, self.console.trial(attempt, folder, self.time_budget), seed=self.seed + 1,
-                           caches=folder / "caches")
+        again = self.trial(folder, self.repo.stage, self.console.trial(attempt, folder, self.time_budget, f"again, seed {self.seed + 1}"),
+                           seed=self.seed + 1, caches=folder / "caches")
         try:
-            outcome = again.run()
+            outcome = self.measure(attempt, again, self.seed + 1)
             if outcome.score is None:
                 return Verdict("crash", f"in quarantine: {outcome.reason}")
-            second = judge(outcome.score, self.ledger.champion.score, self.task.lower_is_better)
+            second = self.judge(attempt, [outcome.score])
             objection = again.guard() or again.holdout()[0] or (second.status != "keep" and second.reason)
             return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
         finally:
@@ -316,6 +375,69 @@ class Loop:
         return self.folder / "trials" / str(attempt.number)
 
 
+    # -- verify
+
+    def ablations(self) -> list[Code]:
+        """The champion without each kept change, where it can be left out. Where not, the record says so."""
+        champion, codes = self.ledger.champion, []
+        kept = [attempt for attempt in self.ledger.finished if attempt.status == "keep"][1:]
+        for attempt in kept if len(kept) > 1 else ():           # of a single one the baseline is what is left
+            name = without(attempt.number)
+            commit, stuck = self.repo.without(champion.commit, [attempt.commit], f"Without experiment {attempt.number}: {one_line(attempt.description)}")
+            reason = "later keeps build on its lines" if stuck else "" if commit else "nothing of it is left in the champion"
+            if reason and not any(event["name"] == name and event["champion"] == champion.commit for event in self.ledger.verified):
+                self.ledger.append("verified", name=name, commit=None, champion=champion.commit, seed=None, score=None, holdout=None,
+                                   reason=reason, seconds={})
+            if not reason:
+                self.repo.remember(f"without-{attempt.number}", commit)
+                codes.append(Code(name, commit))
+        return codes
+
+    def prune(self, dead: list[Attempt]) -> Code | None:
+        """A branch with the champion without what does not carry. None where nothing can go."""
+        champion = self.ledger.champion.commit
+        commit, stuck = self.repo.without(champion, [attempt.commit for attempt in reversed(dead)],
+                                          "Without experiments " + ", ".join(str(attempt.number) for attempt in dead))
+        for attempt in dead:
+            if attempt.commit in stuck:
+                self.console.line(f"experiment {attempt.number} stays: what is left of the others builds on its lines")
+        if commit is None:
+            return None
+        branch = f"{self.repo.branch}-pruned"
+        self.repo.name_branch(branch, commit)
+        self.console.line(f"branch {branch}: {short(commit)}, {count(len(dead) - len(stuck), 'experiment')} left out")
+        return Code(PRUNED, commit)
+
+    def run_again(self, codes: list[Code], runs: int) -> bool:
+        """Run codes with fresh seeds, those that were not yet. False when the user stopped it."""
+        champion = self.ledger.champion
+        missing = [(code, seed) for code, seed in plan(codes, self.seed, runs) if not is_done(self.ledger, code, seed)]
+        typical = champion.seconds.get("wall", self.time_budget)
+        for number, (code, seed) in enumerate(missing, 1):
+            self.require_own_code()
+            self.repo.set_stage(self.base, code.commit, self.task.editable)
+            folder = self.folder / "verify" / f"{code.name.replace(' ', '-')}-{seed}"
+            view = self.console.verifying(f"{code.name}, seed {seed}", number, len(missing), typical * (len(missing) - number + 1), folder,
+                                          self.time_budget)
+            trial, began = self.trial(folder, self.repo.stage, view, seed=seed), time.monotonic()
+            outcome = trial.run()
+            objection, figures = trial.holdout() if outcome.score is not None else (None, {})
+            trial.tidy(keep_weights=False)
+            self.console.stop_bar()
+            if self.stop.now():
+                return False
+            if outcome.score is None or objection:
+                self.require_space()
+            typical = time.monotonic() - began
+            self.ledger.append("verified", name=code.name, commit=code.commit, champion=champion.commit, seed=seed,
+                               score=None if objection else outcome.score, holdout=None if objection else self.holdout_score(figures),
+                               reason=objection or outcome.reason, seconds={**trial.seconds, "wall": round(typical, 3)})
+            self.console.line(f"  {outcome.score:.6f}" if not objection and outcome.score is not None else f"  no score: {objection or outcome.reason}")
+            if self.stop.level:
+                return number == len(missing)
+        return True
+
+
 def code_hash() -> str:
     """Names the contents of loop.py and autoresearch/."""
     here = Path(__file__).resolve().parent
@@ -350,7 +472,7 @@ def begin(repo: RunRepo, ledger: Ledger, task: Task) -> None:
             raise UserError(f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
                             f"or remove it: `git branch -D {repo.branch}`")
         ledger.append("run", tag=repo.tag, base=repo.head(), task=asked)
-    elif ledger.run["task"] != asked:
+    elif ledger.run["task"] != {name: asked[name] for name in ledger.run["task"] if name in asked}:
         raise UserError(f"the task in program.md is not the one that run {repo.tag} began with; put it back, or start "
                         "another run with --tag NEW")
     champion = ledger.champion.commit if ledger.champion else ledger.run["base"]
@@ -419,6 +541,9 @@ def run(
     profile: Annotated[str | None, typer.Option(help="gpu, cpu or test. Default: gpu where there is one, else cpu.")] = None,
     data: Annotated[str | None, typer.Option(help="climbmix, sotu or a folder. Default: the profile's.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every trial: picking seeds is not research.")] = 42,
+    keep_rule: Annotated[str, typer.Option(help="margin: a gain must exceed half of what noise does to it, and the price of the lines that it "
+                                           "adds. strict: any gain.")] = "margin",
+    baseline_runs: Annotated[int, typer.Option(min=1, help="How often the baseline is trained, to know the noise.")] = 2,
     sandbox_mode: Annotated[str, typer.Option("--sandbox", help="auto: confine trials where the kernel can. require: refuse to run "
                                               "where it cannot. off: trust the agent's code.")] = "auto",
     plain: Annotated[bool, typer.Option("--plain", help="One line an event, no live view.")] = False,
@@ -430,44 +555,55 @@ def run(
     console = Console(plain)
     stop = StopRequest(console)
     limits = Limits(experiments, hours)
+    if keep_rule not in RULES:
+        raise UserError(f"--keep-rule takes {' or '.join(RULES)}, not {keep_rule!r}")
+    settings = {"AUTORESEARCH_PROFILE": profile, "AUTORESEARCH_DATA": data and resolve_data(data)}
+    with open_run(tag, sandbox_mode, console, stop) as opened:
+        proposer = make_agent(agent, seed, agent_command, opened.folder / "proposals", stopped=lambda: stop.level > 0)
+        begin(opened.repo, opened.ledger, opened.task)
+        loop = Loop(opened, proposer, {name: value for name, value in settings.items() if value}, seed, RULES[keep_rule], baseline_runs)
+        loop.prepare(lambda facts: show_first_screen(console, loop, facts, limits))
+        opened.ledger.append("start", code=loop.code, keep_rule=keep_rule)
+        loop.results.rebuild()
+        reason = loop.night(limits)
+        opened.ledger.append("stop", reason=reason)
+        show_end(console, loop, reason)
+    if stop.now():
+        raise typer.Exit(130)
+
+
+@dataclasses.dataclass
+class Opened:
+    """A run that this process alone holds."""
+
+    root: Path                      # the user's checkout
+    folder: Path                    # of the run
+    task: Task
+    ledger: Ledger
+    repo: RunRepo
+    confined: bool
+    console: Console
+    stop: StopRequest
+
+
+@contextlib.contextmanager
+def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopRequest) -> Iterator[Opened]:
+    """The run of a tag, old or new, locked against other loops."""
     repository = open_repository(Path.cwd())
     root = root_of(repository)
     runs = root / RUNS
     task = read_task(root / "program.md")
     tag = choose_tag(runs, tag)
     folder = runs / tag
-    proposer = make_agent(agent, seed, agent_command, folder / "proposals", stopped=lambda: stop.level > 0)
     confined = choose_confinement(sandbox_mode)
-    lock = Lock(folder, tag)        # held until the process ends
-    (runs / ".gitignore").write_text("*\n")
-    ledger = Ledger(folder)
-    Results(root / "results.tsv", ledger).require_ours(runs)
-    repo = RunRepo(repository, tag, folder)
-    begin(repo, ledger, task)
-
-    settings = {"AUTORESEARCH_PROFILE": profile, "AUTORESEARCH_DATA": data and resolve_data(data)}
-    settings = {name: value for name, value in settings.items() if value}
-    settings["AUTORESEARCH_SEED"] = str(seed)
-    environment = {**os.environ, **settings}
-    loop = Loop(root, repo, ledger, task, proposer, settings, seed, confined, console, stop)
-    repo.set_stage(loop.base, loop.base, task.editable)
-    facts = describe(task, repo.stage, environment)
-    require_same_game(ledger, {**facts, "game": (ledger.game or {}).get("game")}, tag)      # the data may not be there yet
-    show_first_screen(console, loop, facts, limits)
-    set_up(task, repo.stage, environment)
-    facts = describe(task, repo.stage, environment)
-    require_same_game(ledger, facts, tag)
-    if ledger.game is None:
-        ledger.append("game", facts=facts)
-    ledger.append("start", code=loop.code)
-    loop.results.rebuild()
-
-    reason = loop.night(limits)
-    ledger.append("stop", reason=reason)
-    show_end(console, loop, reason)
-    del lock
-    if stop.now():
-        raise typer.Exit(130)
+    lock = Lock(folder, tag)
+    try:
+        (runs / ".gitignore").write_text("*\n")
+        ledger = Ledger(folder)
+        Results(root / "results.tsv", ledger).require_ours(runs)
+        yield Opened(root, folder, task, ledger, RunRepo(repository, tag, folder), confined, console, stop)
+    finally:
+        lock.release()
 
 
 def choose_confinement(mode: str) -> bool:
@@ -528,16 +664,102 @@ def show_end(console: Console, loop: Loop, reason: str) -> None:
 
 
 @app.command()
-def results(tag: Tag = None) -> None:
-    """Write results.tsv again, from the journal."""
-    root = root_of(open_repository(Path.cwd()))
+def verify(
+    tag: Tag = None,
+    runs: Annotated[int, typer.Option(min=2, help="How often each code is trained, each time with another fresh seed.")] = 3,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Also leave out each kept change in turn: which of them carry the gain?")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Ablate, then write a branch without the changes that do not, and run that too.")] = False,
+    sandbox_mode: Annotated[str, typer.Option("--sandbox", help="As for the run itself.")] = "auto",
+    plain: Annotated[bool, typer.Option("--plain", help="One line an event, no live view.")] = False,
+) -> None:
+    """Run baseline and champion again with fresh seeds, and say what the gain is. The same command again continues."""
+    console = Console(plain)
+    stop = StopRequest(console)
+    with open_run(tag, sandbox_mode, console, stop) as opened:
+        ledger, repo = opened.ledger, opened.repo
+        if ledger.run is None:
+            raise UserError(f"there is no run {repo.tag} here")
+        kept = [attempt for attempt in ledger.finished if attempt.status == "keep"]
+        if len(kept) < 2:
+            raise UserError(f"run {repo.tag} has kept nothing after its baseline, so there is no gain to verify")
+        begin(repo, ledger, opened.task)
+        settings = {f"AUTORESEARCH_{name.upper()}": ledger.game[name] for name in ("profile", "data") if ledger.game.get(name)}
+        loop = Loop(opened, None, settings, ledger.game.get("seed") or 42, RULES["margin"], 1)
+        loop.prepare(lambda facts: console.first_screen(f"autoresearch: verify run {repo.tag}", {
+            "baseline": f"{short(kept[0].commit)}, {opened.task.metric} {kept[0].score:.6f} in the run",
+            "champion": f"{short(kept[-1].commit)}, {kept[-1].score:.6f}, {count(len(kept) - 1, 'change')} kept",
+            "runs": f"{runs} of each code, with fresh seeds, in turn",
+            "sandbox": sandbox_says(opened.confined),
+            "to stop": "Ctrl-C: after the running one; twice: now. The same command continues",
+        }))
+        codes = [Code(BASELINE, kept[0].commit), Code(CHAMPION, kept[-1].commit), *(loop.ablations() if ablate or prune else ())]
+        finished = loop.run_again(codes, runs)
+        found = findings(ledger, opened.task.lower_is_better)
+        if finished and prune and (dead := [part.attempt for part in found.parts if part.dead]):
+            pruned = loop.prune(dead)
+            finished = pruned is None or loop.run_again([pruned], runs)
+            found = findings(ledger, opened.task.lower_is_better)
+        show_findings(console, found)
+        if not finished:
+            console.line("stopped before all was run; the same command continues")
+    if stop.now():
+        raise typer.Exit(130)
+
+
+def show_findings(console: Console, found: Findings | None) -> None:
+    if found is None or found.gain is None:
+        console.line("not enough runs yet to say anything")
+        return
+    console.line(f"gain of the champion over the baseline, {found.gain.runs} fresh runs each, with its 95% interval:")
+    console.line(f"  val      {found.gain}" + ("" if found.gain.low > 0 else ": not shown to be a gain"), "green" if found.gain.low > 0 else "yellow")
+    if found.holdout:
+        console.line(f"  holdout  {found.holdout}")
+    for part in found.parts:
+        worth = f"{part.worth}: " if part.worth else ""
+        console.line(f"  without experiment {part.attempt.number}: the champion loses {worth}{part.says} ({one_line(part.attempt.description, 60)})")
+    if found.pruned:
+        console.line(f"  pruned   {found.pruned} over the champion")
+    for line in found.failed:
+        console.line(f"  {line}", "yellow")
+
+
+@app.command()
+def report(
+    tag: Tag = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write to. Default: report/ in the run's own folder.")] = None,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Write report.pdf as well.")] = False,
+) -> None:
+    """Write a short paper of a run, from its record alone: what was kept, what it is worth, what did not help, what it cost."""
+    repository = open_repository(Path.cwd())
+    root = root_of(repository)
+    tag, ledger = recorded_run(root, tag)
+    if ledger.champion is None:
+        raise UserError(f"run {tag} has no baseline yet, so there is nothing to report")
+    repo, task = RunRepo(repository, tag, ledger.path.parent), task_of(ledger.run["task"])
+    kept = [attempt for attempt in ledger.finished if attempt.status == "keep"][1:]
+    diffs = {attempt.number: repo.diff(attempt.parent, attempt.commit, task.editable) for attempt in kept}
+    agenda = repo.read(ledger.run["base"], "program.md").decode(errors="replace") if repo.has(ledger.run["base"], "program.md") else ""
+    path = write_report(Run(tag, task, ledger, split_front_matter(agenda)[1], diffs), output or ledger.path.parent / "report", pdf)
+    print(f"{path}: {count(len(ledger.finished), 'experiment')} of run {tag}")
+
+
+def recorded_run(root: Path, tag: str | None) -> tuple[str, Ledger]:
+    """(The tag, the record) of a run that there is."""
     runs = root / RUNS
     tag = choose_tag(runs, tag)
     ledger = Ledger(runs / tag)
     if ledger.run is None:
         raise UserError(f"there is no run {tag} here; runs are: {', '.join(sorted(path.parent.name for path in runs.glob('*/journal.jsonl'))) or 'none'}")
+    return tag, ledger
+
+
+@app.command()
+def results(tag: Tag = None) -> None:
+    """Write results.tsv again, from the journal."""
+    root = root_of(open_repository(Path.cwd()))
+    tag, ledger = recorded_run(root, tag)
     file = Results(root / "results.tsv", ledger)
-    file.require_ours(runs)
+    file.require_ours(root / RUNS)
     file.rebuild()
     print(f"{file.path}: {len(ledger.finished)} experiments of run {tag}")
 

@@ -34,7 +34,9 @@ import json
 import math
 import mmap
 import os
+import platform
 import queue
+import re
 import runpy
 import select
 import shutil
@@ -1444,6 +1446,22 @@ def source_folders() -> list[Path]:
     return [CACHE / "climbmix" if DATA == "climbmix" else Path(DATA)]
 
 
+# The standard deviation of the score of identical code, as far as it is known before a run has measured its own. On an H100
+# another seed moves it by 0.0007; a CPU shared with others trains more steps in one minute than in the next.
+NOISE = {"gpu": 0.0007, "cpu": 0.003, "test": 0.02}
+
+
+def machine() -> dict[str, str]:
+    """What a reader of the results needs to know of the machine, besides the device."""
+    facts = {"system": f"{platform.system()} {platform.release()}", "Python": platform.python_version(),
+             "torch": importlib.metadata.version("torch")}
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        facts["processor"] = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    with contextlib.suppress(OSError, IndexError):
+        facts["driver"] = re.findall(r"Kernel Module.*?  (\d[\d.]*)", Path("/proc/driver/nvidia/version").read_text())[0]
+    return facts
+
+
 def describe() -> dict:
     """What a run on this machine would use. `game` names the prepared data; None when it is not there yet."""
     manifest = read_manifest()
@@ -1452,11 +1470,13 @@ def describe() -> dict:
     return {
         "profile": PROFILE.name,
         "device": cuda or f"CPU, {os.cpu_count()} cores",
+        "machine": machine(),
         "data": DATA,
         "time_budget": TIME_BUDGET,
         "seed": SEED,
         "cache": str(cache_folder()),
         "game": game,
+        "noise": NOISE[PROFILE.name],               # what the score's standard deviation usually is
         "implausible_gain": 0.05 if PROFILE.name == "gpu" else None,               # bits a byte over the champion
         "hidden": [str(path) for path in (cache_folder(), *source_folders())],     # no trial sees text but through the referee
     }

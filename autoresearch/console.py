@@ -50,11 +50,17 @@ class Console:
         """The agent is at work; what follows is a trial or a line that says why not."""
         self._start_bar(f"experiment {number}: {agent} is thinking", None)
 
-    def trial(self, attempt: Attempt, folder: Path, training: float) -> "TrialView":
-        """Announce a trial; the view that comes back is told its phases."""
+    def trial(self, attempt: Attempt, folder: Path, training: float, again: str = "") -> "TrialView":
+        """Announce a trial; the view that comes back is told its phases. again: which repetition it is."""
         self.stop_bar()
-        self.line(f"experiment {attempt.number}: {one_line(attempt.description, 100)}")
+        self.line(f"experiment {attempt.number}: " + (again or one_line(attempt.description, 100)))
         return TrialView(self, folder, training)
+
+    def verifying(self, name: str, number: int, total: int, left: float, folder: Path, training: float) -> "TrialView":
+        """Announce run `number` of `total` of `verify`; `left`: seconds until all are done."""
+        self.stop_bar()
+        self.line(f"run {number} of {total}: {name}; {duration(left)} left")
+        return TrialView(self, folder, training, f"{number} of {total}, {duration(left)} left: ")
 
     def verdict(self, attempt: Attempt, wall: float) -> None:
         self.stop_bar()
@@ -81,27 +87,35 @@ class Console:
             self._bar = None
 
 
+def duration(seconds: float) -> str:
+    """About how long: `40 s`, `6 min`, `2 h 10 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class TrialView:
     """Follows one trial: call it with the name of a phase when it begins, and with None now and then."""
 
     PHASES = {"train": "starting up", "score": "scoring", "guard": "running the guard", "holdout": "scoring the holdout"}
 
-    def __init__(self, console: Console, folder: Path, training: float) -> None:
-        self.console, self.folder, self.training = console, folder, training
+    def __init__(self, console: Console, folder: Path, training: float, before: str = "") -> None:
+        self.console, self.folder, self.training, self.before = console, folder, training, before
         self.phase = "train"
         self.began = time.monotonic()
 
     def __call__(self, phase: str | None) -> None:
         if phase:
             self.phase, self.began = phase, time.monotonic()
-            self.console._start_bar(self.PHASES[phase], None)
+            self.console._start_bar(self.before + self.PHASES.get(phase, phase), None)
         elif not self.console.plain:
             clock = self._clock() if self.phase == "train" else None
             if clock is None:
                 self.console.update_bar(note=f"{time.monotonic() - self.began:.0f} s")
                 return
             done = min(self.training, max(0.0, time.time() - clock))
-            self.console.update_bar(description="training", total=self.training, completed=done,
+            self.console.update_bar(description=f"{self.before}training", total=self.training, completed=done,
                                     note=f"{done:.0f} of {self.training:.0f} s")
 
     def _clock(self) -> float | None:

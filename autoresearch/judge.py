@@ -1,9 +1,28 @@
 """The decision: keep or discard. Pure functions on numbers; nothing is read or written here.
 
-The rule is the strict one: what scores better than the champion is kept.
+A score is one draw: the same code, trained again, scores a little differently. So an edit has to be better than the
+champion by more than half of what noise alone does to such a difference, and by a price for the code that
+it adds; an edit that takes code away may be kept at an equal score. bench/keep_rule.py plays many nights with this
+very code, and with the rules that were not chosen.
 """
 
 import dataclasses
+import math
+from collections.abc import Sequence
+
+PRIOR_RUNS = 3                      # what a prior about the noise is worth, in runs
+
+
+@dataclasses.dataclass(frozen=True)
+class KeepRule:
+    """How much better is better."""
+
+    margin: float = 0.5             # standard errors of the difference that a gain must exceed
+    line_price: float = 0.0         # gain that each added line of code owes
+    slack: float = 0.5              # noise by which an edit that removes code may be worse than the best so far; 0: not at all
+
+
+RULES = {"margin": KeepRule(), "strict": KeepRule(margin=0.0, slack=0.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,13 +31,61 @@ class Verdict:
     reason: str                     # in words and numbers
 
 
-def judge(score: float, champion: float | None, lower_is_better: bool = True) -> Verdict:
-    """Compare a finite score with the champion's; without a champion it becomes the champion."""
-    if champion is None:
-        return Verdict("keep", f"baseline {score:.6f}")
-    gain = champion - score if lower_is_better else score - champion
+def noise_scale(groups: Sequence[Sequence[float]], prior: float | None = None) -> float:
+    """The standard deviation of scores of identical code.
+
+    groups: the scores of each code that ran more than once (others say nothing). prior: what it usually is,
+    where that is known; it counts like PRIOR_RUNS runs beyond the first. Without either it is 0.
+    """
+    squares, degrees = [], 0
+    for scores in groups:
+        center = mean(scores) if scores else 0.0
+        squares += [(score - center) ** 2 for score in scores]
+        degrees += max(0, len(scores) - 1)
+    if prior is not None:
+        squares.append(PRIOR_RUNS * prior**2)
+        degrees += PRIOR_RUNS
+    return math.sqrt(math.fsum(squares) / degrees) if degrees else 0.0
+
+
+def mean(scores: Sequence[float]) -> float:
+    return math.fsum(scores) / len(scores)
+
+
+def standard_error(noise: float, scores: Sequence[float], champion: Sequence[float]) -> float:
+    """What noise does to the difference between the means of two codes."""
+    return noise * math.sqrt(1 / len(scores) + 1 / len(champion))
+
+
+def judge(scores: Sequence[float], champion: Sequence[float], noise: float = 0.0, lines: int = 0,
+          rule: KeepRule = RULES["margin"], lower_is_better: bool = True, best: float | None = None) -> Verdict:
+    """Compare the finite scores of an edit with the champion's; without a champion it becomes the champion.
+
+    noise: standard deviation of one score. lines: lines of code that the edit adds, net. best: the best mean of
+    any champion so far, against which the slack is measured, so that it is not spent twice.
+    """
+    score = mean(scores)
+    if not champion:
+        return Verdict("keep", f"baseline {score:.6f}" + (f", the mean of {len(scores)} runs" if len(scores) > 1 else ""))
+    sign = 1 if lower_is_better else -1
+    standing = mean(champion)
+    gain = sign * (standing - score)
+    margin = rule.margin * standard_error(noise, scores, champion)
+    price = rule.line_price * max(0, lines)
+    better = f"{score:.6f} is {gain:.6f} better than the champion's {standing:.6f}"
+    if gain > max(0.0, margin, price):
+        owed = f"; {max(margin, price):.6f} were owed" if max(margin, price) else ""
+        return Verdict("keep", better + owed)
+    lost = sign * score - min(sign * standing, sign * (standing if best is None else best))
+    if lines < 0 and rule.slack and lost <= rule.slack * noise:
+        return Verdict("keep", f"{score:.6f} is as good as the champion's {standing:.6f}, with {count_lines(-lines)} less")
     if gain > 0:
-        return Verdict("keep", f"{score:.6f} is {gain:.6f} better than the champion's {champion:.6f}")
+        why = f"{price:.6f} that {count_lines(lines)} more owe" if price > margin else f"{margin:.6f} that noise alone may bring"
+        return Verdict("discard", f"gain {gain:.6f} is not above the {why}")
     if gain == 0:
         return Verdict("discard", f"{score:.6f} equals the champion's")
-    return Verdict("discard", f"{score:.6f} is {-gain:.6f} worse than the champion's {champion:.6f}")
+    return Verdict("discard", f"{score:.6f} is {-gain:.6f} worse than the champion's {standing:.6f}")
+
+
+def count_lines(lines: int) -> str:
+    return f"{lines} line" + ("" if lines == 1 else "s")

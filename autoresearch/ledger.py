@@ -4,13 +4,18 @@
 anything else happens:
 
     run         a run began: tag, base commit, task
-    start       the loop was started: hash of its own code
+    start       the loop was started: hash of its own code, keep rule
     game        what it runs on: profile, device, data, time budget
-    attempt     an edit was committed: number, commit, parent, description, agent, edit, seconds of its preflight
+    attempt     an edit was committed: number, commit, parent, description, category, agent, tokens, dollars, edit, lines that it adds,
+                seconds of its preflight
     refused     a proposal was turned down before it cost a trial: number, description, reason
     interrupted the user stopped an attempt before its verdict; it is run again
+    trial       an attempt began to run; what was measured of it before does not count: number
+    measured    an attempt ran to its score: number, seed, score, seconds
     quarantine  an attempt was too good to be true: number, gain, score; it is run again with another seed
-    verdict     number, status, score, memory_gb, reason, figures, seconds, holdout (what was kept scores there)
+    verdict     number, status, score (the mean of its runs), memory_gb, reason, figures, seconds, holdout (what was kept scores there),
+                noise (what the judge took for the standard deviation of one score)
+    verified    `verify` ran a commit again: name, commit, champion at that time, seed, score, holdout, reason (why there is none), seconds
     stop        the loop ended: reason
 
 results.tsv has the five columns of the public project: commit val_bpb memory_gb status description.
@@ -25,6 +30,7 @@ import time
 from pathlib import Path
 
 from autoresearch import UserError
+from autoresearch.judge import noise_scale
 from autoresearch.repo import short
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
@@ -47,6 +53,12 @@ class Attempt:
     figures: dict = dataclasses.field(default_factory=dict)
     seconds: dict = dataclasses.field(default_factory=dict)
     holdout: float | None = None    # the score on rows that no decision reads, of what was kept
+    noise: float | None = None      # what the judge took for the standard deviation of one score
+    lines: int = 0                  # of code that the edit adds, net
+    category: str = ""              # what kind of change it is
+    tokens: int | None = None       # that the agent took for it, and what they cost; None: not known
+    dollars: float | None = None
+    runs: list[float] = dataclasses.field(default_factory=list)     # scores of identical code, the first with the run's seed
 
     def row(self) -> str:
         """The attempt's line of results.tsv."""
@@ -63,7 +75,7 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 class Lock:
-    """At most one loop a tag. Held until the process ends."""
+    """At most one loop a tag. Held until it is released, or the process ends."""
 
     def __init__(self, folder: Path, tag: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +91,9 @@ class Lock:
         self._file.write(str(os.getpid()))
         self._file.flush()
 
+    def release(self) -> None:
+        self._file.close()
+
 
 class Ledger:
     """The journal of one run, and what follows from it."""
@@ -88,6 +103,7 @@ class Ledger:
         self.run: dict | None = None
         self.game: dict | None = None
         self.attempts: list[Attempt] = []
+        self.verified: list[dict] = []
         if self.path.exists():
             for event in read_journal(self.path):
                 self._apply(event)
@@ -101,6 +117,21 @@ class Ledger:
     def champion(self) -> Attempt | None:
         """The attempt kept last."""
         return next((attempt for attempt in reversed(self.attempts) if attempt.status == "keep"), None)
+
+    def scores(self, attempt: Attempt) -> list[float]:
+        """All scores of an attempt's code: its runs, and those of `verify`."""
+        again = [event["score"] for event in self.verified if event["commit"] == attempt.commit and event["score"] is not None]
+        return [*(attempt.runs or [attempt.score]), *again]
+
+    def noise(self) -> float:
+        """The standard deviation of scores of identical code, as far as this run knows it."""
+        groups = {}                     # by commit, since `verify` also runs commits that are no attempts
+        for attempt in self.attempts:
+            groups.setdefault(attempt.commit, []).extend(attempt.runs)
+        for event in self.verified:
+            if event["score"] is not None:
+                groups.setdefault(event["commit"], []).append(event["score"])
+        return noise_scale(list(groups.values()), (self.game or {}).get("noise"))
 
     @property
     def pending(self) -> Attempt | None:
@@ -134,12 +165,17 @@ class Ledger:
             case "game":
                 self.game = event["facts"]
             case "attempt":
-                self.attempts.append(Attempt(**{
-                    field: event[field] for field in ("number", "commit", "parent", "description", "agent", "edit")
-                }))
+                known = {field.name for field in dataclasses.fields(Attempt)}
+                self.attempts.append(Attempt(**{name: value for name, value in event.items() if name in known}))
+            case "trial":
+                self.attempts[event["number"] - 1].runs.clear()
+            case "measured":
+                self.attempts[event["number"] - 1].runs.append(event["score"])
+            case "verified":
+                self.verified.append(event)
             case "verdict":
                 attempt = self.attempts[event["number"] - 1]
-                for field in ("status", "score", "memory_gb", "reason", "figures", "seconds", "holdout"):
+                for field in ("status", "score", "memory_gb", "reason", "figures", "seconds", "holdout", "noise"):
                     setattr(attempt, field, event.get(field))
 
     def results(self) -> str:

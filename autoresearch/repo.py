@@ -116,6 +116,14 @@ class RunRepo:
         """A file as it is in a commit."""
         return self.repository.commit(commit).tree[path].data_stream.read()
 
+    def has(self, commit: str, path: str) -> bool:
+        """Whether a commit has a file."""
+        return bool(self.repository.git.ls_tree(commit, "--", path))
+
+    def diff(self, before: str, after: str, paths: tuple[str, ...]) -> str:
+        """What changed in the paths between two commits."""
+        return self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *paths)
+
     def _reset(self, folder: Path, commit: str) -> None:
         """Make a worktree hold a commit and nothing else, whatever was done to it."""
         for again in (True, False):
@@ -168,9 +176,30 @@ class RunRepo:
         tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message])
         return tree.git.rev_parse("HEAD")
 
-    def remember(self, number: int, commit: str) -> None:
-        """Keep an attempt's commit reachable for good."""
-        self.repository.git.update_ref(f"refs/autoresearch/{self.tag}/{number}", commit)
+    def remember(self, name: int | str, commit: str) -> None:
+        """Keep an attempt's commit, or one that `verify` made, reachable for good."""
+        self.repository.git.update_ref(f"refs/autoresearch/{self.tag}/{name}", commit)
+
+    def without(self, champion: str, commits: list[str], message: str) -> tuple[str | None, list[str]]:
+        """(The champion with kept commits left out, newest first, as a commit; those of them that could not be: others build on them.)"""
+        scratch, stuck = self.worktree.parent / "scratch", []
+        self._reset(scratch, champion)
+        tree = git.Repo(scratch)
+        for commit in commits:
+            try:
+                tree.git.execute(["git", "-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false", "revert", "--no-edit", commit])
+            except git.GitCommandError:
+                tree.git.reset("--hard")                # ends the revert, too
+                stuck.append(commit)
+        if tree.git.diff("--name-only", champion, "HEAD") == "":
+            return None, stuck
+        tree.git.reset("--soft", champion)
+        tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message])
+        return tree.git.rev_parse("HEAD"), stuck
+
+    def name_branch(self, name: str, commit: str) -> None:
+        """Make a branch of ours point at a commit."""
+        self.repository.git.branch("--force", name, commit)
 
     def uncommitted(self, paths: tuple[str, ...]) -> list[str]:
         """Which of the paths differ, in the user's checkout, from its last commit."""

@@ -13,6 +13,7 @@ Any other repository with a number to improve says, in YAML between two lines of
       guard: python -m pytest -q      # optional: must succeed before anything is kept
       time_limit: 60                  # seconds for `train`
       readable: [/data/numbers]       # what the commands read outside the repository: they run confined
+    simplicity: {gain: 0.01, lines: 10}     # optional: ten added lines owe a gain of 0.01; this project's own: 0.001 for 20
     ---
 """
 
@@ -40,9 +41,10 @@ class Task:
     guard: str | None = None                # must end with exit code 0 before a keep
     holdout: str | None = None              # the same, and what it measures is recorded; no decision reads it
     setup: str | None = None                # run once, before the first trial
-    # Prints a JSON object of facts: profile, device, data, time_budget, game (a hash of the data); implausible_gain (a larger
-    # one is believed only twice); paths that are `readable` to trials besides those below, and `hidden` from them.
+    # Prints a JSON object of facts: profile, device, data, time_budget, game (a hash of the data); noise (the usual standard
+    # deviation of scores of identical code); implausible_gain (a larger one is believed only twice); paths that are `readable` to trials besides those below, and `hidden` from them.
     describe: str | None = None
+    line_price: float = 0.0                 # gain that each added line of code owes
     preflight: bool = False                 # edits keep this project's own contract (preflight.py)
     readable: tuple[str, ...] = ()          # files and folders outside the worktree that the commands need
     writable: tuple[str, ...] = ()          # and those that they write to, besides their own output folder
@@ -96,10 +98,17 @@ OWN_GAME = Task(
     holdout="python prepare.py score --split holdout --probe-all --train train.py",
     setup="python prepare.py",
     describe="python prepare.py describe",
+    line_price=0.001 / 20,
     preflight=True,
     time_limit=300.0,                       # start-up, compiling and saving, on top of the budget
     score_limit=300.0,
 )
+
+
+def task_of(recorded: dict) -> Task:
+    """The task that a journal holds."""
+    known = {field.name for field in dataclasses.fields(Task)}
+    return Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items() if name in known})
 
 
 def edit_hash(sources: dict[str, bytes]) -> str:
@@ -126,7 +135,37 @@ def read_task(path: Path) -> Task:
         raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"the front matter of {path} must be `key: value` lines, e.g. `task:` with its settings below it")
-    return OWN_GAME if settings.get("task") is None else check_task(settings["task"], path)
+    task = OWN_GAME if settings.get("task") is None else check_task(settings["task"], path)
+    if settings.get("simplicity") is not None:
+        task = dataclasses.replace(task, line_price=check_price(settings["simplicity"], path))
+    return task
+
+
+def check_price(settings: object, path: Path) -> float:
+    """The gain that a line owes, from `simplicity: {gain: 0.001, lines: 20}`."""
+    if not isinstance(settings, dict) or settings.keys() != {"gain", "lines"} or not all(isinstance(n, int | float) for n in settings.values()):
+        raise UserError(f"`simplicity` in {path} must hold two numbers: the `gain` that so many added `lines` owe")
+    if not (0 <= settings["gain"] < float("inf") and 0 < settings["lines"] < float("inf")):
+        raise UserError(f"`simplicity` in {path}: `gain` must be 0 or more and `lines` above 0")
+    return settings["gain"] / settings["lines"]
+
+
+def code_lines(sources: dict[str, bytes]) -> int:
+    """Lines of code in files. Of Python without comments, docstrings and blank lines, each statement on lines of its own."""
+    total = 0
+    for name, source in sources.items():
+        try:
+            tree = ast.parse(source) if name.endswith(".py") else None
+        except (SyntaxError, ValueError):
+            tree = None
+        if tree is None:
+            total += sum(bool(line.strip()) for line in source.splitlines())
+            continue
+        for node in ast.walk(tree):
+            if isinstance(body := getattr(node, "body", None), list):
+                node.body = [item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))] or [ast.Pass()]
+        total += sum(bool(line.strip()) for line in ast.unparse(tree).splitlines())
+    return total
 
 
 def read_text(path: Path) -> str:

@@ -1,31 +1,13 @@
-"""What is written down: the verdict's words, the columns of results.tsv, the figures read from a log."""
+"""What is written down: the columns of results.tsv, the figures read from a log."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch.judge import judge
 from autoresearch.ledger import Attempt, one_line
 from autoresearch.task import OWN_GAME, read_agenda, read_task
 from autoresearch.trial import last_word, read_figures
 from conftest import ROOT
-
-scores = st.floats(-1e6, 1e6, allow_nan=False)
-
-
-def test_verdicts_say_why_in_numbers():
-    assert judge(1.25, None).reason == "baseline 1.250000"
-    assert judge(1.2, 1.25).status == "keep" and "0.050000 better than the champion's 1.250000" in judge(1.2, 1.25).reason
-    assert judge(1.3, 1.25).status == "discard" and "0.050000 worse" in judge(1.3, 1.25).reason
-    assert judge(1.25, 1.25).status == "discard" and "equals" in judge(1.25, 1.25).reason
-    assert judge(1.3, 1.25, lower_is_better=False).status == "keep"
-
-
-@given(scores, scores, st.booleans())
-def test_what_is_kept_is_better(score, champion, lower):
-    better = score < champion if lower else score > champion
-    assert (judge(score, champion, lower).status == "keep") == better
-
 
 @given(st.text())
 def test_a_description_is_one_short_printable_line(text):

@@ -17,6 +17,9 @@ from autoresearch.brief import Brief
 @dataclasses.dataclass(frozen=True)
 class Proposal:
     description: str                # one line: what was changed, and why if there is room
+    category: str = ""              # what kind of change it is
+    tokens: int | None = None       # taken for it; None: not known
+    dollars: float | None = None
 
 
 class AgentFailed(Exception):

@@ -61,7 +61,7 @@ class Sweep:
             after = {**sources, constant.file: edited}
             if description not in tried and edit_hash(after) not in contents:
                 (folder / constant.file).write_bytes(edited)
-                return Proposal(description)
+                return Proposal(description, constant.name)
         raise NothingLeft("every step from here has been tried")
 
 

@@ -1,0 +1,112 @@
+"""The judge: what must be true of it whatever the numbers are, and what it says."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from autoresearch.judge import RULES, KeepRule, judge, mean, noise_scale, standard_error
+
+SCORE = some.floats(-10, 10, allow_nan=False)
+SCORES = some.lists(SCORE, min_size=1, max_size=4)
+NOISE = some.floats(0, 1)
+LINES = some.integers(-50, 50)
+RULE = some.builds(KeepRule, margin=some.floats(0, 3), line_price=some.floats(0, 0.1), slack=some.sampled_from([0.0, 0.5, 1.0]))
+
+
+def kept(*arguments, **more) -> bool:
+    return judge(*arguments, **more).status == "keep"
+
+
+@given(SCORES, SCORES, NOISE, LINES, RULE, some.booleans(), some.floats(0, 5))
+def test_a_better_score_is_never_judged_worse(scores, champion, noise, lines, rule, lower, by):
+    better = [score - by if lower else score + by for score in scores]
+    if kept(scores, champion, noise, lines, rule, lower):
+        assert kept(better, champion, noise, lines, rule, lower)
+
+
+@given(SCORES, SCORES, NOISE, LINES, RULE, some.booleans(), SCORE)
+def test_a_worse_mean_is_never_kept(scores, champion, noise, lines, rule, lower, best):
+    """But for an edit that removes code: within the slack below the best mean that there was."""
+    sign = 1 if lower else -1
+    if kept(scores, champion, noise, lines, rule, lower, best) and sign * mean(scores) >= sign * mean(champion):
+        assert lines < 0 and rule.slack
+        assert sign * mean(scores) - min(sign * mean(champion), sign * best) <= rule.slack * noise
+
+
+@given(SCORES, SCORES, NOISE, some.integers(1, 50), RULE)
+def test_added_lines_are_paid_for(scores, champion, noise, lines, rule):
+    if kept(scores, champion, noise, lines, rule):
+        assert mean(champion) - mean(scores) > rule.line_price * lines
+        assert mean(champion) - mean(scores) > rule.margin * standard_error(noise, scores, champion)
+
+
+@given(SCORES, SCORES, NOISE, LINES, RULE)
+def test_fewer_lines_are_never_judged_worse(scores, champion, noise, lines, rule):
+    if kept(scores, champion, noise, lines, rule):
+        assert kept(scores, champion, noise, lines - 1, rule)
+
+
+@given(SCORES, SCORES, NOISE, LINES, RULE, some.randoms())
+def test_the_order_of_replicates_is_irrelevant(scores, champion, noise, lines, rule, random):
+    shuffled, standing = random.sample(scores, len(scores)), random.sample(champion, len(champion))
+    assert judge(scores, champion, noise, lines, rule) == judge(shuffled, standing, noise, lines, rule)
+    assert noise_scale([scores, champion], 0.1) == noise_scale([standing, shuffled], 0.1)
+
+
+@given(SCORES, SCORES, NOISE, LINES, RULE)
+def test_higher_is_better_is_the_mirror_image(scores, champion, noise, lines, rule):
+    mirrored = [-score for score in scores], [-score for score in champion]
+    assert kept(scores, champion, noise, lines, rule) == kept(*mirrored, noise, lines, rule, lower_is_better=False)
+
+
+@given(SCORES, SCORES, NOISE, LINES)
+def test_strict_keeps_every_gain_and_nothing_else(scores, champion, noise, lines):
+    assert kept(scores, champion, noise, lines, RULES["strict"]) == (mean(scores) < mean(champion))
+
+
+@given(SCORES, NOISE, LINES)
+def test_without_a_champion_it_becomes_the_champion(scores, noise, lines):
+    assert kept(scores, [], noise, lines)
+
+
+@given(some.lists(some.lists(SCORE, max_size=5), max_size=5), some.floats(0.001, 1), some.floats(0.01, 100))
+def test_the_noise_is_in_the_unit_of_the_score(groups, prior, factor):
+    scaled = noise_scale([[factor * score for score in scores] for scores in groups], factor * prior)
+    assert scaled == pytest.approx(factor * noise_scale(groups, prior), rel=1e-6, abs=1e-9)
+
+
+def test_the_noise_of_replicates():
+    assert noise_scale([]) == noise_scale([[1.0]]) == noise_scale([[1.0, 1.0], [2.0]]) == 0.0
+    assert noise_scale([[1.0], [2.0]], prior=0.5) == pytest.approx(0.5)                         # single runs say nothing
+    assert noise_scale([[1.0, 1.2]]) == pytest.approx(0.02**0.5)
+    assert noise_scale([[1.0, 1.2], [5.0, 5.2, 5.4]]) == pytest.approx((0.1 / 3) ** 0.5)        # pooled: three degrees of freedom
+    assert noise_scale([[1.0, 1.2]] * 1000, prior=1.0) == pytest.approx(0.1414, abs=0.02)       # what is measured outweighs the prior
+
+
+@pytest.mark.parametrize(("scores", "lines", "status", "reason"), [
+    ([0.9960], 0, "keep", "0.996000 is 0.004000 better than the champion's 1.000000; 0.000700 were owed"),
+    ([0.9995], 0, "discard", "gain 0.000500 is not above the 0.000700 that noise alone may bring"),
+    ([0.9995, 0.9992], 0, "keep", "0.999350 is 0.000650 better than the champion's 1.000000; 0.000606 were owed"),
+    ([0.9990], 30, "discard", "gain 0.001000 is not above the 0.001500 that 30 lines more owe"),
+    ([0.9980], 30, "keep", "0.998000 is 0.002000 better than the champion's 1.000000; 0.001500 were owed"),
+    ([0.9990], 1, "keep", "0.999000 is 0.001000 better than the champion's 1.000000; 0.000700 were owed"),
+    ([1.0003], -1, "keep", "1.000300 is as good as the champion's 1.000000, with 1 line less"),
+    ([1.0008], -9, "discard", "1.000800 is 0.000800 worse than the champion's 1.000000"),
+    ([1.0000], 0, "discard", "1.000000 equals the champion's"),
+])
+def test_what_it_says(scores, lines, status, reason):
+    rule = dataclasses.replace(RULES["margin"], line_price=0.001 / 20)
+    verdict = judge(scores, [1.0], noise=0.00099, lines=lines, rule=rule)
+    assert verdict.status == status and verdict.reason == reason
+
+
+def test_removals_do_not_go_downhill_step_by_step():
+    """Each is measured against the best there was, so that the slack is not spent again and again."""
+    best = standing = 1.0
+    for _ in range(20):
+        score = standing + 0.0004
+        if kept([score], [standing], 0.001, -1, best=best):
+            standing = score
+    assert standing == 1.0004

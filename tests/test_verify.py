@@ -1,0 +1,190 @@
+"""What a run may claim: verify, its ablation and pruning, and the report. Real runs of the toy task, with noise that a seed moves."""
+
+import itertools
+import json
+import re
+import signal
+import statistics
+
+import pytest
+from scipy import stats
+
+from conftest import git, wait_for
+
+# Four constants far enough apart that git can take back one edit without the others; LUCK pays with the run's own seed alone.
+NOISY = """import os
+import random
+
+FIRST = {first}
+# -
+# -
+# -
+# -
+SECOND = {second}
+# -
+# -
+# -
+# -
+LUCK = {luck}
+# -
+# -
+# -
+# -
+seed = int(os.environ["AUTORESEARCH_SEED"])
+noise = random.Random(seed).gauss(0, 0.01)
+value = FIRST + SECOND + (LUCK if seed in (42, 43) else 0) + (noise if seed not in (42, 43) else 0.01 * seed)
+print(f"{{os.environ.get('NAME', 'score')}}: {{value}}")
+"""
+STEPS = {"e2": (2, 1, 0), "e3": (2, 1, 0.4), "e4": (2, 3, 0.4), "e5": (2.5, 3, 0.4), "e6": (0, 3, 0.4)}
+
+
+def noisy(first: float, second: float, luck: float) -> str:
+    return NOISY.format(first=first, second=second, luck=luck)
+
+
+@pytest.fixture
+def night(toy):
+    """Five changes: four are kept, of which one is luck and one changes a line that another had changed."""
+    program = (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
+    program = program.replace("time_limit", "holdout: env NAME=holdout_score python solver.py\n  describe: cat facts.json\n  time_limit")
+    toy.write("program.md", program)
+    toy.write("facts.json", json.dumps({"device": "an abacus", "machine": {"processor": "beads"}, "seed": 42, "time_budget": 0}))
+    toy.write("solver.py", noisy(1, 1, 0))
+    toy.commit()
+    toy.plan_steps(**{name: [{"files": {"solver.py": noisy(*values)}, "say": f"set {values}"}] for name, values in STEPS.items()})
+    toy.run_agent(6)
+    assert toy.statuses() == ["keep", "keep", "keep", "keep", "keep", "discard"]
+    return toy
+
+
+def test_the_gain_of_a_run(night):
+    output = night.run("verify", "--runs", "4")
+    events = night.journal("verified")
+    assert [(entry["name"], entry["seed"]) for entry in events] == [
+        (name, seed) for seed in range(1042, 1046) for name in ("baseline", "champion")]
+    before, after = ([entry["score"] for entry in events if entry["name"] == name] for name in ("baseline", "champion"))
+    found = stats.ttest_ind(after, before).confidence_interval(0.95)
+    gain = statistics.mean(after) - statistics.mean(before)
+    assert f"val      {gain:+.6f} ({found.low:+.6f} to {found.high:+.6f})" in output
+    assert f"holdout  {gain:+.6f}" in output
+    assert abs(gain - 3.5) < 0.05
+    night.require_whole()
+
+
+def test_an_interrupted_verify_goes_on(night):
+    process = night.start("verify")
+    wait_for(lambda: len(night.journal("verified")) >= 2)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "the same command continues" in output
+    assert 2 <= len(night.journal("verified")) < 6
+    process = night.start("verify")
+    wait_for(lambda: len(night.journal("verified")) >= 4)
+    process.kill()
+    process.communicate()
+    night.run("verify")
+    runs = [(entry["name"], entry["seed"]) for entry in night.journal("verified")]
+    assert len(runs) == len(set(runs)) == 6
+    assert night.run("verify").count("val      ") == 1 and len(night.journal("verified")) == 6
+
+
+def test_which_changes_carry_the_gain(night):
+    output = night.run("verify", "--prune")
+    lines = {number: next(line for line in output.splitlines() if f"without experiment {number}:" in line) for number in (2, 3, 4, 5)}
+    assert "not measured: later keeps build on its lines" in lines[2]
+    assert "can go" in lines[3] and "carries" in lines[4] and "carries" in lines[5]
+    pruned = git(night.folder, "show", "autoresearch/night-pruned:solver.py")
+    assert pruned == noisy(2.5, 3, 0).strip()
+    assert git(night.folder, "rev-parse", "autoresearch/night-pruned^") == night.tip()
+    assert "pruned   +0.000000" in output
+    assert {entry["name"] for entry in night.journal("verified")} == {
+        "baseline", "champion", "without 2", "without 3", "without 4", "without 5", "pruned"}
+
+
+def test_a_run_without_gains(toy):
+    toy.plan_steps(e2=[{"files": {"solver.py": "print('score:', -1)\nVALUE = 1\n"}, "say": "worse"}])
+    toy.run_agent(2)
+    assert "has kept nothing after its baseline" in toy.run("verify", expect=2)
+    toy.run("report")
+    assert "Not verified" in (toy.runs / "report/report.md").read_text()
+    assert "there is no run nothing here" in toy.run("report", "--tag", "nothing", expect=2)
+
+
+# -- the report
+
+
+def numbers_of(night) -> set[str]:
+    """Every number with six decimals that a report may hold, from the journal and nothing else."""
+    attempts, verdicts = night.journal("attempt"), night.journal("verdict")
+    score = {attempt["commit"]: verdict["score"] for attempt, verdict in zip(attempts, verdicts, strict=True)}
+    runs = {number: [entry["score"] for entry in night.journal("measured") if entry["number"] == number] for number in range(1, len(attempts) + 1)}
+    number_of = {attempt["commit"]: attempt["number"] for attempt in attempts}
+    allowed = {f"{value:.6f}" for value in score.values()} | {f"{verdict['noise']:.6f}" for verdict in verdicts}
+    allowed |= set(re.findall(r"\d+\.\d{6}", " ".join(verdict["reason"] for verdict in verdicts)))
+    kept = [attempt["commit"] for attempt, verdict in zip(attempts, verdicts, strict=True) if verdict["status"] == "keep"]
+    for attempt, verdict in zip(attempts[1:], verdicts[1:], strict=True):
+        gain = score[attempt["commit"]] - score[attempt["parent"]]
+        sizes = [len(runs[number_of[commit]]) for commit in (attempt["commit"], attempt["parent"])]
+        allowed |= {signed(gain), f"{1.96 * verdict['noise'] * sum(1 / size for size in sizes) ** 0.5:.6f}"}
+    allowed.add(signed(score[kept[-1]] - score[kept[0]]))
+    groups = list(runs.values())
+    for key in ("score", "holdout"):
+        fresh = {}
+        for entry in night.journal("verified"):
+            if entry[key] is not None:
+                fresh.setdefault(entry["name"], []).append(entry[key])
+        if not fresh:
+            continue
+        allowed |= {f"{statistics.fmean(values):.6f}" for values in fresh.values()}
+        degrees = sum(len(values) - 1 for values in fresh.values())
+        deviation = (sum(statistics.pvariance(values) * len(values) for values in fresh.values()) / degrees) ** 0.5
+        for before, after in itertools.permutations(fresh, 2):
+            gain = statistics.fmean(fresh[after]) - statistics.fmean(fresh[before])
+            reach = stats.t.ppf(0.975, degrees) * deviation * (1 / len(fresh[before]) + 1 / len(fresh[after])) ** 0.5
+            allowed |= {signed(gain), signed(gain - reach), signed(gain + reach)}
+    by_commit = {attempt["commit"]: list(runs[attempt["number"]]) for attempt in attempts}
+    for entry in night.journal("verified"):
+        if entry["score"] is not None:
+            by_commit.setdefault(entry["commit"], []).append(entry["score"])
+    groups = [values for values in by_commit.values() if len(values) > 1]
+    squares = sum(statistics.pvariance(values) * len(values) for values in groups)
+    allowed.add(f"{(squares / sum(len(values) - 1 for values in groups)) ** 0.5:.6f}")
+    return allowed
+
+
+def signed(value: float) -> str:
+    return f"{value:+.6f}".replace("-0.000000", "+0.000000")
+
+
+def prose(text: str) -> str:
+    """A report without its diffs."""
+    return re.sub(r"```diff.*?```", "", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("verified", [[], ["verify"], ["verify", "--prune"]])
+def test_every_number_of_the_report_follows_from_the_journal(night, verified):
+    if verified:
+        night.run(*verified)
+    night.run("report")
+    text = (night.runs / "report/report.md").read_text()
+    first = text.split("\n\n")[1]
+    assert first.startswith("**Verified.**" if verified else "**Not verified.**")
+    found = set(re.findall(r"[+-]?\d+\.\d{6}", prose(text)))
+    assert found and found <= numbers_of(night), found - numbers_of(night)
+    assert "6 experiments, the baseline included; 4 of the 5 changes were kept" in text
+    assert "Of 5 changes 4 were kept, 1 discarded, 0 crashed" in text
+    for number in (2, 3, 4, 5):
+        assert f"### Experiment {number}: set {STEPS[f'e{number}']}" in text
+    assert "-FIRST = 1\n+FIRST = 2" in text and "an abacus" in text and "> Raise the number." in text
+    hours = sum(entry["seconds"]["wall"] for entry in night.journal("verdict")) / 3600
+    assert f"| machine hours, experiments | {hours:.2f} |" in text
+    assert ("It has not run." in text) == (not verified)
+    for name in ("curve.png", "gains.png"):
+        assert f"]({name})" in text and (night.runs / "report" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_as_pdf(night, tmp_path):
+    output = night.run("report", "--pdf", "--output", str(tmp_path / "paper"))
+    pdf = (tmp_path / "paper/report.pdf").read_bytes()
+    assert str(tmp_path / "paper/report.pdf") in output
+    assert pdf.startswith(b"%PDF") and pdf.count(b"/Subtype /Image") >= 2
