@@ -9,8 +9,9 @@ proposals: 22 gains that sum to 0.028, the largest 0.0119, 14 of them below 0.00
 it worse: gains are log-normal with median 0.0006 (sigma 1.4), losses with median 0.001 (sigma 1.3). Half of the proposals leave the number
 of lines as it is, three in ten add some (6 on average), two in ten remove some (4 on average), whatever their effect.
 
-Noise is not told to the rules: they estimate it from repeated runs and a prior of 0.0007, as the loop does. A keep is false when its true
-effect is no improvement; one that removes lines may be worse by half the noise.
+Noise is not told to the rules: they estimate it from repeated runs and a prior of 0.0007, as the loop does. A keep is false when it was kept
+for its gain and its true effect is no gain; what was kept at an equal score because it removes lines is counted apart. All rules see
+the same nights: the same proposals in the same order.
 """
 
 import argparse
@@ -43,23 +44,24 @@ class Code:
 class Night:
     """What happens while a rule decides. `run` takes a slot."""
 
-    draw: np.random.Generator
+    seed: int
     noise: float
     left: int = SLOTS
     groups: list[list[float]] = dataclasses.field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.proposals, self.luck = (np.random.default_rng([self.seed, stream]) for stream in (0, 1))
+
     def run(self, code: Code) -> None:
         self.left -= 1
-        code.scores.append(-code.value + self.noise * self.draw.standard_normal())
+        code.scores.append(-code.value + self.noise * self.luck.standard_normal())
 
     def propose(self, champion: Code) -> tuple[Code, float]:
         """(an edit of the champion that has run once, its true effect)."""
-        if self.draw.random() < 0.2:
-            effect = 0.0006 * math.exp(1.4 * self.draw.standard_normal())
-        else:
-            effect = -0.001 * math.exp(1.3 * self.draw.standard_normal())
-        kind = self.draw.random()
-        lines = 0 if kind < 0.5 else int(self.draw.geometric(1 / 6)) if kind < 0.8 else -int(self.draw.geometric(1 / 4))
+        helps, kind = self.proposals.random(2)
+        size, more, fewer = self.proposals.standard_normal(), self.proposals.geometric(1 / 6), self.proposals.geometric(1 / 4)
+        effect = 0.0006 * math.exp(1.4 * size) if helps < 0.2 else -0.001 * math.exp(1.3 * size)
+        lines = 0 if kind < 0.5 else int(more) if kind < 0.8 else -int(fewer)
         edit = Code(champion.value + effect, lines, [])
         self.run(edit)
         return edit, effect
@@ -68,13 +70,20 @@ class Night:
         return noise_scale(self.groups, PRIOR)
 
 
-# A rule decides whether an edit is kept, and may spend slots on running it or the champion again.
-Rule = Callable[[Night, Code, Code, float], bool]
+# A rule decides whether an edit is kept, and may spend slots on running it or the champion again: (night, edit, champion, best mean so far).
+# It answers no, yes, or EQUAL for what is kept because it removes lines.
+Rule = Callable[[Night, Code, Code, float], bool | str]
+EQUAL = "equal"
 
 
 def by_judge(rule: KeepRule) -> Rule:
     """The loop's own judge."""
-    return lambda night, edit, champion, best: judge(edit.scores, champion.scores, night.scale(), edit.lines, rule, best=best).status == "keep"
+    def decide(night: Night, edit: Code, champion: Code, best: float) -> bool | str:
+        noise = night.scale()
+        if judge(edit.scores, champion.scores, noise, edit.lines, rule, best=best).status != "keep":
+            return False
+        return gain_of(edit, champion) > rule.margin * standard_error(noise, edit.scores, champion.scores) or EQUAL
+    return decide
 
 
 def gain_of(edit: Code, champion: Code) -> float:
@@ -161,25 +170,29 @@ RULES: dict[str, Callable[[], Rule]] = {
 
 
 def play(rule: Rule, noise: float, seed: int) -> dict[str, float]:
-    """One night: the true gain, keeps, those of them that are none, lines added."""
-    night = Night(np.random.default_rng(seed), noise)
+    """One night: the true gain, keeps for a gain, false ones, lines added; of keeps at an equal score the number and what they truly lost."""
+    night = Night(seed, noise)
     champion = Code(0.0, 0, [])
     for _ in range(2):                              # the baseline runs twice
         night.run(champion)
     night.groups.append(champion.scores)
-    keeps = false = lines = 0
+    keeps = false = lines = equal = 0
+    lost = 0.0
     best = mean(champion.scores)
     while night.left:
         edit, effect = night.propose(champion)
-        if rule(night, edit, champion, best):
-            keeps, lines = keeps + 1, lines + edit.lines
-            false += effect <= 0 and not (edit.lines < 0 and effect >= -noise / 2)
+        if answer := rule(night, edit, champion, best):
+            lines += edit.lines
+            if answer == EQUAL:
+                equal, lost = equal + 1, lost - effect
+            else:
+                keeps, false = keeps + 1, false + (effect <= 0)
             champion, best = edit, min(best, mean(edit.scores))
-    return {"gain": champion.value, "keeps": keeps, "false": false, "lines": lines}
+    return {"gain": champion.value, "keeps": keeps, "false": false, "lines": lines, "equal": equal, "lost": lost}
 
 
 def nights(make: Callable[[], Rule], noise: float, count: int, seed: int) -> dict[str, float]:
-    """Means over many nights; `false` as a share of all keeps."""
+    """Means over many nights; `false` as a share of the keeps for a gain."""
     played = [play(make(), noise, seed + number) for number in range(count)]
     totals = {name: sum(night[name] for night in played) for name in played[0]}
     return {**{name: total / count for name, total in totals.items()}, "false": totals["false"] / max(1, totals["keeps"])}
@@ -187,16 +200,16 @@ def nights(make: Callable[[], Rule], noise: float, count: int, seed: int) -> dic
 
 def table(count: int, seed: int) -> Iterator[str]:
     """Lines of Markdown: a rule each, against the strict one."""
-    yield "| rule | true gain at noise 0.0003, 0.0007, 0.002 | keeps | false keeps | lines | gain, false keeps against strict |"
-    yield "|---|---|---|---|---|---|"
+    yield "| rule | true gain at noise 0.0003, 0.0007, 0.002 | kept for a gain | false of these | kept for fewer lines | lines added | gain, false keeps: against strict |"
+    yield "|---|---|---|---|---|---|---|"
     strict = None
     for name, make in RULES.items():
         found = [nights(make, noise, count, seed * 1_000_000) for noise in NOISES]
         strict = strict or found
         against = [statistics.mean(mine[key] / theirs[key] for mine, theirs in zip(found, strict, strict=True)) for key in ("gain", "false")]
         cells = [", ".join(form.format(night[key]) for night in found)
-                 for key, form in (("gain", "{:.4f}"), ("keeps", "{:.1f}"), ("false", "{:.0%}"), ("lines", "{:+.0f}"))]
-        yield f"| {name} | {' | '.join(cells)} | {against[0]:.1%}, {against[1]:.0%} |"
+                 for key, form in (("gain", "{:.4f}"), ("keeps", "{:.1f}"), ("false", "{:.1%}"), ("equal", "{:.1f}"), ("lines", "{:+.0f}"))]
+        yield f"| {name} | {' | '.join(cells)} | {against[0]:.1%}, {against[1]:.1%} |"
 
 
 def main() -> None:

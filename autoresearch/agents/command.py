@@ -1,11 +1,12 @@
 """The `command` agent: any program that edits the files in its working folder.
 
 The brief is on its standard input (and in the file that AUTORESEARCH_BRIEF names); the last line
-that it prints is the description. It runs with the user's own environment, keys included: it is the
+that it prints is the description, and may begin with a category: `[optimizer] a slower warm-down`. It runs with the user's own environment, keys included: it is the
 user's program, unlike what it writes.
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,4 +35,5 @@ class CommandAgent:
         said = last_line(logs / "agent.log")
         if ended.reason:
             raise AgentFailed(f"`{self.command}`: {ended.reason}" + (f": {said}" if said else ""))
-        return Proposal(said or f"edit of {', '.join(brief.task.editable)} without a description")
+        category, description = re.fullmatch(r"(?:\[([\w -]+)\])?\s*(.*)", said).groups()
+        return Proposal(description or f"edit of {', '.join(brief.task.editable)} without a description", category or "")
