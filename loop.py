@@ -558,8 +558,8 @@ def run(
     if keep_rule not in RULES:
         raise UserError(f"--keep-rule takes {' or '.join(RULES)}, not {keep_rule!r}")
     settings = {"AUTORESEARCH_PROFILE": profile, "AUTORESEARCH_DATA": data and resolve_data(data)}
+    proposer = make_agent(agent, seed, agent_command, stopped=lambda: stop.level > 0)
     with open_run(tag, sandbox_mode, console, stop) as opened:
-        proposer = make_agent(agent, seed, agent_command, opened.folder / "proposals", stopped=lambda: stop.level > 0)
         begin(opened.repo, opened.ledger, opened.task)
         loop = Loop(opened, proposer, {name: value for name, value in settings.items() if value}, seed, RULES[keep_rule], baseline_runs)
         loop.prepare(lambda facts: show_first_screen(console, loop, facts, limits))

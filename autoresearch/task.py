@@ -135,6 +135,8 @@ def read_task(path: Path) -> Task:
         raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"the front matter of {path} must be `key: value` lines, e.g. `task:` with its settings below it")
+    if unknown := sorted(str(name) for name in settings.keys() - {"task", "simplicity"}):
+        raise UserError(f"the front matter of {path} has unknown settings {', '.join(unknown)}; known are task, simplicity")
     task = OWN_GAME if settings.get("task") is None else check_task(settings["task"], path)
     if settings.get("simplicity") is not None:
         task = dataclasses.replace(task, line_price=check_price(settings["simplicity"], path))

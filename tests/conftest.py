@@ -50,7 +50,8 @@ sys.exit(step.get("exit", 0))
 
 
 # Trainings that are timed run beside nothing else: one process takes all of these when the rest is done.
-TIMED = ("test_clock.py", "test_end_to_end.py", "test_honest.py", "test_gaming.py")
+TIMED = ("test_clock.py", "test_end_to_end.py", "test_gaming.py")
+WHOLE = "test_honest.py"                            # its tests share what takes long
 
 
 def pytest_collection_modifyitems(items):
@@ -60,7 +61,8 @@ def pytest_collection_modifyitems(items):
 def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "timed" if nodeid.partition("::")[0].endswith(TIMED) else nodeid
+            file = nodeid.partition("::")[0]
+            return "timed" if file.endswith(TIMED) else file if file.endswith(WHOLE) else nodeid
 
     return Scheduler(config, log)
 

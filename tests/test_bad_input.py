@@ -132,6 +132,10 @@ def test_wrong_arguments(toy, arguments, message):
     ("task: {editable: 7, train: x, metric: m}", "must be a list of names"),
     ("task: {editable: [a.py], train: 'x \"', metric: m}", "must be a text that a shell could split"),
     ("task: {editable: [solver.py], train: 7, metric: m}", "must be a text that a shell could split"),
+    ("simplicity: 7", "must hold two numbers"),
+    ("simplicity: {gain: 0.1}", "must hold two numbers"),
+    ("simplicity: {gain: 0.1, lines: 0}", "`lines` above 0"),
+    ("simplicty: {gain: 0.1, lines: 1}", "unknown settings simplicty"),
 ])
 def test_wrong_front_matter(toy, front, message):
     toy.write("program.md", f"---\n{front}\n---\nAgenda.\n")

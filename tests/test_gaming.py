@@ -67,7 +67,7 @@ def night(tmp_path_factory):
         position = mild.index(path) if path in mild else 5 * TRICKS.index(path) % len(mild)
         (tricks / f"{position:03d}-{path.stem}.py").write_text(games.compose(path))
     toy.run("--agent", "command", "--agent-command", f"{sys.executable} {folder / 'cheat.py'} {tricks}", "--sandbox", "require",
-            "--experiments", str(1 + len(mild)), seconds=800)
+            "--baseline-runs", "1", "--experiments", str(1 + len(mild)), seconds=800)
     outcomes = {entry["description"]: ("refused", entry) for entry in toy.journal("refused")}
     names = {entry["number"]: entry["description"] for entry in toy.journal("attempt")}
     return {**outcomes, **{names[entry["number"]]: (entry["status"], entry) for entry in toy.journal("verdict")}}, toy

@@ -471,3 +471,45 @@ def test_a_loop_whose_own_code_changes_stops(toy):
     assert run()[0] == 0 and toy.statuses() == ["keep", "keep", "keep"]
     codes = [entry["code"] for entry in toy.journal("start")]
     assert len(codes) == len(set(codes)) == 2
+
+
+# -- what is kept
+
+
+def test_lines_have_a_price_and_removing_them_is_worth_an_equal_score(toy):
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("---\nRaise", "simplicity: {gain: 1, lines: 2}\n---\nRaise"))
+    toy.commit()
+    longer, shorter = "A = 1\nB = 2\nC = 3\n", "# nothing\n\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, longer)}, "say": "three lines for 1"}],
+                   e3=[{"files": {"solver.py": solver(3, longer)}, "say": "three lines for 2"}],
+                   e4=[{"files": {"solver.py": solver(3, longer + "# why\n")}, "say": "a comment"}],
+                   e5=[{"files": {"solver.py": solver(3, shorter)}, "say": "without them"}],
+                   e6=[{"files": {"solver.py": "print('score: 3')\nVALUE = 2.9\n"}, "say": "shorter still"}])
+    toy.run_agent(6)
+    assert toy.statuses() == ["keep", "discard", "keep", "discard", "keep", "keep"]
+    reasons = [entry["reason"] for entry in toy.journal("verdict")]
+    assert reasons[1] == "gain 1.000000 is not above the 1.500000 that 3 lines more owe"
+    assert reasons[3] == "3.000000 equals the champion's"
+    assert reasons[4] == "3.000000 is as good as the champion's 3.000000, with 3 lines less"
+    assert [entry["lines"] for entry in toy.journal("attempt")] == [0, 3, 3, 0, -3, -1]
+    toy.require_whole()
+
+
+SHAKY = "import os\nVALUE = {value}\nprint('score:', VALUE + (1 if os.environ['AUTORESEARCH_SEED'] == '43' else 0))\n"
+
+
+@pytest.mark.parametrize(("rule", "statuses"), [("margin", ["keep", "discard", "keep"]), ("strict", ["keep", "keep", "keep"])])
+def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
+    """The baseline scores 1 and 2, so its mean is 1.5 and its noise 0.71; half a standard error of a single run against it is 0.43."""
+    toy.write("solver.py", SHAKY.format(value=1))
+    toy.commit()
+    toy.plan_steps(e2=[{"files": {"solver.py": SHAKY.format(value=1.9)}, "say": "a little"}],
+                   e3=[{"files": {"solver.py": SHAKY.format(value=2.0)}, "say": "more"}])
+    toy.run_agent(3, "--keep-rule", rule)
+    assert toy.statuses() == statuses
+    assert toy.rows()[0][1] == "1.500000"
+    assert [(entry["number"], entry["seed"], entry["score"]) for entry in toy.journal("measured")][:2] == [(1, 42, 1), (1, 43, 2)]
+    assert toy.journal("verdict")[0]["noise"] == pytest.approx(0.5**0.5)
+    if rule == "margin":
+        assert toy.journal("verdict")[1]["reason"] == "gain 0.400000 is not above the 0.433013 that noise alone may bring"
+    toy.require_whole()

@@ -209,3 +209,20 @@ def test_val_and_holdout_side_by_side(tmp_path):
     text = run(tmp_path, NIGHT)
     assert "gain since the baseline: val +0.040000, holdout +0.025000, 62% of it" in text
     assert "no holdout scores to compare" in run(tmp_path, HEADER)
+
+
+def test_keeps_within_the_noise_are_marked(tmp_path):
+    """The noise that the run knew last is 0.004, so the band is 0.008 wide: of the gains 0.010, 0.030 and 0.005 the last is inside."""
+    folder = tmp_path / ".autoresearch/night"
+    folder.mkdir(parents=True)
+    events = [event for number, (commit, noise) in enumerate([("0012345", 0.001), ("22aa22a", None), ("77ff77f", 0.004)], 1) for event in (
+        {"event": "attempt", "number": number, "commit": commit + "0" * 33}, {"event": "verdict", "number": number, "noise": noise})]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    look = """print([text.get_text() for text in figure_of_the_night.axes[0].get_legend().get_texts()])
+print([type(shape).__name__ for shape in figure_of_the_night.axes[0].collections if shape.get_label().startswith("within noise")])
+print(within_noise(night[night["status"] == "keep"], noise_of(night)).tolist())"""
+    text = run(tmp_path, NIGHT, more=look)
+    assert "within noise (±0.008)" in text and "of these within noise (1)" in text
+    assert "[False, False, False, True]" in text and "FillBetweenPolyCollection" in text
+    (folder / "journal.jsonl").unlink()
+    assert "within noise" not in run(tmp_path, NIGHT, more=look.splitlines()[0])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch.ledger import Attempt, one_line
-from autoresearch.task import OWN_GAME, read_agenda, read_task
+from autoresearch.task import OWN_GAME, code_lines, read_agenda, read_task
 from autoresearch.trial import last_word, read_figures
 from conftest import ROOT
 
@@ -52,3 +52,35 @@ def test_the_last_word_of_a_failure(tmp_path):
 def test_this_projects_own_program_is_the_own_game():
     assert read_task(ROOT / "program.md") == OWN_GAME
     assert "val_bpb" in read_agenda(ROOT / "program.md")
+
+
+# -- what an edit costs in lines
+
+
+@pytest.mark.parametrize(("source", "lines"), [
+    ("", 0),
+    ("x = 1\n", 1),
+    ("# a comment\n\nx = 1      # another\n", 1),
+    ('"""A docstring."""\nx = 1; y = 2\n', 2),                         # each statement counts, however it is laid out
+    ("f(1,\n  2,\n  3)\n", 1),
+    ('def f():\n    """Says what."""\n    return 1\n', 2),
+    ('def f():\n    """Says what, and does nothing."""\n', 2),
+    ("if x: y\n", 2),
+    ("x =", 1),                                                        # not Python: lines that are not blank
+])
+def test_lines_of_code(source, lines):
+    assert code_lines({"a.py": source.encode()}) == lines
+
+
+def test_lines_of_other_files():
+    assert code_lines({"a.toml": b"a = 1\n\n# b\n", "b.py": b"x = 1\n"}) == 3
+
+
+def test_the_price_of_a_line(tmp_path):
+    path = tmp_path / "program.md"
+    assert read_task(path).line_price == pytest.approx(0.001 / 20)                  # this project's own game
+    path.write_text("---\nsimplicity: {gain: 0.01, lines: 10}\n---\n")
+    assert read_task(path).line_price == pytest.approx(0.001)
+    path.write_text("---\ntask: {editable: [a.py], train: x, metric: m}\n---\n")
+    assert read_task(path).line_price == 0.0
+    assert read_task(ROOT / "program.md") == OWN_GAME

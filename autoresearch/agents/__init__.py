@@ -40,11 +40,10 @@ class Agent(Protocol):
 AGENTS = ("sweep", "command")
 
 
-def make_agent(name: str, seed: int, command: str | None, logs: Path, stopped: Callable[[], bool]) -> Agent:
+def make_agent(name: str, seed: int, command: str | None, stopped: Callable[[], bool]) -> Agent:
     """The agent of that name.
 
-    seed: for agents that draw lots. command: the program of `command`. logs: folder for what agents
-    are told and say, one folder a proposal. stopped: whether the user wants it to end now.
+    seed: for agents that draw lots. command: the program of `command`. stopped: whether the user wants it to end now.
     """
     from autoresearch.agents.command import CommandAgent
     from autoresearch.agents.sweep import Sweep
@@ -56,5 +55,5 @@ def make_agent(name: str, seed: int, command: str | None, logs: Path, stopped: C
     if name == "command":
         if not command:
             raise UserError("--agent command needs the program: --agent-command 'PROGRAM ARGUMENTS'")
-        return CommandAgent(command, logs, stopped)
+        return CommandAgent(command, stopped)
     raise UserError(f"there is no agent {name!r}; choose one of {', '.join(AGENTS)}")

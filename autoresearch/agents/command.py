@@ -21,11 +21,11 @@ TIME_LIMIT = 1800.0                 # seconds for one proposal
 class CommandAgent:
     name = "command"
 
-    def __init__(self, command: str, logs: Path, stopped: Callable[[], bool]) -> None:
-        self.command, self.logs, self.stopped = command, logs, stopped
+    def __init__(self, command: str, stopped: Callable[[], bool]) -> None:
+        self.command, self.stopped = command, stopped
 
     def propose(self, brief: Brief, folder: Path) -> Proposal:
-        logs = self.logs / str(brief.number)
+        logs = folder.parent / "proposals" / str(brief.number)
         logs.mkdir(parents=True, exist_ok=True)
         told = logs / "brief.md"
         told.write_text(brief.text(), encoding="utf-8")
