@@ -39,12 +39,13 @@ from autoresearch.ledger import Attempt, Ledger, Lock, Results, one_line
 from autoresearch.process import command_words
 from autoresearch.repo import RunRepo, open_repository, root_of, short
 from autoresearch.report import Run, write_report
-from autoresearch.task import Task, code_lines, edit_hash, read_agenda, read_task, split_front_matter, task_of
+from autoresearch.task import Task, code_lines, edit_hash, read_agenda, read_task, task_of
 from autoresearch.trial import Outcome, Trial, end_left_overs, trial_environment
 from autoresearch.verify import BASELINE, CHAMPION, PRUNED, Code, Findings, findings, is_done, plan, without
 
 MENDS = 3                           # times that a refused edit goes back to the agent
 FAILURES = 5                        # proposals in a row that came to nothing, before the loop gives up
+FACTS = {"machine": dict, "noise": float | int, "implausible_gain": float | int, "time_budget": float | int, "seed": int, "readable": list, "hidden": list}
 RUNS = ".autoresearch"              # folder of all runs, in the user's checkout
 
 
@@ -236,6 +237,8 @@ class Loop:
         view = self.console.trial(attempt, self.trial_folder(attempt), self.time_budget)
         trial = self.trial(self.trial_folder(attempt), self.repo.stage, view)
         outcome = self.measure(attempt, trial, self.seed)
+        champion = self.ledger.champion
+        standing = self.ledger.scores(champion) if champion else []
         verdict, holdout = self.decide(attempt, trial, outcome)
         if verdict.status == "crash" and not outcome.stopped:
             self.require_space()
@@ -244,7 +247,8 @@ class Loop:
         crashed = verdict.status == "crash"
         self.ledger.append("verdict", number=attempt.number, status=verdict.status, reason=verdict.reason,
                            score=None if crashed else mean(attempt.runs), memory_gb=0.0 if crashed else outcome.memory_gb,
-                           figures=finite(outcome.figures), holdout=holdout, noise=self.ledger.noise(),
+                           figures=finite(outcome.figures), holdout=holdout,
+                           noise=self.ledger.noise(), standing=mean(standing) if standing else None, standing_runs=len(standing),
                            seconds={**trial.seconds, "wall": round(time.monotonic() - began, 3)})
         self.results.add(attempt)
         self.settle()
@@ -263,9 +267,8 @@ class Loop:
         """The judge's word on scores of an attempt."""
         champion, sign = self.ledger.champion, 1 if self.task.lower_is_better else -1
         standing = self.ledger.scores(champion) if champion else []
-        best = min((kept.score for kept in self.ledger.finished if kept.status == "keep"), key=lambda score: sign * score, default=None)
-        rule = dataclasses.replace(self.rule, line_price=self.task.line_price) if self.rule == RULES["margin"] else self.rule
-        return judge(scores, standing, self.ledger.noise(), attempt.lines, rule, self.task.lower_is_better, best)
+        best = min((mean(self.ledger.scores(kept)) for kept in self.ledger.kept), key=lambda score: sign * score, default=None)
+        return judge(scores, standing, self.ledger.noise(), attempt.lines or 0, self.rule, self.task.lower_is_better, best)
 
     def decide(self, attempt: Attempt, trial: Trial, outcome: Outcome) -> tuple[Verdict, float | None]:
         """(The verdict on a trial; of what is kept, its score on the holdout.) What would be kept has more to stand."""
@@ -282,7 +285,7 @@ class Loop:
             return Verdict("crash", f"on the holdout: {objection}"), None
         if champion is None and (objection := self.run_baseline_again(attempt)):
             return objection, None
-        if champion and (objection := self.quarantine(attempt, abs(outcome.score - champion.score), outcome.score)):
+        if champion and (objection := self.quarantine(attempt, abs(outcome.score - mean(self.ledger.scores(champion))), outcome.score)):
             return objection, None
         if len(attempt.runs) > 1:
             verdict = self.judge(attempt, attempt.runs)
@@ -380,7 +383,7 @@ class Loop:
     def ablations(self) -> list[Code]:
         """The champion without each kept change, where it can be left out. Where not, the record says so."""
         champion, codes = self.ledger.champion, []
-        kept = [attempt for attempt in self.ledger.finished if attempt.status == "keep"][1:]
+        kept = self.ledger.kept[1:]
         for attempt in kept if len(kept) > 1 else ():           # of a single one the baseline is what is left
             name = without(attempt.number)
             commit, stuck = self.repo.without(champion.commit, [attempt.commit], f"Without experiment {attempt.number}: {one_line(attempt.description)}")
@@ -393,20 +396,22 @@ class Loop:
                 codes.append(Code(name, commit))
         return codes
 
-    def prune(self, dead: list[Attempt]) -> Code | None:
-        """A branch with the champion without what does not carry. None where nothing can go."""
-        champion = self.ledger.champion.commit
-        commit, stuck = self.repo.without(champion, [attempt.commit for attempt in reversed(dead)],
+    def prune(self, dead: list[Attempt], runs: int) -> bool:
+        """A branch with the champion without what does not carry, once that has run. False when the user stopped it."""
+        commit, stuck = self.repo.without(self.ledger.champion.commit, [attempt.commit for attempt in reversed(dead)],
                                           "Without experiments " + ", ".join(str(attempt.number) for attempt in dead))
         for attempt in dead:
             if attempt.commit in stuck:
                 self.console.line(f"experiment {attempt.number} stays: what is left of the others builds on its lines")
         if commit is None:
-            return None
+            return True
+        self.repo.remember("pruned", commit)
+        if not self.run_again([Code(PRUNED, commit)], runs):
+            return False
         branch = f"{self.repo.branch}-pruned"
-        self.repo.name_branch(branch, commit)
+        self.repo.name_branch(branch, commit, [event["commit"] for event in self.ledger.verified if event["name"] == PRUNED])
         self.console.line(f"branch {branch}: {short(commit)}, {count(len(dead) - len(stuck), 'experiment')} left out")
-        return Code(PRUNED, commit)
+        return True
 
     def run_again(self, codes: list[Code], runs: int) -> bool:
         """Run codes with fresh seeds, those that were not yet. False when the user stopped it."""
@@ -414,6 +419,8 @@ class Loop:
         missing = [(code, seed) for code, seed in plan(codes, self.seed, runs) if not is_done(self.ledger, code, seed)]
         typical = champion.seconds.get("wall", self.time_budget)
         for number, (code, seed) in enumerate(missing, 1):
+            if self.stop.level:
+                return False
             self.require_own_code()
             self.repo.set_stage(self.base, code.commit, self.task.editable)
             folder = self.folder / "verify" / f"{code.name.replace(' ', '-')}-{seed}"
@@ -433,8 +440,6 @@ class Loop:
                                score=None if objection else outcome.score, holdout=None if objection else self.holdout_score(figures),
                                reason=objection or outcome.reason, seconds={**trial.seconds, "wall": round(typical, 3)})
             self.console.line(f"  {outcome.score:.6f}" if not objection and outcome.score is not None else f"  no score: {objection or outcome.reason}")
-            if self.stop.level:
-                return number == len(missing)
         return True
 
 
@@ -476,7 +481,7 @@ def begin(repo: RunRepo, ledger: Ledger, task: Task) -> None:
         raise UserError(f"the task in program.md is not the one that run {repo.tag} began with; put it back, or start "
                         "another run with --tag NEW")
     champion = ledger.champion.commit if ledger.champion else ledger.run["base"]
-    before = [attempt.commit for attempt in ledger.finished if attempt.status == "keep"][-2:-1] or [ledger.run["base"]]
+    before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.run["base"]]
     if tip not in (None, champion, *before):
         raise UserError(f"the branch {repo.branch} stands at {short(tip)}, not where the loop left it ({short(champion)}). "
                         f"To keep that work, name it: `git branch mine {short(tip)}`; then put the branch back: "
@@ -500,7 +505,7 @@ def describe(task: Task, worktree: Path, environment: dict[str, str]) -> dict:
         facts = json.loads(answer.stdout)
     except ValueError:
         facts = None
-    if answer.returncode or not isinstance(facts, dict):
+    if answer.returncode or not isinstance(facts, dict) or not all(isinstance(facts.get(name), kind | None) for name, kind in FACTS.items()):
         raise UserError(f"`{task.describe}` did not say what the run would use (exit code {answer.returncode})")
     return facts
 
@@ -561,9 +566,10 @@ def run(
     proposer = make_agent(agent, seed, agent_command, stopped=lambda: stop.level > 0)
     with open_run(tag, sandbox_mode, console, stop) as opened:
         begin(opened.repo, opened.ledger, opened.task)
-        loop = Loop(opened, proposer, {name: value for name, value in settings.items() if value}, seed, RULES[keep_rule], baseline_runs)
+        rule = RULES[keep_rule] if keep_rule == "strict" else dataclasses.replace(RULES[keep_rule], line_price=opened.task.line_price)
+        loop = Loop(opened, proposer, {name: value for name, value in settings.items() if value}, seed, rule, baseline_runs)
         loop.prepare(lambda facts: show_first_screen(console, loop, facts, limits))
-        opened.ledger.append("start", code=loop.code, keep_rule=keep_rule)
+        opened.ledger.append("start", code=loop.code, keep_rule=keep_rule, agenda=read_agenda(opened.root / "program.md"))
         loop.results.rebuild()
         reason = loop.night(limits)
         opened.ledger.append("stop", reason=reason)
@@ -657,7 +663,7 @@ def show_end(console: Console, loop: Loop, reason: str) -> None:
     totals = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
     console.line(f"stopped: {reason}")
     console.line(f"{count(len(finished), 'experiment')}: " + ", ".join(f"{total} {status}" for status, total in totals.items()))
-    scored = [attempt for attempt in finished if attempt.status == "keep"]
+    scored = loop.ledger.kept
     if scored:
         console.line(f"{loop.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
                      f"best commit {short(scored[-1].commit)} on {loop.repo.branch}")
@@ -675,18 +681,17 @@ def verify(
     """Run baseline and champion again with fresh seeds, and say what the gain is. The same command again continues."""
     console = Console(plain)
     stop = StopRequest(console)
+    tag, _ = recorded_run(root_of(open_repository(Path.cwd())), tag)
     with open_run(tag, sandbox_mode, console, stop) as opened:
-        ledger, repo = opened.ledger, opened.repo
-        if ledger.run is None:
-            raise UserError(f"there is no run {repo.tag} here")
-        kept = [attempt for attempt in ledger.finished if attempt.status == "keep"]
+        ledger, repo, task = opened.ledger, opened.repo, opened.task
+        kept = ledger.kept
         if len(kept) < 2:
             raise UserError(f"run {repo.tag} has kept nothing after its baseline, so there is no gain to verify")
-        begin(repo, ledger, opened.task)
+        begin(repo, ledger, task)
         settings = {f"AUTORESEARCH_{name.upper()}": ledger.game[name] for name in ("profile", "data") if ledger.game.get(name)}
-        loop = Loop(opened, None, settings, ledger.game.get("seed") or 42, RULES["margin"], 1)
+        loop = Loop(opened, None, settings, ledger.seed, RULES["margin"], 1)
         loop.prepare(lambda facts: console.first_screen(f"autoresearch: verify run {repo.tag}", {
-            "baseline": f"{short(kept[0].commit)}, {opened.task.metric} {kept[0].score:.6f} in the run",
+            "baseline": f"{short(kept[0].commit)}, {task.metric} {kept[0].score:.6f} in the run",
             "champion": f"{short(kept[-1].commit)}, {kept[-1].score:.6f}, {count(len(kept) - 1, 'change')} kept",
             "runs": f"{runs} of each code, with fresh seeds, in turn",
             "sandbox": sandbox_says(opened.confined),
@@ -694,11 +699,10 @@ def verify(
         }))
         codes = [Code(BASELINE, kept[0].commit), Code(CHAMPION, kept[-1].commit), *(loop.ablations() if ablate or prune else ())]
         finished = loop.run_again(codes, runs)
-        found = findings(ledger, opened.task.lower_is_better)
+        found = findings(ledger, task.lower_is_better, task.line_price)
         if finished and prune and (dead := [part.attempt for part in found.parts if part.dead]):
-            pruned = loop.prune(dead)
-            finished = pruned is None or loop.run_again([pruned], runs)
-            found = findings(ledger, opened.task.lower_is_better)
+            finished = loop.prune(dead, runs)
+            found = findings(ledger, task.lower_is_better, task.line_price)
         show_findings(console, found)
         if not finished:
             console.line("stopped before all was run; the same command continues")
@@ -708,17 +712,21 @@ def verify(
 
 def show_findings(console: Console, found: Findings | None) -> None:
     if found is None or found.gain is None:
-        console.line("not enough runs yet to say anything")
+        console.line("not enough scores yet to say anything", "yellow")
+        for line in found.failed if found else ():
+            console.line(f"  {line}", "yellow")
         return
-    console.line(f"gain of the champion over the baseline, {found.gain.runs} fresh runs each, with its 95% interval:")
-    console.line(f"  val      {found.gain}" + ("" if found.gain.low > 0 else ": not shown to be a gain"), "green" if found.gain.low > 0 else "yellow")
+    console.line("gain of the champion over the baseline, {1} fresh runs against {0}, with its 95% interval:".format(*found.gain.runs))
+    shown = "" if found.gain.low > 0 else ": no gain shown" if found.gain.high > 0 else ": the champion is worse"
+    console.line(f"  val      {found.gain}{shown}", "yellow" if shown else "green")
     if found.holdout:
         console.line(f"  holdout  {found.holdout}")
     for part in found.parts:
         worth = f"{part.worth}: " if part.worth else ""
         console.line(f"  without experiment {part.attempt.number}: the champion loses {worth}{part.says} ({one_line(part.attempt.description, 60)})")
     if found.pruned:
-        console.line(f"  pruned   {found.pruned} over the champion")
+        console.line(f"  pruned   {found.pruned} over the champion"
+                     + (": what can go one by one cannot go together" if found.pruned.high < 0 else ""), "yellow" if found.pruned.high < 0 else "")
     for line in found.failed:
         console.line(f"  {line}", "yellow")
 
@@ -736,10 +744,8 @@ def report(
     if ledger.champion is None:
         raise UserError(f"run {tag} has no baseline yet, so there is nothing to report")
     repo, task = RunRepo(repository, tag, ledger.path.parent), task_of(ledger.run["task"])
-    kept = [attempt for attempt in ledger.finished if attempt.status == "keep"][1:]
-    diffs = {attempt.number: repo.diff(attempt.parent, attempt.commit, task.editable) for attempt in kept}
-    agenda = repo.read(ledger.run["base"], "program.md").decode(errors="replace") if repo.has(ledger.run["base"], "program.md") else ""
-    path = write_report(Run(tag, task, ledger, split_front_matter(agenda)[1], diffs), output or ledger.path.parent / "report", pdf)
+    diffs = {attempt.number: repo.diff(attempt.parent, attempt.commit, task.editable) for attempt in ledger.kept[1:]}
+    path = write_report(Run(tag, task, ledger, diffs), output or ledger.path.parent / "report", pdf)
     print(f"{path}: {count(len(ledger.finished), 'experiment')} of run {tag}")
 
 

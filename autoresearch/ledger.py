@@ -4,7 +4,7 @@
 anything else happens:
 
     run         a run began: tag, base commit, task
-    start       the loop was started: hash of its own code, keep rule
+    start       the loop was started: hash of its own code, keep rule, agenda (the text of program.md)
     game        what it runs on: profile, device, data, time budget
     attempt     an edit was committed: number, commit, parent, description, category, agent, tokens, dollars, edit, lines that it adds,
                 seconds of its preflight
@@ -13,8 +13,8 @@ anything else happens:
     trial       an attempt began to run; what was measured of it before does not count: number
     measured    an attempt ran to its score: number, seed, score, seconds
     quarantine  an attempt was too good to be true: number, gain, score; it is run again with another seed
-    verdict     number, status, score (the mean of its runs), memory_gb, reason, figures, seconds, holdout (what was kept scores there),
-                noise (what the judge took for the standard deviation of one score)
+    verdict     number, status, score (the mean of its runs), memory_gb, reason, figures, seconds, holdout (what was kept scores there);
+                what the judge went by: noise (the standard deviation of one score), standing (the champion's score), standing_runs
     verified    `verify` ran a commit again: name, commit, champion at that time, seed, score, holdout, reason (why there is none), seconds
     stop        the loop ended: reason
 
@@ -54,7 +54,9 @@ class Attempt:
     seconds: dict = dataclasses.field(default_factory=dict)
     holdout: float | None = None    # the score on rows that no decision reads, of what was kept
     noise: float | None = None      # what the judge took for the standard deviation of one score
-    lines: int = 0                  # of code that the edit adds, net
+    standing: float | None = None   # the champion's score as the judge saw it
+    standing_runs: int = 1          # and over how many runs
+    lines: int | None = None        # of code that the edit adds, net
     category: str = ""              # what kind of change it is
     tokens: int | None = None       # that the agent took for it, and what they cost; None: not known
     dollars: float | None = None
@@ -104,6 +106,8 @@ class Ledger:
         self.game: dict | None = None
         self.attempts: list[Attempt] = []
         self.verified: list[dict] = []
+        self.agenda = ""
+        self.first_seed: int | None = None
         if self.path.exists():
             for event in read_journal(self.path):
                 self._apply(event)
@@ -114,24 +118,43 @@ class Ledger:
         return [attempt for attempt in self.attempts if attempt.status]
 
     @property
+    def kept(self) -> list[Attempt]:
+        """The baseline, and what was kept after it."""
+        return [attempt for attempt in self.attempts if attempt.status == "keep"]
+
+    @property
+    def tried(self) -> list[Attempt]:
+        """What has a verdict and came after the baseline."""
+        return self.finished[self.finished.index(self.kept[0]) + 1 :] if self.kept else []
+
+    @property
     def champion(self) -> Attempt | None:
         """The attempt kept last."""
-        return next((attempt for attempt in reversed(self.attempts) if attempt.status == "keep"), None)
+        return self.kept[-1] if self.kept else None
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run's trials."""
+        known = (self.game or {}).get("seed")
+        return self.first_seed if self.first_seed is not None else 42 if known is None else known
 
     def scores(self, attempt: Attempt) -> list[float]:
         """All scores of an attempt's code: its runs, and those of `verify`."""
         again = [event["score"] for event in self.verified if event["commit"] == attempt.commit and event["score"] is not None]
         return [*(attempt.runs or [attempt.score]), *again]
 
-    def noise(self) -> float:
-        """The standard deviation of scores of identical code, as far as this run knows it."""
-        groups = {}                     # by commit, since `verify` also runs commits that are no attempts
-        for attempt in self.attempts:
-            groups.setdefault(attempt.commit, []).extend(attempt.runs)
+    def replicates(self) -> list[list[float]]:
+        """Scores of identical code, where there are several. Not of what is under suspicion, nor chosen scores beside fresh ones."""
+        groups = [attempt.runs for attempt in self.attempts if attempt.status == "keep" or attempt.commit == attempt.parent]
+        fresh = {}
         for event in self.verified:
             if event["score"] is not None:
-                groups.setdefault(event["commit"], []).append(event["score"])
-        return noise_scale(list(groups.values()), (self.game or {}).get("noise"))
+                fresh.setdefault(event["commit"], []).append(event["score"])
+        return [scores for scores in (*groups, *fresh.values()) if len(scores) > 1]
+
+    def noise(self) -> float:
+        """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
+        return noise_scale(self.replicates(), (self.game or {}).get("noise"))
 
     @property
     def pending(self) -> Attempt | None:
@@ -171,12 +194,16 @@ class Ledger:
                 self.attempts[event["number"] - 1].runs.clear()
             case "measured":
                 self.attempts[event["number"] - 1].runs.append(event["score"])
+                self.first_seed = event["seed"] if self.first_seed is None else self.first_seed
+            case "start":
+                self.agenda = event.get("agenda", "")
             case "verified":
                 self.verified.append(event)
             case "verdict":
                 attempt = self.attempts[event["number"] - 1]
-                for field in ("status", "score", "memory_gb", "reason", "figures", "seconds", "holdout", "noise"):
+                for field in ("status", "score", "memory_gb", "reason", "figures", "seconds", "holdout", "noise", "standing"):
                     setattr(attempt, field, event.get(field))
+                attempt.standing_runs = event.get("standing_runs") or 1
 
     def results(self) -> str:
         """The whole of results.tsv."""

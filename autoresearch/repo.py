@@ -77,7 +77,7 @@ class RunRepo:
         goes on as if it had not been.
         """
         if self.branch_tip() != champion:
-            self._require_branch_is_free()
+            self._require_branch_is_free(self.branch)
             self.repository.git.update_ref(f"refs/heads/{self.branch}", champion, m="autoresearch: champion")
         self._reset(self.worktree, champion)
 
@@ -116,13 +116,9 @@ class RunRepo:
         """A file as it is in a commit."""
         return self.repository.commit(commit).tree[path].data_stream.read()
 
-    def has(self, commit: str, path: str) -> bool:
-        """Whether a commit has a file."""
-        return bool(self.repository.git.ls_tree(commit, "--", path))
-
     def diff(self, before: str, after: str, paths: tuple[str, ...]) -> str:
         """What changed in the paths between two commits."""
-        return self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *paths)
+        return self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *paths).encode(errors="replace").decode()
 
     def _reset(self, folder: Path, commit: str) -> None:
         """Make a worktree hold a commit and nothing else, whatever was done to it."""
@@ -142,12 +138,12 @@ class RunRepo:
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _require_branch_is_free(self) -> None:
+    def _require_branch_is_free(self, branch: str) -> None:
         """Moving a branch under somebody's checkout would make its files look edited."""
         for entry in self.repository.git.worktree("list", "--porcelain").split("\n\n"):
-            if f"branch refs/heads/{self.branch}" in entry.splitlines():
+            if f"branch refs/heads/{branch}" in entry.splitlines():
                 path = entry.splitlines()[0].removeprefix("worktree ")
-                raise UserError(f"{path} has the run's branch {self.branch} checked out, so the loop cannot move it; "
+                raise UserError(f"{path} has the run's branch {branch} checked out, so the loop cannot move it; "
                                 f"switch that checkout first: `git -C {path} switch --detach`")
 
     def changed(self, champion: str) -> list[str]:
@@ -186,20 +182,30 @@ class RunRepo:
         self._reset(scratch, champion)
         tree = git.Repo(scratch)
         for commit in commits:
+            before = tree.git.write_tree()
             try:
-                tree.git.execute(["git", "-c", "core.hooksPath=/dev/null", "-c", "commit.gpgsign=false", "revert", "--no-edit", commit])
+                tree.git.revert("--no-commit", commit)
             except git.GitCommandError:
-                tree.git.reset("--hard")                # ends the revert, too
+                tree.git.read_tree("--reset", "-u", before)
                 stuck.append(commit)
-        if tree.git.diff("--name-only", champion, "HEAD") == "":
+            (Path(tree.git_dir) / "REVERT_HEAD").unlink(missing_ok=True)
+        if tree.git.write_tree() == tree.git.rev_parse("HEAD^{tree}"):
             return None, stuck
-        tree.git.reset("--soft", champion)
-        tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message])
+        date = tree.git.show("--no-patch", "--format=%cI", champion)        # so that it is the same commit each time
+        tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message],
+                         env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date})
         return tree.git.rev_parse("HEAD"), stuck
 
-    def name_branch(self, name: str, commit: str) -> None:
-        """Make a branch of ours point at a commit."""
-        self.repository.git.branch("--force", name, commit)
+    def name_branch(self, name: str, commit: str, ours: list[str]) -> None:
+        """Make a branch point at a commit. UserError if it is checked out, or points at a commit that is none of `ours`."""
+        tip = self._resolve(f"refs/heads/{name}")
+        if tip == commit:
+            return
+        if tip is not None and tip not in ours:
+            raise UserError(f"the branch {name} stands at {short(tip)}, which is not of this loop's making; name that work, "
+                            f"`git branch mine {short(tip)}`, remove the branch, `git branch -D {name}`, and run the same command again")
+        self._require_branch_is_free(name)
+        self.repository.git.update_ref(f"refs/heads/{name}", commit, m="autoresearch: pruned")
 
     def uncommitted(self, paths: tuple[str, ...]) -> list[str]:
         """Which of the paths differ, in the user's checkout, from its last commit."""

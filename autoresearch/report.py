@@ -7,9 +7,10 @@ import collections
 import dataclasses
 import datetime
 import html
+import re
 from pathlib import Path
 
-from autoresearch.judge import mean, standard_error
+from autoresearch.judge import mean
 from autoresearch.ledger import Attempt, Ledger, one_line
 from autoresearch.repo import short
 from autoresearch.task import Task
@@ -27,36 +28,29 @@ class Run:
     tag: str
     task: Task
     ledger: Ledger
-    agenda: str                     # text of program.md at the start
     diffs: dict[int, str]           # by number, of kept changes
-
-    @property
-    def finished(self) -> list[Attempt]:
-        return self.ledger.finished
-
-    @property
-    def kept(self) -> list[Attempt]:
-        return [attempt for attempt in self.finished if attempt.status == "keep"]
 
     @property
     def sign(self) -> int:
         return 1 if self.task.lower_is_better else -1
 
     def gain(self, attempt: Attempt) -> float:
-        """Over the champion of its time, as the run measured it."""
-        before = next(other for other in self.kept if other.commit == attempt.parent)
-        return self.sign * (before.score - attempt.score)
+        """Over the champion of its time, as the judge saw it."""
+        standing = self.before(attempt).score if attempt.standing is None else attempt.standing
+        return self.sign * (standing - attempt.score)
 
-    def reach(self, attempt: Attempt) -> float:
-        """Half of the 95% interval of that gain, from the noise known at its verdict."""
-        before = next(other for other in self.kept if other.commit == attempt.parent)
-        return 1.96 * standard_error(attempt.noise or 0.0, attempt.runs or [attempt.score], before.runs or [before.score])
+    def error(self, attempt: Attempt) -> float:
+        """The standard error of that gain, from the noise known at its verdict; 0 where nobody knew."""
+        return (attempt.noise or 0.0) * (1 / max(1, len(attempt.runs)) + 1 / attempt.standing_runs) ** 0.5
+
+    def before(self, attempt: Attempt) -> Attempt:
+        return next(other for other in self.ledger.kept if other.commit == attempt.parent)
 
 
 def write_report(run: Run, folder: Path, pdf: bool) -> Path:
     """Write report.md and its figures into the folder; with `pdf` report.pdf too. Returns the path of what was asked for."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = findings(run.ledger, run.task.lower_is_better)
+    found = findings(run.ledger, run.task.lower_is_better, run.task.line_price)
     draw_curve(run, folder / "curve.png")
     draw_gains(run, found, folder / "gains.png")
     text = "\n\n".join(part for section in (
@@ -72,29 +66,34 @@ def write_report(run: Run, folder: Path, pdf: bool) -> Path:
 
 
 def summary(run: Run, found: Findings | None) -> list[str]:
-    first, last = run.kept[0], run.kept[-1]
-    changes = len(run.kept) - 1
+    kept, tried = run.ledger.kept, run.ledger.tried
+    first, last = kept[0], kept[-1]
     if found is None or found.gain is None:
-        claim = ("**Not verified.** The numbers below are those by which the run chose its champion, so they flatter it. "
-                 f"`uv run loop.py verify --tag {run.tag}` measures the gain again with fresh seeds.")
+        claim = "**Not verified.** The numbers below are those by which the run chose its champion, so they flatter it."
+        if found is not None:
+            claim = "**Not verified: too few runs had a score.** " + "; ".join(map(plain, found.failed)) + "."
+        elif len(kept) > 1:
+            claim += f" `uv run loop.py verify --tag {run.tag}` measures the gain again with fresh seeds."
     else:
-        shown = "is" if found.gain.low > 0 else "may be"
-        claim = (f"**Verified.** With fresh seeds, {found.gain.runs} runs each, the gain of the champion over the baseline {shown} {signed(found.gain.gain)} "
-                 f"({interval(found.gain)}) on val" + (f" and {signed(found.holdout.gain)} ({interval(found.holdout)}) on the holdout" if found.holdout else "") + "."
-                 + ("" if found.gain.low > 0 else " The interval holds 0: **no gain has been shown.**"))
+        gain = found.gain
+        word = "a gain" if gain.low > 0 else "no gain shown" if gain.high > 0 else "the champion is worse"
+        claim = (f"**Verified: {word}.** With fresh seeds, {gain.runs[1]} runs of the champion against {gain.runs[0]} of the baseline, the difference is "
+                 f"{signed(gain.gain)} ({interval(gain)}) on val"
+                 + (f" and {signed(found.holdout.gain)} ({interval(found.holdout)}) on the holdout" if found.holdout else "") + "; positive is better."
+                 + (" " + "; ".join(map(plain, found.failed)) + "." if found.failed else ""))
     return [
-        f"# Run {run.tag}",
+        f"# Run {plain(run.tag)}",
         claim,
-        f"{len(run.finished)} experiments, the baseline included; {changes} of the {len(run.finished) - 1} changes were kept. In the run {run.task.metric} "
+        f"{len(tried)} changes were tried after the baseline, {len(kept) - 1} were kept. In the run {plain(run.task.metric)} "
         f"went from {first.score:.6f} to {last.score:.6f} ({'lower' if run.task.lower_is_better else 'higher'} is better): a gain of "
         f"{signed(run.sign * (first.score - last.score))}. The champion is commit `{short(last.commit)}`.",
     ]
 
 
 def asked(run: Run, found: Findings | None) -> list[str]:
-    lines = [line for line in run.agenda.splitlines() if not line.startswith("#")]
+    lines = [line for line in run.ledger.agenda.splitlines() if not line.startswith("#")]
     paragraph = " ".join("\n".join(lines).strip().partition("\n\n")[0].split())
-    return ["## What was asked", f"> {paragraph}" if paragraph else "The run had no agenda.",
+    return ["## What was asked", f"> {plain(paragraph)}" if paragraph else "The record holds no agenda.",
             f"An experiment may change {', '.join(f'`{name}`' for name in run.task.editable)} and is run by `{run.task.train}`"
             + (f", scored by `{run.task.score}`" if run.task.score else "") + "."]
 
@@ -109,49 +108,51 @@ def setup(run: Run, found: Findings | None) -> list[str]:
         "data": f"{game['data']} ({game.get('game')})" if game.get("data") else None,
         "training": f"{budget:g} s" if budget else None,
         "seed": game.get("seed"),
-        "agent": ", ".join(sorted({attempt.agent for attempt in run.finished[1:]})),
+        "agent": ", ".join(sorted({attempt.agent for attempt in run.ledger.tried})),
         "began": day(run.ledger.run["time"]),
-        "base commit": f"`{short(run.ledger.run['base'])}`",
+        "base commit": short(run.ledger.run["base"]),
     }
     return ["## Setup", table(["", ""], [[name, str(value)] for name, value in rows.items() if value not in (None, "")])]
 
 
 def night(run: Run, found: Findings | None) -> list[str]:
-    counts = collections.Counter(attempt.status for attempt in run.finished[1:])
+    counts = collections.Counter(attempt.status for attempt in run.ledger.tried)
     noise = run.ledger.noise()
     return [
         "## The night",
-        f"Of {len(run.finished) - 1} changes {counts['keep']} were kept, {counts['discard']} discarded, {counts['crash']} crashed. The score of identical code "
-        f"has a standard deviation of {noise:.6f}, as far as this run knows.",
+        f"Of {len(run.ledger.tried)} changes {counts['keep']} were kept, {counts['discard']} discarded, {counts['crash']} crashed. "
+        + (f"The score of identical code has a standard deviation of {noise:.6f}, as far as this run knows." if noise else
+           "How far scores of identical code lie apart is not known: none ran twice."),
         "![scores of all experiments](curve.png)",
     ]
 
 
 def what_was_kept(run: Run, found: Findings | None) -> list[str]:
-    kept = run.kept[1:]
+    kept = run.ledger.kept[1:]
     if not kept:
         return ["## What was kept", "Nothing."]
     parts = {part.attempt.number: part for part in found.parts} if found else {}
     rows = []
     for attempt in kept:
-        gain, reach = run.gain(attempt), run.reach(attempt)
-        part = parts.get(attempt.number)
+        error, part = run.error(attempt), parts.get(attempt.number)
         worth = "" if part is None else f"{signed(part.worth.gain)} ({interval(part.worth)}): {part.says}" if part.worth else part.says
-        rows.append([str(attempt.number), one_line(attempt.description, 80), f"{signed(gain)} ± {reach:.6f}", f"{attempt.lines:+d}", worth])
-    within = [attempt.number for attempt in kept if run.gain(attempt) <= run.reach(attempt)]
-    heading = ["experiment", "change", "gain in the run, 95%", "lines"] + ["lost when it is left out"] * bool(parts)
+        rows.append([str(attempt.number), one_line(attempt.description, 80), signed(run.gain(attempt)) + (f" ± {error:.6f}" if error else ""),
+                     "" if attempt.lines is None else f"{attempt.lines:+d}", worth])
+    heading = ["experiment", "change", "gain in the run ± standard error", "lines"] + ["lost when it is left out"] * bool(parts)
     paragraphs = ["## What was kept", table(heading, [row[: len(heading)] for row in rows]), "![what each change is worth](gains.png)"]
-    if within:
-        paragraphs.append(f"By these runs alone, {len(within)} of the {len(kept)} gains ({listing(within)}) cannot be told from noise.")
+    if within := [attempt.number for attempt in kept if run.gain(attempt) <= 2 * run.error(attempt)]:
+        paragraphs.append(f"By these runs alone, {len(within)} of the {len(kept)} gains (of experiments {listing(within)}) are within two standard errors of nothing.")
     for attempt in kept:
         lines = run.diffs.get(attempt.number, "").splitlines()
+        lines = [line for line in lines if not line.startswith(("diff --git ", "index "))]
         shown = lines[:DIFF_LINES] + [f"... {len(lines) - DIFF_LINES} more lines"] * (len(lines) > DIFF_LINES)
-        paragraphs += [f"### Experiment {attempt.number}: {one_line(attempt.description, 80)}", "```diff\n" + "\n".join(shown) + "\n```"]
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(shown))), default=0))
+        paragraphs += [f"### Experiment {attempt.number}: {plain(one_line(attempt.description, 80))}", "\n".join([f"{fence}diff", *shown, fence])]
     return paragraphs
 
 
 def what_did_not_help(run: Run, found: Findings | None) -> list[str]:
-    tried = run.finished[1:]
+    tried = run.ledger.tried
     groups: dict[str, list[Attempt]] = {}
     for attempt in tried:
         groups.setdefault(attempt.category or "not said", []).append(attempt)
@@ -160,9 +161,9 @@ def what_did_not_help(run: Run, found: Findings | None) -> list[str]:
     if failed:
         rows = []
         for name, group in sorted(failed.items(), key=lambda item: -len(item[1])):
-            losses = [-run.gain(attempt) for attempt in group if attempt.score is not None]
+            gains = [run.gain(attempt) for attempt in group if attempt.score is not None]
             crashes = sum(attempt.status == "crash" for attempt in group)
-            rows.append([name, str(len(group)), str(crashes), signed(-min(losses)) if losses else ""])
+            rows.append([name, str(len(group)), str(crashes), signed(max(gains)) if gains else ""])
         paragraphs += [f"{len(failed)} of {len(groups)} categories brought nothing that was kept:",
                        table(["category", "tried", "crashed", "best gain"], rows)]
     else:
@@ -186,7 +187,8 @@ def what_verify_found(run: Run, found: Findings | None) -> list[str]:
         rows.append([name, str(len(scores)), f"{mean(scores):.6f}", f"{mean(held):.6f}" if held else ""])
     paragraphs = ["## What verify found", table(["code", "runs", f"mean {run.task.metric}", "mean on the holdout"], rows)]
     if found.gain:
-        claimed, first, last = run.sign * (run.kept[0].score - run.kept[-1].score), run.kept[0], run.kept[-1]
+        first, last = run.ledger.kept[0], run.ledger.kept[-1]
+        claimed = run.sign * (first.score - last.score)
         paragraphs.append(
             f"The run claimed {signed(claimed)} (from {first.score:.6f} to {last.score:.6f}). Again, with fresh seeds: {signed(found.gain.gain)} ({interval(found.gain)})"
             + (f", {found.gain.gain / claimed:.0%} of it" if claimed > 0 else "") + ".")
@@ -196,40 +198,39 @@ def what_verify_found(run: Run, found: Findings | None) -> list[str]:
             words[part.says].append(part.attempt.number)
         paragraphs.append("Each kept change left out alone: " + "; ".join(f"{word}: {listing(numbers)}" for word, numbers in words.items()) + ".")
     if found.pruned:
-        paragraphs.append(f"Without what can go (`{short(found.pruned_commit)}`) the champion changes by {signed(found.pruned.gain)} ({interval(found.pruned)}).")
+        paragraphs.append(f"Without what can go (`{short(found.pruned_commit)}`) the champion changes by {signed(found.pruned.gain)} ({interval(found.pruned)})"
+                          + (": what can go one by one cannot go together." if found.pruned.high < 0 else "."))
     if found.failed:
-        paragraphs.append("Not measured: " + "; ".join(found.failed) + ".")
+        paragraphs.append("; ".join(map(plain, found.failed)) + ".")
     return paragraphs
 
 
 def cost(run: Run, found: Findings | None) -> list[str]:
-    night_seconds = sum((attempt.seconds or {}).get("wall", 0.0) for attempt in run.finished)
+    night_seconds = sum((attempt.seconds or {}).get("wall", 0.0) for attempt in run.ledger.finished)
     verify_seconds = sum(event["seconds"].get("wall", 0.0) for event in run.ledger.verified)
     device = "GPU" if (run.ledger.game or {}).get("profile") == "gpu" else "machine"
-    tokens = [attempt.tokens for attempt in run.finished if attempt.tokens is not None]
-    dollars = [attempt.dollars for attempt in run.finished if attempt.dollars is not None]
-    words = "none: the agent is no language model" if {attempt.agent for attempt in run.finished[1:]} == {"sweep"} else "not known"
+    tokens = [attempt.tokens for attempt in run.ledger.tried if attempt.tokens is not None]
+    dollars = [attempt.dollars for attempt in run.ledger.tried if attempt.dollars is not None]
+    unknown = "none: the agent is no language model" if {attempt.agent for attempt in run.ledger.tried} == {"sweep"} else "not known"
     return ["## What it cost", table(["", ""], [
         [f"{device} hours, experiments", f"{night_seconds / 3600:.2f}"],
         [f"{device} hours, verify", f"{verify_seconds / 3600:.2f}"],
-        ["tokens", f"{sum(tokens):,}" if tokens else words],
-        ["dollars", f"{sum(dollars):.2f}" if dollars else words],
+        ["tokens", f"{sum(tokens):,}" if tokens else unknown],
+        ["dollars", f"{sum(dollars):.2f}" if dollars else unknown],
     ])]
 
 
 def threats(run: Run, found: Findings | None) -> list[str]:
-    tried, noise = len(run.finished) - 1, run.ledger.noise()
-    repeated = [attempt for attempt in run.finished if len(run.ledger.scores(attempt)) > 1]
+    game, groups = run.ledger.game or {}, run.ledger.replicates()
     points = [
-        f"{tried} changes were compared with a champion on the same held-out rows. The best of so many draws is partly luck; only fresh seeds and the holdout, "
-        "which no decision read, are free of that.",
-        f"All experiments ran with one seed ({(run.ledger.game or {}).get('seed', 'the task knows none')}) on one machine; what they found need not hold on another, for longer "
-        "training, or for larger models.",
-        f"The noise, {noise:.6f}, was estimated from {len(repeated)} code{'s' if len(repeated) != 1 else ''} that ran more than once"
-        + (f" and a prior of {run.ledger.game['noise']:g}" if (run.ledger.game or {}).get("noise") is not None else "") + ".",
-        "Exact duplicates of documents are kept out of the held-out text; near ones are not." if (run.ledger.game or {}).get("data") else "",
+        f"{len(run.ledger.tried)} changes were compared with a champion on the same rows. The best of so many draws is partly luck: fresh seeds take that of the training "
+        "away, and only rows that no decision read" + (", the holdout," if run.task.holdout else ", which this task has not,") + " that of the rows.",
+        f"Changes were judged by runs with seed {run.ledger.seed}, on one machine. What they found need not hold on another, for longer training, or for larger models.",
+        f"The noise was estimated from {len(groups)} code{'s' * (len(groups) != 1)} that ran more than once"
+        + (f" and from a prior of {game['noise']:g}" if game.get("noise") is not None else "") + ".",
+        "Exact duplicates of documents are kept out of the held-out text; near ones are not." if run.task.referee else "",
         "What was not verified is not claimed." if found is None else
-        f"The intervals assume that scores of identical code are normal with one variance for all codes, pooled over {len(found.scores)} of them.",
+        f"The intervals of verify assume that scores of identical code are normal, with one variance for all codes, pooled over {len(found.scores)} of them.",
     ]
     return ["## Threats to validity", "\n".join(f"- {point}" for point in points if point)]
 
@@ -250,10 +251,15 @@ def listing(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def plain(text: str) -> str:
+    """Text that somebody else wrote, so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~&!])", r"\\\1", text)
+
+
 def table(heading: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+    """A Markdown table of plain texts."""
+    lines = [heading, ["---"] * len(heading), *([plain(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -272,11 +278,15 @@ def new_figure(height: float):
     return figure, axes
 
 
+def legend_above(axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=8)
+
+
 def draw_curve(run: Run, path: Path) -> None:
     """Scores of all experiments, the champion's path, and the band in which identical code would score."""
     figure, axes = new_figure(4.2)
-    kept, others = run.kept, [attempt for attempt in run.finished if attempt.status == "discard"]
-    steps = [attempt.number for attempt in kept] + [run.finished[-1].number + 0.5]
+    kept, others = run.ledger.kept, [attempt for attempt in run.ledger.tried if attempt.status == "discard"]
+    steps = [attempt.number for attempt in kept] + [run.ledger.finished[-1].number + 0.5]
     path_scores = [attempt.score for attempt in kept] + [kept[-1].score]
     noise = run.ledger.noise()
     axes.fill_between(steps, [score - 2 * noise for score in path_scores], [score + 2 * noise for score in path_scores], step="post", color=GREEN, alpha=0.12,
@@ -288,29 +298,31 @@ def draw_curve(run: Run, path: Path) -> None:
     inside = [run.sign * a.score <= run.sign * worst for a in others]
     axes.scatter([a.number for a in others], [a.score if near else worst for a, near in zip(others, inside, strict=True)], s=14, color=GREY, alpha=0.7,
                  label="discarded (at the edge: far worse)")
-    crashed = [a.number for a in run.finished if a.status == "crash"]
+    crashed = [a.number for a in run.ledger.tried if a.status == "crash"]
     axes.scatter(crashed, [worst] * len(crashed), marker="x", s=18, color=RED, label="crashed" if crashed else None)
     axes.set(xlabel="experiment", ylabel=f"{run.task.metric} ({'lower' if run.task.lower_is_better else 'higher'} is better)")
-    axes.legend(frameon=False, fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    legend_above(axes)
     figure.savefig(path)
 
 
 def draw_gains(run: Run, found: Findings | None, path: Path) -> None:
     """The gain of each kept change with its interval; beside it what was lost when it was left out."""
-    kept = run.kept[1:]
+    kept = run.ledger.kept[1:]
     figure, axes = new_figure(max(1.6, 0.6 + 0.36 * len(kept)))
     places = [-place for place in range(len(kept))]
-    axes.errorbar([run.gain(a) for a in kept], places, xerr=[run.reach(a) for a in kept], fmt="o", color=GREEN, capsize=2, label="gain in the run")
+    axes.errorbar([run.gain(a) for a in kept], places, xerr=[2 * run.error(a) for a in kept], fmt="o", color=GREEN, capsize=2,
+                  label="gain in the run, two standard errors")
     parts = {part.attempt.number: part.worth for part in found.parts if part.worth} if found else {}
     measured = [(place - 0.25, parts[a.number]) for place, a in zip(places, kept, strict=True) if a.number in parts]
     if measured:
         axes.errorbar([worth.gain for _, worth in measured], [place for place, _ in measured], fmt="s", color=INK, capsize=2, markersize=4,
-                      xerr=[worth.high - worth.gain for _, worth in measured], label="lost when left out, fresh seeds")
+                      xerr=[worth.high - worth.gain for _, worth in measured], label="lost when left out, 95% interval of fresh seeds")
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_yticks(places, [f"{a.number}. {one_line(a.description, 44)}" for a in kept], fontsize=8, parse_math=False)
-    axes.set(xlabel=f"gain in {run.task.metric}, with 95% intervals")
+    axes.set(xlabel=f"gain in {run.task.metric}", ylim=(0.4 - max(1, len(kept)), 0.6))
     if kept:
-        axes.legend(frameon=False, fontsize=8)
+        legend_above(axes)
     figure.savefig(path)
 
 
@@ -332,10 +344,14 @@ def write_pdf(text: str, folder: Path) -> Path:
         pdf.add_font("mono", style, fonts / f"DejaVuSansMono{name}.ttf")
     pdf.add_page()
     pdf.set_font("sans", size=9)
-    page = markdown_it.MarkdownIt("commonmark").enable("table").render(text)
+    page = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for name in ("curve", "gains"):
         page = page.replace(f'src="{name}.png"', f'src="{html.escape(str(folder / name))}.png" width="490"')
-    pdf.write_html(page, font_family="sans", tag_styles={"code": fpdf.FontFace(family="mono"), "pre": fpdf.TextStyle(font_family="mono", font_size_pt=7)})
+    heading = {f"h{level}": fpdf.TextStyle(color=INK, font_size_pt=size, t_margin=above, b_margin=1.5) for level, size, above in ((1, 18, 0), (2, 13, 4), (3, 10, 3))}
+    pdf.write_html(page, font_family="sans", tag_styles={
+        **heading, "blockquote": fpdf.TextStyle(color=INK, font_style="I"), "code": fpdf.FontFace(family="mono"),
+        "pre": fpdf.TextStyle(font_family="mono", font_size_pt=7),
+    })
     path = folder / "report.pdf"
     pdf.output(str(path))
     return path

@@ -157,17 +157,22 @@ def code_lines(sources: dict[str, bytes]) -> int:
     total = 0
     for name, source in sources.items():
         try:
-            tree = ast.parse(source) if name.endswith(".py") else None
-        except (SyntaxError, ValueError):
-            tree = None
-        if tree is None:
-            total += sum(bool(line.strip()) for line in source.splitlines())
-            continue
-        for node in ast.walk(tree):
-            if isinstance(body := getattr(node, "body", None), list):
-                node.body = [item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))] or [ast.Pass()]
-        total += sum(bool(line.strip()) for line in ast.unparse(tree).splitlines())
+            text = plain_code(source) if name.endswith(".py") else source
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            text = source
+        total += sum(bool(line.strip()) for line in text.splitlines())
     return total
+
+
+def plain_code(source: bytes) -> str:
+    """Python without comments and docstrings, laid out in one way."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            node.body = [item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+            if not node.body and not isinstance(node, ast.Module):
+                node.body = [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def read_text(path: Path) -> str:

@@ -7,7 +7,7 @@ scores do not. Leaving out one kept change after the other says which of them ca
 import dataclasses
 from collections.abc import Sequence
 
-from autoresearch.judge import RULES, mean, noise_scale, standard_error
+from autoresearch.judge import RULES, judge, mean, noise_scale, standard_error
 from autoresearch.ledger import Attempt, Ledger
 
 FRESH = 1000                        # the seeds of `verify` are the run's seed plus this, and on
@@ -34,7 +34,9 @@ def plan(codes: Sequence[Code], seed: int, runs: int) -> list[tuple[Code, int]]:
 
 
 def is_done(ledger: Ledger, code: Code, seed: int) -> bool:
-    return any(event["commit"] == code.commit and event["seed"] == seed for event in ledger.verified)
+    """Whether this code has its score of that seed, run in turn with the present champion. What failed is run once more."""
+    return any(event["commit"] == code.commit and event["champion"] == ledger.champion.commit and event["seed"] == seed
+               and event["score"] is not None for event in ledger.verified)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Estimate:
     error: float                    # standard error
     low: float
     high: float
-    runs: int                       # of each of the two codes; the smaller number
+    runs: tuple[int, int]           # of the one and the other
 
     def __str__(self) -> str:
         return f"{signed(self.gain)} ({signed(self.low)} to {signed(self.high)})"
@@ -70,7 +72,7 @@ def estimate(before: Sequence[float], after: Sequence[float], groups: Sequence[S
     gain = (mean(before) - mean(after)) * (1 if lower_is_better else -1)
     error = standard_error(noise_scale(groups), before, after)
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
-    return Estimate(gain, error, gain - reach, gain + reach, min(len(before), len(after)))
+    return Estimate(gain, error, gain - reach, gain + reach, (len(before), len(after)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,56 +81,58 @@ class Part:
 
     attempt: Attempt
     worth: Estimate | None          # None where that could not be measured
-    reason: str = ""                # why
-
-    @property
-    def dead(self) -> bool:
-        """Whether the judge, given these runs, would not have kept it."""
-        return self.worth is not None and self.worth.gain <= RULES["margin"].margin * self.worth.error
-
-    @property
-    def says(self) -> str:
-        if self.worth is None:
-            return f"not measured: {self.reason}"
-        return "carries" if self.worth.low > 0 else "can go" if self.dead else "not shown either way"
+    says: str                       # in a few words
+    dead: bool = False              # the judge, given these runs, would not have kept it
 
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
     """What `verify` found about the present champion."""
 
-    gain: Estimate | None           # over the baseline
+    gain: Estimate | None           # over the baseline; None where there are too few scores
     holdout: Estimate | None        # the same, on rows that no decision read
     parts: list[Part]               # in order; empty without --ablate
     pruned: Estimate | None         # gain of the pruned branch over the champion: about 0 when nothing was lost
     pruned_commit: str | None
     scores: dict[str, list[float]]  # fresh scores by name
     holdouts: dict[str, list[float]]
-    failed: list[str]               # runs that have no score, and why
+    failed: list[str]               # codes that have no score with some seed, and why
 
 
-def findings(ledger: Ledger, lower_is_better: bool) -> Findings | None:
-    """What the record says of the present champion; None if `verify` has not run it and the baseline."""
-    if ledger.champion is None:
+def findings(ledger: Ledger, lower_is_better: bool, line_price: float) -> Findings | None:
+    """What the record says of the present champion; None if `verify` has run nothing of it."""
+    champion = ledger.champion and ledger.champion.commit
+    events = [event for event in ledger.verified if event["champion"] == champion]
+    if not events:
         return None
-    champion, kept = ledger.champion.commit, [attempt for attempt in ledger.finished if attempt.status == "keep"]
-    events = [event for event in ledger.verified if event["name"] == BASELINE or event["champion"] == champion]
-    scores, holdouts = ({}, {})
-    for event in events:
+    pruned = next((event["commit"] for event in reversed(events) if event["name"] == PRUNED), None)
+    events = [event for event in events if event["name"] != PRUNED or event["commit"] == pruned]
+    latest = {(event["name"], event["seed"]): event for event in events}        # what failed may have run again
+    scores, holdouts, reasons, failures = {}, {}, {}, {}
+    for (name, seed), event in latest.items():
         for values, key in ((scores, "score"), (holdouts, "holdout")):
             if event[key] is not None:
-                values.setdefault(event["name"], []).append(event[key])
-    if not scores.get(BASELINE) or not scores.get(CHAMPION):
-        return None
+                values.setdefault(name, []).append(event[key])
+        if event["score"] is None:
+            reasons[name] = event["reason"]
+            failures[name] = failures.get(name, 0) + (seed is not None)
 
     def compare(before: str, after: str, values: dict[str, list[float]] = scores) -> Estimate | None:
         return estimate(values.get(before, []), values.get(after, []), list(values.values()), lower_is_better)
 
-    reasons = {event["name"]: event["reason"] for event in events if event["reason"]}
-    parts = [Part(attempt, compare(name, CHAMPION), reasons.get(name, "")) for attempt in kept[1:]
-             if (name := without(attempt.number)) in scores or name in reasons]
+    def part(attempt: Attempt) -> Part:
+        name = without(attempt.number)
+        if (worth := compare(name, CHAMPION)) is None:
+            return Part(attempt, None, f"not measured: {reasons.get(name, 'too few runs')}")
+        rule = dataclasses.replace(RULES["margin"], line_price=line_price)
+        noise = noise_scale([fresh for code, fresh in scores.items() if code != PRUNED])       # what goes must not depend on what went
+        verdict = judge(scores[CHAMPION], scores[name], noise, attempt.lines or 0, rule, lower_is_better)
+        dead = verdict.status == "discard"
+        return Part(attempt, worth, "carries" if worth.low > 0 else "no gain shown, can go" if dead else "not shown either way", dead)
+
     return Findings(
-        gain=compare(BASELINE, CHAMPION), holdout=compare(BASELINE, CHAMPION, holdouts), parts=parts, pruned=compare(CHAMPION, PRUNED),
-        pruned_commit=next((event["commit"] for event in reversed(events) if event["name"] == PRUNED), None),
-        scores=scores, holdouts=holdouts, failed=[f"{name}: {reason}" for name, reason in reasons.items()],
+        gain=compare(BASELINE, CHAMPION), holdout=compare(BASELINE, CHAMPION, holdouts),
+        parts=[part(attempt) for attempt in ledger.kept[1:] if without(attempt.number) in {*scores, *reasons}],
+        pruned=compare(CHAMPION, PRUNED), pruned_commit=pruned, scores=scores, holdouts=holdouts,
+        failed=[f"{name} has no score" + (f" in {failures[name]} of its runs" if failures[name] else "") + f": {reason}" for name, reason in reasons.items()],
     )

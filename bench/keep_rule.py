@@ -1,6 +1,6 @@
 """Which keep rule leaves the better model after a night? Simulated nights, judged by the loop's own judge.
 
-    uv run bench/keep_rule.py                           # the table of the README: 1,000 nights, seed 1, about two minutes
+    uv run bench/keep_rule.py                           # the table of the README: 2,000 nights, seed 1, about a minute
     uv run bench/keep_rule.py --nights 200 --seed 2
 
 A night is 100 slots of one training each; every run, also a repeated one, takes a slot. A proposal's true effect is
@@ -214,7 +214,7 @@ def table(count: int, seed: int) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--nights", type=int, default=1000)
+    parser.add_argument("--nights", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     for line in table(arguments.nights, arguments.seed):

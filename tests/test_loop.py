@@ -513,3 +513,26 @@ def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
     if rule == "margin":
         assert toy.journal("verdict")[1]["reason"] == "gain 0.400000 is not above the 0.433013 that noise alone may bring"
     toy.require_whole()
+
+
+def test_a_suspect_does_not_set_the_noise_that_it_is_judged_by(toy):
+    """Its two scores lie far apart; were that taken for noise, one line less would excuse the second, and later true gains would be refused."""
+    toy.write("facts.py", "print('{\"implausible_gain\": 5, \"noise\": 0.01}')")
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit", "describe: python facts.py\n  time_limit"))
+    toy.write("check.py", "")
+    toy.write("solver.py", solver(1, "A = 1\n"))
+    toy.commit()
+    lucky = {"files": {"solver.py": LUCK.format(value=50, other=0.5)}, "say": "fifty"}
+    longer = [{"files": {"solver.py": solver(-number, "A = 1\n")}, "say": f"minus {number}"} for number in range(4)]
+    toy.plan_steps(e2=[longer[0]], e3=[longer[1]], e4=[longer[2]], e5=[longer[3]], e6=[lucky],
+                   e7=[{"files": {"solver.py": solver(1.1, "A = 1\n")}, "say": "a true gain"}])
+    toy.run_agent(7)
+    assert toy.statuses()[-2:] == ["discard", "keep"]
+    assert toy.journal("verdict")[5]["reason"] == "in quarantine, with another seed: 0.500000 is 0.500000 worse than the champion's 1.000000"
+
+
+def test_an_edit_too_deep_to_be_counted(toy):
+    """It parses and runs, but its lines cannot be laid out: the night goes on."""
+    toy.plan_steps(e2=[{"files": {"solver.py": solver("+".join(["1"] * 900))}, "say": "a long sum"}], e3=[step(1000)])
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep"] * 3
