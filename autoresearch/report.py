@@ -14,7 +14,7 @@ from autoresearch.judge import mean
 from autoresearch.ledger import Attempt, Ledger, one_line
 from autoresearch.repo import short
 from autoresearch.task import Task
-from autoresearch.verify import Estimate, Findings, findings, signed
+from autoresearch.verify import BASELINE, CHAMPION, Estimate, Findings, findings, signed
 
 GREEN, GREY, RED, INK = "#1b7f4d", "#9aa3ad", "#c0392b", "#24352c"
 DIFF_LINES = 40                     # of a kept change, at most
@@ -75,12 +75,12 @@ def summary(run: Run, found: Findings | None) -> list[str]:
         elif len(kept) > 1:
             claim += f" `uv run loop.py verify --tag {run.tag}` measures the gain again with fresh seeds."
     else:
-        gain = found.gain
+        gain, failed = found.gain, [plain(line) for line in found.failed if line.startswith((BASELINE, CHAMPION))]
         word = "a gain" if gain.low > 0 else "no gain shown" if gain.high > 0 else "the champion is worse"
         claim = (f"**Verified: {word}.** With fresh seeds, {gain.runs[1]} runs of the champion against {gain.runs[0]} of the baseline, the difference is "
                  f"{signed(gain.gain)} ({interval(gain)}) on val"
                  + (f" and {signed(found.holdout.gain)} ({interval(found.holdout)}) on the holdout" if found.holdout else "") + "; positive is better."
-                 + (" " + "; ".join(map(plain, found.failed)) + "." if found.failed else ""))
+                 + (" " + "; ".join(failed) + "." if failed else ""))
     return [
         f"# Run {plain(run.tag)}",
         claim,
