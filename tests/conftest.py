@@ -131,7 +131,9 @@ class Toy:
         return output
 
     def run_agent(self, experiments: int, *arguments: str, **more) -> str:
-        return self.run(*self.agent, "--experiments", str(experiments), *arguments, **more)
+        """A night with the planned edits. The toy has no noise, so its baseline runs once unless the arguments say otherwise."""
+        once = () if "--baseline-runs" in arguments else ("--baseline-runs", "1")
+        return self.run(*self.agent, "--experiments", str(experiments), *once, *arguments, **more)
 
     # -- what stands afterwards
 

@@ -505,7 +505,7 @@ def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
     toy.commit()
     toy.plan_steps(e2=[{"files": {"solver.py": SHAKY.format(value=1.9)}, "say": "a little"}],
                    e3=[{"files": {"solver.py": SHAKY.format(value=2.0)}, "say": "more"}])
-    toy.run_agent(3, "--keep-rule", rule)
+    toy.run_agent(3, "--keep-rule", rule, "--baseline-runs", "2")
     assert toy.statuses() == statuses
     assert toy.rows()[0][1] == "1.500000"
     assert [(entry["number"], entry["seed"], entry["score"]) for entry in toy.journal("measured")][:2] == [(1, 42, 1), (1, 43, 2)]

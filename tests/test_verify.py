@@ -11,6 +11,8 @@ import pytest
 from markdown_it import MarkdownIt
 from scipy import stats
 
+from autoresearch import UserError
+from autoresearch.repo import RunRepo, open_repository
 from conftest import git, solver, step, wait_for
 
 # Four constants far enough apart that git can take back one edit without the others; LUCK pays with the run's own seed alone.
@@ -54,7 +56,7 @@ def night(toy):
     toy.write("solver.py", noisy(1, 1, 0))
     toy.commit()
     toy.plan_steps(**{name: [{"files": {"solver.py": noisy(*values)}, "say": f"set {values}"}] for name, values in STEPS.items()})
-    toy.run_agent(6)
+    toy.run_agent(6, "--baseline-runs", "2")
     assert toy.statuses() == ["keep", "keep", "keep", "keep", "keep", "discard"]
     return toy
 
@@ -91,7 +93,7 @@ def test_an_interrupted_verify_goes_on(night):
 
 
 def test_which_changes_carry_the_gain(night):
-    output = night.run("verify", "--prune")
+    output = night.run("verify", "--prune", "--runs", "2")
     lines = {number: next(line for line in output.splitlines() if f"without experiment {number}:" in line) for number in (2, 3, 4, 5)}
     assert "not measured: later keeps build on its lines" in lines[2]
     assert "no gain shown, can go" in lines[3] and "carries" in lines[4] and "carries" in lines[5]
@@ -116,15 +118,20 @@ def test_an_interrupted_ablation_goes_on(night):
     assert len(night.journal("verified")) == len(runs)
 
 
-def test_the_pruned_branch_is_not_taken_from_the_user(night):
-    night.run("verify", "--prune", "--runs", "2")
-    git(night.folder, "checkout", "-q", "autoresearch/night-pruned")
-    night.write("mine", "")
-    night.commit()
-    git(night.folder, "checkout", "-q", "main")
-    (night.runs / "journal.jsonl").write_text("".join(
-        line + "\n" for line in (night.runs / "journal.jsonl").read_text().splitlines() if '"name": "pruned"' not in line))
-    assert "is not of this loop's making" in night.run("verify", "--prune", "--runs", "2", expect=2)
+def test_the_pruned_branch_is_not_taken_from_the_user(toy):
+    """It moves from one of our commits to the next, but neither from somebody's work nor under somebody's checkout."""
+    repo, first = RunRepo(open_repository(toy.folder), "night", toy.runs), git(toy.folder, "rev-parse", "HEAD")
+    toy.write("mine", "")
+    toy.commit()
+    second = git(toy.folder, "rev-parse", "HEAD")
+    repo.name_branch("pruned", first, [])
+    repo.name_branch("pruned", second, [first])
+    assert git(toy.folder, "rev-parse", "pruned") == second
+    with pytest.raises(UserError, match="is not of this loop's making"):
+        repo.name_branch("pruned", first, [first])
+    git(toy.folder, "checkout", "-q", "pruned")
+    with pytest.raises(UserError, match="checked out"):
+        repo.name_branch("pruned", first, [second])
 
 
 def test_removed_lines_are_worth_keeping(toy):
@@ -212,7 +219,7 @@ def prose(text: str) -> str:
     return re.sub(r"```diff.*?```", "", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("verified", [[], ["verify"], ["verify", "--prune"]])
+@pytest.mark.parametrize("verified", [[], ["verify"], ["verify", "--prune", "--runs", "2"]])
 def test_every_number_of_the_report_follows_from_the_journal(night, verified):
     if verified:
         night.run(*verified)

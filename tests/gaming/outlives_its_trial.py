@@ -15,4 +15,4 @@ def build_optimizer(model):
         print("left behind:", child, flush=True)
         system._exit(0)
     system.waitpid(child, 0)
-    return torch.optim.AdamW(model.parameters(), lr=3e-3)
+    return Adam(model.parameters(), 3e-3)
