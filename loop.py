@@ -30,7 +30,7 @@ from typing import Annotated
 import git
 import typer
 
-from autoresearch import UserError, sandbox
+from autoresearch import UserError, count, sandbox
 from autoresearch.agents import Agent, AgentFailed, NothingLeft, Proposal, make_agent
 from autoresearch.brief import Brief
 from autoresearch.console import Console
@@ -47,10 +47,6 @@ MENDS = 3                           # times that a refused edit goes back to the
 FAILURES = 5                        # proposals in a row that came to nothing, before the loop gives up
 FACTS = {"machine": dict, "noise": float | int, "implausible_gain": float | int, "time_budget": float | int, "seed": int, "readable": list, "hidden": list}
 RUNS = ".autoresearch"              # folder of all runs, in the user's checkout
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 class StopRequest:
@@ -220,8 +216,8 @@ class Loop:
         return Brief(number, self.task, agenda, self.ledger.game, self.ledger.champion, self.ledger.finished, refusal)
 
     def record_attempt(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
-        self.ledger.append("attempt", number=number, commit=commit, parent=parent, **dataclasses.asdict(proposal), agent=agent, edit=self.edit(), lines=self.lines(commit) - self.lines(parent),
-                           preflight=self.rehearsed)
+        self.ledger.append("attempt", number=number, commit=commit, parent=parent, **dataclasses.asdict(proposal), agent=agent,
+                           edit=self.edit(), lines=self.lines(commit) - self.lines(parent), preflight=self.rehearsed)
         self.repo.remember(number, commit)
         self.refused_in_a_row = 0
         return self.ledger.attempts[-1]
@@ -237,8 +233,7 @@ class Loop:
         view = self.console.trial(attempt, self.trial_folder(attempt), self.time_budget)
         trial = self.trial(self.trial_folder(attempt), self.repo.stage, view)
         outcome = self.measure(attempt, trial, self.seed)
-        champion = self.ledger.champion
-        standing = self.ledger.scores(champion) if champion else []
+        standing = self.ledger.standing
         verdict, holdout = self.decide(attempt, trial, outcome)
         if verdict.status == "crash" and not outcome.stopped:
             self.require_space()
@@ -265,16 +260,15 @@ class Loop:
 
     def judge(self, attempt: Attempt, scores: list[float]) -> Verdict:
         """The judge's word on scores of an attempt."""
-        champion, sign = self.ledger.champion, 1 if self.task.lower_is_better else -1
-        standing = self.ledger.scores(champion) if champion else []
+        sign = 1 if self.task.lower_is_better else -1
         best = min((mean(self.ledger.scores(kept)) for kept in self.ledger.kept), key=lambda score: sign * score, default=None)
-        return judge(scores, standing, self.ledger.noise(), attempt.lines or 0, self.rule, self.task.lower_is_better, best)
+        return judge(scores, self.ledger.standing, self.ledger.noise(), attempt.lines or 0, self.rule, self.task.lower_is_better, best)
 
     def decide(self, attempt: Attempt, trial: Trial, outcome: Outcome) -> tuple[Verdict, float | None]:
         """(The verdict on a trial; of what is kept, its score on the holdout.) What would be kept has more to stand."""
         if outcome.score is None:
             return Verdict("crash", outcome.reason), None
-        champion = self.ledger.champion
+        standing = self.ledger.standing
         verdict = self.judge(attempt, attempt.runs)
         if verdict.status == "keep" and (objection := trial.guard()):
             verdict = Verdict("discard", objection)
@@ -283,9 +277,9 @@ class Loop:
         objection, figures = trial.holdout()
         if objection:
             return Verdict("crash", f"on the holdout: {objection}"), None
-        if champion is None and (objection := self.run_baseline_again(attempt)):
+        if not standing and (objection := self.run_baseline_again(attempt)):
             return objection, None
-        if champion and (objection := self.quarantine(attempt, abs(outcome.score - mean(self.ledger.scores(champion))), outcome.score)):
+        if standing and (objection := self.quarantine(attempt, abs(outcome.score - mean(standing)), outcome.score)):
             return objection, None
         if len(attempt.runs) > 1:
             verdict = self.judge(attempt, attempt.runs)

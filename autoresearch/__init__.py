@@ -1,6 +1,11 @@
 """The loop's parts, one room for each verb of the loop: propose, tell, commit, run, judge, record, show."""
 
 
+def count(number: int, noun: str) -> str:
+    """`1 line`, `2 lines`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 class UserError(Exception):
     """A mistake or a fault that a person can mend. The text says what is wrong and what to do next.
 

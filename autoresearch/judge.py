@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from autoresearch import count
+
 PRIOR_RUNS = 3                      # what a prior about the noise is worth, in runs
 
 
@@ -78,14 +80,10 @@ def judge(scores: Sequence[float], champion: Sequence[float], noise: float = 0.0
         return Verdict("keep", better + owed)
     lost = sign * score - min(sign * standing, sign * (standing if best is None else best))
     if lines < 0 and rule.slack and lost <= rule.slack * noise:
-        return Verdict("keep", f"{score:.6f} is as good as the champion's {standing:.6f}, with {count_lines(-lines)} less")
+        return Verdict("keep", f"{score:.6f} is as good as the champion's {standing:.6f}, with {count(-lines, 'line')} less")
     if gain > 0:
-        why = f"{price:.6f} that {count_lines(lines)} more owe" if price > margin else f"{margin:.6f} that noise alone may bring"
+        why = f"{price:.6f} that {count(lines, 'line')} more owe" if price > margin else f"{margin:.6f} that noise alone may bring"
         return Verdict("discard", f"gain {gain:.6f} is not above the {why}")
     if gain == 0:
         return Verdict("discard", f"{score:.6f} equals the champion's")
     return Verdict("discard", f"{score:.6f} is {-gain:.6f} worse than the champion's {standing:.6f}")
-
-
-def count_lines(lines: int) -> str:
-    return f"{lines} line" + ("" if lines == 1 else "s")

@@ -143,6 +143,11 @@ class Ledger:
         again = [event["score"] for event in self.verified if event["commit"] == attempt.commit and event["score"] is not None]
         return [*(attempt.runs or [attempt.score]), *again]
 
+    @property
+    def standing(self) -> list[float]:
+        """The champion's scores: what an edit is compared with. None before there is a champion."""
+        return self.scores(self.champion) if self.champion else []
+
     def replicates(self) -> list[list[float]]:
         """Scores of identical code, where there are several. Not of what is under suspicion, nor chosen scores beside fresh ones."""
         groups = [attempt.runs for attempt in self.attempts if attempt.status == "keep" or attempt.commit == attempt.parent]

@@ -60,10 +60,6 @@ class RunRepo:
         """The commit that the run's branch points at, or None."""
         return self._resolve(f"refs/heads/{self.branch}")
 
-    def kept_number(self, number: int) -> str | None:
-        """The commit remembered for an attempt, or None."""
-        return self._resolve(f"refs/autoresearch/{self.tag}/{number}")
-
     def _resolve(self, ref: str) -> str | None:
         try:
             return self.repository.git.rev_parse("--verify", "--quiet", ref + "^{commit}")

@@ -10,6 +10,7 @@ import html
 import re
 from pathlib import Path
 
+from autoresearch import count
 from autoresearch.judge import mean
 from autoresearch.ledger import Attempt, Ledger, one_line
 from autoresearch.repo import short
@@ -226,7 +227,7 @@ def threats(run: Run, found: Findings | None) -> list[str]:
         f"{len(run.ledger.tried)} changes were compared with a champion on the same rows. The best of so many draws is partly luck: fresh seeds take that of the training "
         "away, and only rows that no decision read" + (", the holdout," if run.task.holdout else ", which this task has not,") + " that of the rows.",
         f"Changes were judged by runs with seed {run.ledger.seed}, on one machine. What they found need not hold on another, for longer training, or for larger models.",
-        f"The noise was estimated from {len(groups)} code{'s' * (len(groups) != 1)} that ran more than once"
+        f"The noise was estimated from {count(len(groups), 'code')} that ran more than once"
         + (f" and from a prior of {game['noise']:g}" if game.get("noise") is not None else "") + ".",
         "Exact duplicates of documents are kept out of the held-out text; near ones are not." if run.task.referee else "",
         "What was not verified is not claimed." if found is None else
