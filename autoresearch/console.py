@@ -6,6 +6,7 @@ printed, so that a log file reads well.
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -15,14 +16,18 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from autoresearch import secrets
 from autoresearch.ledger import Attempt, one_line
 
 COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
 
 
 class Console:
-    def __init__(self, plain: bool = False) -> None:
-        self._console = rich.console.Console(highlight=False, soft_wrap=True)
+    """Prints to standard output; with to_errors to standard error. No key is ever shown."""
+
+    def __init__(self, plain: bool = False, to_errors: bool = False) -> None:
+        self.output = sys.stderr if to_errors else sys.stdout
+        self._console = rich.console.Console(highlight=False, soft_wrap=True, stderr=to_errors)
         self.plain = plain or not self._console.is_terminal or "NO_COLOR" in os.environ
         self._bar: rich.progress.Progress | None = None
 
@@ -41,8 +46,9 @@ class Console:
         self._console.print(Panel(table, title=f"[bold]{escape(title)}[/]", title_align="left", expand=False))
 
     def line(self, text: str, style: str = "") -> None:
+        text = secrets.scrub(text)
         if self.plain:
-            print(text, flush=True)
+            print(text, file=self.output, flush=True)
         else:
             self._console.print(escape(text), style=style)
 

@@ -6,9 +6,11 @@ anything else happens:
     run         a run began: tag, base commit, task
     start       the loop was started: hash of its own code, keep rule, agenda (the text of program.md)
     game        what it runs on: profile, device, data, time budget
-    attempt     an edit was committed: number, commit, parent, description, category, agent, tokens, dollars, edit, lines that it adds,
-                seconds of its preflight
-    refused     a proposal was turned down before it cost a trial: number, description, reason
+    attempt     an edit was committed: number, commit, parent, what its agent said (agents.Proposal), agent, edit, lines that it adds,
+                seconds of its preflight; a second one of the same number is the first, mended
+    crashed     an attempt crashed so early that its agent was asked to mend it: number, commit, reason
+    refused     a proposal was turned down before it cost a trial, or there was none: number, description, reason, agent, tokens, dollars
+    waited      the agent could not be reached: reason, seconds
     interrupted the user stopped an attempt before its verdict; it is run again
     trial       an attempt began to run; what was measured of it before does not count: number
     measured    an attempt ran to its score: number, seed, score, seconds
@@ -29,11 +31,36 @@ import re
 import time
 from pathlib import Path
 
-from autoresearch import UserError
+from autoresearch import UserError, count, secrets
 from autoresearch.judge import noise_scale
 from autoresearch.repo import short
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
+
+
+@dataclasses.dataclass
+class Spent:
+    """What proposals took, whatever became of them."""
+
+    proposals: int = 0
+    tokens: int = 0                 # as far as they are known
+    dollars: float = 0.0
+    unknown_tokens: int = 0         # proposals of which nobody knows
+    unknown_dollars: int = 0
+
+    def add(self, tokens: int | None, dollars: float | None) -> None:
+        self.proposals += 1
+        self.tokens += tokens or 0
+        self.dollars += dollars or 0.0
+        self.unknown_tokens += tokens is None
+        self.unknown_dollars += dollars is None
+
+    def words(self) -> str:
+        """`12,345 tokens and $0.67`; what nobody knows is said."""
+        tokens = f"{self.tokens:,} tokens" if self.tokens or not self.unknown_tokens else "an unknown number of tokens"
+        dollars = f"${self.dollars:.2f}" if self.dollars or not self.unknown_dollars else "an unknown cost"
+        unknown = self.unknown_dollars and self.dollars and f" (the cost of {count(self.unknown_dollars, 'proposal')} is not known)"
+        return f"{tokens} and {dollars}{unknown or ''}"
 
 
 @dataclasses.dataclass
@@ -58,8 +85,12 @@ class Attempt:
     standing_runs: int = 1          # and over how many runs
     lines: int | None = None        # of code that the edit adds, net
     category: str = ""              # what kind of change it is
+    hypothesis: str = ""            # why it should help, as its agent saw it
+    predicted: float | None = None  # change of the metric that its agent expected
     tokens: int | None = None       # that the agent took for it, and what they cost; None: not known
     dollars: float | None = None
+    transcript: str = ""            # folder of what the agent was told and what it said
+    repairs: int = 0                # times that it was mended after an early crash
     runs: list[float] = dataclasses.field(default_factory=list)     # scores of identical code, the first with the run's seed
 
     def row(self) -> str:
@@ -106,8 +137,11 @@ class Ledger:
         self.game: dict | None = None
         self.attempts: list[Attempt] = []
         self.verified: list[dict] = []
+        self.refused: list[dict] = []                   # since the last attempt
+        self.spent_by: dict[str, Spent] = {}            # by agent
         self.agenda = ""
         self.first_seed: int | None = None
+        self.keep_rule = ""
         if self.path.exists():
             for event in read_journal(self.path):
                 self._apply(event)
@@ -168,7 +202,7 @@ class Ledger:
 
     def append(self, event: str, **fields) -> None:
         """Write an event and wait until it is on the disk. On a full disk the journal is left as it was."""
-        entry = {"event": event, "time": round(time.time(), 3), **fields}
+        entry = scrubbed({"event": event, "time": round(time.time(), 3), **fields})
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -194,14 +228,26 @@ class Ledger:
                 self.game = event["facts"]
             case "attempt":
                 known = {field.name for field in dataclasses.fields(Attempt)}
-                self.attempts.append(Attempt(**{name: value for name, value in event.items() if name in known}))
+                attempt = Attempt(**{name: value for name, value in event.items() if name in known})
+                if len(self.attempts) == attempt.number:        # mended
+                    first = self.attempts.pop()
+                    attempt.repairs = first.repairs + 1
+                    attempt.tokens, attempt.dollars = plus(first.tokens, attempt.tokens), plus(first.dollars, attempt.dollars)
+                self.attempts.append(attempt)
+                self.refused.clear()
+                self._spend(event)
+            case "refused":
+                self.refused.append(event)
+                self._spend(event)
+            case "waited" if event.get("tokens"):
+                self._spend(event)
             case "trial":
                 self.attempts[event["number"] - 1].runs.clear()
             case "measured":
                 self.attempts[event["number"] - 1].runs.append(event["score"])
                 self.first_seed = event["seed"] if self.first_seed is None else self.first_seed
             case "start":
-                self.agenda = event.get("agenda", "")
+                self.agenda, self.keep_rule = event.get("agenda", ""), event.get("keep_rule", "")
             case "verified":
                 self.verified.append(event)
             case "verdict":
@@ -210,9 +256,38 @@ class Ledger:
                     setattr(attempt, field, event.get(field))
                 attempt.standing_runs = event.get("standing_runs") or 1
 
+    def _spend(self, event: dict) -> None:
+        if agent := event.get("agent"):
+            self.spent_by.setdefault(agent, Spent()).add(event.get("tokens"), event.get("dollars"))
+
+    @property
+    def spent(self) -> Spent:
+        """What all agents took."""
+        total = Spent()
+        for spent in self.spent_by.values():
+            for field in dataclasses.fields(Spent):
+                setattr(total, field.name, getattr(total, field.name) + getattr(spent, field.name))
+        return total
+
     def results(self) -> str:
         """The whole of results.tsv."""
         return HEADER + "".join(attempt.row() for attempt in self.finished)
+
+
+def plus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
+
+
+def scrubbed(value: object) -> object:
+    """A value for the journal, without keys in its texts."""
+    match value:
+        case str():
+            return secrets.scrub(value)
+        case dict():
+            return {name: scrubbed(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [scrubbed(inner) for inner in value]
+    return value
 
 
 def read_journal(path: Path) -> list[dict]:

@@ -15,7 +15,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 MODULES = {
@@ -42,12 +42,15 @@ SEEDING = {"manual_seed", "manual_seed_all", "seed", "default_rng", "RandomState
 # Reading the source
 
 
-def refusal(tree: ast.Module, trusted: ast.Module | None = None) -> str | None:
-    """Why a parsed train.py breaks the rules, with its line, or None. What `trusted`, the human's file, does is no objection."""
+def refusal(tree: ast.Module, trusted: ast.Module | None = None, imports: Set[str] = frozenset()) -> str | None:
+    """Why a parsed train.py breaks the rules, with its line, or None.
+
+    What `trusted`, the human's file, does is no objection. imports: modules that are allowed besides MODULES.
+    """
     if not any(isinstance(node, ast.FunctionDef) and node.name == "build_model" and not required_arguments(node) for node in tree.body):
         return "it must define build_model() at its top level, a function without arguments"
-    known = {text for _, text in objections(trusted)} if trusted else set()
-    return next((f"line {line}: {text}" for line, text in objections(tree) if text not in known), None)
+    known = {text for _, text in objections(trusted, imports)} if trusted else set()
+    return next((f"line {line}: {text}" for line, text in objections(tree, imports) if text not in known), None)
 
 
 def required_arguments(function: ast.FunctionDef) -> int:
@@ -55,7 +58,7 @@ def required_arguments(function: ast.FunctionDef) -> int:
     return len(arguments.posonlyargs + arguments.args) - len(arguments.defaults) + sum(d is None for d in arguments.kw_defaults)
 
 
-def objections(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def objections(tree: ast.Module, imports: Set[str] = frozenset()) -> Iterator[tuple[int, str]]:
     """(line, objection) of everything in the source that reaches out of the game."""
     imported, bound = {}, set()             # name: what it was imported as; names that the file itself gives a meaning
     for node in ast.walk(tree):
@@ -67,19 +70,19 @@ def objections(tree: ast.Module) -> Iterator[tuple[int, str]]:
             case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
                 bound.add(name)
     for node in ast.walk(tree):
-        for text in objections_to(node, imported, bound):
+        for text in objections_to(node, imported, bound, MODULES | imports):
             yield node.lineno, text
 
 
-def objections_to(node: ast.AST, imported: dict[str, str], bound: set[str]) -> Iterator[str]:
+def objections_to(node: ast.AST, imported: dict[str, str], bound: set[str], modules: Set[str]) -> Iterator[str]:
     match node:
         case ast.Import(names=names):
             for alias in names:
-                yield from objections_to_module(alias.name)
+                yield from objections_to_module(alias.name, modules)
                 if alias.name == "prepare":
                     yield f"names are imported from prepare, not the module: {', '.join(sorted(FROM_PREPARE))}"
         case ast.ImportFrom(module=module, names=names):
-            yield from objections_to_module(module or ".")
+            yield from objections_to_module(module or ".", modules)
             for alias in names:
                 if module == "prepare" and alias.name not in FROM_PREPARE:
                     yield f"`{alias.name}` is not for train.py; prepare offers {', '.join(sorted(FROM_PREPARE))}"
@@ -109,10 +112,10 @@ def objections_to(node: ast.AST, imported: dict[str, str], bound: set[str]) -> I
                 yield f"`{name}` takes prepare's SEED and nothing else: picking seeds is not research"
 
 
-def objections_to_module(name: str) -> Iterator[str]:
+def objections_to_module(name: str, modules: Set[str]) -> Iterator[str]:
     top, *below = name.split(".")
-    if top not in MODULES:
-        yield f"`import {name}` is out of bounds; train.py may import {', '.join(sorted(MODULES - {'__future__'}))}"
+    if top not in modules:
+        yield f"`import {name}` is out of bounds; train.py may import {', '.join(sorted(modules - {'__future__'}))}"
     elif ATTRIBUTES & set(below):
         yield f"`import {name}` is out of bounds: no files, processes, sockets or environment"
 

@@ -12,14 +12,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from autoresearch import UserError, sandbox
 
 GRACE_SECONDS = 6.0                 # between SIGTERM and SIGKILL; the keeper's own are less
 WATCH_SECONDS = 0.5                 # between two looks at what a command uses
+OUTPUT_LIMIT = 8 << 20              # bytes of cleaned output that are kept
+LONGEST_LINE = 4 << 20              # bytes that are cleaned as one
 
 
 def command_words(command: str) -> list[str]:
@@ -41,13 +45,13 @@ class Ended:
 class Process:
     """A command in a session of its own, so that Ctrl-C at the terminal does not reach it.
 
-    log: file that takes standard output and error. rules: what it is confined to (sandbox.launcher), None
+    log: file that takes standard output and error; with `clean` each line as clean(line) gives it, OUTPUT_LIMIT bytes at most. rules: what it is confined to (sandbox.launcher), None
     for nothing. on_stdin: keep a pipe to its standard input. channel: a socket that it gets as well; its
     number is in AUTORESEARCH_REFEREE.
     """
 
     def __init__(self, words: list[str], folder: Path, environment: dict[str, str], log: Path, rules: dict | None = None,
-                 on_stdin: bool = False, channel: socket.socket | None = None) -> None:
+                 on_stdin: bool = False, channel: socket.socket | None = None, clean: Callable[[str], str] | None = None) -> None:
         self.started = time.monotonic()
         if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
             raise UserError(f"cannot start `{shlex.join(words)}`: there is no program {words[0]}; mend the command in program.md")
@@ -58,9 +62,13 @@ class Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as output:
             self._process = subprocess.Popen(
-                [*sandbox.launcher(rules), *words], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT,
-                stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL, start_new_session=True, pass_fds=handles,
+                [*sandbox.launcher(rules), *words], cwd=folder, env=environment, stdout=subprocess.PIPE if clean else output,
+                stderr=subprocess.STDOUT, stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL, start_new_session=True,
+                pass_fds=handles,
             )
+        self._copying = clean and threading.Thread(target=copy_lines, args=(self._process.stdout, log, clean), daemon=True)
+        if self._copying:
+            self._copying.start()
         self.identifier = identify(self._process.pid)
 
     def go(self) -> None:
@@ -114,11 +122,25 @@ class Process:
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
         if self._process.stdin:
             self._process.stdin.close()
+        if self._copying:
+            self._copying.join(GRACE_SECONDS)           # what has left the session may still hold the pipe
         if code < 0:
             reason = f"killed by {signal.Signals(-code).name}"
         else:
             reason = f"exit code {code}" if code else ""
         return Ended(code, reason, time.monotonic() - self.started, usage.ru_maxrss * 1024)
+
+
+def copy_lines(source: BinaryIO, log: Path, clean: Callable[[str], str]) -> None:
+    """Copy lines to a log, each cleaned before it is on the disk. What is too much is read and dropped."""
+    left = OUTPUT_LIMIT
+    with source, open(log, "wb") as file:
+        while line := source.readline(LONGEST_LINE):
+            text = clean(line.decode("utf-8", "replace")).encode()
+            if left > 0:
+                file.write(text[:left])
+                file.flush()
+                left -= len(text)
 
 
 def signal_group(group: int, number: int) -> None:

@@ -66,8 +66,8 @@ class RunRepo:
         except git.GitCommandError:
             return None
 
-    def settle(self, champion: str) -> None:
-        """Make branch and worktree stand at the champion, whatever was left behind.
+    def settle(self, champion: str, keep_edit: bool = False) -> None:
+        """Make branch and worktree stand at the champion, whatever was left behind; with keep_edit the worktree's files stay.
 
         Called after every verdict and at every start, so a run that was killed between two steps
         goes on as if it had not been.
@@ -75,7 +75,8 @@ class RunRepo:
         if self.branch_tip() != champion:
             self._require_branch_is_free(self.branch)
             self.repository.git.update_ref(f"refs/heads/{self.branch}", champion, m="autoresearch: champion")
-        self._reset(self.worktree, champion)
+        if not keep_edit or not (self.worktree / ".git").exists():
+            self._reset(self.worktree, champion)
 
     def set_stage(self, base: str, attempt: str, editable: tuple[str, ...]) -> None:
         """Make the stage hold the base commit with the attempt's editable files, and remember what it holds."""
@@ -153,6 +154,10 @@ class RunRepo:
         listing = tree.git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
         return [entry[3:].encode(errors="replace").decode() for entry in listing.split("\0") if entry]
 
+    def take_up(self, commit: str, paths: tuple[str, ...]) -> None:
+        """Put the paths, as they are in a commit, into the worktree."""
+        self._tree().git.checkout(commit, "--", *paths)
+
     def restore_all_but(self, paths: tuple[str, ...]) -> None:
         """Take back every change in the worktree outside the given paths."""
         others = [f":(exclude,top){path}" for path in paths]
@@ -215,3 +220,10 @@ class RunRepo:
 def root_of(repository: git.Repo) -> Path:
     """The top folder of the user's checkout."""
     return Path(os.path.realpath(repository.working_tree_dir))
+
+
+def repository_of(folder: Path, runs: str) -> git.Repo:
+    """The repository around `folder`, and that is the user's checkout also from inside a run's own worktree, below `runs`."""
+    repository = open_repository(folder)
+    root = root_of(repository)
+    return open_repository(root.parents[2]) if len(root.parents) > 2 and root.parents[1].name == runs else repository

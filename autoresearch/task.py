@@ -14,18 +14,25 @@ Any other repository with a number to improve says, in YAML between two lines of
       time_limit: 60                  # seconds for `train`
       readable: [/data/numbers]       # what the commands read outside the repository: they run confined
     simplicity: {gain: 0.01, lines: 10}     # optional: ten added lines owe a gain of 0.01; this project's own: 0.001 for 20
+    stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep until the agent is told to change its ways
+    imports: [scipy]                # optional: modules that this project's own train.py may import besides the usual ones
     ---
 """
 
 import ast
 import dataclasses
 import hashlib
+import re
 import shlex
 from pathlib import Path
 
 import yaml
 
 from autoresearch import UserError, preflight
+from autoresearch.ledger import Attempt
+
+SETTINGS = ("task", "simplicity", "stages", "imports")      # of the front matter
+DRIVING = "If you drive the loop"   # chapter of program.md that is not for agents which the loop drives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Task:
     describe: str | None = None
     line_price: float = 0.0                 # gain that each added line of code owes
     preflight: bool = False                 # edits keep this project's own contract (preflight.py)
+    imports: tuple[str, ...] = ()           # and may import these modules besides
     readable: tuple[str, ...] = ()          # files and folders outside the worktree that the commands need
     writable: tuple[str, ...] = ()          # and those that they write to, besides their own output folder
     time_limit: float = 600.0               # seconds for `train`; counted on top of time_budget where there is one
@@ -79,7 +87,7 @@ class Task:
             if path.suffix == ".py":
                 try:
                     tree = ast.parse(path.read_bytes(), filename=name)
-                    if self.preflight and (refusal := preflight.refusal(tree, ast.parse(originals[name]))):
+                    if self.preflight and (refusal := preflight.refusal(tree, ast.parse(originals[name]), set(self.imports))):
                         return f"{name}: {refusal}"
                 except (SyntaxError, ValueError) as error:
                     line = getattr(error, "lineno", None)
@@ -105,6 +113,26 @@ OWN_GAME = Task(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """After how many verdicts without a keep an agent is told to change its ways; a keep begins anew."""
+
+    refine: int = 3                         # vary what nearly worked
+    pivot: int = 5                          # take another kind of change
+    outside: int = 2                        # pivots, after which to look outside
+
+    def barren(self, attempts: list[Attempt]) -> int:
+        """Verdicts since the last keep."""
+        return next((number for number, attempt in enumerate(reversed(attempts)) if attempt.status == "keep"), len(attempts))
+
+    def of(self, attempts: list[Attempt]) -> str:
+        """The stage after these attempts: explore, refine, pivot or look outside."""
+        barren = self.barren(attempts)
+        if barren >= self.pivot + self.outside:
+            return "look outside"
+        return "pivot" if barren >= self.pivot else "refine" if barren >= self.refine else "explore"
+
+
 def task_of(recorded: dict) -> Task:
     """The task that a journal holds."""
     known = {field.name for field in dataclasses.fields(Task)}
@@ -112,7 +140,12 @@ def task_of(recorded: dict) -> Task:
 
 
 def edit_hash(sources: dict[str, bytes]) -> str:
-    """Names the contents of the editable files: equal for equal edits."""
+    """Names an edit by what the files do: equal for edits that differ in comments, docstrings and layout alone."""
+    return contents_hash({name: as_plain(name, source).encode(errors="surrogateescape") for name, source in sources.items()})
+
+
+def contents_hash(sources: dict[str, bytes]) -> str:
+    """Names the contents of files, byte by byte."""
     digest = hashlib.sha256()
     for name in sorted(sources):
         digest.update(f"{name} {len(sources[name])}\n".encode() + sources[name])
@@ -120,12 +153,36 @@ def edit_hash(sources: dict[str, bytes]) -> str:
 
 
 def read_agenda(path: Path) -> str:
-    """What program.md says below its front matter; empty without a file."""
-    return split_front_matter(read_text(path))[1].strip()
+    """What program.md says below its front matter, without what it says to agents that drive; empty without a file."""
+    text = split_front_matter(read_text(path))[1]
+    return re.sub(rf"^# {DRIVING}.*?(?=^# |\Z)", "", text, flags=re.MULTILINE | re.DOTALL).strip()
 
 
 def read_task(path: Path) -> Task:
     """The task of a program.md. Without a file, or without a `task:` in it, this project's own game."""
+    settings = read_front_matter(path)
+    task = OWN_GAME if settings.get("task") is None else check_task(settings["task"], path)
+    if settings.get("simplicity") is not None:
+        task = dataclasses.replace(task, line_price=check_price(settings["simplicity"], path))
+    if settings.get("imports") is not None:
+        task = dataclasses.replace(task, imports=check_names("imports", settings["imports"], path))
+    return task
+
+
+def read_stages(path: Path) -> Stages:
+    """The stages of a program.md."""
+    settings = read_front_matter(path).get("stages") or {}
+    known = [field.name for field in dataclasses.fields(Stages)]
+    if not isinstance(settings, dict) or settings.keys() - set(known) or not all(type(n) is int and n > 0 for n in settings.values()):
+        raise UserError(f"`stages` in {path} must hold whole numbers above zero for {', '.join(known)}")
+    stages = Stages(**settings)
+    if stages.refine > stages.pivot:
+        raise UserError(f"`stages` in {path}: `refine` must not come after `pivot`")
+    return stages
+
+
+def read_front_matter(path: Path) -> dict:
+    """The settings between two lines of dashes at the head of a program.md."""
     front, _ = split_front_matter(read_text(path))
     try:
         settings = yaml.safe_load(front) or {}
@@ -135,12 +192,9 @@ def read_task(path: Path) -> Task:
         raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
     if not isinstance(settings, dict):
         raise UserError(f"the front matter of {path} must be `key: value` lines, e.g. `task:` with its settings below it")
-    if unknown := sorted(str(name) for name in settings.keys() - {"task", "simplicity"}):
-        raise UserError(f"the front matter of {path} has unknown settings {', '.join(unknown)}; known are task, simplicity")
-    task = OWN_GAME if settings.get("task") is None else check_task(settings["task"], path)
-    if settings.get("simplicity") is not None:
-        task = dataclasses.replace(task, line_price=check_price(settings["simplicity"], path))
-    return task
+    if unknown := sorted(str(name) for name in settings.keys() - set(SETTINGS)):
+        raise UserError(f"the front matter of {path} has unknown settings {', '.join(unknown)}; known are {', '.join(SETTINGS)}")
+    return settings
 
 
 def check_price(settings: object, path: Path) -> float:
@@ -154,14 +208,15 @@ def check_price(settings: object, path: Path) -> float:
 
 def code_lines(sources: dict[str, bytes]) -> int:
     """Lines of code in files. Of Python without comments, docstrings and blank lines, each statement on lines of its own."""
-    total = 0
-    for name, source in sources.items():
-        try:
-            text = plain_code(source) if name.endswith(".py") else source
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            text = source
-        total += sum(bool(line.strip()) for line in text.splitlines())
-    return total
+    return sum(bool(line.strip()) for name, source in sources.items() for line in as_plain(name, source).splitlines())
+
+
+def as_plain(name: str, source: bytes) -> str:
+    """A file for comparison: of Python the plain code, of all else, and of what does not parse, the text itself."""
+    try:
+        return plain_code(source) if name.endswith(".py") else source.decode(errors="surrogateescape")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return source.decode(errors="surrogateescape")
 
 
 def plain_code(source: bytes) -> str:
@@ -191,6 +246,13 @@ def split_front_matter(text: str) -> tuple[str, str]:
     return "", text
 
 
+def check_names(name: str, value: object, path: Path) -> tuple[str, ...]:
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise UserError(f"`{name}` in {path} must be a list of names")
+    return tuple(listed)
+
+
 def check_task(settings: object, path: Path) -> Task:
     """The Task that the settings describe; UserError for what does not fit."""
     fields = {field.name: field for field in dataclasses.fields(Task)}
@@ -199,12 +261,9 @@ def check_task(settings: object, path: Path) -> Task:
     if unknown := sorted(set(settings) - set(fields)):
         raise UserError(f"`task` in {path} has unknown settings {', '.join(unknown)}; known are {', '.join(fields)}")
     values = dict(settings)
-    for name in ("editable", "readable", "writable"):
+    for name in ("editable", "readable", "writable", "imports"):
         if name in values:
-            listed = [values[name]] if isinstance(values[name], str) else values[name]
-            if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-                raise UserError(f"`{name}` in {path} must be a list of names")
-            values[name] = tuple(listed)
+            values[name] = check_names(name, values[name], path)
     for name, unit in (("time_limit", "seconds"), ("score_limit", "seconds"), ("memory_limit", "GiB"), ("disk_limit", "GiB")):
         if name in values and (not isinstance(values[name], int | float) or values[name] <= 0):
             raise UserError(f"`{name}` in {path} must be a number of {unit} above zero, not {values[name]!r}")

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch import preflight, sandbox
+from autoresearch import preflight, sandbox, secrets
 from autoresearch.process import Process, command_words, end_left_over
 from autoresearch.task import Task
 
@@ -35,7 +35,6 @@ ENVIRONMENT = (
     "AUTORESEARCH_*",
 )
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")      # compiled kernels, private to one run
-SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 REHEARSAL_LIMIT = 60.0              # seconds; it takes about two
 NEARLY_NOTHING = 256 << 20          # bytes of memory, or of the disk: a trial ends before the machine suffers
 CONTAINER_LIMITS = (                # of control groups, version 2 and 1
@@ -66,7 +65,7 @@ def trial_environment(folder: Path, caches: Path, seed: int, extra: dict[str, st
     kept = {
         name: value
         for name, value in {**os.environ, **extra}.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT) and not SECRET.search(name)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT) and not secrets.NAMES.search(name)
     }
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     kept["PYTHONUNBUFFERED"] = "1"
@@ -220,6 +219,7 @@ class Trial:
         self.show(phase)
         ended = process.wait(self.limits[phase] + extra, self.stopped, lambda: self.show(None), lambda: self._excess(process))
         self.seconds[phase] = ended.seconds - extra
+        secrets.scrub_file(self.folder / f"{phase}.log")
         if phase == "train":
             self.peak_memory = ended.peak_memory
         if ended.exit_code is None and self.stopped():
@@ -316,6 +316,16 @@ def read_figures(path: Path) -> dict[str, float]:
         except ValueError:
             pass
     return figures
+
+
+def finite(figures: dict[str, float]) -> dict[str, float]:
+    """Without what JSON cannot hold."""
+    return {name: value for name, value in figures.items() if abs(value) < float("inf")}
+
+
+def holdout_score(figures: dict[str, float], task: Task) -> float | None:
+    """The score that the holdout command printed."""
+    return finite(figures).get(f"holdout_{task.metric.removeprefix('val_')}")
 
 
 def last_line(path: Path) -> str:

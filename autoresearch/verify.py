@@ -5,10 +5,15 @@ scores do not. Leaving out one kept change after the other says which of them ca
 """
 
 import dataclasses
+import time
 from collections.abc import Sequence
 
+from autoresearch import count
 from autoresearch.judge import RULES, judge, mean, noise_scale, standard_error
-from autoresearch.ledger import Attempt, Ledger
+from autoresearch.lab import Lab
+from autoresearch.ledger import Attempt, Ledger, one_line
+from autoresearch.repo import short
+from autoresearch.trial import holdout_score
 
 FRESH = 1000                        # the seeds of `verify` are the run's seed plus this, and on
 CONFIDENCE = 0.95
@@ -136,3 +141,106 @@ def findings(ledger: Ledger, lower_is_better: bool, line_price: float) -> Findin
         pruned=compare(CHAMPION, PRUNED), pruned_commit=pruned, scores=scores, holdouts=holdouts,
         failed=[f"{name} has no score" + (f" in {failures[name]} of its runs" if failures[name] else "") + f": {reason}" for name, reason in reasons.items()],
     )
+
+
+class Verification:
+    """Runs codes of a run again, and records each as it ends."""
+
+    def __init__(self, lab: Lab, runs: int) -> None:
+        self.lab, self.runs = lab, runs
+
+    def __call__(self, ablate: bool, prune: bool) -> bool:
+        """Baseline and champion, what is left without each kept change, and without all that can go. False when the user stopped it."""
+        kept = self.lab.ledger.kept
+        codes = [Code(BASELINE, kept[0].commit), Code(CHAMPION, kept[-1].commit), *(self.ablations() if ablate or prune else ())]
+        finished = self.run_again(codes)
+        if finished and prune and (dead := [part.attempt for part in self.findings().parts if part.dead]):
+            return self.prune(dead)
+        return finished
+
+    def findings(self) -> Findings | None:
+        return findings(self.lab.ledger, self.lab.task.lower_is_better, self.lab.task.line_price)
+
+    def ablations(self) -> list[Code]:
+        """The champion without each kept change, where it can be left out. Where not, the record says so."""
+        lab = self.lab
+        champion, codes = lab.ledger.champion, []
+        kept = lab.ledger.kept[1:]
+        for attempt in kept if len(kept) > 1 else ():           # of a single one the baseline is what is left
+            name = without(attempt.number)
+            commit, stuck = lab.repo.without(champion.commit, [attempt.commit], f"Without experiment {attempt.number}: {one_line(attempt.description)}")
+            reason = "later keeps build on its lines" if stuck else "" if commit else "nothing of it is left in the champion"
+            if reason and not any(event["name"] == name and event["champion"] == champion.commit for event in lab.ledger.verified):
+                lab.ledger.append("verified", name=name, commit=None, champion=champion.commit, seed=None, score=None, holdout=None,
+                                   reason=reason, seconds={})
+            if not reason:
+                lab.repo.remember(f"without-{attempt.number}", commit)
+                codes.append(Code(name, commit))
+        return codes
+
+    def prune(self, dead: list[Attempt]) -> bool:
+        """A branch with the champion without what does not carry, once that has run. False when the user stopped it."""
+        lab = self.lab
+        commit, stuck = lab.repo.without(lab.ledger.champion.commit, [attempt.commit for attempt in reversed(dead)],
+                                          "Without experiments " + ", ".join(str(attempt.number) for attempt in dead))
+        for attempt in dead:
+            if attempt.commit in stuck:
+                lab.console.line(f"experiment {attempt.number} stays: what is left of the others builds on its lines")
+        if commit is None:
+            return True
+        lab.repo.remember("pruned", commit)
+        if not self.run_again([Code(PRUNED, commit)]):
+            return False
+        branch = f"{lab.repo.branch}-pruned"
+        lab.repo.name_branch(branch, commit, [event["commit"] for event in lab.ledger.verified if event["name"] == PRUNED])
+        lab.console.line(f"branch {branch}: {short(commit)}, {count(len(dead) - len(stuck), 'experiment')} left out")
+        return True
+
+    def run_again(self, codes: list[Code]) -> bool:
+        """Run codes with fresh seeds, those that were not yet. False when the user stopped it."""
+        lab = self.lab
+        champion = lab.ledger.champion
+        missing = [(code, seed) for code, seed in plan(codes, lab.seed, self.runs) if not is_done(lab.ledger, code, seed)]
+        typical = champion.seconds.get("wall", lab.time_budget)
+        for number, (code, seed) in enumerate(missing, 1):
+            if lab.stop.level:
+                return False
+            lab.require_own_code()
+            lab.repo.set_stage(lab.base, code.commit, lab.task.editable)
+            folder = lab.folder / "verify" / f"{code.name.replace(' ', '-')}-{seed}"
+            view = lab.console.verifying(f"{code.name}, seed {seed}", number, len(missing), typical * (len(missing) - number + 1), folder,
+                                          lab.time_budget)
+            trial, began = lab.trial(folder, lab.repo.stage, view, seed=seed), time.monotonic()
+            outcome = trial.run()
+            objection, figures = trial.holdout() if outcome.score is not None else (None, {})
+            trial.tidy(keep_weights=False)
+            lab.console.stop_bar()
+            if lab.stop.now():
+                return False
+            if outcome.score is None or objection:
+                lab.require_space()
+            typical = time.monotonic() - began
+            lab.ledger.append("verified", name=code.name, commit=code.commit, champion=champion.commit, seed=seed,
+                               score=None if objection else outcome.score, holdout=None if objection else holdout_score(figures, lab.task),
+                               reason=objection or outcome.reason, seconds={**trial.seconds, "wall": round(typical, 3)})
+            lab.console.line(f"  {outcome.score:.6f}" if not objection and outcome.score is not None else f"  no score: {objection or outcome.reason}")
+        return True
+
+
+def lines_of(found: Findings | None) -> list[tuple[str, str]]:
+    """What was found, as (line, colour)."""
+    if found is None or found.gain is None:
+        return [("not enough scores yet to say anything", "yellow"), *((f"  {line}", "yellow") for line in (found.failed if found else ()))]
+    shown = "" if found.gain.low > 0 else ": no gain shown" if found.gain.high > 0 else ": the champion is worse"
+    lines = [("gain of the champion over the baseline, {1} fresh runs against {0}, with its 95% interval:".format(*found.gain.runs), ""),
+             (f"  val      {found.gain}{shown}", "yellow" if shown else "green")]
+    if found.holdout:
+        lines.append((f"  holdout  {found.holdout}", ""))
+    for part in found.parts:
+        worth = f"{part.worth}: " if part.worth else ""
+        lines.append((f"  without experiment {part.attempt.number}: the champion loses {worth}{part.says} ({one_line(part.attempt.description, 60)})", ""))
+    if found.pruned:
+        worse = found.pruned.high < 0
+        lines.append((f"  pruned   {found.pruned} over the champion" + (": what can go one by one cannot go together" if worse else ""),
+                      "yellow" if worse else ""))
+    return lines + [(f"  {line}", "yellow") for line in found.failed]

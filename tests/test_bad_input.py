@@ -109,9 +109,9 @@ def test_an_edited_results_file_is_not_replaced(toy):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["--agent", "nobody"], "there is no agent 'nobody'; choose one of sweep, command"),
+    (["--agent", "nobody"], "there is no agent 'nobody'; choose one of auto, claude-api, claude-code"),
     (["--agent", "command"], "--agent command needs the program"),
-    (["--agent-command", "x"], "--agent-command goes with --agent command"),
+    (["--agent", "sweep", "--agent-command", "x"], "--agent-command goes with --agent command"),
     (["--tag", "../up"], "'../up' cannot be a tag"),
     (["--experiments", "0"], "--experiments"),
     (["--bogus"], "--bogus"),

@@ -105,7 +105,7 @@ def test_an_agent_that_commits_by_itself(toy, mischief):
 @pytest.mark.parametrize(("mischief", "message"), [
     ("rm solver.py", "solver.py is missing or not a plain file"),
     ("mv solver.py other.py; ln -s other.py solver.py", "also touches other.py"),
-    ("chmod +x solver.py", "the same edit was tried before"),
+    ("chmod +x solver.py", "only comments or layout changed"),
     ("true", "nothing changed in solver.py"),
 ])
 def test_edits_that_are_none(toy, mischief, message):
@@ -482,7 +482,7 @@ def test_lines_have_a_price_and_removing_them_is_worth_an_equal_score(toy):
     longer, shorter = "A = 1\nB = 2\nC = 3\n", "# nothing\n\n"
     toy.plan_steps(e2=[{"files": {"solver.py": solver(2, longer)}, "say": "three lines for 1"}],
                    e3=[{"files": {"solver.py": solver(3, longer)}, "say": "three lines for 2"}],
-                   e4=[{"files": {"solver.py": solver(3, longer + "# why\n")}, "say": "a comment"}],
+                   e4=[{"files": {"solver.py": solver(3, longer.replace("1", "7") + "# why\n")}, "say": "another number"}],
                    e5=[{"files": {"solver.py": solver(3, shorter)}, "say": "without them"}],
                    e6=[{"files": {"solver.py": "print('score: 3')\nVALUE = 2.9\n"}, "say": "shorter still"}])
     toy.run_agent(6)

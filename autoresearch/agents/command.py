@@ -1,39 +1,40 @@
 """The `command` agent: any program that edits the files in its working folder.
 
-The brief is on its standard input (and in the file that AUTORESEARCH_BRIEF names); the last line
-that it prints is the description, and may begin with a category: `[optimizer] a slower warm-down`. It runs with the user's own environment, keys included: it is the
-user's program, unlike what it writes.
+The brief is on its standard input (and in the file that AUTORESEARCH_BRIEF names). Its last lines say what it did, as
+agents/__init__.py asks for; a last line without more is the description. It runs with the user's own environment, keys included:
+it is the user's program, unlike what it writes. Keys are taken out of what it prints before that is kept.
 """
 
 import os
-import re
-from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch.agents import AgentFailed, Proposal
+from autoresearch import secrets
+from autoresearch.agents import AgentFailed, Proposal, how_to_reply, read_reply
 from autoresearch.brief import Brief
-from autoresearch.process import Process
-from autoresearch.trial import last_line
+from autoresearch.process import Ended, Process
+from autoresearch.trial import last_line, read_tail
 
 TIME_LIMIT = 1800.0                 # seconds for one proposal
 
 
 class CommandAgent:
-    name = "command"
+    name, mends = "command", True
 
-    def __init__(self, command: str, stopped: Callable[[], bool]) -> None:
-        self.command, self.stopped = command, stopped
+    def __init__(self, command: str, limit: float = TIME_LIMIT) -> None:
+        self.command, self.limit = command, limit
 
     def propose(self, brief: Brief, folder: Path) -> Proposal:
-        logs = folder.parent / "proposals" / str(brief.number)
-        logs.mkdir(parents=True, exist_ok=True)
-        told = logs / "brief.md"
-        told.write_text(brief.text(), encoding="utf-8")
-        environment = {**os.environ, "AUTORESEARCH_BRIEF": str(told), "PYTHONDONTWRITEBYTECODE": "1"}
-        script = ["/bin/sh", "-c", f'exec < "$AUTORESEARCH_BRIEF"; {self.command}']
-        ended = Process(script, folder, environment, logs / "agent.log").wait(TIME_LIMIT, self.stopped)
-        said = last_line(logs / "agent.log")
+        ended, log = run_told(self.command, brief, brief.text(), folder, self.limit)
         if ended.reason:
+            said = last_line(log)
             raise AgentFailed(f"`{self.command}`: {ended.reason}" + (f": {said}" if said else ""))
-        category, description = re.fullmatch(r"(?:\[([\w -]+)\])?\s*(.*)", said).groups()
-        return Proposal(description or f"edit of {', '.join(brief.task.editable)} without a description", category or "")
+        return read_reply(read_tail(log), transcript=str(log.parent))
+
+
+def run_told(command: str, brief: Brief, text: str, folder: Path, limit: float, **environment: str) -> tuple[Ended, Path]:
+    """(How a shell command ended that was told a text, the log of what it printed). It leaves no process behind."""
+    told, log = brief.desk / "brief.md", brief.desk / "agent.log"
+    told.write_text(secrets.scrub(f"{text}\n{how_to_reply(brief)}"), encoding="utf-8")
+    environment = {**os.environ, "AUTORESEARCH_BRIEF": str(told), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    script = ["/bin/sh", "-c", f'exec < "$AUTORESEARCH_BRIEF"; {command}']
+    return Process(script, folder, environment, log, clean=secrets.scrub).wait(limit), log

@@ -35,7 +35,7 @@ class Constant:
 
 
 class Sweep:
-    name = "sweep"
+    name, mends = "sweep", False
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -43,7 +43,7 @@ class Sweep:
     def propose(self, brief: Brief, folder: Path) -> Proposal:
         """Draw a constant and a step; first of all go on in a direction that was just kept."""
         draw = random.Random(f"{self.seed} {brief.number} {brief.champion.commit}")
-        tried = {attempt.description for attempt in brief.attempts}
+        tried = {*(attempt.description for attempt in brief.attempts), *(event["description"] for event in brief.refused)}
         contents = {attempt.edit for attempt in brief.attempts}
         sources = {name: (folder / name).read_bytes() for name in brief.task.editable}
         moves = [
@@ -61,7 +61,7 @@ class Sweep:
             after = {**sources, constant.file: edited}
             if description not in tried and edit_hash(after) not in contents:
                 (folder / constant.file).write_bytes(edited)
-                return Proposal(description, constant.name)
+                return Proposal(description, category=constant.name, tokens=0, dollars=0.0)
         raise NothingLeft("every step from here has been tried")
 
 

@@ -1,0 +1,46 @@
+"""Choose: of several agents the one whose turn it is, by what each has gained for what it took.
+
+The rule is UCB1 (Auer, Cesa-Bianchi, Fischer 2002, "Finite-time Analysis of the Multiarmed Bandit Problem"): the mean reward,
+as a share of the best agent's, and a bonus for those that had few turns. The reward is the gain of what was kept, a dollar where
+the cost of every agent is known, else a trial.
+"""
+
+import math
+from collections.abc import Sequence
+
+from autoresearch.agents import Agent
+from autoresearch.ledger import Ledger
+
+
+def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool) -> Agent:
+    """The agent of the next experiment; of equals the first. Decided by the record alone."""
+    if len(agents) == 1:
+        return agents[0]
+    turns = {agent.name: turns_of(ledger, agent.name) for agent in agents}
+    if min(turns.values()) == 0:
+        return min(agents, key=lambda agent: turns[agent.name])
+    gains = {agent.name: gain_of(ledger, agent.name, lower_is_better) for agent in agents}
+    worth = {name: gain / cost for (name, gain), cost in zip(gains.items(), costs(agents, ledger, turns), strict=True)}
+    best = max(worth.values())
+    total = sum(turns.values())
+    return max(agents, key=lambda agent: (worth[agent.name] / best if best > 0 else 0.0) + math.sqrt(2 * math.log(total) / turns[agent.name]))
+
+
+def turns_of(ledger: Ledger, name: str) -> int:
+    """Proposals of an agent, refused ones included."""
+    return ledger.spent_by[name].proposals if name in ledger.spent_by else 0
+
+
+def gain_of(ledger: Ledger, name: str, lower_is_better: bool) -> float:
+    """What an agent's keeps improved, as the judge saw it."""
+    sign = 1 if lower_is_better else -1
+    return math.fsum(max(0.0, sign * (attempt.standing - attempt.score)) for attempt in ledger.kept
+                     if attempt.agent == name and attempt.standing is not None)
+
+
+def costs(agents: Sequence[Agent], ledger: Ledger, turns: dict[str, int]) -> list[float]:
+    """By agent: dollars if they are known of all and are something, else turns."""
+    spent = [ledger.spent_by[agent.name] for agent in agents]
+    if all(one.dollars > 0 and not one.unknown_dollars for one in spent):
+        return [one.dollars for one in spent]
+    return [float(turns[agent.name]) for agent in agents]

@@ -1,0 +1,264 @@
+"""A run that this process alone holds: its folder, record and repository, the game it plays, and trials set up in it.
+
+The loop and `verify` both work here.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import functools
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from autoresearch import UserError, sandbox
+from autoresearch.console import Console
+from autoresearch.ledger import Attempt, Ledger, Lock, Results
+from autoresearch.limits import StopRequest
+from autoresearch.process import command_words
+from autoresearch.repo import RunRepo, repository_of, root_of, short
+from autoresearch.task import Task, code_lines, contents_hash, edit_hash, read_task
+from autoresearch.trial import Trial, end_left_overs, trial_environment
+
+RUNS = ".autoresearch"              # folder of all runs, in the user's checkout
+FACTS = {"machine": dict, "noise": float | int, "implausible_gain": float | int, "time_budget": float | int, "seed": int, "readable": list, "hidden": list}
+
+
+class Lab:
+    """One run. Everything that it knows is in the journal, so it can be killed at any moment."""
+
+    def __init__(self, root: Path, folder: Path, task: Task, ledger: Ledger, repo: RunRepo, confined: bool, console: Console,
+                 stop: StopRequest) -> None:
+        self.root, self.folder, self.task, self.ledger, self.repo = root, folder, task, ledger, repo
+        self.confined, self.console, self.stop = confined, console, stop
+        self.settings: dict[str, str] = {}
+        self.seed = ledger.seed
+        self.code = code_hash()
+        self.results = Results(root / "results.tsv", ledger)
+
+    @property
+    def base(self) -> str:
+        """The commit that the run began with."""
+        return self.ledger.run["base"]
+
+    @functools.cached_property
+    def originals(self) -> dict[str, bytes]:
+        """The editable files as the human wrote them."""
+        return {name: self.repo.read(self.base, name) for name in self.task.editable}
+
+    # -- opening the run
+
+    def begin(self, keep_edit: bool = False) -> None:
+        """Record a new run, or check that an old one can go on, and put branch and worktree in order.
+
+        keep_edit: leave what stands in the worktree.
+        """
+        ledger, repo = self.ledger, self.repo
+        asked = json.loads(json.dumps(dataclasses.asdict(self.task)))
+        tip = repo.branch_tip()
+        if ledger.run is None:
+            if tip is not None:
+                raise UserError(f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
+                                f"or remove it: `git branch -D {repo.branch}`")
+            ledger.append("run", tag=repo.tag, base=repo.head(), task=asked)
+        elif ledger.run["task"] != {name: asked[name] for name in ledger.run["task"] if name in asked}:
+            raise UserError(f"the task in program.md is not the one that run {repo.tag} began with; put it back, or start "
+                            "another run with --tag NEW")
+        champion = self.standing_commit
+        before = [attempt.commit for attempt in ledger.kept][-2:-1] or [self.base]
+        if tip not in (None, champion, *before):
+            raise UserError(f"the branch {repo.branch} stands at {short(tip)}, not where the loop left it ({short(champion)}). "
+                            f"To keep that work, name it: `git branch mine {short(tip)}`; then put the branch back: "
+                            f"`git branch -f {repo.branch} {short(champion)}`")
+        for leftover in (self.folder / "trials").glob("*"):
+            end_left_overs(leftover)
+        repo.settle(champion, keep_edit)
+        if ledger.pending:
+            repo.remember(ledger.pending.number, ledger.pending.commit)
+        if not keep_edit and (fault := self.task.fault(repo.worktree, self.originals)):
+            raise UserError(f"{fault}, in the commit that the run starts from ({short(champion)}). Mend it, commit, and start "
+                            "again" + (" with --tag NEW" if ledger.attempts else ""))
+
+    def prepare(self, settings: dict[str, str], seed: int, show: Callable[[dict], None]) -> None:
+        """Set the game up, in the user's sight, and make sure that it is the one that the run began with.
+
+        settings: environment variables of the game. show: called with its facts before anything takes long.
+        """
+        self.seed, self.settings = seed, {**settings, "AUTORESEARCH_SEED": str(seed)}
+        environment = {**os.environ, **self.settings}
+        self.repo.set_stage(self.base, self.base, self.task.editable)
+        facts = describe(self.task, self.repo.stage, environment)
+        require_same_game(self.ledger, {**facts, "game": (self.ledger.game or {}).get("game")}, self.repo.tag)  # the data may not be there yet
+        show(facts)
+        set_up(self.task, self.repo.stage, environment, self.console.output)
+        facts = describe(self.task, self.repo.stage, environment)
+        require_same_game(self.ledger, facts, self.repo.tag)
+        if self.ledger.game is None:
+            self.ledger.append("game", facts=facts)
+
+    def recorded_settings(self) -> dict[str, str]:
+        """The settings that the run was begun with, for `prepare`."""
+        game = self.ledger.game or {}
+        return {f"AUTORESEARCH_{name.upper()}": game[name] for name in ("profile", "data") if game.get(name)}
+
+    # -- git
+
+    @property
+    def standing_commit(self) -> str:
+        """The champion's commit; before there is one, that which the run began with."""
+        champion = self.ledger.champion
+        return champion.commit if champion else self.base
+
+    def settle(self) -> None:
+        """Branch and worktree to the champion."""
+        self.repo.settle(self.standing_commit)
+
+    def edit(self) -> str:
+        """Names what the worktree's editable files do, apart from comments and layout."""
+        return edit_hash({name: (self.repo.worktree / name).read_bytes() for name in self.task.editable})
+
+    def lines(self, commit: str) -> int:
+        """Lines of code that the editable files have in a commit."""
+        return code_lines({name: self.repo.read(commit, name) for name in self.task.editable})
+
+    # -- trials
+
+    def trial(self, folder: Path, where: Path, view: Callable = lambda phase: None, seed: int | None = None,
+              caches: Path | None = None) -> Trial:
+        """A trial of the task in a worktree, ready to run."""
+        environment = trial_environment(folder, caches or self.folder / "caches", self.seed if seed is None else seed, self.settings)
+        changed = functools.partial(self.repo.changed_on_stage, ignored=self.task.referee)
+        return Trial(self.task, where, folder, environment, self.confinement(), self.time_budget, changed, self.stop.now, view)
+
+    def confinement(self) -> dict[str, list[str]] | None:
+        """What the game says of files that trials need, or must not see; copies of those in the stage, and all runs, included."""
+        if not self.confined:
+            return None
+        hidden = [Path(path) for path in self.ledger.game.get("hidden", [])]
+        inside = [path.relative_to(self.root) for path in hidden if path.is_relative_to(self.root)]
+        copies = [folder / path for folder in (self.repo.stage, self.repo.worktree) for path in inside if path.parts]
+        records = [self.root / RUNS, Path(self.repo.repository.common_dir)]
+        return {"readable": self.ledger.game.get("readable", []), "hidden": [str(path) for path in (*hidden, *copies, *records)]}
+
+    @property
+    def time_budget(self) -> float:
+        return float(self.ledger.game.get("time_budget") or 0.0)
+
+    def require_own_code(self) -> None:
+        """What decides must be what was started: an agent, which has the user's rights, might have changed it."""
+        if code_hash() != self.code:
+            raise UserError("the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what changed "
+                            "with `git diff`, and run the same command again to go on with what is there now")
+
+    def require_space(self) -> None:
+        """A failure on a full disk says nothing about the edit: no verdict, the attempt runs again."""
+        if shutil.disk_usage(self.folder).free < 1 << 16:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+
+    def trial_folder(self, attempt: Attempt) -> Path:
+        return self.folder / "trials" / str(attempt.number)
+
+
+def code_hash() -> str:
+    """Names the contents of loop.py and autoresearch/."""
+    here = Path(__file__).resolve().parent.parent
+    return contents_hash({str(path.relative_to(here)): path.read_bytes() for path in (here / "loop.py", *here.glob("autoresearch/**/*.py"))})
+
+
+# ----------------------------------------------------------------------------------------------
+# Opening
+
+
+@contextlib.contextmanager
+def open_lab(tag: str | None, sandbox_mode: str, console: Console, stop: StopRequest) -> Iterator[Lab]:
+    """The run of a tag, old or new, locked against other loops."""
+    repository = repository_of(Path.cwd(), RUNS)
+    root = root_of(repository)
+    runs = root / RUNS
+    task = read_task(root / "program.md")
+    tag = choose_tag(runs, tag)
+    folder = runs / tag
+    confined = choose_confinement(sandbox_mode)
+    lock = Lock(folder, tag)
+    try:
+        (runs / ".gitignore").write_text("*\n")
+        ledger = Ledger(folder)
+        lab = Lab(root, folder, task, ledger, RunRepo(repository, tag, folder), confined, console, stop)
+        lab.results.require_ours(runs)
+        yield lab
+    finally:
+        lock.release()
+
+
+def recorded_run(root: Path, tag: str | None, advice: str = "") -> tuple[str, Ledger]:
+    """(The tag, the record) of a run that there is. advice: what to do where there is none."""
+    runs = root / RUNS
+    tag = choose_tag(runs, tag)
+    ledger = Ledger(runs / tag)
+    if ledger.run is None:
+        raise UserError(f"there is no run {tag} here; runs are: {', '.join(sorted(path.parent.name for path in runs.glob('*/journal.jsonl'))) or 'none'}"
+                        + (f"; {advice}" if advice else ""))
+    return tag, ledger
+
+
+def choose_tag(runs: Path, tag: str | None) -> str:
+    """The tag asked for; else that of the run that was active last; else today's date."""
+    if tag is None:
+        journals = sorted(runs.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+        tag = journals[-1].parent.name if journals else datetime.date.today().isoformat()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*([.][A-Za-z0-9_-]+)*", tag):
+        raise UserError(f"{tag!r} cannot be a tag: use letters, digits, '-', '_' and '.', e.g. --tag {datetime.date.today()}")
+    return tag
+
+
+def describe(task: Task, worktree: Path, environment: dict[str, str]) -> dict:
+    """The facts of the game as the task itself states them."""
+    if not task.describe:
+        return {}
+    answer = subprocess.run(command_words(task.describe), cwd=worktree, env=environment, stdout=subprocess.PIPE)
+    try:
+        facts = json.loads(answer.stdout)
+    except ValueError:
+        facts = None
+    if answer.returncode or not isinstance(facts, dict) or not all(isinstance(facts.get(name), kind | None) for name, kind in FACTS.items()):
+        raise UserError(f"`{task.describe}` did not say what the run would use (exit code {answer.returncode})")
+    return facts
+
+
+def set_up(task: Task, worktree: Path, environment: dict[str, str], output: TextIO) -> None:
+    """Run the task's set-up in the user's sight: this project's own prepares the data if they are missing."""
+    if task.setup and (code := subprocess.run(command_words(task.setup), cwd=worktree, env=environment, stdout=output).returncode):
+        raise UserError(f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
+                        "Nothing is lost: run the same command again when it is mended")
+
+
+def require_same_game(ledger: Ledger, facts: dict, tag: str) -> None:
+    """A run's scores compare only on one profile, one data set, one seed and one kind of device."""
+    if ledger.game is None:
+        return
+    for name in ("profile", "data", "seed", "device", "time_budget", "game"):
+        if ledger.game.get(name) != facts.get(name):
+            raise UserError(f"run {tag} has {name} {ledger.game.get(name)}, but now it would be {facts.get(name)}; results of "
+                            f"two games are never mixed. Use the run's own settings, or start another with --tag NEW")
+
+
+def choose_confinement(mode: str) -> bool:
+    """Whether trials run confined."""
+    if mode not in ("auto", "require", "off"):
+        raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
+    if mode == "require" and not sandbox.method():
+        raise UserError("--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no bubblewrap "
+                        "that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust the agent's code")
+    return mode != "off" and sandbox.method() != ""
+
+
+def sandbox_says(confined: bool) -> str:
+    if confined:
+        return f"{sandbox.method()}: trials read no home and no keys, write to their own folder, no network"
+    return "NONE: the agent's code runs with your rights (see --sandbox)"

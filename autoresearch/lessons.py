@@ -1,0 +1,92 @@
+"""Remember: what one run learned, for all later runs. One line each in .autoresearch/lessons.md, free to be edited by hand.
+
+    - L3 (confirmed 2) [cpu; CPU, 2 cores; run 2026-11-21, experiment 12]: a smaller batch beats a larger learning rate
+"""
+
+import dataclasses
+import fcntl
+import re
+from pathlib import Path
+
+from autoresearch.ledger import one_line
+
+SHOWN = 40                          # in a brief, at most
+LINE = re.compile(r"- L(\d+) \(confirmed (\d+)\) \[([^;\]]*); ([^;\]]*); run ([^,\]]*), experiment (\d+)\]: (.+)")
+AGAIN = re.compile(r"(?:confirms?\s+)?L(\d+)\b", re.IGNORECASE)
+
+
+@dataclasses.dataclass
+class Lesson:
+    number: int
+    confirmed: int                  # times that an agent saw it hold again
+    profile: str
+    device: str
+    run: str
+    experiment: int
+    text: str
+
+    def __str__(self) -> str:
+        return (f"- L{self.number} (confirmed {self.confirmed}) [{self.profile}; {self.device}; run {self.run}, "
+                f"experiment {self.experiment}]: {self.text}")
+
+
+class Lessons:
+    """The lessons of all runs of a repository. Lines of the file that are none stay as they are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Lesson]:
+        return [lesson for lesson in map(parse, self._lines()) if lesson]
+
+    def for_profile(self, profile: str) -> list[Lesson]:
+        """Those that a brief shows: of the same profile, the most confirmed first, of equals the newest."""
+        fitting = [lesson for lesson in self.read() if lesson.profile == plain(profile)]
+        return sorted(fitting, key=lambda lesson: (-lesson.confirmed, -lesson.number))[:SHOWN]
+
+    def learn(self, text: str, profile: str, device: str, run: str, experiment: int) -> None:
+        """Add a lesson, or confirm the one that it names (`L3`) or repeats."""
+        text = one_line(text)
+        if not text:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lines = self._lines()
+            known = {index: lesson for index, line in enumerate(lines) if (lesson := parse(line))}
+            named = AGAIN.match(text)
+            for index, lesson in known.items():
+                if named and lesson.number == int(named[1]) or core(lesson.text) == core(text):
+                    lesson.confirmed += 1
+                    lines[index] = str(lesson)
+                    break
+            else:
+                if named and not text[named.end():].strip(" .:,-"):
+                    return          # confirms what is not there
+                number = 1 + max((lesson.number for lesson in known.values()), default=0)
+                lines.append(str(Lesson(number, 0, plain(profile), plain(device), run, experiment, text)))
+            part = self.path.with_suffix(".part")
+            part.write_text("\n".join(lines or []) + "\n", encoding="utf-8")
+            part.replace(self.path)
+
+    def _lines(self) -> list[str]:
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return ["# Lessons", "", "What earlier runs taught, as their agents saw it. Edit or delete freely: a brief shows what stands here.", ""]
+
+
+def parse(line: str) -> Lesson | None:
+    if found := LINE.fullmatch(line.strip()):
+        number, confirmed, profile, device, run, experiment, text = found.groups()
+        return Lesson(int(number), int(confirmed), profile, device, run, int(experiment), text)
+    return None
+
+
+def plain(text: str) -> str:
+    """Without what separates the parts of a line."""
+    return re.sub(r"[;\[\]]", ",", one_line(text, 80))
+
+
+def core(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))

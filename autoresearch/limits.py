@@ -1,0 +1,110 @@
+"""When a night is over: what the user said beforehand, and Ctrl-C."""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+from autoresearch import count
+from autoresearch.ledger import Ledger
+
+WARN = 0.8                          # of a budget: from here on the user is told
+
+
+class Interrupted(BaseException):
+    """The user asked to stop while an agent was thinking. Nothing between catches it by chance."""
+
+
+class StopRequest:
+    """Counts Ctrl-C: the first asks to stop after the running trial, the second to stop now.
+
+    SIGTERM and a closed terminal (SIGHUP) mean now. Signals closer than 0.3 s count once: a
+    terminal sends Ctrl-C to `uv` too, which passes it on.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.level, self._last, self._say, self._thinking = 0, 0.0, say, False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._count)
+        signal.signal(signal.SIGTSTP, lambda *_: say("experiments are timed, so the loop does not pause; Ctrl-C stops it"))
+
+    def _count(self, number: int, frame) -> None:
+        previous, self._last = self._last, time.monotonic()
+        if number != signal.SIGINT:
+            self.level = 2
+        elif self._last - previous > 0.3:
+            self.level += 1
+            if self.level == 1 and not self._thinking:
+                self._say("stopping when the running experiment has its verdict; Ctrl-C again stops now")
+        if self._thinking:
+            self._thinking = False
+            raise Interrupted
+
+    def now(self) -> bool:
+        return self.level >= 2
+
+    @contextlib.contextmanager
+    def interrupts(self) -> Iterator[None]:
+        """What runs inside is worth no waiting: a request to stop raises Interrupted there."""
+        self._thinking = True
+        try:
+            if self.level:
+                raise Interrupted
+            yield
+        finally:
+            self._thinking = False
+
+
+@dataclasses.dataclass
+class Limits:
+    """What a night may take. None: as much as it likes."""
+
+    experiments: int | None = None          # of the whole run, the baseline included
+    hours: float | None = None              # of this call
+    dollars: float | None = None            # of the whole run, as far as they are known
+    tokens: int | None = None               # the same
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    warned: set[str] = dataclasses.field(default_factory=set)
+
+    def used(self, ledger: Ledger) -> dict[str, tuple[float, float, str]]:
+        """By option: (what was used, what may be, both in words)."""
+        spent = ledger.spent
+        hours = (time.monotonic() - self.began) / 3600
+        budgets = {
+            "--experiments": (len(ledger.finished), self.experiments, f"{len(ledger.finished)} of {self.experiments} experiments"),
+            "--hours": (hours, self.hours, f"{hours:.1f} of {self.hours or 0:g} hours"),
+            "--max-cost": (spent.dollars, self.dollars, f"${spent.dollars:.2f} of ${self.dollars or 0:g}"),
+            "--max-tokens": (spent.tokens, self.tokens, f"{spent.tokens:,} of {self.tokens or 0:,} tokens"),
+        }
+        return {option: budget for option, budget in budgets.items() if budget[1] is not None}
+
+    def reached(self, ledger: Ledger) -> str | None:
+        """Why the night is over, or None."""
+        for option, (used, allowed, words) in self.used(ledger).items():
+            if used >= allowed and option == "--experiments":
+                return f"the run has its {count(allowed, 'experiment')}; a larger --experiments goes on, --tag NEW starts another"
+            if used >= allowed and option == "--hours":
+                return f"{allowed:g} hours are over"
+            if used >= allowed:
+                return f"{words} are used up; a larger {option} goes on"
+        return None
+
+    def warnings(self, ledger: Ledger) -> list[str]:
+        """What the user should know before it is over, each once: four fifths of a budget, or a budget that cannot be held."""
+        budgets = self.used(ledger)
+        found = {option: f"{words} ({option})" for option, (used, allowed, words) in budgets.items() if allowed * WARN <= used < allowed}
+        for option, unknown, noun in (("--max-cost", ledger.spent.unknown_dollars, "cost"), ("--max-tokens", ledger.spent.unknown_tokens, "tokens")):
+            if option in budgets and unknown:
+                found[option + " unknown"] = (f"{option} cannot hold the run: the agent did not say the {noun} of {count(unknown, 'proposal')}; "
+                                              "--experiments and --hours can")
+        new = [text for name, text in found.items() if name not in self.warned]
+        self.warned |= found.keys()
+        return new
+
+    def __str__(self) -> str:
+        parts = [count(self.experiments, "experiment")] if self.experiments is not None else []
+        parts += [f"{self.hours:g} hours"] if self.hours is not None else []
+        parts += [f"${self.dollars:g}"] if self.dollars is not None else []
+        parts += [f"{self.tokens:,} tokens"] if self.tokens is not None else []
+        return " or ".join(parts) or "you stop it"

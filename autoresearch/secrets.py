@@ -1,0 +1,60 @@
+"""A key is never written: what looks like one is taken out of every text that this project keeps or shows.
+
+A key is known by its shape, or by being the value of an environment variable whose name says that it is secret.
+"""
+
+import functools
+import os
+import re
+from pathlib import Path
+
+NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)     # of environment variables that hold one
+SHORTEST = 12                       # characters of a value that is taken for a key: shorter ones stand in ordinary text, too
+PLACE = "[key removed]"
+SHAPES = re.compile(r"""
+    \b(?: sk-[A-Za-z0-9_-]{16,}                                     # Anthropic, OpenAI and those who imitate them
+        | (?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{20,} | github_pat_[A-Za-z0-9_]{20,}
+        | glpat-[A-Za-z0-9_-]{16,}
+        | hf_[A-Za-z0-9]{20,}
+        | (?:gsk_|xai-|nvapi-|pplx-|tvly-)[A-Za-z0-9_-]{24,}
+        | AIza[A-Za-z0-9_-]{30,} | ya29\.[A-Za-z0-9_-]{20,} | AQ\.[A-Za-z0-9_-]{40,}
+        | (?:AKIA|ASIA)[A-Z0-9]{16}
+        | xox[abprs]-[A-Za-z0-9-]{10,}
+        | eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+  # JSON web tokens
+      )
+    | (?<=://)[^\s/:@]+:[^\s/:@]+(?=@)                               # name and password in an address
+    | -----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)
+""", re.VERBOSE)
+HEADERS = re.compile(r"(?i)\b((?:x-api-key|x-goog-api-key|api[-_]?key|authorization)\b[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?)"
+                     r"(?!\[key removed\])[A-Za-z0-9_.~+/-]{16,}=*")
+
+
+def known() -> tuple[str, ...]:
+    """Values of this process's environment that are keys by their names, the longest first."""
+    values = {value for name, value in os.environ.items()
+              if NAMES.search(name) and len(value) >= SHORTEST and not value.isspace() and not os.path.exists(value)}
+    return tuple(sorted(values, key=len, reverse=True))
+
+
+@functools.lru_cache(maxsize=4)
+def pattern_of(values: tuple[str, ...]) -> re.Pattern | None:
+    return re.compile("|".join(map(re.escape, values))) if values else None
+
+
+def scrub(text: str) -> str:
+    """The text without anything that looks like a key."""
+    if found := pattern_of(known()):
+        text = found.sub(PLACE, text)
+    return HEADERS.sub(rf"\g<1>{PLACE}", SHAPES.sub(PLACE, text))
+
+
+def scrub_file(path: Path, largest: int = 64 << 20) -> None:
+    """Take keys out of a log, if it holds any. Larger ones than `largest` bytes lose what is beyond."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(largest)
+    except OSError:
+        return
+    text = raw.decode("utf-8", "surrogateescape")
+    if (clean := scrub(text)) != text:
+        path.write_bytes(clean.encode("utf-8", "surrogateescape"))
