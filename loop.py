@@ -105,6 +105,8 @@ class Loop:
         if proposal:
             self.failures = 0
             return self.commit_attempt(number, proposal, agent.name)
+        if not self.mends:                              # whoever made the edit goes on with it
+            return None
         self.lab.settle()
         self.failures += 1
         if self.failures >= FAILURES:

@@ -200,6 +200,8 @@ class Conversation:
                 with self.agent.client.messages.stream(model=self.agent.model, max_tokens=MAX_TOKENS, system=self.system, tools=self.tools,
                                                        messages=messages, **self.agent.thinking) as stream:
                     message = stream.get_final_message()
+                if message.stop_reason is None:         # the connection was closed before the end
+                    raise httpx2.RemoteProtocolError("the stream ended early")
                 break
             except (httpx2.HTTPError, anthropic.APIResponseValidationError, AssertionError, ValueError) as error:
                 if again == CUTS - 1:

@@ -1,0 +1,112 @@
+"""An agent that drives by itself: `loop.py start` and `loop.py try`, on the toy task and, as program.md tells it, on the real game."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT, git, solver, step, wait_for
+
+
+def edit(toy, value: object, before: str = "") -> None:
+    (toy.runs / "worktree/solver.py").write_text(solver(value, before))
+
+
+def attempt(toy, *arguments: str, expect: int, **more) -> dict:
+    process = toy.start("try", *arguments, "--json", **more)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == expect, output
+    return json.loads(output.splitlines()[-1])
+
+
+def test_keep_discard_crash_refused(toy):
+    assert "begin one: uv run loop.py start" in toy.run("try", "-m", "x", expect=2)
+    said = toy.run("start")
+    assert "edit      .autoresearch/night/worktree/solver.py" in said and 'uv run loop.py try -m "what and why"' in said
+    edit(toy, 5)
+    kept = attempt(toy, "-m", "raise it", "--category", "Value", "--hypothesis", "more is more", "--predicted", "3", "--lesson", "larger is better", expect=0)
+    assert (kept["verdict"], kept["score"], kept["champion_before"], kept["champion"]) == ("keep", 5.0, 1.0, 5.0)
+    assert kept["champion_commit"] == toy.tip()
+    entry = toy.journal("attempt")[1]
+    assert (entry["agent"], entry["category"], entry["hypothesis"], entry["predicted"]) == ("driver", "value", "more is more", 3.0)
+    assert "larger is better" in (toy.folder / ".autoresearch/lessons.md").read_text()
+    edit(toy, 4)
+    assert attempt(toy, "-m", "lower it", expect=1)["reason"] == "4.000000 is 1.000000 worse than the champion's 5.000000"
+    assert git(toy.runs / "worktree", "show", "HEAD:solver.py") == solver(5).strip()         # which is where the next edit begins
+    edit(toy, "1 / 0")
+    crash = attempt(toy, "-m", "divide", expect=3)
+    assert "ZeroDivisionError" in crash["reason"] and "Traceback" in crash["log_tail"]
+    edit(toy, "(")
+    refused = attempt(toy, "-m", "half an edit", expect=4)
+    assert refused["verdict"] == "refused" and "does not parse" in refused["reason"]
+    assert (toy.runs / "worktree/solver.py").read_text() == solver("(")                      # it stands, to be mended
+    edit(toy, 5, "# a comment\n")
+    assert "only comments or layout changed" in attempt(toy, "-m", "comment", expect=4)["reason"]
+    edit(toy, 6)
+    text = toy.run("try", "-m", "again")
+    assert re.search(r"^---\nscore: +6\nexperiment: +5\nverdict: +keep$", text, re.MULTILINE)
+    assert toy.statuses() == ["keep", "keep", "discard", "crash", "keep"]
+    git(toy.runs / "worktree", "checkout", "HEAD")
+    toy.require_whole()
+    toy.run_agent(5)                                                                         # a night may go on from there
+
+
+def test_the_edit_in_the_wrong_place_is_said_to_be_there(toy):
+    toy.run("start")
+    toy.write("solver.py", solver(5))
+    reason = attempt(toy, "-m", "raise it", expect=4)["reason"]
+    assert "the edit in your checkout's solver.py is not what is tried: edit .autoresearch/night/worktree/solver.py" in reason
+
+
+def test_from_inside_the_worktree(toy):
+    toy.run("start")
+    edit(toy, 5)
+    process = subprocess.run([sys.executable, ROOT / "loop.py", "try", "-m", "from inside", "--tag", "night"], cwd=toy.runs / "worktree",
+                             env=toy.environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert toy.statuses() == ["keep", "keep"] and not (toy.runs / "worktree/.autoresearch").exists()
+
+
+SLOW = "import time, os\nopen(os.environ['AUTORESEARCH_RUN_DIR'] + '/here', 'w')\ntime.sleep({seconds})\n"
+
+
+@pytest.mark.parametrize("number", [15, 9])
+@pytest.mark.parametrize("again", [True, False])
+def test_a_try_that_is_ended_in_its_middle(toy, number, again):
+    """Its caller ran out of patience. The same edit goes on under its number; another one is another experiment."""
+    toy.run("start")
+    edit(toy, 5, SLOW.format(seconds=30))
+    process = toy.start("try", "-m", "slow")
+    wait_for(lambda: (toy.runs / "trials/2/run/here").exists())
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    if again:
+        git(toy.runs / "worktree", "checkout", "--quiet", git(toy.folder, "rev-parse", "autoresearch/night"))
+        process = toy.start("try", "-m", "slow")
+        wait_for(lambda: len(toy.journal("trial")) == 3)
+        process.send_signal(15)
+        process.communicate(timeout=20)
+        assert [entry["number"] for entry in toy.journal("attempt")] == [1, 2]
+    edit(toy, 6)
+    assert attempt(toy, "-m", "another", expect=0)["number"] == 3
+    assert toy.statuses() == ["keep", "crash", "keep"]
+    assert "went on with another edit" in toy.journal("verdict")[1]["reason"]
+    toy.require_whole()
+
+
+def test_two_at_once_are_told(toy):
+    toy.run("start")
+    edit(toy, 5, SLOW.format(seconds=30))
+    process = toy.start("try", "-m", "slow")
+    wait_for(lambda: (toy.runs / "trials/2/run/here").exists())
+    assert "already running on tag night" in toy.run("try", "-m", "me too", expect=2)
+    process.send_signal(15)
+    process.communicate(timeout=20)
+
+
+def commands_of(program: str) -> list[list[str]]:
+    """The commands that program.md shows, in order, without `uv run`."""
+    return [shlex.split(line.strip().removeprefix("uv run "), comments=True) for line in program.splitlines() if line.startswith("    uv run loop.py")]
