@@ -1,6 +1,6 @@
 """A scripted model behind a real HTTP server on 127.0.0.1, for agents that believe they speak to a model's service.
 
-It speaks the Messages API, streaming or not. A test gives it a function from what was asked (Asked) to what is
+It speaks the Messages API (streaming or not), OpenAI's Responses API and Gemini's, as far as coding agents use them. A test gives it a function from what was asked (Asked) to what is
 answered: a list of Say and Use, a Fault, or CUT for an answer that breaks off in mid-stream.
 """
 
@@ -21,7 +21,7 @@ class Say:
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """A call of a tool, by its name or by what it does: `read` and `edit` find the tool that an agent offers for it."""
+    """A call of a tool, by its name or by what it does: `read` (path) and `edit` (path, old, new) find the tool that an agent offers for it."""
 
     tool: str
     arguments: dict
@@ -97,31 +97,34 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         text = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         body, path = json.loads(text or "{}"), self.path.partition("?")[0]
+        api = next((api for ending, api in APIS.items() if path.endswith(ending)), None)
         if path.endswith("/count_tokens"):
             self.send_json({"input_tokens": 100})
-        elif path.endswith("/messages"):
-            asked = read_messages(path, {name.lower(): value for name, value in self.headers.items()}, body, text)
-            self.server.asked.append(asked)
-            self.send(asked, self.server.answer(asked))
-        else:
+        elif api is None:
             self.send_json({}, 404)
+        else:
+            results, tools = api.read(body)
+            found = re.search(r"# Experiment (\d+)", text)
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            asked = Asked(path, headers, body, text, int(found[1]) if found else 0, results, tools)
+            self.server.asked.append(asked)
+            self.send(asked, self.server.answer(asked), api)
 
-    def send(self, asked: Asked, answer: Answer) -> None:
+    def send(self, asked: Asked, answer: Answer, api: "API") -> None:
         if isinstance(answer, Fault):
-            fault = {"type": "error", "error": {"type": answer.kind, "message": answer.text}}
+            fault = {"type": "error", "error": {"type": answer.kind, "message": answer.text, "code": answer.status}}
             self.send_json(fault, answer.status, **{"retry-after-ms": "10", "retry-after": "0"})
             return
-        blocks = [Say("Let me think about")] if answer == CUT else answer
-        message = as_message(asked, blocks)
-        if not asked.body.get("stream"):
-            self.send_json(message)
+        events = api.events(asked, [Say("Let me think about")] if answer == CUT else answer)
+        if api is MESSAGES and not asked.body.get("stream"):
+            self.send_json(as_message(asked, answer))
             return
-        events = as_events(message)
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()          # HTTP/1.0: the end of the connection ends the answer
-        for event in events[: 3 if answer == CUT else None]:
-            self.wfile.write(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode())
+        for event in events[: api.cut if answer == CUT else None]:
+            name = f"event: {event['type']}\n" if "type" in event else ""
+            self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
             self.wfile.flush()
 
     def send_json(self, value: dict, status: int = 200, **headers: str) -> None:
@@ -136,13 +139,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def read_messages(path: str, headers: dict[str, str], body: dict, text: str) -> Asked:
-    """A request of the Messages API."""
+@dataclasses.dataclass(frozen=True)
+class API:
+    """How one service is spoken to."""
+
+    read: Callable[[dict], tuple[list[str], dict[str, list[str]]]]      # a request's body: (results of tools, tools offered)
+    events: Callable[[Asked, list[Say | Use]], list[dict]]              # of the stream that answers
+    cut: int                                                            # events of it before it breaks off
+
+
+def read_messages(body: dict) -> tuple[list[str], dict[str, list[str]]]:
     blocks = [block for message in body["messages"] if isinstance(message["content"], list) for block in message["content"]]
     results = [json.dumps(block.get("content")) for block in blocks if block.get("type") == "tool_result"]
-    found = re.search(r"# Experiment (\d+)", text)
-    tools = {tool["name"]: list(tool.get("input_schema", {}).get("properties", {})) for tool in body.get("tools", [])}
-    return Asked(path, headers, body, text, int(found[1]) if found else 0, results, tools)
+    return results, {tool["name"]: list(tool.get("input_schema", {}).get("properties", {})) for tool in body.get("tools", [])}
 
 
 def fitted(use: Use, tools: dict[str, list[str]]) -> tuple[str, dict]:
@@ -163,12 +172,13 @@ def as_message(asked: Asked, blocks: list[Say | Use]) -> dict:
         else:
             content.append({"type": "text", "text": block.text})
     stop = "tool_use" if any(isinstance(block, Use) for block in blocks) else "end_turn"
-    return {"id": "msg_1", "type": "message", "role": "assistant", "model": asked.body["model"], "content": content, "stop_reason": stop,
+    return {"id": f"msg_{len(asked.results)}", "type": "message", "role": "assistant", "model": asked.body["model"], "content": content, "stop_reason": stop,
             "stop_sequence": None, "usage": {"input_tokens": 100, "output_tokens": 10, "cache_read_input_tokens": 1000, "cache_creation_input_tokens": 0}}
 
 
-def as_events(message: dict) -> list[dict]:
+def message_events(asked: Asked, blocks: list[Say | Use]) -> list[dict]:
     """The same message as the events of a stream."""
+    message = as_message(asked, blocks)
     events = [{"type": "message_start", "message": {**message, "content": [], "stop_reason": None}}]
     for index, block in enumerate(message["content"]):
         if block["type"] == "text":
@@ -179,3 +189,57 @@ def as_events(message: dict) -> list[dict]:
                    {"type": "content_block_delta", "index": index, "delta": delta}, {"type": "content_block_stop", "index": index}]
     ending = {"stop_reason": message["stop_reason"], "stop_sequence": None}
     return [*events, {"type": "message_delta", "delta": ending, "usage": {"output_tokens": 10}}, {"type": "message_stop"}]
+
+
+def read_responses(body: dict) -> tuple[list[str], dict[str, list[str]]]:
+    results = [json.dumps(item.get("output")) for item in body["input"] if item.get("type") in ("function_call_output", "custom_tool_call_output")]
+    return results, {tool["name"]: [] for tool in body.get("tools", []) if "name" in tool}
+
+
+def response_events(asked: Asked, blocks: list[Say | Use]) -> list[dict]:
+    """As Codex takes it: it reads with a shell, and edits with a patch."""
+    items = []
+    for block in blocks:
+        call = {"call_id": f"call_{len(asked.results)}"}
+        if isinstance(block, Say):
+            items.append({"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": block.text}]})
+        elif block.tool == "edit":
+            patch = (f"*** Begin Patch\n*** Update File: {block.arguments['path']}\n@@\n-{block.arguments['old']}\n+{block.arguments['new']}\n*** End Patch\n")
+            items.append({"type": "custom_tool_call", "name": "apply_patch", "input": patch, **call})
+        else:
+            command = {"cmd": f"cat {block.arguments['path']}"} if block.tool == "read" else block.arguments
+            items.append({"type": "function_call", "name": "exec_command", "arguments": json.dumps(command), **call})
+    usage = {"input_tokens": 1100, "input_tokens_details": {"cached_tokens": 1000}, "output_tokens": 10, "total_tokens": 1110,
+             "output_tokens_details": {"reasoning_tokens": 0}}
+    return [{"type": "response.created", "response": {"id": "resp_1"}},
+            *({"type": "response.output_item.done", "output_index": index, "item": item} for index, item in enumerate(items)),
+            {"type": "response.completed", "response": {"id": "resp_1", "usage": usage}}]
+
+
+def read_gemini(body: dict) -> tuple[list[str], dict[str, list[str]]]:
+    parts = [part for content in body["contents"] for part in content.get("parts", [])]
+    declared = [function for tool in body.get("tools", []) for function in tool.get("functionDeclarations", [])]
+    tools = {function["name"]: list((function.get("parametersJsonSchema") or function.get("parameters") or {}).get("properties", {})) for function in declared}
+    return [json.dumps(part["functionResponse"]) for part in parts if "functionResponse" in part], tools
+
+
+def gemini_events(asked: Asked, blocks: list[Say | Use]) -> list[dict]:
+    parts = []
+    for block in blocks:
+        match block:
+            case Say(text):
+                parts.append({"text": text})
+            case Use("read", given):
+                parts.append({"functionCall": {"name": "read_file", "args": {"file_path": given["path"]}}})
+            case Use("edit", given):
+                parts.append({"functionCall": {"name": "replace", "args": {"file_path": given["path"], "instruction": "edit", "old_string": given["old"],
+                                                                           "new_string": given["new"]}}})
+            case Use(tool, given):
+                parts.append({"functionCall": {"name": tool, "args": given}})
+    usage = {"promptTokenCount": 1100, "cachedContentTokenCount": 1000, "candidatesTokenCount": 10, "thoughtsTokenCount": 0, "totalTokenCount": 1110}
+    return [{"candidates": [{"index": 0, "content": {"role": "model", "parts": parts}}]},
+            {"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": ""}]}, "finishReason": "STOP"}], "usageMetadata": usage}]
+
+
+MESSAGES = API(read_messages, message_events, 3)
+APIS = {"/messages": MESSAGES, "/responses": API(read_responses, response_events, 1), ":streamGenerateContent": API(read_gemini, gemini_events, 1)}

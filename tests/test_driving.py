@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from conftest import ROOT, git, solver, step, wait_for
+from conftest import ROOT, git, solver, wait_for
+from test_end_to_end import Game
 
 
 def edit(toy, value: object, before: str = "") -> None:
@@ -110,3 +111,36 @@ def test_two_at_once_are_told(toy):
 def commands_of(program: str) -> list[list[str]]:
     """The commands that program.md shows, in order, without `uv run`."""
     return [shlex.split(line.strip().removeprefix("uv run "), comments=True) for line in program.splitlines() if line.startswith("    uv run loop.py")]
+
+
+def test_a_driven_night_as_program_md_tells_it(tmp_path, environment):
+    """An agent of a few lines does what program.md says: start, then edit and try, five times. On the real game, in seconds."""
+    game = Game(tmp_path / "clone", environment)
+    start, attempt = commands_of((game.folder / "program.md").read_text())
+    assert start[:2] == ["loop.py", "start"] and attempt[:2] == ["loop.py", "try"]
+
+    def do(command: list[str]) -> tuple[int, str]:
+        ended = subprocess.run([sys.executable, *command], cwd=game.folder, env=game.environment, stdout=subprocess.PIPE, text=True, timeout=120)
+        return ended.returncode, ended.stdout
+
+    code, said = do([*start, "--tag", "night"])
+    assert code == 0
+    train = game.folder / re.search(r"^edit +(.+)$", said, re.MULTILINE)[1]
+    champion, codes = train.read_text(), []
+    for old, new in [("MATRIX_LR = 0.04 if GPU else 0.02", "MATRIX_LR = 0.03"), ("FINAL_LR = 0.05 ", "FINAL_LR = 0.1"), ("def build_model(", "def built_model("),
+                     ("WARMDOWN = 0.75", "WARMDOWN = 0.5"), ("MLP_RATIO = 4", "MLP_RATIO = 3"), ("WIDTH = 512 if GPU else 128", "WIDTH = 64")]:
+        source = train.read_text()
+        assert old in source
+        train.write_text(source.replace(old, new, 1))
+        code, said = do(attempt)
+        verdict = re.search(r"^verdict: +(\w+)$", said, re.MULTILINE)[1]
+        assert {"keep": 0, "discard": 1, "refused": 4}[verdict] == code, said
+        codes.append(code)
+        if code == 4:                                   # it stands, to be mended
+            assert "it must define build_model()" in said and train.read_text() == source.replace(old, new, 1)
+            train.write_text(source)
+        else:
+            champion = source.replace(old, new, 1) if code == 0 else champion
+            assert train.read_text() == champion
+    assert codes.count(4) == 1 and len(game.rows()) == 6
+    game.require_whole()

@@ -11,9 +11,9 @@ from conftest import ROOT, Toy, git, wait_for
 
 
 class Game(Toy):
-    """A clone of this repository as it stands in the working tree, and the loop run in it."""
+    """A clone of this repository as it stands in the working tree, and the loop run in it. small: with a train.py that starts quickly."""
 
-    def __init__(self, folder, environment) -> None:
+    def __init__(self, folder, environment, small: bool = False) -> None:
         self.folder, self.tag = folder, "night"
         self.environment = {**environment, "AUTORESEARCH_PROFILE": "test"}
         git(ROOT, "clone", "-q", str(ROOT), str(folder))
@@ -21,6 +21,8 @@ class Game(Toy):
             if (ROOT / name).is_file():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes((ROOT / name).read_bytes())
+        if small:
+            (folder / "train.py").write_bytes((ROOT / "tests/small_train.py").read_bytes())
         if git(folder, "status", "--porcelain"):
             self.commit()
 

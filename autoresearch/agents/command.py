@@ -1,11 +1,12 @@
 """The `command` agent: any program that edits the files in its working folder.
 
-The brief is on its standard input (and in the file that AUTORESEARCH_BRIEF names). Its last lines say what it did, as
+The brief is on its standard input (and in the file that AUTORESEARCH_BRIEF names; AUTORESEARCH_PAGES is a folder with a page for each attempt). Its last lines say what it did, as
 agents/__init__.py asks for; a last line without more is the description. It runs with the user's own environment, keys included:
 it is the user's program, unlike what it writes. Keys are taken out of what it prints before that is kept.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch import secrets
@@ -31,10 +32,15 @@ class CommandAgent:
         return read_reply(read_tail(log), transcript=str(log.parent))
 
 
-def run_told(command: str, brief: Brief, text: str, folder: Path, limit: float, **environment: str) -> tuple[Ended, Path]:
-    """(How a shell command ended that was told a text, the log of what it printed). It leaves no process behind."""
+def run_told(command: str, brief: Brief, text: str, folder: Path, limit: float, excess: Callable[[], str | None] = lambda: None,
+             **environment: str) -> tuple[Ended, Path]:
+    """(How a shell command ended that was told a text, the log of what it printed). It leaves no process behind.
+
+    excess: asked now and then why it must end, or None.
+    """
     told, log = brief.desk / "brief.md", brief.desk / "agent.log"
     told.write_text(secrets.scrub(f"{text}\n{how_to_reply(brief)}"), encoding="utf-8")
-    environment = {**os.environ, "AUTORESEARCH_BRIEF": str(told), "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    environment = {**os.environ, "AUTORESEARCH_BRIEF": str(told), "AUTORESEARCH_PAGES": str(brief.pages), "AUTORESEARCH_DESK": str(brief.desk),
+                   "PYTHONDONTWRITEBYTECODE": "1", **environment}
     script = ["/bin/sh", "-c", f'exec < "$AUTORESEARCH_BRIEF"; {command}']
-    return Process(script, folder, environment, log, clean=secrets.scrub).wait(limit), log
+    return Process(script, folder, environment, log, clean=secrets.scrub).wait(limit, excess=excess), log
