@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import datetime
 import html
+import math
 import re
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def write_report(run: Run, folder: Path, pdf: bool) -> Path:
     draw_curve(run, folder / "curve.png")
     draw_gains(run, found, folder / "gains.png")
     text = "\n\n".join(part for section in (
-        summary, asked, setup, night, what_was_kept, what_did_not_help, what_verify_found, cost, threats,
+        summary, asked, setup, night, what_was_kept, what_did_not_help, agents, what_verify_found, cost, threats,
     ) for part in section(run, found)) + "\n"
     path = folder / "report.md"
     path.write_text(text, encoding="utf-8")
@@ -206,18 +207,39 @@ def what_verify_found(run: Run, found: Findings | None) -> list[str]:
     return paragraphs
 
 
+def agents(run: Run, found: Findings | None) -> list[str]:
+    """Who proposed what, and what came of it."""
+    rows = []
+    for name, spent in run.ledger.spent_by.items():
+        tried = [attempt for attempt in run.ledger.tried if attempt.agent == name]
+        if not tried and name == "loop":                # which made the baseline
+            continue
+        kept = [attempt for attempt in tried if attempt.status == "keep"]
+        rows.append([plain(name), str(spent.proposals), str(len(tried)), str(len(kept)), signed(math.fsum(max(0.0, run.gain(attempt)) for attempt in kept)),
+                     known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals), known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)])
+    paragraphs = ["## Who proposed", table(["agent", "proposals", "tried", "kept", "gain of these", "tokens", "dollars"], rows)] if rows else []
+    foretold = [attempt for attempt in run.ledger.tried if attempt.predicted and attempt.score is not None]
+    right = [attempt for attempt in foretold if (attempt.predicted < 0) == (run.sign * -run.gain(attempt) < 0)]
+    if foretold:
+        paragraphs.append(f"Of {count(len(foretold), 'predicted change')}, {len(right)} had the right sign.")
+    return paragraphs
+
+
+def known(total: str, unknown: int, of: int) -> str:
+    """A sum, and of how many of its parts nobody knows."""
+    return "not known" if unknown == of else total + (f" (not known of {unknown})" if unknown else "")
+
+
 def cost(run: Run, found: Findings | None) -> list[str]:
     night_seconds = sum((attempt.seconds or {}).get("wall", 0.0) for attempt in run.ledger.finished)
     verify_seconds = sum(event["seconds"].get("wall", 0.0) for event in run.ledger.verified)
     device = "GPU" if (run.ledger.game or {}).get("profile") == "gpu" else "machine"
-    tokens = [attempt.tokens for attempt in run.ledger.tried if attempt.tokens is not None]
-    dollars = [attempt.dollars for attempt in run.ledger.tried if attempt.dollars is not None]
-    unknown = "none: the agent is no language model" if {attempt.agent for attempt in run.ledger.tried} == {"sweep"} else "not known"
+    spent = run.ledger.spent
     return ["## What it cost", table(["", ""], [
         [f"{device} hours, experiments", f"{night_seconds / 3600:.2f}"],
         [f"{device} hours, verify", f"{verify_seconds / 3600:.2f}"],
-        ["tokens", f"{sum(tokens):,}" if tokens else unknown],
-        ["dollars", f"{sum(dollars):.2f}" if dollars else unknown],
+        ["tokens", known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals)],
+        ["dollars", known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)],
     ])]
 
 

@@ -49,20 +49,26 @@ sys.exit(step.get("exit", 0))
 """
 
 
-# Trainings that are timed run beside nothing else: one process takes all of these when the rest is done.
-TIMED = ("test_clock.py", "test_end_to_end.py", "test_gaming.py")
+# Trainings that are timed come when the rest is done, and have a processor each: the two processes take these, one group at a time.
+TIMED = ("test_clock.py", "test_end_to_end.py", "test_driving.py::test_a_driven_night", "test_clients.py::test_three_real_trials", "test_gaming.py")
 WHOLE = "test_honest.py"                            # its tests share what takes long
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: TIMED.index(item.path.name) if item.path.name in TIMED else -1)
+    items.sort(key=lambda item: timed(item.nodeid))
+
+
+def timed(nodeid: str) -> int:
+    """Its place among TIMED; -1 for what is not timed."""
+    return next((place for place, name in enumerate(TIMED) if name in nodeid), -1)
 
 
 def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "timed" if file.endswith(TIMED) else file if file.endswith(WHOLE) else nodeid
+            if (place := timed(nodeid)) < 0:
+                return WHOLE if WHOLE in nodeid else nodeid
+            return f"timed {place}" + (nodeid.partition("[")[2][:2] if "test_gaming" in nodeid else "")
 
     return Scheduler(config, log)
 
@@ -131,9 +137,10 @@ class Toy:
         return output
 
     def run_agent(self, experiments: int, *arguments: str, **more) -> str:
-        """A night with the planned edits. The toy has no noise, so its baseline runs once unless the arguments say otherwise."""
-        once = () if "--baseline-runs" in arguments else ("--baseline-runs", "1")
-        return self.run(*self.agent, "--experiments", str(experiments), *once, *arguments, **more)
+        """A night with the planned edits. Unless the arguments say otherwise the baseline runs once, since the toy has no noise, and a crash is final."""
+        usual = {"--baseline-runs": "1", "--repairs": "0"}
+        defaults = [word for option, value in usual.items() if option not in arguments for word in (option, value)]
+        return self.run(*self.agent, "--experiments", str(experiments), *defaults, *arguments, **more)
 
     # -- what stands afterwards
 
@@ -187,7 +194,7 @@ def environment(tmp_path) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
-    return games.clean_environment(HOME=str(home), AUTORESEARCH_CACHE=str(tmp_path / "cache"))
+    return games.clean_environment(HOME=str(home), AUTORESEARCH_CACHE=str(tmp_path / "cache"), OMP_NUM_THREADS="1")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ Line two of each file says how: refused (by the preflight, before a trial), cras
 gives), or no effect (it is scored like the honest file below it, and not as it wished).
 """
 
+import functools
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ from conftest import ROOT, Toy, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TRICKS = sorted((ROOT / "tests/gaming").glob("*.py"))
+HALF = {path.stem: number % 2 for number, path in enumerate(TRICKS)}         # two nights, side by side
 EXPECTED = {path.stem: re.search(r"^# (refused|crash|no effect): (.*)$", path.read_text(), re.MULTILINE).groups() for path in TRICKS}
 
 TASK = """---
@@ -47,13 +49,17 @@ left[0].unlink()
 
 
 @pytest.fixture(scope="session")
-def night(tmp_path_factory):
-    """A run of the real game whose agent knows every trick: the outcome of each by its name, and the run."""
-    folder = tmp_path_factory.mktemp("gaming")
+def nights(tmp_path_factory):
+    """By half: (the outcome of each of its tricks by name, the run)."""
+    return functools.cache(lambda half: play(tmp_path_factory.mktemp("gaming"), [path for path in TRICKS if HALF[path.stem] == half]))
+
+
+def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
+    """A run of the real game whose agent knows these tricks."""
     home = folder / "home"
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
-    toy = Toy(folder / "repository", games.clean_environment(HOME=str(home), AUTORESEARCH_PROFILE="test", ANTHROPIC_API_KEY="sk-secret",
+    toy = Toy(folder / "repository", games.clean_environment(HOME=str(home), AUTORESEARCH_PROFILE="test", OMP_NUM_THREADS="1", ANTHROPIC_API_KEY="sk-secret",
                                                              AUTORESEARCH_CACHE=str(folder / "cache")))
     toy.write("program.md", TASK)
     toy.write("train.py", (ROOT / "tests/small_train.py").read_text())
@@ -62,20 +68,20 @@ def night(tmp_path_factory):
     tricks = folder / "tricks"
     tricks.mkdir()
     (folder / "cheat.py").write_text(CHEAT)
-    mild = [path for path in TRICKS if EXPECTED[path.stem][0] != "refused"]
-    for path in TRICKS:                             # those that are refused stand between the others
-        position = mild.index(path) if path in mild else 5 * TRICKS.index(path) % len(mild)
+    mild = [path for path in all_tricks if EXPECTED[path.stem][0] != "refused"]
+    for path in all_tricks:                         # those that are refused stand between the others
+        position = mild.index(path) if path in mild else 5 * all_tricks.index(path) % len(mild)
         (tricks / f"{position:03d}-{path.stem}.py").write_text(games.compose(path))
     toy.run("--agent", "command", "--agent-command", f"{sys.executable} {folder / 'cheat.py'} {tricks}", "--sandbox", "require",
-            "--baseline-runs", "1", "--experiments", str(1 + len(mild)), seconds=800)
+            "--baseline-runs", "1", "--repairs", "0", "--experiments", str(1 + len(mild)), seconds=800)
     outcomes = {entry["description"]: ("refused", entry) for entry in toy.journal("refused")}
     names = {entry["number"]: entry["description"] for entry in toy.journal("attempt")}
     return {**outcomes, **{names[entry["number"]]: (entry["status"], entry) for entry in toy.journal("verdict")}}, toy
 
 
-@pytest.mark.parametrize("trick", sorted(EXPECTED))
-def test_is_caught(night, trick):
-    outcomes, toy = night
+@pytest.mark.parametrize(("half", "trick"), [(half, trick) for trick, half in HALF.items()])
+def test_is_caught(nights, half, trick):
+    outcomes, toy = nights(half)
     kind, reason = EXPECTED[trick]
     status, entry = outcomes[trick]
     if kind == "no effect":
@@ -85,11 +91,16 @@ def test_is_caught(night, trick):
         assert status == kind and reason in entry["reason"]
 
 
-def test_nothing_was_left_behind(night):
-    outcomes, toy = night
-    log = (toy.runs / f"trials/{outcomes['outlives_its_trial'][1]['number']}/train.log").read_text()
-    assert not Path(f"/proc/{re.search('left behind: ([0-9]+)', log).group(1)}").exists()
+@pytest.mark.parametrize("half", [0, 1])
+def test_nothing_was_left_behind(nights, half):
+    outcomes, toy = nights(half)
     assert "sk-secret" not in "".join(path.read_text(errors="replace") for path in toy.runs.rglob("*.log"))
     assert git(toy.folder, "status", "--porcelain") == ""
     assert json.dumps(outcomes["baseline"][1]["holdout"]) != "null"
     toy.require_whole()
+
+
+def test_no_process_was_left_behind(nights):
+    outcomes, toy = nights(HALF["outlives_its_trial"])
+    log = (toy.runs / f"trials/{outcomes['outlives_its_trial'][1]['number']}/train.log").read_text()
+    assert not Path(f"/proc/{re.search('left behind: ([0-9]+)', log).group(1)}").exists()
