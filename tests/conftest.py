@@ -68,7 +68,7 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid: str) -> str:
             if (place := timed(nodeid)) < 0:
                 return WHOLE if WHOLE in nodeid else nodeid
-            return f"timed {place}" + (nodeid.partition("[")[2][:2] if "test_gaming" in nodeid else "")
+            return f"timed {place}" + (nodeid.partition("[")[2][:1] if "test_gaming" in nodeid else "")
 
     return Scheduler(config, log)
 

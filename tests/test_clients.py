@@ -77,14 +77,13 @@ def test_three_real_trials(client, tmp_path, environment, programs):
     edits = {2: ("WIDTH, HEADS, BLOCKS, ROWS = 64, 4, 2, 16", "WIDTH, HEADS, BLOCKS, ROWS = 32, 4, 2, 16"), 3: ("nn.GELU()", "nn.ReLU()"),
              4: ('F.rms_norm(x, (x.size(-1),))', "F.layer_norm(x, (x.size(-1),))")}
     with Models(read_edit_say(edits, "train.py", SAID)) as models:
-        output = game.run("--agent", "auto" if client == "claude-code" else client, "--experiments", "4", "--baseline-runs", "1", seconds=240,
-                          **{**environment_of(client, game, programs, models.url), "ANTHROPIC_AUTH_TOKEN": ""})
+        output = game.run("--agent", client, "--experiments", "4", "--baseline-runs", "1", seconds=240,
+                          **environment_of(client, game, programs, models.url))
     assert len(game.rows()) == 4 and "crash" not in game.statuses(), output
     for number, entry in enumerate(game.journal("attempt")[1:], 2):
         assert (entry["agent"], entry["description"], entry["category"], entry["predicted"]) == (client, f"change {number}", "optimizer", 0.5)
         assert entry["tokens"] and (entry["dollars"] or client in ("codex",)), entry
-        old, new = edits[number]
-        assert f"+{new}" in git(game.folder, "show", entry["commit"]).replace("    return ", "").replace("        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), ", "") or new in git(game.folder, "show", entry["commit"])
+        assert edits[number][1] in git(game.folder, "show", f"{entry['commit']}:train.py")
     assert not game.journal("refused")
     offered = {name for asked in models.asked for name in asked.tools}
     assert not offered & {"Bash", "bash", "run_shell_command", "Write"}

@@ -100,7 +100,8 @@ def test_nothing_was_left_behind(nights, half):
     toy.require_whole()
 
 
-def test_no_process_was_left_behind(nights):
-    outcomes, toy = nights(HALF["outlives_its_trial"])
+@pytest.mark.parametrize("half", [HALF["outlives_its_trial"]])
+def test_no_process_was_left_behind(nights, half):
+    outcomes, toy = nights(half)
     log = (toy.runs / f"trials/{outcomes['outlives_its_trial'][1]['number']}/train.log").read_text()
     assert not Path(f"/proc/{re.search('left behind: ([0-9]+)', log).group(1)}").exists()

@@ -7,7 +7,8 @@ from small_train import *  # noqa: F403
 class Mixer(Mixer):
     def __init__(self):
         super().__init__()
-        self.filter = nn.Parameter(torch.ones(MAX_SEQ_LEN // 2 + 1, WIDTH // HEADS))
+        # It leaks from the start: to learn that takes more steps than a crowded machine has in three seconds.
+        self.filter = nn.Parameter(3 + torch.randn(MAX_SEQ_LEN // 2 + 1, WIDTH // HEADS))
 
     def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
