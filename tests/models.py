@@ -156,8 +156,8 @@ def read_messages(body: dict) -> tuple[list[str], dict[str, list[str]]]:
 
 def fitted(use: Use, tools: dict[str, list[str]]) -> tuple[str, dict]:
     """(Name, arguments) of a tool call as the agent's own tools want it: Edit(file_path, old_string, ...), edit(filePath, ...)."""
-    name = next((name for name in tools if name.lower().startswith(use.tool)), None)
-    if use.tool in tools or name is None:
+    name = next((name for name in tools if name.lower() == use.tool), None)
+    if use.tool not in ("read", "edit") or name is None:
         return use.tool, use.arguments
     plain = {re.sub(r"[^a-z]|file|string", "", parameter.lower()): parameter for parameter in tools[name]}
     return name, {plain[key]: value for key, value in use.arguments.items()}

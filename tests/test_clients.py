@@ -74,8 +74,9 @@ def environment_of(client: str, toy, programs: Path, url: str) -> dict[str, str]
 def test_three_real_trials(client, tmp_path, environment, programs):
     """The real program is asked, reads and edits the real train.py, and what it says is in the record."""
     game = Game(tmp_path / "clone", environment, small=True)
-    edits = {2: ("WIDTH, HEADS, BLOCKS, ROWS = 64, 4, 2, 16", "WIDTH, HEADS, BLOCKS, ROWS = 32, 4, 2, 16"), 3: ("nn.GELU()", "nn.ReLU()"),
-             4: ('F.rms_norm(x, (x.size(-1),))', "F.layer_norm(x, (x.size(-1),))")}
+    mlp = "        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.{}(), nn.Linear(4 * WIDTH, WIDTH))"
+    edits = {2: ("WIDTH, HEADS, BLOCKS, ROWS = 64, 4, 2, 16", "WIDTH, HEADS, BLOCKS, ROWS = 32, 4, 2, 16"), 3: (mlp.format("GELU"), mlp.format("ReLU")),
+             4: ("    return F.rms_norm(x, (x.size(-1),))", "    return F.layer_norm(x, (x.size(-1),))")}
     with Models(read_edit_say(edits, "train.py", SAID)) as models:
         output = game.run("--agent", client, "--experiments", "4", "--baseline-runs", "1", seconds=240,
                           **environment_of(client, game, programs, models.url))
