@@ -115,10 +115,10 @@ class Loop:
         return None
 
     def propose(self, number: int, agent: Agent, crashed: Attempt | None = None, crash: str = "") -> Proposal | None:
-        """An edit that stands in the worktree and can be run. A refused one goes back to its agent, with the reason."""
+        """An edit that stands in the worktree and can be run; None if the agent failed. A refused one goes back to it, with the reason."""
         refusal = None
         for _ in range(1 + self.mends):
-            said = Proposal()
+            said, failed = Proposal(), False
             self.console.proposing(number, agent.name)
             try:
                 brief = self.brief(number, refusal, crashed, crash)
@@ -128,7 +128,7 @@ class Loop:
             except AgentUnavailable:
                 raise
             except AgentFailed as failure:
-                refusal, said = str(failure), Proposal(tokens=failure.tokens, dollars=failure.dollars)
+                refusal, said, failed = str(failure), Proposal(tokens=failure.tokens, dollars=failure.dollars), True
             except git.GitError as failure:             # an agent can leave git in disorder
                 refusal = str(failure)
                 self.lab.require_space()
@@ -144,7 +144,7 @@ class Loop:
             self.ledger.append("refused", number=number, reason=refusal, description=said.description, agent=agent.name,
                                tokens=said.tokens, dollars=said.dollars)
             self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
-            if self.stop.level:
+            if failed or self.stop.level:
                 return None
             if self.mends:
                 self.repo.restore_all_but(self.task.editable) if agent.mends else self.lab.settle()

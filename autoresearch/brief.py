@@ -19,6 +19,7 @@ BUDGET = 30_000                     # tokens
 BYTES_PER_TOKEN = 3                 # of code and numbers; of prose it is more, so the estimate is on the safe side
 DATA_LIMIT = 4000                   # bytes of what a trial printed
 NEAR_MISSES = 5
+NEWEST = 8                          # attempts that are told whole before older ones are told in short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Brief:
     def near_misses(self) -> list[Attempt]:
         """What was discarded although it came close to its champion, the closest first."""
         missed = [attempt for attempt in self.attempts if attempt.status == "discard" and attempt.score is not None and attempt.standing is not None]
-        return sorted(missed, key=lambda attempt: self.sign * self.change(attempt))[:NEAR_MISSES]
+        return sorted(missed, key=lambda attempt: (self.sign * self.change(attempt), -attempt.number))[:NEAR_MISSES]
 
     def change(self, attempt: Attempt) -> float:
         """Of the metric, against the champion of the time."""
@@ -164,17 +165,17 @@ class Brief:
         return fence("\n".join(lines)) if lines else ""
 
     def history(self, space: int) -> str:
-        """All attempts in at most `space` bytes, the newest in full."""
+        """All attempts in at most `space` bytes: the newest whole, older ones in short, the oldest not at all."""
         full = [self.entry(attempt) for attempt in self.attempts]
         brief = [f"{a.number}. {a.status}{self.changed(a)}: {one_line(headline(a), 90)}" for a in self.attempts]
-        lengths = [len(text.encode()) + 1 for text in full]
-        total, shortened, dropped = sum(lengths), 0, 0
-        while total > space and shortened < len(full):
-            total += len(brief[shortened].encode()) + 1 - lengths[shortened]
-            shortened += 1
-        while total > space - 100 and dropped < shortened:
-            total -= len(brief[dropped].encode()) + 1
-            dropped += 1
+        total, shortened, dropped = sum(map(size, full)), 0, 0
+        for whole in (NEWEST, 0):                       # what stays whole at any rate; if even that is too much, nothing
+            while total > space and shortened < len(full) - whole:
+                total += size(brief[shortened]) - size(full[shortened])
+                shortened += 1
+            while total > space - 100 and dropped < shortened:
+                total -= size(brief[dropped])
+                dropped += 1
         lines = [*brief[dropped:shortened], *full[shortened:]]
         if dropped:
             lines.insert(0, f"(experiments 1 to {self.attempts[dropped - 1].number} are counted in the table of categories)")
@@ -191,6 +192,10 @@ class Brief:
         expected = f", predicted {attempt.predicted:+.6f}" if attempt.predicted is not None else ""
         measured = f", measured {self.change(attempt):+.6f}" if attempt.score is not None and attempt.standing is not None else ""
         return expected + measured
+
+
+def size(text: str) -> int:
+    return len(text.encode()) + 1
 
 
 def headline(attempt: Attempt) -> str:

@@ -23,7 +23,7 @@ SHAPES = re.compile(r"""
         | eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]+  # JSON web tokens
       )
     | (?<=://)[^\s/:@]+:[^\s/:@]+(?=@)                               # name and password in an address
-    | -----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)
+    | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
 """, re.VERBOSE)
 HEADERS = re.compile(r"(?i)\b((?:x-api-key|x-goog-api-key|api[-_]?key|authorization)\b[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?)"
                      r"(?!\[key removed\])[A-Za-z0-9_.~+/-]{16,}=*")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, git, solver
-from models import CUT, Asked, Fault, Models, Say, Use, read_edit_say
+from conftest import git, solver
+from models import CUT, Fault, Models, read_edit_say
 from test_end_to_end import Game
 
 PROGRAMS = {"claude": "@anthropic-ai/claude-code@2.1.197", "codex": "@openai/codex@0.169.0", "gemini": "@google/gemini-cli@0.61.0", "opencode": "opencode-ai@1.18.33"}
@@ -195,11 +195,34 @@ def test_auto_takes_what_is_ready_and_says_so(toy, fake):
     assert "claude-api (claude-sonnet-5-5) (--agent auto: a key for it is set" in toy.run("--experiments", "1", **fake)
 
 
+@pytest.mark.parametrize(("option", "limit", "warning", "reason"), [
+    ("--max-cost", "0.95", "$0.80 of $0.95 (--max-cost)", "$1.00 of $0.95 are used up; a larger --max-cost goes on"),
+    ("--max-tokens", "500", "400 of 500 tokens (--max-tokens)", "500 of 500 tokens are used up; a larger --max-tokens goes on"),
+])
+def test_budgets_of_money_and_tokens(toy, fake, option, limit, warning, reason):
+    """Warned at four fifths; at the end the proposal that was paid for gets its trial. Refused proposals count, too."""
+    does = ("n = int(brief.split()[2])\nfirst = n == 3 and 'was refused' not in brief\nopen('solver.py', 'w').write(%r.replace('N', '(' if first else str(n)))\n"
+            % solver("N") + result("up", total_cost_usd=0.2, modelUsage={"a": {"inputTokens": 100}}))
+    output = toy.run("--agent", "claude-code", "--baseline-runs", "1", option, limit, FAKE_DOES=does, **fake)
+    assert warning in output and output.count(f"({option})") == 1 and f"stopped: {reason}" in output
+    assert toy.statuses() == ["keep"] * 5 and len(toy.journal("refused")) == 1         # five proposals: one refused, four tried
+    assert "proposals took 500 tokens and $1.00" in output
+    assert reason in toy.run("--agent", "claude-code", option, limit, FAKE_DOES=does, **fake)       # of the whole run
+    toy.require_whole()
+
+
+def test_a_budget_that_cannot_be_held_says_so(toy):
+    toy.plan_steps(e2=[{"files": {"solver.py": solver(5)}, "say": "up"}])
+    output = toy.run_agent(2, "--max-cost", "1", "--max-tokens", "5")
+    assert "an unknown number of tokens and an unknown cost" in output
+    toy.plan_steps(e3=[{"files": {"solver.py": solver(6)}, "say": "up"}])
+    assert "--max-cost cannot hold the run: the agent did not say the cost of 1 proposal; --experiments and --hours can" in toy.run_agent(3, "--max-cost", "1")
+
+
 def test_several_agents_by_what_they_earn(toy, fake):
     """Each has its turns; the one whose edits are kept has more of them."""
     does = "n = int(brief.split()[2])\nopen('solver.py', 'w').write(%r.replace('N', str(n)))\n" % solver("N") + \
         "print(json.dumps({'type': 'result', 'is_error': False, 'result': 'up', 'total_cost_usd': 0.1, 'modelUsage': {'a': {'inputTokens': 9}}}))"
-    toy.plan_steps(otherwise=[{"files": {"solver.py": "import os\n" + solver("-int(os.environ.get('N', 7))", "# \n")}, "say": "down"}])
     toy.plan_steps(**{f"e{number}": [{"files": {"solver.py": solver(-number)}, "say": "down"}] for number in range(2, 20)})
     output = toy.run("--agent", "command,claude-code", "--agent-command", toy.agent[3], "--experiments", "13", "--baseline-runs", "1", FAKE_DOES=does, **fake)
     agents = [entry["agent"] for entry in toy.journal("attempt")[1:]]

@@ -25,7 +25,7 @@ from autoresearch.trial import read_tail
 
 OUTPUT = 8 << 20                    # bytes of output that are read
 SIGN_IN = re.compile(r"\b401\b|unauthori[sz]ed|authentication.?(?:error|failed|required)|invalid (?:x-)?api.?key|not logged in|please run /login|"
-                     r"api key not valid|set an auth method|no api key|missing api key", re.IGNORECASE)
+                     r"sign in again|log in again|api key not valid|set an auth method|no api key|missing api key|missing environment variable", re.IGNORECASE)
 AWAY = re.compile(r"\b(?:429|50[0234]|529)\b|overloaded|rate.?limit|too many requests|quota|ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|"
                   r"fetch failed|connection (?:error|refused|reset|closed)|unable to connect|stream disconnected|network error|service unavailable|"
                   r"error sending request|premature close|terminated", re.IGNORECASE)
