@@ -25,46 +25,40 @@ import git
 import typer
 
 from autoresearch import UserError, count, secrets
-from autoresearch.agents import Agent, AgentFailed, AgentUnavailable, NothingLeft, Proposal
+from autoresearch.agents import Agent, AgentUnavailable, NothingLeft, Proposal
 from autoresearch.agents.bandit import choose
-from autoresearch.agents.driver import Driver
 from autoresearch.agents.choice import AGENTS, AgentOptions, make_agents
-from autoresearch.brief import BUDGET, DATA_LIMIT, Brief, page
-from autoresearch.console import Console, duration
+from autoresearch.agents.driver import Driver
+from autoresearch.brief import BUDGET
+from autoresearch.console import Console
 from autoresearch.judge import RULES, KeepRule, Verdict, judge, mean
-from autoresearch.lab import RUNS, Lab, open_lab, recorded_run, sandbox_says
+from autoresearch.lab import LEFT, RUNS, Lab, open_lab, recorded_run, sandbox_says
 from autoresearch.ledger import Attempt, Results, one_line
-from autoresearch.lessons import Lessons
 from autoresearch.limits import Interrupted, Limits, StopRequest
+from autoresearch.propose import MENDS, Proposing
 from autoresearch.repo import RunRepo, open_repository, repository_of, root_of, short
 from autoresearch.report import Run, write_report
-from autoresearch.task import code_lines, edit_hash, read_agenda, read_stages, task_of
-from autoresearch.trial import Outcome, Trial, finite, holdout_score, read_tail
+from autoresearch.show import answer_of, first_screen, show_answer, show_end
+from autoresearch.task import read_agenda, task_of
+from autoresearch.trial import Outcome, Trial, finite, holdout_score
 from autoresearch.verify import Verification, lines_of
 
-MENDS = 3                           # times that a refused edit goes back to the agent
 FAILURES = 5                        # proposals in a row that came to nothing, before the loop gives up
 EARLY = 60.0                        # seconds: a trial that crashed before may be mended and run again
-PATIENCE = 2.0, 300.0               # seconds to the first next call of an agent that cannot be reached, and to the last
-LEFT = "its trial was interrupted, and its driver went on with another edit"
 
 
 class Loop:
     """The loop over one run.
 
     agents: who proposes; of several the bandit chooses one for each experiment. fill: who does when the agent cannot be reached.
-    mends, repairs: how often an edit goes back to its agent because it was refused, or because it crashed early.
+    repairs: how often an edit that crashed early goes back to its agent.
     """
 
-    def __init__(self, lab: Lab, agents: list[Agent], rule: KeepRule, baseline_runs: int = 1, fill: Agent | None = None, mends: int = MENDS,
-                 repairs: int = 0, web_search: bool = False, brief_tokens: int = BUDGET) -> None:
+    def __init__(self, lab: Lab, proposing: Proposing, agents: list[Agent], rule: KeepRule, baseline_runs: int = 1, fill: Agent | None = None,
+                 repairs: int = 0) -> None:
         self.lab, self.ledger, self.repo, self.task, self.console, self.stop = lab, lab.ledger, lab.repo, lab.task, lab.console, lab.stop
-        self.agents, self.rule, self.baseline_runs, self.fill = agents, rule, baseline_runs, fill
-        self.mends, self.repairs, self.web_search, self.brief_tokens = mends, repairs, web_search, brief_tokens
-        self.lessons = Lessons(lab.root / RUNS / "lessons.md")
-        self.stages = read_stages(lab.root / "program.md")
-        self.failures, self.patience, self.call_again = 0, PATIENCE[0], 0.0
-        self.rehearsed: float | None = None             # seconds that the last rehearsal took
+        self.proposing, self.agents, self.rule, self.baseline_runs, self.fill, self.repairs = proposing, agents, rule, baseline_runs, fill, repairs
+        self.failures = 0
 
     def night(self, limits: Limits) -> str:
         """The loop. Returns why it ended."""
@@ -89,23 +83,30 @@ class Loop:
         number = len(self.ledger.attempts) + 1
         if self.ledger.champion is None:
             return self.record_attempt(number, self.lab.base, self.lab.base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
-        waiting = self.fill if time.monotonic() < self.call_again else None
-        agent = waiting or choose(self.agents, self.ledger, self.task.lower_is_better)
+        ready = [agent for agent in self.agents if not self.proposing.away(agent)]
+        agent = self.fill if self.fill and not ready else choose(ready or self.agents, self.ledger, self.task.lower_is_better)
         try:
-            proposal = self.propose(number, agent)
+            proposal = self.proposing.ask(number, agent)
         except AgentUnavailable as failure:
             self.lab.settle()
-            self.wait_for(agent, failure)
+            self.proposing.wait_for(agent, failure, next((other.name for other in (*ready, self.fill) if other and other is not agent), None))
+            return None
+        except NothingLeft:
+            if agent is self.fill:
+                self.fill = None
+            elif len(self.agents) > 1:
+                self.agents.remove(agent)
+            else:
+                raise
             return None
         except Interrupted:
             self.lab.settle()
             return None
-        if not waiting:
-            self.patience, self.call_again = PATIENCE[0], 0.0
+        self.proposing.reached(agent)
         if proposal:
             self.failures = 0
             return self.commit_attempt(number, proposal, agent.name)
-        if not self.mends:                              # whoever made the edit goes on with it
+        if not self.proposing.mends:                    # whoever made the edit goes on with it
             return None
         self.lab.settle()
         self.failures += 1
@@ -114,106 +115,6 @@ class Loop:
                             "What was measured is kept; mend the agent and run the same command again")
         return None
 
-    def propose(self, number: int, agent: Agent, crashed: Attempt | None = None, crash: str = "") -> Proposal | None:
-        """An edit that stands in the worktree and can be run; None if the agent failed. A refused one goes back to it, with the reason."""
-        refusal = None
-        for _ in range(1 + self.mends):
-            said, failed = Proposal(), False
-            self.console.proposing(number, agent.name)
-            try:
-                brief = self.brief(number, refusal, crashed, crash)
-                with self.stop.interrupts():
-                    said = agent.propose(brief, self.repo.worktree)
-                refusal = self.refusal() or self.rehearsal(number)
-            except AgentUnavailable:
-                raise
-            except AgentFailed as failure:
-                refusal, said, failed = str(failure), Proposal(tokens=failure.tokens, dollars=failure.dollars), True
-            except git.GitError as failure:             # an agent can leave git in disorder
-                refusal = str(failure)
-                self.lab.require_space()
-                self.lab.settle()
-            finally:
-                self.console.stop_bar()
-            if said.lesson:
-                game = self.ledger.game
-                self.lessons.learn(said.lesson, game.get("profile") or "", game.get("device") or "", self.repo.tag, number)
-            if refusal is None:
-                return said
-            refusal = secrets.scrub(refusal)
-            self.ledger.append("refused", number=number, reason=refusal, description=said.description, agent=agent.name,
-                               tokens=said.tokens, dollars=said.dollars)
-            self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
-            if failed or self.stop.level:
-                return None
-            if self.mends:
-                self.repo.restore_all_but(self.task.editable) if agent.mends else self.lab.settle()
-        return None
-
-    def refusal(self) -> str | None:
-        """Why the edit in the worktree cannot be run, or None."""
-        changed = self.repo.changed(self.ledger.champion.commit)
-        if refusal := self.task.refusal(self.repo.worktree, changed, self.lab.originals):
-            return refusal
-        for name in self.task.editable:
-            text = (self.repo.worktree / name).read_text(errors="replace")
-            if secrets.scrub(text) != text and secrets.PLACE not in text:
-                return f"{name} holds something that looks like a key; it must not be in git"
-        edit = self.lab.edit()
-        earlier = next((attempt for attempt in self.ledger.attempts if attempt.edit == edit and attempt.reason != LEFT), None)
-        if earlier and earlier.commit == self.ledger.champion.commit:
-            return "only comments or layout changed, so it would score as the champion does"
-        return earlier and f"the same edit was tried before, as experiment {earlier.number} ({earlier.status or 'it crashed'})"
-
-    def rehearsal(self, number: int) -> str | None:
-        """Why the edit in the worktree cannot work, found without a trial, or None."""
-        if not self.task.preflight:
-            return None
-        trial = self.lab.trial(self.lab.folder / "trials" / str(number), self.repo.worktree)
-        reason = trial.rehearse()
-        self.rehearsed = trial.seconds.get("preflight")
-        self.lab.require_space()
-        return reason
-
-    def brief(self, number: int, refusal: str | None = None, crashed: Attempt | None = None, crash: str = "") -> Brief:
-        """Told anew for each proposal: a program.md edited in the night counts from the next one on."""
-        ledger, lab, champion = self.ledger, self.lab, self.ledger.champion
-        try:
-            self.stages = read_stages(lab.root / "program.md")
-        except UserError as error:                      # edited in the night: not worth stopping for
-            self.console.line(f"{error}; the stages stay as they were", "yellow")
-        for attempt in ledger.finished:
-            self.write_page(attempt)
-        taken = {path.name for path in (lab.folder / "proposals").glob(f"{number}*")}
-        desk = next(name for name in (str(number), *(f"{number}-{again}" for again in range(2, 1000))) if name not in taken)
-        (lab.folder / "proposals" / desk).mkdir(parents=True)
-        return Brief(
-            number, self.task, read_agenda(lab.root / "program.md"), ledger.game, champion,
-            sources={name: self.repo.read(champion.commit, name).decode(errors="replace") for name in self.task.editable},
-            attempts=ledger.finished, noise=ledger.noise(), stages=self.stages,
-            lessons=self.lessons.for_profile(ledger.game.get("profile") or ""), refused=ledger.refused, refusal=refusal,
-            crash=crash or None, crash_log=secrets.scrub(self.crash_log(crashed)) if crashed else "",
-            web_search=self.web_search, budget=self.brief_tokens, desk=lab.folder / "proposals" / desk, pages=self.pages,
-            look=lambda wanted: read_tail(self.pages / f"{wanted}.md") or f"there is no experiment {wanted}",
-            check=lambda: self.refusal() or self.rehearsal(number),
-        )
-
-    @property
-    def pages(self) -> Path:
-        return self.lab.folder / "attempts"
-
-    def write_page(self, attempt: Attempt) -> None:
-        """What can be known of an attempt, for agents and people to read."""
-        path = self.pages / f"{attempt.number}.md"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            log = read_tail(self.trial_folder(attempt) / "train.log", DATA_LIMIT)
-            path.write_text(secrets.scrub(page(attempt, self.task, self.repo.diff(attempt.parent, attempt.commit, self.task.editable), log)))
-
-    def crash_log(self, attempt: Attempt) -> str:
-        logs = [self.trial_folder(attempt) / f"{phase}.log" for phase in ("train", "score")]
-        return "\n".join(read_tail(log, DATA_LIMIT // 2) for log in logs if log.exists())
-
     def commit_attempt(self, number: int, proposal: Proposal, agent: str) -> Attempt:
         proposal = dataclasses.replace(proposal, description=proposal.description or f"edit of {', '.join(self.task.editable)} without a description")
         commit = self.repo.commit(self.task.editable, secrets.scrub(proposal.description))
@@ -221,23 +122,9 @@ class Loop:
 
     def record_attempt(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
         self.ledger.append("attempt", number=number, commit=commit, parent=parent, **dataclasses.asdict(proposal), agent=agent,
-                           edit=self.lab.edit(), lines=self.lab.lines(commit) - self.lab.lines(parent), preflight=self.rehearsed)
+                           edit=self.lab.edit(), lines=self.lab.lines(commit) - self.lab.lines(parent), preflight=self.proposing.rehearsed)
         self.repo.remember(number, commit)
         return self.ledger.attempts[-1]
-
-    def wait_for(self, agent: Agent, failure: AgentUnavailable) -> None:
-        """Until it is worth calling an agent again that could not be reached; not at all where another one fills in."""
-        wait, self.patience = self.patience, min(2 * self.patience, PATIENCE[1])
-        self.call_again = time.monotonic() + wait
-        self.console.line(f"{agent.name} cannot be reached: {one_line(secrets.scrub(str(failure)), 200)}; "
-                          + (f"{self.fill.name} fills in" if self.fill else f"next call in {duration(wait)}"), "yellow")
-        try:
-            with self.stop.interrupts():
-                time.sleep(0 if self.fill else wait)
-        except Interrupted:
-            pass
-        slept = 0 if self.fill else wait - max(0.0, self.call_again - time.monotonic())
-        self.ledger.append("waited", reason=str(failure), seconds=round(slept, 3), agent=agent.name, tokens=failure.tokens, dollars=failure.dollars)
 
     # -- run, judge, record, keep or reset
 
@@ -248,8 +135,8 @@ class Loop:
         lab.require_own_code()
         self.repo.set_stage(lab.base, attempt.commit, self.task.editable)
         self.ledger.append("trial", number=attempt.number)
-        view = self.console.trial(attempt, self.trial_folder(attempt), lab.time_budget)
-        trial = lab.trial(self.trial_folder(attempt), self.repo.stage, view)
+        view = self.console.trial(attempt, lab.trial_folder(attempt), lab.time_budget)
+        trial = lab.trial(lab.trial_folder(attempt), self.repo.stage, view)
         outcome = self.measure(attempt, trial, lab.seed)
         standing = self.ledger.standing
         verdict, holdout = self.decide(attempt, trial, outcome)
@@ -268,10 +155,10 @@ class Loop:
         lab.results.add(attempt)
         lab.settle()
         trial.tidy(keep_weights=verdict.status == "keep")
-        self.write_page(attempt)
+        self.proposing.write_page(attempt)
         self.console.verdict(attempt, time.monotonic() - began)
         if self.ledger.champion is None:
-            raise UserError(f"the baseline crashed: {verdict.reason}\nIts log is {self.trial_folder(attempt) / 'train.log'}. "
+            raise UserError(f"the baseline crashed: {verdict.reason}\nIts log is {lab.trial_folder(attempt) / 'train.log'}. "
                             f"Mend {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
                             "(or run the same command again if the fault was a passing one)")
         return verdict
@@ -287,7 +174,7 @@ class Loop:
         self.lab.settle()
         self.repo.take_up(attempt.commit, self.task.editable)
         try:
-            proposal = self.propose(attempt.number, agent, attempt, reason)
+            proposal = self.proposing.ask(attempt.number, agent, attempt, reason)
         except (AgentUnavailable, NothingLeft, Interrupted):
             return None
         if proposal is None:
@@ -372,9 +259,6 @@ class Loop:
         self.console.stop_bar()
         self.console.line(f"  interrupted: experiment {attempt.number} runs again when the run is continued", "yellow")
 
-    def trial_folder(self, attempt: Attempt) -> Path:
-        return self.lab.folder / "trials" / str(attempt.number)
-
     # -- an agent that drives by itself
 
     def try_edit(self) -> Attempt | None:
@@ -449,8 +333,10 @@ def run(
     filler = make_agents(dataclasses.replace(options, agent=fill, model=None, base_url=None, thinking=None, command=None))[0][0] if fill else None
     with open_lab(tag, sandbox_mode, console, stop) as lab:
         lab.begin()
-        loop = Loop(lab, agents, rule_of(keep_rule, lab), baseline_runs, filler, MENDS, repairs, web_search, brief_tokens)
-        lab.prepare(settings_of(profile, data), seed, lambda facts: show_first_screen(lab, facts, {"agent": said, "until": str(limits)}))
+        loop = Loop(lab, Proposing(lab, MENDS, web_search, brief_tokens), agents, rule_of(keep_rule, lab), baseline_runs, filler, repairs)
+        open_ended = max_cost is None and any(hasattr(agent, "model") for agent in agents)
+        shown = {"agent": said, "until": str(limits), **({"cost": "not limited: --max-cost USD would"} if open_ended else {})}
+        lab.prepare(settings_of(profile, data), seed, lambda facts: first_screen(lab, facts, shown))
         note_start(lab, keep_rule)
         reason = loop.night(limits)
         lab.ledger.append("stop", reason=reason)
@@ -477,43 +363,6 @@ def note_start(lab: Lab, keep_rule: str) -> None:
     lab.results.rebuild()
 
 
-def show_first_screen(lab: Lab, facts: dict, more: dict[str, str]) -> None:
-    ledger, repo, task = lab.ledger, lab.repo, lab.task
-    better = "lower" if task.lower_is_better else "higher"
-    budget = facts.get("time_budget")
-    shown = {
-        "device": facts.get("device"),
-        "profile": facts.get("profile"),
-        "data": facts.get("data") and f"{facts['data']}" + ("" if facts.get("game") else ", not prepared yet: that comes first"),
-        "agent": more.get("agent"),
-        "edits": ", ".join(task.editable),
-        "trial": f"{task.train}" + (f", {budget:g} s of training" if budget else "") + f"; scored by {task.metric}, {better} is better",
-        "sandbox": sandbox_says(lab.confined),
-        "branch": f"{repo.branch}, in its own worktree; your checkout is not touched",
-        "record": f"results.tsv and {RUNS}/{repo.tag}/",
-        **more,
-        "to stop": "Ctrl-C: after the running experiment; twice: now. The same command continues",
-    }
-    edited = repo.uncommitted(task.editable)
-    if edited and not ledger.attempts:
-        shown["note"] = f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from {short(lab.base)}"
-    done = count(len(ledger.finished), "experiment")
-    title = f"autoresearch: run {repo.tag}, " + (f"continued after {done}" if ledger.attempts else "new")
-    lab.console.first_screen(title, {name: text for name, text in shown.items() if text})
-
-
-def show_end(lab: Lab, reason: str) -> None:
-    finished, scored, spent = lab.ledger.finished, lab.ledger.kept, lab.ledger.spent
-    totals = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
-    lab.console.line(f"stopped: {reason}")
-    lab.console.line(f"{count(len(finished), 'experiment')}: " + ", ".join(f"{total} {status}" for status, total in totals.items()))
-    if spent.tokens or spent.dollars or spent.unknown_dollars:
-        lab.console.line(f"proposals took {spent.words()}")
-    if scored:
-        lab.console.line(f"{lab.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
-                         f"best commit {short(scored[-1].commit)} on {lab.repo.branch}")
-
-
 @app.command()
 def start(
     tag: Tag = None,
@@ -530,9 +379,9 @@ def start(
     stop = StopRequest(console.line)
     with open_lab(tag, sandbox_mode, console, stop) as lab:
         lab.begin(keep_edit=bool(lab.ledger.champion))
-        loop = Loop(lab, [], rule_of(keep_rule, lab), baseline_runs)
+        loop = Loop(lab, Proposing(lab), [], rule_of(keep_rule, lab), baseline_runs)
         lab.prepare(lab.recorded_settings() | settings_of(profile, data), seed,
-                    lambda facts: show_first_screen(lab, facts, {"agent": "the one that called this: it drives"}))
+                    lambda facts: first_screen(lab, facts, {"agent": "the one that called this: it drives"}))
         note_start(lab, keep_rule)
         if lab.ledger.champion is None and not stop.level:
             loop.try_out(lab.ledger.pending or loop.next_attempt())
@@ -570,11 +419,12 @@ def try_(
             raise UserError(f"run {tag} has no baseline yet: uv run loop.py start")
         lab.begin(keep_edit=True)
         keep_rule = lab.ledger.keep_rule or "margin"
-        loop = Loop(lab, [Driver(Proposal(message, hypothesis, predicted, category, lesson))], rule_of(keep_rule, lab), mends=0)
+        driver = Driver(Proposal(message, hypothesis, predicted, category, lesson))
+        loop = Loop(lab, Proposing(lab, mends=0), [driver], rule_of(keep_rule, lab))
         lab.prepare(lab.recorded_settings(), lab.ledger.seed, lambda facts: None)
         note_start(lab, keep_rule)
         attempt = loop.try_edit()
-        answer = loop_answer(loop, attempt)
+        answer = answer_of(lab, attempt, loop.proposing.stages)
     if stop.level and not (attempt and attempt.status):
         raise typer.Exit(130)
     if as_json:
@@ -582,45 +432,6 @@ def try_(
     else:
         show_answer(console, answer)
     raise typer.Exit({"keep": 0, "discard": 1, "crash": 3}.get(answer["verdict"], 4))
-
-
-def loop_answer(loop: Loop, attempt: Attempt | None) -> dict:
-    """What `try` has to say."""
-    lab, champion = loop.lab, loop.ledger.champion
-    common = {"metric": lab.task.metric, "champion": champion.score, "champion_commit": champion.commit, "branch": lab.repo.branch,
-              "edit": [str((lab.repo.worktree / name).relative_to(lab.root)) for name in lab.task.editable]}
-    if attempt is None:
-        reason = loop.ledger.refused[-1]["reason"] if loop.ledger.refused else "stopped"
-        elsewhere = lab.repo.uncommitted(lab.task.editable)
-        if reason.startswith("nothing changed") and elsewhere:
-            reason += f"; the edit in your checkout's {', '.join(elsewhere)} is not what is tried: edit {', '.join(common['edit'])}"
-        return {"verdict": "refused", "reason": reason, **common}
-    barren = loop.stages.barren(loop.ledger.finished)
-    return {
-        "number": attempt.number, "verdict": attempt.status, "reason": attempt.reason, "score": attempt.score, "champion_before": attempt.standing,
-        "noise": attempt.noise, "lines": attempt.lines, "figures": attempt.figures, "commit": attempt.commit, "description": attempt.description,
-        "log": str((loop.trial_folder(attempt) / "train.log").relative_to(lab.root)),
-        "log_tail": secrets.scrub(loop.crash_log(attempt)) if attempt.status == "crash" else "",
-        "ref": f"refs/autoresearch/{lab.repo.tag}/{attempt.number}",
-        "stage": loop.stages.of(loop.ledger.finished), "verdicts_without_a_keep": barren, **common,
-    }
-
-
-def show_answer(console: Console, answer: dict) -> None:
-    """The summary block of a trial, and its verdict, one `key: value` a line."""
-    if answer.get("log_tail"):
-        console.line("end of the log:")
-        for line in answer["log_tail"].splitlines():
-            console.line(f"  | {line}")
-    console.line("---")
-    for name, value in answer.get("figures", {}).items():
-        console.line(f"{name + ':':<19}{value:.6f}" if name.endswith("bpb") else f"{name + ':':<19}{value:g}")
-    shown = {"experiment": answer.get("number"), "verdict": answer["verdict"], "reason": answer["reason"],
-             "champion": f"{answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])} on {answer['branch']}",
-             "tried": answer.get("ref"), "log": answer.get("log"), "stage": answer.get("stage"), "edit next": ", ".join(answer["edit"])}
-    for name, value in shown.items():
-        if value is not None:
-            console.line(f"{name + ':':<19}{value}")
 
 
 @app.command()

@@ -17,16 +17,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from autoresearch import UserError, sandbox
+from autoresearch import UserError, sandbox, secrets
 from autoresearch.console import Console
 from autoresearch.ledger import Attempt, Ledger, Lock, Results
 from autoresearch.limits import StopRequest
 from autoresearch.process import command_words
 from autoresearch.repo import RunRepo, repository_of, root_of, short
 from autoresearch.task import Task, code_lines, contents_hash, edit_hash, read_task
-from autoresearch.trial import Trial, end_left_overs, trial_environment
+from autoresearch.trial import Trial, end_left_overs, read_tail, trial_environment
 
 RUNS = ".autoresearch"              # folder of all runs, in the user's checkout
+LOG_TAIL = 2000                     # bytes of each log of a trial that an agent is shown
+LEFT = "its trial was interrupted, and its driver went on with another edit"        # a verdict's reason
 FACTS = {"machine": dict, "noise": float | int, "implausible_gain": float | int, "time_budget": float | int, "seed": int, "readable": list, "hidden": list}
 
 
@@ -163,6 +165,11 @@ class Lab:
 
     def trial_folder(self, attempt: Attempt) -> Path:
         return self.folder / "trials" / str(attempt.number)
+
+    def log_tail(self, attempt: Attempt) -> str:
+        """What a trial's commands printed last."""
+        logs = [self.trial_folder(attempt) / f"{phase}.log" for phase in ("train", "score")]
+        return secrets.scrub("\n".join(read_tail(log, LOG_TAIL) for log in logs if log.exists()))
 
 
 def code_hash() -> str:

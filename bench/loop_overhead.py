@@ -33,7 +33,7 @@ MEANING = {
 
 def make_run(experiments: int, profile: str, folder: Path) -> Path:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    command = [sys.executable, "loop.py", "--plain", "--tag", "bench", "--profile", profile, "--data", "sotu",
+    command = [sys.executable, "loop.py", "--plain", "--tag", "bench", "--profile", profile, "--data", "sotu", "--agent", "sweep",
                "--experiments", str(experiments)]
     subprocess.run(command, cwd=folder, check=True)
     return folder / ".autoresearch/bench"

@@ -21,8 +21,9 @@ MAIN = '\n\nif __name__ == "__main__":\n    train()\n'
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without settings of the project or of git."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AUTORESEARCH_", "GIT_"))}
+    """This process's environment without settings of the project, of git, and of agents: no test may spend a developer's money."""
+    others = ("AUTORESEARCH_", "GIT_", "ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "GEMINI_", "GOOGLE_", "OPENCODE_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return {**kept, "GIT_CONFIG_NOSYSTEM": "1", **more}
 
 
@@ -64,7 +65,6 @@ def train(file: Path, steps: int, seed: int) -> dict:
     sys.path.insert(0, str(file.parent))
     prepare.SEED = seed
     torch.manual_seed(seed)
-    torch.set_num_threads(2)
     module = importlib.import_module(file.stem)
     model = module.build_model()
     batches = list(itertools.islice(prepare.TrainBatches(module.ROWS, "cpu"), steps)) if steps else []

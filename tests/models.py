@@ -51,10 +51,15 @@ Answer = list[Say | Use] | Fault | str
 
 
 def read_edit_say(edits: dict[int, tuple[str, str]], file: str, say: str) -> Callable[[Asked], Answer]:
-    """A model that for experiment N reads the file, makes edits[N] (old text, new text) and ends with a text."""
+    """A model that for experiment N reads the file, makes edits[N] (old text, new text), and submits, or ends with a text."""
     def answer(asked: Asked) -> Answer:
         if asked.experiment not in edits or not asked.tools:            # a title for the session, or the like
             return [Say("An edit")]
+        if "submit" in asked.tools:                                     # our own agent
+            old, new = edits[asked.experiment]
+            editor = {"command": "str_replace", "path": file, "old_str": old, "new_str": new}
+            given = dict(line.split(": ", 1) for line in say.format(number=asked.experiment).splitlines())
+            return [Use("submit", given)] if asked.results else [Use("str_replace_based_edit_tool", editor)]
         old, new = edits[asked.experiment]
         steps = [Use("read", {"path": file}), Use("edit", {"path": file, "old": old, "new": new})]
         done = len(asked.results)
@@ -204,7 +209,8 @@ def response_events(asked: Asked, blocks: list[Say | Use]) -> list[dict]:
         if isinstance(block, Say):
             items.append({"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": block.text}]})
         elif block.tool == "edit":
-            patch = (f"*** Begin Patch\n*** Update File: {block.arguments['path']}\n@@\n-{block.arguments['old']}\n+{block.arguments['new']}\n*** End Patch\n")
+            removed, added = (["".join((sign, line)) for line in block.arguments[name].split("\n")] for sign, name in (("-", "old"), ("+", "new")))
+            patch = "\n".join(["*** Begin Patch", f"*** Update File: {block.arguments['path']}", "@@", *removed, *added, "*** End Patch", ""])
             items.append({"type": "custom_tool_call", "name": "apply_patch", "input": patch, **call})
         else:
             command = {"cmd": f"cat {block.arguments['path']}"} if block.tool == "read" else block.arguments

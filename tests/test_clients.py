@@ -30,9 +30,11 @@ def programs() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         stamp, wanted = folder / "installed", " ".join(PROGRAMS.values())
         if not stamp.exists() or stamp.read_text() != wanted:
-            if not shutil.which("npm"):
+            if not shutil.which("npm") and not os.environ.get("CI"):
                 pytest.skip("npm is not installed, so the clients cannot be")
             ended = subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *PROGRAMS.values()], capture_output=True, text=True)
+            if ended.returncode and not os.environ.get("CI"):
+                pytest.skip(f"npm could not install the clients: {ended.stderr[-300:]}")
             assert ended.returncode == 0, ended.stderr
             stamp.write_text(wanted)
     return folder / "node_modules/.bin"
@@ -70,24 +72,25 @@ def environment_of(client: str, toy, programs: Path, url: str) -> dict[str, str]
 
 
 @pytest.mark.clients
-@pytest.mark.parametrize("client", CLIENTS)
-def test_three_real_trials(client, tmp_path, environment, programs):
-    """The real program is asked, reads and edits the real train.py, and what it says is in the record."""
+def test_real_trials(tmp_path, environment, programs):
+    """One run, three real trials of each agent in turn: the real program is asked, reads and edits train.py, and what it says is in the record."""
     game = Game(tmp_path / "clone", environment, small=True)
-    mlp = "        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.{}(), nn.Linear(4 * WIDTH, WIDTH))"
-    edits = {2: ("WIDTH, HEADS, BLOCKS, ROWS = 64, 4, 2, 16", "WIDTH, HEADS, BLOCKS, ROWS = 32, 4, 2, 16"), 3: (mlp.format("GELU"), mlp.format("ReLU")),
-             4: ("    return F.rms_norm(x, (x.size(-1),))", "    return F.layer_norm(x, (x.size(-1),))")}
-    with Models(read_edit_say(edits, "train.py", SAID)) as models:
-        output = game.run("--agent", client, "--experiments", "4", "--baseline-runs", "1", seconds=240,
-                          **environment_of(client, game, programs, models.url))
-    assert len(game.rows()) == 4 and "crash" not in game.statuses(), output
+    line = "def build_model():"
+    edits = {number: (line, f"NUMBER_{number} = {number}\n\n\n{line}") for number in range(2, 20)}
+    agents = ("claude-api", *CLIENTS)
+    for turn, client in enumerate(agents, 1):
+        with Models(read_edit_say(edits, "train.py", SAID)) as models:
+            more = environment_of(client, game, programs, models.url) if client in CLIENTS else {"ANTHROPIC_API_KEY": "local-key-for-tests", "ANTHROPIC_BASE_URL": models.url}
+            output = game.run("--agent", client, "--experiments", str(1 + 3 * turn), "--baseline-runs", "1", seconds=240, **more)
+        assert len(game.rows()) == 1 + 3 * turn, output
+        offered = {name for asked in models.asked for name in asked.tools}
+        assert not offered & {"Bash", "bash", "run_shell_command", "Write"}
+    assert "crash" not in game.statuses() and not game.journal("refused")
     for number, entry in enumerate(game.journal("attempt")[1:], 2):
+        client = agents[(number - 2) // 3]
         assert (entry["agent"], entry["description"], entry["category"], entry["predicted"]) == (client, f"change {number}", "optimizer", 0.5)
-        assert entry["tokens"] and (entry["dollars"] or client in ("codex",)), entry
-        assert edits[number][1] in git(game.folder, "show", f"{entry['commit']}:train.py")
-    assert not game.journal("refused")
-    offered = {name for asked in models.asked for name in asked.tools}
-    assert not offered & {"Bash", "bash", "run_shell_command", "Write"}
+        assert entry["tokens"] and (entry["dollars"] is None) == (client in ("claude-api", "codex")), entry     # a local server; a model that it does not name
+        assert f"NUMBER_{number} = {number}" in git(game.folder, "show", f"{entry['commit']}:train.py")
     assert "changes are cheap" in (game.folder / ".autoresearch/lessons.md").read_text()
     game.require_whole()
 

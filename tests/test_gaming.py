@@ -17,8 +17,9 @@ from conftest import ROOT, Toy, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TRICKS = sorted((ROOT / "tests/gaming").glob("*.py"))
-HALF = {path.stem: number % 2 for number, path in enumerate(TRICKS)}         # two nights, side by side
 EXPECTED = {path.stem: re.search(r"^# (refused|crash|no effect): (.*)$", path.read_text(), re.MULTILINE).groups() for path in TRICKS}
+DEAR_FIRST = sorted(TRICKS, key=lambda path: EXPECTED[path.stem][0] == "refused")
+HALF = {path.stem: number % 2 for number, path in enumerate(DEAR_FIRST)}     # two nights, side by side
 
 TASK = """---
 task:
@@ -59,7 +60,7 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
     home = folder / "home"
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
-    toy = Toy(folder / "repository", games.clean_environment(HOME=str(home), AUTORESEARCH_PROFILE="test", OMP_NUM_THREADS="1", ANTHROPIC_API_KEY="sk-secret",
+    toy = Toy(folder / "repository", games.clean_environment(HOME=str(home), AUTORESEARCH_PROFILE="test", ANTHROPIC_API_KEY="sk-secret",
                                                              AUTORESEARCH_CACHE=str(folder / "cache")))
     toy.write("program.md", TASK)
     toy.write("train.py", (ROOT / "tests/small_train.py").read_text())
