@@ -35,8 +35,8 @@ from autoresearch.judge import RULES, KeepRule, Verdict, judge, mean
 from autoresearch.lab import LEFT, RUNS, Lab, open_lab, recorded_run, sandbox_says
 from autoresearch.ledger import Attempt, Results, one_line
 from autoresearch.limits import Interrupted, Limits, StopRequest
-from autoresearch.propose import MENDS, Proposing
-from autoresearch.repo import RunRepo, open_repository, repository_of, root_of, short
+from autoresearch.propose import Proposing
+from autoresearch.repo import RunRepo, repository_of, root_of, short
 from autoresearch.report import Run, write_report
 from autoresearch.show import answer_of, first_screen, show_answer, show_end
 from autoresearch.task import read_agenda, task_of
@@ -69,8 +69,10 @@ class Loop:
                 attempt = self.ledger.pending or self.next_attempt()
             except NothingLeft as nothing:
                 return str(nothing)
-            if attempt and not self.stop.level:         # asked to stop while the agent was thinking
+            if attempt and not self.stop.level:
                 self.try_out(attempt)
+            elif attempt:                               # asked to stop while the agent was thinking: it stays pending
+                self.lab.settle()
         return reason
 
     def reason_to_end(self, limits: Limits) -> str | None:
@@ -88,7 +90,7 @@ class Loop:
         try:
             proposal = self.proposing.ask(number, agent)
         except AgentUnavailable as failure:
-            self.lab.settle()
+            self.proposing.settle()
             self.proposing.wait_for(agent, failure, next((other.name for other in (*ready, self.fill) if other and other is not agent), None))
             return None
         except NothingLeft:
@@ -100,15 +102,13 @@ class Loop:
                 raise
             return None
         except Interrupted:
-            self.lab.settle()
+            self.proposing.settle()
             return None
         self.proposing.reached(agent)
         if proposal:
             self.failures = 0
             return self.commit_attempt(number, proposal, agent.name)
-        if not self.proposing.mends:                    # whoever made the edit goes on with it
-            return None
-        self.lab.settle()
+        self.proposing.settle()
         self.failures += 1
         if self.failures >= FAILURES:
             raise UserError(f"{agent.name} came to nothing {FAILURES} times in a row, the last time: {self.ledger.refused[-1]['reason']}. "
@@ -117,8 +117,10 @@ class Loop:
 
     def commit_attempt(self, number: int, proposal: Proposal, agent: str) -> Attempt:
         proposal = dataclasses.replace(proposal, description=proposal.description or f"edit of {', '.join(self.task.editable)} without a description")
-        commit = self.repo.commit(self.task.editable, secrets.scrub(proposal.description))
-        return self.record_attempt(number, commit, self.ledger.champion.commit, proposal, agent)
+        commit = self.repo.commit(self.task.editable, proposal.description)
+        attempt = self.record_attempt(number, commit, self.ledger.champion.commit, proposal, agent)
+        self.proposing.learn(proposal.lesson, number)
+        return attempt
 
     def record_attempt(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
         self.ledger.append("attempt", number=number, commit=commit, parent=parent, **dataclasses.asdict(proposal), agent=agent,
@@ -145,8 +147,11 @@ class Loop:
         if outcome.stopped or self.stop.now() and verdict.status != "keep":
             return self.interrupted(attempt)
         crashed = verdict.status == "crash"
-        if crashed and outcome.score is None and time.monotonic() - began < EARLY and (mended := self.mend(attempt, verdict.reason)):
-            return self.try_out(mended)
+        try:
+            if crashed and outcome.score is None and time.monotonic() - began < EARLY and (mended := self.mend(attempt, verdict.reason)):
+                return self.try_out(mended)
+        except Interrupted:
+            return self.interrupted(attempt)
         self.ledger.append("verdict", number=attempt.number, status=verdict.status, reason=verdict.reason,
                            score=None if crashed else mean(attempt.runs), memory_gb=0.0 if crashed else outcome.memory_gb,
                            figures=finite(outcome.figures), holdout=holdout,
@@ -171,15 +176,20 @@ class Loop:
         self.console.stop_bar()
         self.console.line(f"  crashed early: {one_line(reason, 200)}; {agent.name} may mend it", "yellow")
         self.ledger.append("crashed", number=attempt.number, commit=attempt.commit, reason=reason)
-        self.lab.settle()
-        self.repo.take_up(attempt.commit, self.task.editable)
-        try:
-            proposal = self.proposing.ask(attempt.number, agent, attempt, reason)
-        except (AgentUnavailable, NothingLeft, Interrupted):
-            return None
+        while True:
+            self.lab.settle()
+            self.repo.take_up(attempt.commit, self.task.editable)
+            try:
+                proposal = self.proposing.ask(attempt.number, agent, attempt, reason)
+                break
+            except AgentUnavailable as failure:
+                others = self.fill or len(self.agents) > 1
+                self.proposing.wait_for(agent, failure, "the crash is final, and another" if others else None)
+                if others:
+                    return None
         if proposal is None:
             return None
-        self.repo.remember(f"{attempt.number}-crashed", attempt.commit)
+        self.repo.remember(f"{attempt.number}-crashed" + (f"-{attempt.repairs + 1}" if attempt.repairs else ""), attempt.commit)
         return self.commit_attempt(attempt.number, dataclasses.replace(proposal, description=proposal.description or attempt.description), agent.name)
 
     def measure(self, attempt: Attempt, trial: Trial, seed: int) -> Outcome:
@@ -310,7 +320,7 @@ def run(
     web_search: Annotated[bool, typer.Option("--web-search", help="Let the agent search the web when it is stuck.")] = False,
     fill: Annotated[str | None, typer.Option(help="sweep: proposes while the agent cannot be reached.")] = None,
     repairs: Annotated[int, typer.Option(min=0, help="How often an edit that crashed in its first minute goes back to the agent.")] = 1,
-    brief_tokens: Annotated[int, typer.Option(min=2000, help="How much the agent is told.")] = BUDGET,
+    brief_tokens: Annotated[int, typer.Option(min=4000, help="How much the agent is told.")] = BUDGET,
     profile: Profile = None,
     data: Data = None,
     seed: Seed = 42,
@@ -333,7 +343,7 @@ def run(
     filler = make_agents(dataclasses.replace(options, agent=fill, model=None, base_url=None, thinking=None, command=None))[0][0] if fill else None
     with open_lab(tag, sandbox_mode, console, stop) as lab:
         lab.begin()
-        loop = Loop(lab, Proposing(lab, MENDS, web_search, brief_tokens), agents, rule_of(keep_rule, lab), baseline_runs, filler, repairs)
+        loop = Loop(lab, Proposing(lab, web_search, brief_tokens), agents, rule_of(keep_rule, lab), baseline_runs, filler, repairs)
         open_ended = max_cost is None and any(hasattr(agent, "model") for agent in agents)
         shown = {"agent": said, "until": str(limits), **({"cost": "not limited: --max-cost USD would"} if open_ended else {})}
         lab.prepare(settings_of(profile, data), seed, lambda facts: first_screen(lab, facts, shown))
@@ -368,8 +378,8 @@ def start(
     tag: Tag = None,
     profile: Profile = None,
     data: Data = None,
-    seed: Seed = 42,
-    keep_rule: Rule = "margin",
+    seed: Annotated[int | None, typer.Option(min=0, help="Of every trial. Default: the run's, else 42.")] = None,
+    keep_rule: Annotated[str | None, typer.Option(help="margin or strict, as for the loop itself. Default: the run's, else margin.")] = None,
     baseline_runs: BaselineRuns = 1,
     sandbox_mode: SandboxMode = "auto",
     plain: Plain = False,
@@ -379,8 +389,9 @@ def start(
     stop = StopRequest(console.line)
     with open_lab(tag, sandbox_mode, console, stop) as lab:
         lab.begin(keep_edit=bool(lab.ledger.champion))
-        loop = Loop(lab, Proposing(lab), [], rule_of(keep_rule, lab), baseline_runs)
-        lab.prepare(lab.recorded_settings() | settings_of(profile, data), seed,
+        keep_rule = keep_rule or lab.ledger.keep_rule or "margin"
+        loop = Loop(lab, Proposing(lab, driven=True), [], rule_of(keep_rule, lab), baseline_runs)
+        lab.prepare(lab.recorded_settings() | settings_of(profile, data), lab.ledger.seed if seed is None else seed,
                     lambda facts: first_screen(lab, facts, {"agent": "the one that called this: it drives"}))
         note_start(lab, keep_rule)
         if lab.ledger.champion is None and not stop.level:
@@ -408,7 +419,8 @@ def try_(
 ) -> None:
     """For an agent that drives by itself: run the edit that stands in the worktree, keep or discard it, and say so.
 
-    Exit code 0: kept. 1: discarded. 3: it crashed. 4: it was refused, and stands where it stood. 2: bad use."""
+    Exit code 0: kept. 1: discarded. 3: it crashed. 4: it was refused, and stands where it stood. 2: bad use, or a fault that
+    has to be mended first. 130: it was stopped; the same command goes on."""
     console = Console(plain, to_errors=as_json)
     stop = StopRequest(console.line)
     if not message.strip():
@@ -420,7 +432,7 @@ def try_(
         lab.begin(keep_edit=True)
         keep_rule = lab.ledger.keep_rule or "margin"
         driver = Driver(Proposal(message, hypothesis, predicted, category, lesson))
-        loop = Loop(lab, Proposing(lab, mends=0), [driver], rule_of(keep_rule, lab))
+        loop = Loop(lab, Proposing(lab, driven=True), [driver], rule_of(keep_rule, lab))
         lab.prepare(lab.recorded_settings(), lab.ledger.seed, lambda facts: None)
         note_start(lab, keep_rule)
         attempt = loop.try_edit()
@@ -446,12 +458,12 @@ def verify(
     """Run baseline and champion again with fresh seeds, and say what the gain is. The same command again continues."""
     console = Console(plain)
     stop = StopRequest(console.line)
-    tag, _ = recorded_run(root_of(open_repository(Path.cwd())), tag)
+    tag, _ = recorded_run(root_of(repository_of(Path.cwd(), RUNS)), tag)
     with open_lab(tag, sandbox_mode, console, stop) as lab:
         kept = lab.ledger.kept
         if len(kept) < 2:
             raise UserError(f"run {tag} has kept nothing after its baseline, so there is no gain to verify")
-        lab.begin()
+        lab.begin(keep_edit=True)
         verification = Verification(lab, runs)
         lab.prepare(lab.recorded_settings(), lab.ledger.seed, lambda facts: console.first_screen(f"autoresearch: verify run {tag}", {
             "baseline": f"{short(kept[0].commit)}, {lab.task.metric} {kept[0].score:.6f} in the run",
@@ -476,7 +488,7 @@ def report(
     pdf: Annotated[bool, typer.Option("--pdf", help="Write report.pdf as well.")] = False,
 ) -> None:
     """Write a short paper of a run, from its record alone: what was kept, what it is worth, what did not help, what it cost."""
-    repository = open_repository(Path.cwd())
+    repository = repository_of(Path.cwd(), RUNS)
     root = root_of(repository)
     tag, ledger = recorded_run(root, tag)
     if ledger.champion is None:
@@ -490,7 +502,7 @@ def report(
 @app.command()
 def results(tag: Tag = None) -> None:
     """Write results.tsv again, from the journal."""
-    root = root_of(open_repository(Path.cwd()))
+    root = root_of(repository_of(Path.cwd(), RUNS))
     tag, ledger = recorded_run(root, tag)
     file = Results(root / "results.tsv", ledger)
     file.require_ours(root / RUNS)

@@ -80,6 +80,9 @@ class Lab:
                             f"`git branch -f {repo.branch} {short(champion)}`")
         for leftover in (self.folder / "trials").glob("*"):
             end_left_overs(leftover)
+        last = ledger.finished[-1] if ledger.finished else None
+        if keep_edit and last and last is not ledger.champion and (repo.worktree / ".git").exists() and self.edit() == last.edit:
+            keep_edit = False                           # killed between its verdict and the reset
         repo.settle(champion, keep_edit)
         if ledger.pending:
             repo.remember(ledger.pending.number, ledger.pending.commit)
@@ -123,7 +126,8 @@ class Lab:
 
     def edit(self) -> str:
         """Names what the worktree's editable files do, apart from comments and layout."""
-        return edit_hash({name: (self.repo.worktree / name).read_bytes() for name in self.task.editable})
+        paths = {name: self.repo.worktree / name for name in self.task.editable}
+        return edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in paths.items()})
 
     def lines(self, commit: str) -> int:
         """Lines of code that the editable files have in a commit."""

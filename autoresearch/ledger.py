@@ -137,7 +137,8 @@ class Ledger:
         self.game: dict | None = None
         self.attempts: list[Attempt] = []
         self.verified: list[dict] = []
-        self.refused: list[dict] = []                   # since the last attempt
+        self.refused: list[dict] = []                   # since the last attempt or verdict
+        self.mended: dict[str, Attempt] = {}            # by edit: attempts that crashed and were mended
         self.spent_by: dict[str, Spent] = {}            # by agent
         self.agenda = ""
         self.first_seed: int | None = None
@@ -202,7 +203,9 @@ class Ledger:
 
     def append(self, event: str, **fields) -> None:
         """Write an event and wait until it is on the disk. On a full disk the journal is left as it was."""
-        entry = scrubbed({"event": event, "time": round(time.time(), 3), **fields})
+        entry = {"event": event, "time": round(time.time(), 3), **fields}
+        if event not in ("run", "game"):                # which are the human's own settings, and compared later
+            entry = scrubbed(entry)
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -230,7 +233,7 @@ class Ledger:
                 known = {field.name for field in dataclasses.fields(Attempt)}
                 attempt = Attempt(**{name: value for name, value in event.items() if name in known})
                 if len(self.attempts) == attempt.number:        # mended
-                    first = self.attempts.pop()
+                    first = self.mended[self.attempts[-1].edit] = self.attempts.pop()
                     attempt.repairs = first.repairs + 1
                     attempt.tokens, attempt.dollars = plus(first.tokens, attempt.tokens), plus(first.dollars, attempt.dollars)
                 self.attempts.append(attempt)
@@ -251,6 +254,7 @@ class Ledger:
             case "verified":
                 self.verified.append(event)
             case "verdict":
+                self.refused.clear()
                 attempt = self.attempts[event["number"] - 1]
                 for field in ("status", "score", "memory_gb", "reason", "figures", "seconds", "holdout", "noise", "standing"):
                     setattr(attempt, field, event.get(field))

@@ -8,11 +8,12 @@ import fcntl
 import re
 from pathlib import Path
 
+from autoresearch import secrets
 from autoresearch.ledger import one_line
 
 SHOWN = 40                          # in a brief, at most
 LINE = re.compile(r"- L(\d+) \(confirmed (\d+)\) \[([^;\]]*); ([^;\]]*); run ([^,\]]*), experiment (\d+)\]: (.+)")
-AGAIN = re.compile(r"(?:confirms?\s+)?L(\d+)\b", re.IGNORECASE)
+AGAIN = re.compile(r"(?:confirms?\s+)?L(\d+)(?:[\s.,]*|:.*)", re.IGNORECASE)         # `L3`, `confirms L3`, `L3: also here`; not `L2 decay helps`
 
 
 @dataclasses.dataclass
@@ -46,7 +47,7 @@ class Lessons:
 
     def learn(self, text: str, profile: str, device: str, run: str, experiment: int) -> None:
         """Add a lesson, or confirm the one that it names (`L3`) or repeats."""
-        text = one_line(text)
+        text = one_line(secrets.scrub(text))
         if not text:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,14 +55,14 @@ class Lessons:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lines = self._lines()
             known = {index: lesson for index, line in enumerate(lines) if (lesson := parse(line))}
-            named = AGAIN.match(text)
+            named = AGAIN.fullmatch(text)
             for index, lesson in known.items():
                 if named and lesson.number == int(named[1]) or core(lesson.text) == core(text):
                     lesson.confirmed += 1
                     lines[index] = str(lesson)
                     break
             else:
-                if named and not text[named.end():].strip(" .:,-"):
+                if named:
                     return          # confirms what is not there
                 number = 1 + max((lesson.number for lesson in known.values()), default=0)
                 lines.append(str(Lesson(number, 0, plain(profile), plain(device), run, experiment, text)))

@@ -25,12 +25,13 @@ PATIENCE = 2.0, 300.0               # seconds to the first next call of an agent
 class Proposing:
     """Agents at work on one run.
 
-    mends: how often a refused edit goes back to its agent. web_search: whether agents may look outside. brief_tokens: how much they are told.
+    web_search: whether agents may look outside. brief_tokens: how much they are told. driven: the edit in the worktree is that of an agent that
+    drives; it goes back to no one, and whatever happens it stays where it is until it has a verdict.
     """
 
-    def __init__(self, lab: Lab, mends: int = MENDS, web_search: bool = False, brief_tokens: int = BUDGET) -> None:
+    def __init__(self, lab: Lab, web_search: bool = False, brief_tokens: int = BUDGET, driven: bool = False) -> None:
         self.lab, self.ledger, self.repo, self.task, self.console, self.stop = lab, lab.ledger, lab.repo, lab.task, lab.console, lab.stop
-        self.mends, self.web_search, self.brief_tokens = mends, web_search, brief_tokens
+        self.web_search, self.brief_tokens, self.driven = web_search, brief_tokens, driven
         self.lessons = Lessons(lab.root / RUNS / "lessons.md")
         self.stages = read_stages(lab.root / "program.md")
         self.pages = lab.folder / "attempts"
@@ -45,7 +46,7 @@ class Proposing:
     def ask(self, number: int, agent: Agent, crashed: Attempt | None = None, crash: str = "") -> Proposal | None:
         """An edit that stands in the worktree and can be run; None if the agent failed. A refused one goes back to it, with the reason."""
         refusal = None
-        for _ in range(1 + self.mends):
+        for _ in range(1 if self.driven else 1 + MENDS):
             said, failed = Proposal(), False
             self.console.proposing(number, agent.name)
             try:
@@ -53,19 +54,22 @@ class Proposing:
                 with self.stop.interrupts():
                     said = agent.propose(brief, self.repo.worktree)
                 refusal = self.refusal() or self.rehearsal(number)
+                if refusal and self.stop.now():
+                    raise Interrupted
             except AgentUnavailable:
+                raise
+            except Interrupted as stop:
+                if tokens := getattr(stop, "tokens", None):
+                    self.ledger.append("waited", reason="interrupted", seconds=0.0, agent=agent.name, tokens=tokens, dollars=stop.dollars)
                 raise
             except AgentFailed as failure:
                 refusal, said, failed = str(failure), Proposal(tokens=failure.tokens, dollars=failure.dollars), True
             except git.GitError as failure:             # an agent can leave git in disorder
                 refusal = str(failure)
                 self.lab.require_space()
-                self.lab.settle()
+                self.settle()
             finally:
                 self.console.stop_bar()
-            if said.lesson:
-                game = self.ledger.game
-                self.lessons.learn(said.lesson, game.get("profile") or "", game.get("device") or "", self.repo.tag, number)
             if refusal is None:
                 return said
             refusal = secrets.scrub(refusal)
@@ -74,9 +78,18 @@ class Proposing:
             self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
             if failed or self.stop.level:
                 return None
-            if self.mends:
+            if not self.driven:
                 self.repo.restore_all_but(self.task.editable) if agent.mends else self.lab.settle()
         return None
+
+    def settle(self) -> None:
+        """The worktree to the champion, unless somebody works in it."""
+        if not self.driven:
+            self.lab.settle()
+
+    def learn(self, lesson: str, number: int) -> None:
+        game = self.ledger.game
+        self.lessons.learn(lesson, game.get("profile") or "", game.get("device") or "", self.repo.tag, number)
 
     def refusal(self) -> str | None:
         """Why the edit in the worktree cannot be run, or None."""
@@ -85,10 +98,11 @@ class Proposing:
             return refusal
         for name in self.task.editable:
             text = (self.repo.worktree / name).read_text(errors="replace")
-            if secrets.scrub(text) != text and secrets.PLACE not in text:
+            before = self.repo.read(self.ledger.champion.commit, name).decode(errors="replace")
+            if secrets.found(text) > secrets.found(before):
                 return f"{name} holds something that looks like a key; it must not be in git"
         edit = self.lab.edit()
-        earlier = next((attempt for attempt in self.ledger.attempts if attempt.edit == edit and attempt.reason != LEFT), None)
+        earlier = self.ledger.mended.get(edit) or next((attempt for attempt in self.ledger.attempts if attempt.edit == edit and attempt.reason != LEFT), None)
         if earlier and earlier.commit == self.ledger.champion.commit:
             return "only comments or layout changed, so it would score as the champion does"
         return earlier and f"the same edit was tried before, as experiment {earlier.number} ({earlier.status or 'it crashed'})"
@@ -132,7 +146,9 @@ class Proposing:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             log = read_tail(self.lab.trial_folder(attempt) / "train.log", DATA_LIMIT)
-            path.write_text(secrets.scrub(page(attempt, self.task, self.repo.diff(attempt.parent, attempt.commit, self.task.editable), log)))
+            part = path.with_suffix(".part")
+            part.write_text(secrets.scrub(page(attempt, self.task, self.repo.diff(attempt.parent, attempt.commit, self.task.editable), log)))
+            part.replace(path)
 
     def reached(self, agent: Agent) -> None:
         self.patience.pop(agent.name, None)
@@ -144,11 +160,9 @@ class Proposing:
         self.call_again[agent.name] = time.monotonic() + wait
         self.console.line(f"{agent.name} cannot be reached: {one_line(secrets.scrub(str(failure)), 200)}; "
                           + (f"{instead} fills in" if instead else f"next call in {duration(wait)}"), "yellow")
-        began = time.monotonic()
+        self.ledger.append("waited", reason=str(failure), seconds=0.0 if instead else wait, agent=agent.name, tokens=failure.tokens, dollars=failure.dollars)
         try:
             with self.stop.interrupts():
                 time.sleep(0 if instead else wait)
         except Interrupted:
             pass
-        self.ledger.append("waited", reason=str(failure), seconds=round(time.monotonic() - began, 3), agent=agent.name, tokens=failure.tokens,
-                           dollars=failure.dollars)

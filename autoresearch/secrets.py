@@ -8,11 +8,11 @@ import os
 import re
 from pathlib import Path
 
-NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)     # of environment variables that hold one
+NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|_PAT$|CUSTOM_HEADERS", re.IGNORECASE)      # of environment variables
 SHORTEST = 12                       # characters of a value that is taken for a key: shorter ones stand in ordinary text, too
 PLACE = "[key removed]"
 SHAPES = re.compile(r"""
-    \b(?: sk-[A-Za-z0-9_-]{16,}                                     # Anthropic, OpenAI and those who imitate them
+    (?<![\w/])(?: sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}             # Anthropic, OpenAI and those who imitate them
         | (?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{20,} | github_pat_[A-Za-z0-9_]{20,}
         | glpat-[A-Za-z0-9_-]{16,}
         | hf_[A-Za-z0-9]{20,}
@@ -31,8 +31,8 @@ HEADERS = re.compile(r"(?i)\b((?:x-api-key|x-goog-api-key|api[-_]?key|authorizat
 
 def known() -> tuple[str, ...]:
     """Values of this process's environment that are keys by their names, the longest first."""
-    values = {value for name, value in os.environ.items()
-              if NAMES.search(name) and len(value) >= SHORTEST and not value.isspace() and not os.path.exists(value)}
+    values = {part for name, value in os.environ.items() if NAMES.search(name) and not os.path.exists(value)
+              for part in (value, *re.findall(r'"([^"]+)"', value)) if len(part) >= SHORTEST and not part.isspace()}
     return tuple(sorted(values, key=len, reverse=True))
 
 
@@ -48,8 +48,13 @@ def scrub(text: str) -> str:
     return HEADERS.sub(rf"\g<1>{PLACE}", SHAPES.sub(PLACE, text))
 
 
+def found(text: str) -> int:
+    """How many keys a text holds."""
+    return scrub(text).count(PLACE) - text.count(PLACE)
+
+
 def scrub_file(path: Path, largest: int = 64 << 20) -> None:
-    """Take keys out of a log, if it holds any. Larger ones than `largest` bytes lose what is beyond."""
+    """Take keys out of a log, if its first `largest` bytes hold any: then it loses what is beyond."""
     try:
         with open(path, "rb") as file:
             raw = file.read(largest)

@@ -7,7 +7,7 @@ import pytest
 from autoresearch.agents import Proposal, read_reply
 from autoresearch.brief import BYTES_PER_TOKEN, DATA_LIMIT, Brief, fence, page
 from autoresearch.ledger import Attempt, one_line
-from autoresearch.lessons import SHOWN, Lessons
+from autoresearch.lessons import SHOWN, Lesson, Lessons
 from autoresearch.secrets import PLACE, scrub
 from autoresearch.task import OWN_GAME, Stages
 
@@ -39,8 +39,10 @@ def test_says_what_counts():
 @pytest.mark.parametrize("budget", [4000, 30_000])
 def test_stays_within_its_budget_and_forgets_the_oldest_first(number, budget):
     attempts = [attempt(2 + i, category=f"kind {i % 60}") for i in range(number)]
-    told = brief(attempts, budget=budget, sources={"train.py": "value = 1\n" * 400}, agenda="word " * 3000).text()
-    assert len(told.encode()) <= budget * BYTES_PER_TOKEN * (1.0 if budget == 30_000 else 1.6)
+    lessons = [Lesson(i, 1, "cpu", "x", "r", 1, f"lesson {i} " + "word " * 50) for i in range(1, 41)]
+    told = brief(attempts, budget=budget, sources={name: "value = 1\n" * 800 for name in ("train.py", "b.py", "c.py")}, agenda="word " * 6000,
+                 lessons=lessons, crash="no " * 5000, crash_log="log\n" * 5000, refusal="why " * 5000).text()
+    assert len(told.encode()) <= budget * BYTES_PER_TOKEN * (1.0 if budget == 30_000 else 1.2) and "L1 (confirmed 1)" in told
     assert f"verdict: {one_line(attempts[-1].reason)}" in told                          # the newest whole
     if number == 2000:
         assert "\n5. discard" not in told and "are counted in the table of categories" in told
@@ -76,7 +78,7 @@ def test_stages(statuses, stage):
     told = brief(attempts)
     assert told.stage == stage and (f"## Stage: {stage}" in told.text()) == (stage != "explore")
     if stage == "pivot":
-        assert "take another category" in told.text() and "(optimizer)" in told.text()
+        assert "take another category" in told.text() and "worked on:\n\n```\noptimizer\n```" in told.text()
     if stage == "look outside":
         assert "Recall what others published" in told.text()
         assert "Search the web" in dataclasses.replace(told, web_search=True).text()
@@ -102,6 +104,7 @@ def test_lessons_are_kept_across_runs_and_confirmed(tmp_path):
     lessons.learn("A smaller batch helps.", "cpu", "CPU, 2 cores", "two", 2)            # the same in other words: layout
     lessons.learn("L2", "cpu", "CPU, 2 cores", "two", 3)
     lessons.learn("confirms L2: here, too", "cpu", "CPU, 2 cores", "two", 4)
+    lessons.learn("L2 decay helps little", "test", "x", "two", 4)                      # is none of lesson 2
     lessons.learn("L77", "cpu", "CPU, 2 cores", "two", 5)                               # which there is not
     lessons.learn("windows help", "gpu", "H200", "three", 9)
     assert [(one.number, one.confirmed, one.text) for one in lessons.for_profile("cpu")] == [(2, 2, "depth costs [much]"), (1, 1, "a smaller batch helps")]
@@ -132,7 +135,9 @@ def test_a_file_of_lessons_that_a_person_edited(tmp_path):
     ("description: a\ncategory: B\npredicted: -0.0021 bpb", ("a", "b", -0.0021)),
     ("**description:** a\n- **category**: b\n`predicted: \u22120.5`", ("a", "b", -0.5)),
     ("description: first\n\ndescription: second", ("second", "", None)),
-    ("category: b\nlesson: l\nall done", ("all done", "b", None)),
+    ("category: b\nlesson: l\nall done", ("all done", "", None)),
+    ("description: template\n\nreading ...\n[optimizer] slower", ("slower", "optimizer", None)),
+    ("I did it.\n```\ncategory: b\npredicted: -1\n```\n", ("I did it.", "b", -1.0)),
     ("", ("", "", None)),
     ("predicted: a lot\nx", ("x", "", None)),
     ("predicted: 1e999\nx", ("x", "", None)),

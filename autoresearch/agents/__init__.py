@@ -2,7 +2,7 @@
 
 An agent is any object with a `name` and `propose(brief, folder) -> Proposal`. It edits the files in
 `folder` (the run's worktree, standing at the champion) and returns what it did. To add one, write a
-file here and a line in `AGENTS`; a command line of the kind of Claude Code needs a row of the table in clients.py only.
+file here and its lines in choice.py; a command line of the kind of Claude Code needs a row of the table in clients.py only.
 """
 
 import dataclasses
@@ -11,13 +11,14 @@ import re
 from pathlib import Path
 from typing import Protocol
 
+from autoresearch import secrets
 from autoresearch.brief import Brief
 from autoresearch.ledger import one_line
 
 CATEGORIES = ("architecture", "attention", "optimizer", "schedule", "initialisation", "batch", "throughput", "regularisation",
               "simplification", "other")
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")        # environment variables that hold a key for a Messages API
-FIELDS = re.compile(r"^[\W_]*(description|category|hypothesis|predicted|lesson)[\W_]*:[\s*_]*(.*?)[\s*_`]*$", re.IGNORECASE | re.MULTILINE)
+FIELDS = re.compile(r"[\W_]*(description|category|hypothesis|predicted|lesson)[\W_]*:[\s*_]*(.*?)[\s*_`]*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Proposal:
 
     def __post_init__(self) -> None:
         for name, limit in (("description", 300), ("hypothesis", 500), ("category", 40), ("lesson", 300)):
-            object.__setattr__(self, name, one_line(getattr(self, name), limit))
+            object.__setattr__(self, name, one_line(secrets.scrub(getattr(self, name)), limit))
         object.__setattr__(self, "category", self.category.lower())
         if self.predicted is not None and not math.isfinite(self.predicted):
             object.__setattr__(self, "predicted", None)
@@ -86,13 +87,17 @@ def how_to_reply(brief: Brief) -> str:
 
 
 def read_reply(text: str, **more: object) -> Proposal:
-    """The proposal in an agent's last words: its `name: value` lines; without them the last line is the description.
+    """The proposal in an agent's last words: the `name: value` lines at the very end; without a description there, the line before is it.
 
     That line may begin with a category: `[optimizer] a slower warm-down`.
     """
-    said = {name.lower(): value for name, value in FIELDS.findall(text)}
+    said, last = {}, ""
+    for line in reversed([line for line in text.splitlines() if re.search(r"\w", line)]):
+        if not (field := FIELDS.fullmatch(line)):
+            last = line
+            break
+        said.setdefault(field[1].lower(), field[2])
     if not said.get("description"):
-        last = next((line for line in reversed(text.splitlines()) if line.strip() and not FIELDS.match(line)), "")
         category, said["description"] = re.fullmatch(r"(?:\[([\w -]+)\])?\s*(.*)", one_line(last, 1000)).groups()
         said["category"] = said.get("category") or category or ""
     return Proposal(**{**said, "predicted": read_number(said.get("predicted", "")), **more})

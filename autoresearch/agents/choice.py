@@ -54,10 +54,15 @@ def choose_ready(options: AgentOptions) -> tuple[str, str]:
         return "command", "a program is given"
     if options.base_url or any(map(os.environ.get, KEYS)):
         return "claude-api", "a server is given" if options.base_url else "a key for it is set"
+    unfit = ""
     for name, client in CLIENTS.items():
         if client.installed() and client.signed_in():
-            return name, f"{client.program} is installed and signed in"
-    return "sweep", f"no {KEYS[0]} is set, and none of {', '.join(client.program for client in CLIENTS.values())} is installed and signed in"
+            try:
+                client.require()
+                return name, f"{client.program} is installed and signed in"
+            except UserError as error:
+                unfit = f"{error}; "
+    return "sweep", f"{unfit}no {KEYS[0]} is set, and none of {', '.join(client.program for client in CLIENTS.values())} is installed and signed in"
 
 
 def make_agent(name: str, options: AgentOptions) -> Agent:

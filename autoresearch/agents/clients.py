@@ -24,9 +24,10 @@ from autoresearch.ledger import one_line
 from autoresearch.trial import read_tail
 
 OUTPUT = 8 << 20                    # bytes of output that are read
-SIGN_IN = re.compile(r"\b401\b|unauthori[sz]ed|authentication.?(?:error|failed|required)|invalid (?:x-)?api.?key|not logged in|please run /login|"
+STATUS = r"(?:^|\(|status:? |code\W{1,3}|error\W{1,3})"         # before a number that is a status
+SIGN_IN = re.compile(STATUS + r"401\b|unauthori[sz]ed|authentication.?(?:error|failed|required)|invalid (?:x-)?api.?key|not logged in|please run /login|"
                      r"sign in again|log in again|api key not valid|set an auth method|no api key|missing api key|missing environment variable", re.IGNORECASE)
-AWAY = re.compile(r"\b(?:429|50[0234]|529)\b|overloaded|rate.?limit|too many requests|quota|ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|"
+AWAY = re.compile(STATUS + r"(?:429|50[0234]|529)\b|overloaded|rate.?limit|too many requests|quota|ECONNREFUSED|ECONNRESET|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|"
                   r"fetch failed|connection (?:error|refused|reset|closed)|unable to connect|stream disconnected|network error|service unavailable|"
                   r"error sending request|premature close|terminated", re.IGNORECASE)
 
@@ -276,7 +277,7 @@ class Client:
 
     def fail(self, reason: str, answer: Answer, output: str) -> None:
         """Raise what a failed call comes to."""
-        name, said = self.program.program, one_line(answer.error or output[-2000:], 300)
+        name, said = self.program.program, one_line(answer.error if objects(output) else output[-1000:] or answer.error, 300)
         if SIGN_IN.search(said):
             raise UserError(f"{name} is not signed in ({said}). Start `{name}` once and sign in, or set {self.program.keys[0]}, and run the same command again; "
                             "nothing is lost")

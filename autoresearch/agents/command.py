@@ -43,4 +43,6 @@ def run_told(command: str, brief: Brief, text: str, folder: Path, limit: float, 
     environment = {**os.environ, "AUTORESEARCH_BRIEF": str(told), "AUTORESEARCH_PAGES": str(brief.pages), "AUTORESEARCH_DESK": str(brief.desk),
                    "PYTHONDONTWRITEBYTECODE": "1", **environment}
     script = ["/bin/sh", "-c", f'exec < "$AUTORESEARCH_BRIEF"; {command}']
-    return Process(script, folder, environment, log, clean=secrets.scrub).wait(limit, excess=excess), log
+    ended = Process(script, folder, environment, log, clean=secrets.scrub).wait(limit, excess=excess)
+    secrets.scrub_file(log)         # of what is longer than a line
+    return ended, log
