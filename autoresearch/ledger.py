@@ -233,7 +233,8 @@ class Ledger:
                 known = {field.name for field in dataclasses.fields(Attempt)}
                 attempt = Attempt(**{name: value for name, value in event.items() if name in known})
                 if len(self.attempts) == attempt.number:        # mended
-                    first = self.mended[self.attempts[-1].edit] = self.attempts.pop()
+                    first = self.attempts.pop()
+                    self.mended[first.edit] = first
                     attempt.repairs = first.repairs + 1
                     attempt.tokens, attempt.dollars = plus(first.tokens, attempt.tokens), plus(first.dollars, attempt.dollars)
                 self.attempts.append(attempt)

@@ -1,17 +1,19 @@
 """A scripted model behind a real HTTP server on 127.0.0.1, for agents that believe they speak to a model's service.
 
 It speaks the Messages API (streaming or not), OpenAI's Responses API and Gemini's, as far as coding agents use them. A test gives it a function from what was asked (Asked) to what is
-answered: a list of Say and Use, a Fault, or CUT for an answer that breaks off in mid-stream.
+answered: a list of Say and Use, a Fault, CUT for an answer that breaks off in mid-stream, or SLOW for one that never ends.
 """
 
 import dataclasses
 import json
 import re
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-CUT = "cut"
+CUT, SLOW = "cut", "slow"
+SPOIL = None                        # a function that damages each event of an answer, or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
             fault = {"type": "error", "error": {"type": answer.kind, "message": answer.text, "code": answer.status}}
             self.send_json(fault, answer.status, **{"retry-after-ms": "10", "retry-after": "0"})
             return
-        events = api.events(asked, [Say("Let me think about")] if answer == CUT else answer)
+        events = api.events(asked, [Say("Let me think about")] if answer in (CUT, SLOW) else answer)
         if api is MESSAGES and not asked.body.get("stream"):
             self.send_json(as_message(asked, answer))
             return
@@ -128,9 +130,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()          # HTTP/1.0: the end of the connection ends the answer
         for event in events[: api.cut if answer == CUT else None]:
+            if SPOIL:
+                SPOIL(event)
             name = f"event: {event['type']}\n" if "type" in event else ""
             self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
             self.wfile.flush()
+            while answer == SLOW and event is events[api.cut - 1]:
+                time.sleep(0.1)
+                delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": " and"}}
+                self.wfile.write(f"event: content_block_delta\ndata: {json.dumps(delta)}\n\n".encode())
+                self.wfile.flush()
 
     def send_json(self, value: dict, status: int = 200, **headers: str) -> None:
         body = json.dumps(value).encode()

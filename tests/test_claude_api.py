@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from conftest import git, solver, wait_for
-from models import CUT, Asked, Fault, Models, Say, Use
+from models import CUT, SLOW, Asked, Fault, Models, Say, Use
 
 EDITOR = "str_replace_based_edit_tool"
 KEY = "sk-ant-api03-abcdefghijklmnopqrstuvwxyz0123456789"
@@ -128,6 +128,56 @@ def test_a_storm_passes(toy):
     assert toy.statuses() == ["keep", "keep"] and "next call in 2 s" in output
     assert [entry["agent"] for entry in toy.journal("waited")] == ["claude-api"]
     assert not toy.journal("refused")
+
+
+def test_an_agent_that_is_away_does_not_hold_up_another(toy):
+    toy.plan_steps(**{f"e{number}": [{"files": {"solver.py": solver(number)}, "say": "up"}] for number in range(2, 5)})
+    output = toy.run("--agent", "claude-api,command", "--base-url", f"http://127.0.0.1:{free_port()}", *toy.agent[2:], "--baseline-runs", "1", "--experiments", "4",
+                     ANTHROPIC_API_KEY=KEY)
+    assert toy.statuses() == ["keep"] * 4 and "command fills in" in output
+
+
+def test_a_filler_that_has_nothing_left_does_not_end_the_night(toy):
+    toy.write("solver.py", "FLAG = True\nVALUE = ''\nif __name__ == '__main__':\n    print('score: 1')\n")          # one step there is, and no more
+    toy.commit()
+    answers = iter(range(100))
+
+    def script(asked: Asked):
+        whole = Use(EDITOR, {"command": "create", "path": "solver.py", "file_text": solver(5)})
+        return Fault(529, "overloaded_error", "Overloaded") if next(answers) < 12 else [submit()] if asked.results else [whole]
+    with Models(script) as models:
+        run(toy, models, 3, "--fill", "sweep")
+    assert [entry["agent"] for entry in toy.journal("attempt")] == ["loop", "sweep", "claude-api"]
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda event: event.pop("usage", None),
+    lambda event: event.get("content_block", {}).pop("input", None),
+    lambda event: event.get("delta", {}).update(text="\ud800") if event.get("delta", {}).get("text") else None,
+    lambda event: event.pop("type"),
+])
+def test_a_server_that_only_nearly_speaks_the_language(toy, spoil, monkeypatch):
+    """No traceback and nothing lost: at worst the proposal came to nothing."""
+    monkeypatch.setattr("models.SPOIL", spoil)
+    with Models(steps([[Say("so"), edit(1, 5)], [Say("there"), submit()]])) as models:
+        process = toy.start("--agent", "claude-api", "--base-url", models.url, "--baseline-runs", "1", "--experiments", "2", ANTHROPIC_API_KEY=KEY)
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "next call" in line:
+                process.send_signal(2)
+        process.wait(60)
+    output = "".join(lines)
+    assert "Traceback" not in output and process.returncode in (0, 2), output
+    toy.require_whole()
+
+
+def test_the_limit_of_a_proposal_holds_within_an_answer(toy):
+    def script(asked: Asked):
+        return SLOW
+    with Models(script) as models:
+        output = run(toy, models, 2, "--agent-limit", "1", expect=2)
+    assert "the model did not submit within 1 s" in output and toy.statuses() == ["keep"]
 
 
 def free_port() -> int:

@@ -145,3 +145,59 @@ def test_a_driven_night_as_program_md_tells_it(tmp_path, environment):
             assert train.read_text() == champion
     assert codes.count(4) == 1 and len(game.rows()) == 6
     game.require_whole()
+
+
+# -- whatever happens, the edit of an agent that drives stays until it has a verdict
+
+
+def test_ended_before_it_began(toy):
+    toy.run("start")
+    edit(toy, 5)
+    describe = "import os, sys, time\nopen(sys.argv[1], 'w')\ntime.sleep(1)\nprint('{}')\n"
+    (toy.folder.parent / "describe.py").write_text(describe)
+    journal = (toy.runs / "journal.jsonl").read_text()
+    task = toy.journal("run")[0]["task"]
+    slow = f"{sys.executable} {toy.folder.parent}/describe.py {toy.folder.parent}/here"
+    program = (toy.folder / "program.md").read_text()
+    toy.write("program.md", program.replace("  time_limit", f"  describe: {slow}\n  time_limit"))
+    (toy.runs / "journal.jsonl").write_text(journal.replace(json.dumps(task), json.dumps({**task, "describe": slow})))
+    process = toy.start("try", "-m", "raise")
+    wait_for(lambda: (toy.folder.parent / "here").exists())
+    process.send_signal(15)
+    process.communicate(timeout=20)
+    assert process.returncode == 130 and (toy.runs / "worktree/solver.py").read_text() == solver(5)
+
+
+def test_a_lock_that_git_left_behind(toy):
+    toy.run("start")
+    edit(toy, 5)
+    lock = toy.folder / git(toy.runs / "worktree", "rev-parse", "--git-dir") / "index.lock"
+    lock.write_text("")
+    assert "index.lock" in attempt(toy, "-m", "raise", expect=4)["reason"]
+    assert (toy.runs / "worktree/solver.py").read_text() == solver(5)
+    lock.unlink()
+    assert attempt(toy, "-m", "raise", expect=0)["score"] == 5
+
+
+def test_killed_between_its_verdict_and_the_reset(toy):
+    toy.run("start")
+    edit(toy, -5)
+    attempt(toy, "-m", "lower", expect=1)
+    edit(toy, -5)                                       # as a kill before the reset leaves it
+    toy.run("start")
+    assert (toy.runs / "worktree/solver.py").read_text() == solver(1)
+
+
+def test_verify_leaves_it_alone(toy):
+    toy.run("start")
+    edit(toy, 5)
+    attempt(toy, "-m", "raise", expect=0)
+    edit(toy, 6)
+    toy.run("verify", "--runs", "2")
+    assert (toy.runs / "worktree/solver.py").read_text() == solver(6)
+
+
+def test_start_keeps_the_rule_and_the_seed_of_its_run(toy):
+    toy.run("start", "--keep-rule", "strict", "--seed", "7")
+    toy.run("start")
+    assert [entry["keep_rule"] for entry in toy.journal("start")] == ["strict", "strict"] and toy.journal("measured")[0]["seed"] == 7

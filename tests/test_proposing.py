@@ -135,3 +135,40 @@ def test_the_environment_s_keys_do_not_reach_the_agent_s_log(toy):
     assert not [path for path in toy.folder.rglob("*") if path.is_file() and b"correct-horse-battery" in path.read_bytes()]
     assert "correct-horse" not in output and "[key removed]" in (toy.runs / "proposals/2/agent.log").read_text()
     assert json.dumps(toy.journal()).count("[key removed]") == 1
+
+
+def test_ctrl_c_while_a_crash_is_being_mended_leaves_it_to_be_mended(toy):
+    steps(toy, e2=[step("1 / 0", "crash"), step(5, "mended")])
+    agent = toy.folder.parent / "agent.py"
+    agent.write_text(agent.read_text().replace("for name, text", "import time\nif call == 2: time.sleep(60)\nfor name, text"))
+    process = toy.start(*toy.agent, "--baseline-runs", "1", "--experiments", "2", "--repairs", "1")
+    wait_for(lambda: (toy.runs / "proposals/2-2").exists())
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=20)
+    assert toy.statuses() == ["keep"]
+    steps(toy, e2=[step("1 / 0", "crash"), step(5, "mended"), step(5, "mended")])
+    toy.run_agent(2, "--repairs", "1")
+    assert toy.statuses() == ["keep", "keep"]
+
+
+def test_what_a_crash_was_mended_from_is_not_tried_again(toy):
+    steps(toy, e2=[step("1 / 0", "crash"), step(5, "mended")], e3=[step("1 / 0", "the same crash"), step(6, "more")])
+    toy.run_agent(3, "--repairs", "1")
+    assert "the same edit was tried before, as experiment 2" in toy.journal("refused")[0]["reason"] and toy.statuses() == ["keep", "keep", "keep"]
+
+
+def test_settings_that_look_like_keys_do_not_stop_a_run(toy):
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("python solver.py", "python solver.py --api-key=0123456789abcdef01234"))
+    toy.commit()
+    steps(toy, e2=[step(5)], e3=[step(6)])
+    toy.run_agent(2)
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "keep"]
+
+
+def test_an_edit_with_a_key_is_refused_also_where_one_was_removed_before(toy):
+    key = "ghp_" + "a1B2" * 9
+    steps(toy, e2=[{"files": {"solver.py": solver(5, f"# [key removed]\nTOKEN = '{key}'\n")}, "say": "key"}, step(5, "without")])
+    toy.run_agent(2)
+    assert "looks like a key" in toy.journal("refused")[0]["reason"]
+    assert not git(toy.folder, "log", "--all", "--format=%H", "-G", "ghp_")
