@@ -6,6 +6,7 @@ prints its VALUE as the score, higher is better. Everything is real: git, proces
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -136,6 +137,17 @@ class Toy:
         output, _ = process.communicate(timeout=seconds)
         assert process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
         return output
+
+    def run_until(self, text: str, *arguments: str, **more) -> str:
+        """The output of a run that is stopped with Ctrl-C once it has printed a text."""
+        process, lines = self.start(*arguments, **more), []
+        for line in process.stdout:
+            lines.append(line)
+            if text in line:
+                process.send_signal(signal.SIGINT)
+        process.wait(30)
+        assert any(text in line for line in lines) and process.returncode in (0, 2), "".join(lines)
+        return "".join(lines)
 
     def run_agent(self, experiments: int, *arguments: str, **more) -> str:
         """A night with the planned edits. Unless the arguments say otherwise the baseline runs once, since the toy has no noise, and a crash is final."""

@@ -34,7 +34,7 @@ def brief_of(toy, desk: str) -> str:
 
 def test_an_early_crash_is_mended_once_under_its_number(toy):
     steps(toy, e2=[step("1 / 0", "description: divide\nhypothesis: why not"), step(5, "description: divide by one")],
-          e3=[step("1 / 0", "crash"), step("[][7]", "crash again"), step(9, "never asked for")])
+          e3=[step("2 / 0", "crash"), step("[][7]", "crash again"), step(9, "never asked for")])
     output = toy.run_agent(3, "--repairs", "1")
     assert toy.statuses() == ["keep", "keep", "crash"] and len(toy.rows()) == 3
     told = brief_of(toy, "2-2")

@@ -277,7 +277,7 @@ class Client:
 
     def fail(self, reason: str, answer: Answer, output: str) -> None:
         """Raise what a failed call comes to."""
-        name, said = self.program.program, one_line(answer.error if objects(output) else output[-1000:] or answer.error, 300)
+        name, said = self.program.program, one_line(answer.error if objects(output) else f"{answer.error}: {output[-1000:]}", 300)
         if SIGN_IN.search(said):
             raise UserError(f"{name} is not signed in ({said}). Start `{name}` once and sign in, or set {self.program.keys[0]}, and run the same command again; "
                             "nothing is lost")
