@@ -24,7 +24,7 @@ from typing import Annotated
 import git
 import typer
 
-from autoresearch import UserError, count, secrets
+from autoresearch import UserError, count, keys
 from autoresearch.agents import Agent, AgentUnavailable, NothingLeft, Proposal
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.choice import AGENTS, AgentOptions, make_agents
@@ -514,7 +514,7 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        print(f"error: {secrets.scrub(str(error))}", file=sys.stderr)
+        print(f"error: {keys.scrub(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (OSError, git.GitCommandError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
-from autoresearch import secrets
+from autoresearch import keys
 from autoresearch.ledger import Attempt, one_line
 
 COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
@@ -46,7 +46,7 @@ class Console:
         self._console.print(Panel(table, title=f"[bold]{escape(title)}[/]", title_align="left", expand=False))
 
     def line(self, text: str, style: str = "") -> None:
-        text = secrets.scrub(text)
+        text = keys.scrub(text)
         if self.plain:
             print(text, file=self.output, flush=True)
         else:

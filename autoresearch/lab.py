@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from autoresearch import UserError, sandbox, secrets
+from autoresearch import UserError, keys, sandbox
 from autoresearch.console import Console
 from autoresearch.ledger import Attempt, Ledger, Lock, Results
 from autoresearch.limits import StopRequest
@@ -173,7 +173,7 @@ class Lab:
     def log_tail(self, attempt: Attempt) -> str:
         """What a trial's commands printed last."""
         logs = [self.trial_folder(attempt) / f"{phase}.log" for phase in ("train", "score")]
-        return secrets.scrub("\n".join(read_tail(log, LOG_TAIL) for log in logs if log.exists()))
+        return keys.scrub("\n".join(read_tail(log, LOG_TAIL) for log in logs if log.exists()))
 
 
 def code_hash() -> str:

@@ -31,7 +31,7 @@ import re
 import time
 from pathlib import Path
 
-from autoresearch import UserError, count, secrets
+from autoresearch import UserError, count, keys
 from autoresearch.judge import noise_scale
 from autoresearch.repo import short
 
@@ -287,7 +287,7 @@ def scrubbed(value: object) -> object:
     """A value for the journal, without keys in its texts."""
     match value:
         case str():
-            return secrets.scrub(value)
+            return keys.scrub(value)
         case dict():
             return {name: scrubbed(inner) for name, inner in value.items()}
         case list() | tuple():

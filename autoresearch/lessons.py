@@ -8,7 +8,7 @@ import fcntl
 import re
 from pathlib import Path
 
-from autoresearch import secrets
+from autoresearch import keys
 from autoresearch.ledger import one_line
 
 SHOWN = 40                          # in a brief, at most
@@ -47,7 +47,7 @@ class Lessons:
 
     def learn(self, text: str, profile: str, device: str, run: str, experiment: int) -> None:
         """Add a lesson, or confirm the one that it names (`L3`) or repeats."""
-        text = one_line(secrets.scrub(text))
+        text = one_line(keys.scrub(text))
         if not text:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import time
 
 import git
 
-from autoresearch import UserError, secrets
+from autoresearch import UserError, keys
 from autoresearch.agents import Agent, AgentFailed, AgentUnavailable, Proposal
 from autoresearch.brief import BUDGET, DATA_LIMIT, Brief, page
 from autoresearch.console import duration
@@ -72,7 +72,7 @@ class Proposing:
                 self.console.stop_bar()
             if refusal is None:
                 return said
-            refusal = secrets.scrub(refusal)
+            refusal = keys.scrub(refusal)
             self.ledger.append("refused", number=number, reason=refusal, description=said.description, agent=agent.name,
                                tokens=said.tokens, dollars=said.dollars)
             self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
@@ -99,7 +99,7 @@ class Proposing:
         for name in self.task.editable:
             text = (self.repo.worktree / name).read_text(errors="replace")
             before = self.repo.read(self.ledger.champion.commit, name).decode(errors="replace")
-            if secrets.found(text) > secrets.found(before):
+            if keys.found(text) > keys.found(before):
                 return f"{name} holds something that looks like a key; it must not be in git"
         edit = self.lab.edit()
         earlier = self.ledger.mended.get(edit) or next((attempt for attempt in self.ledger.attempts if attempt.edit == edit and attempt.reason != LEFT), None)
@@ -147,7 +147,7 @@ class Proposing:
             path.parent.mkdir(exist_ok=True)
             log = read_tail(self.lab.trial_folder(attempt) / "train.log", DATA_LIMIT)
             part = path.with_suffix(".part")
-            part.write_text(secrets.scrub(page(attempt, self.task, self.repo.diff(attempt.parent, attempt.commit, self.task.editable), log)))
+            part.write_text(keys.scrub(page(attempt, self.task, self.repo.diff(attempt.parent, attempt.commit, self.task.editable), log)))
             part.replace(path)
 
     def reached(self, agent: Agent) -> None:
@@ -158,7 +158,7 @@ class Proposing:
         wait = self.patience.get(agent.name, PATIENCE[0])
         self.patience[agent.name] = min(2 * wait, PATIENCE[1])
         self.call_again[agent.name] = time.monotonic() + wait
-        self.console.line(f"{agent.name} cannot be reached: {one_line(secrets.scrub(str(failure)), 200)}; "
+        self.console.line(f"{agent.name} cannot be reached: {one_line(keys.scrub(str(failure)), 200)}; "
                           + (f"{instead} fills in" if instead else f"next call in {duration(wait)}"), "yellow")
         self.ledger.append("waited", reason=str(failure), seconds=0.0 if instead else wait, agent=agent.name, tokens=failure.tokens, dollars=failure.dollars)
         try:

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch import preflight, sandbox, secrets
+from autoresearch import keys, preflight, sandbox
 from autoresearch.process import Process, command_words, end_left_over
 from autoresearch.task import Task
 
@@ -65,7 +65,7 @@ def trial_environment(folder: Path, caches: Path, seed: int, extra: dict[str, st
     kept = {
         name: value
         for name, value in {**os.environ, **extra}.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT) and not secrets.NAMES.search(name)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT) and not keys.NAMES.search(name)
     }
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
     kept["PYTHONUNBUFFERED"] = "1"
@@ -219,7 +219,7 @@ class Trial:
         self.show(phase)
         ended = process.wait(self.limits[phase] + extra, self.stopped, lambda: self.show(None), lambda: self._excess(process))
         self.seconds[phase] = ended.seconds - extra
-        secrets.scrub_file(self.folder / f"{phase}.log")
+        keys.scrub_file(self.folder / f"{phase}.log")
         if phase == "train":
             self.peak_memory = ended.peak_memory
         if ended.exit_code is None and self.stopped():

@@ -8,7 +8,7 @@ from autoresearch.agents import Proposal, read_reply
 from autoresearch.brief import BYTES_PER_TOKEN, DATA_LIMIT, Brief, fence, page
 from autoresearch.ledger import Attempt, one_line
 from autoresearch.lessons import SHOWN, Lesson, Lessons
-from autoresearch.secrets import PLACE, scrub
+from autoresearch.keys import PLACE, scrub
 from autoresearch.task import OWN_GAME, Stages
 
 
@@ -168,7 +168,11 @@ def test_keys_by_their_shape(key):
 def test_what_is_no_key_stays(monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
     monkeypatch.setenv("OTHER_TOKEN", "short")
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Ada King of Lovelace")
+    monkeypatch.setenv("OPENCODE_AUTH_CONTENT", '{"anthropic": {"key": "staple-of-the-horse"}}')
     assert scrub("it is correct-horse-battery, a short one") == f"it is {PLACE}, a short one"
+    assert scrub("Ada King of Lovelace has staple-of-the-horse") == f"Ada King of Lovelace has {PLACE}"
+    assert scrub("/data/sk-transformers-corpus-2024/val") == "/data/sk-transformers-corpus-2024/val"
     from conftest import ROOT
     for name in ("train.py", "prepare.py", "loop.py", "README.md", "program.md", "bench/RESULTS.md", "docs/report/report.md"):
         text = (ROOT / name).read_text()

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-from autoresearch import secrets
+from autoresearch import keys
 from autoresearch.brief import Brief
 from autoresearch.ledger import one_line
 
@@ -36,7 +36,7 @@ class Proposal:
 
     def __post_init__(self) -> None:
         for name, limit in (("description", 300), ("hypothesis", 500), ("category", 40), ("lesson", 300)):
-            object.__setattr__(self, name, one_line(secrets.scrub(getattr(self, name)), limit))
+            object.__setattr__(self, name, one_line(keys.scrub(getattr(self, name)), limit))
         object.__setattr__(self, "category", self.category.lower())
         if self.predicted is not None and not math.isfinite(self.predicted):
             object.__setattr__(self, "predicted", None)

@@ -16,7 +16,7 @@ import anthropic
 import httpx2
 from genai_prices import Usage, calc_price
 
-from autoresearch import UserError, secrets
+from autoresearch import UserError, keys
 from autoresearch.agents import CATEGORIES, KEYS, AgentFailed, AgentUnavailable, Proposal, read_reply
 from autoresearch.brief import Brief
 from autoresearch.ledger import scrubbed
@@ -103,7 +103,7 @@ class ClaudeAPI:
         """What an answer with an error status comes to: only a person can mend it, it passes, or it was this proposal's."""
         body = error.body.get("error", {}) if isinstance(error.body, dict) else {}
         kind, said = (body.get("type") or "", body.get("message") or error.message) if isinstance(body, dict) else ("", error.message)
-        said = secrets.scrub(f"{said}")[:300]
+        said = keys.scrub(f"{said}")[:300]
         if error.status_code in (401, 403) or kind in ("authentication_error", "permission_error"):
             return UserError(f"{self.client.base_url} refused the key ({error.status_code}: {said}). Set a valid one, `export ANTHROPIC_API_KEY=...`, "
                              "and run the same command again; nothing is lost")
@@ -260,7 +260,7 @@ class Conversation:
             text, failed = tools[block["name"]](given), False
         except ToolError as error:
             text, failed = str(error), True
-        return {"type": "tool_result", "tool_use_id": block["id"], "content": secrets.scrub(text)[:RESULT_LIMIT] or "(nothing)", "is_error": failed}
+        return {"type": "tool_result", "tool_use_id": block["id"], "content": keys.scrub(text)[:RESULT_LIMIT] or "(nothing)", "is_error": failed}
 
     def look(self, given: dict) -> str:
         number = given.get("number")

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch import secrets
+from autoresearch import keys
 from autoresearch.agents import AgentFailed, Proposal, how_to_reply, read_reply
 from autoresearch.brief import Brief
 from autoresearch.process import Ended, Process
@@ -39,10 +39,10 @@ def run_told(command: str, brief: Brief, text: str, folder: Path, limit: float, 
     excess: asked now and then why it must end, or None.
     """
     told, log = brief.desk / "brief.md", brief.desk / "agent.log"
-    told.write_text(secrets.scrub(f"{text}\n{how_to_reply(brief)}"), encoding="utf-8")
+    told.write_text(keys.scrub(f"{text}\n{how_to_reply(brief)}"), encoding="utf-8")
     environment = {**os.environ, "AUTORESEARCH_BRIEF": str(told), "AUTORESEARCH_PAGES": str(brief.pages), "AUTORESEARCH_DESK": str(brief.desk),
                    "PYTHONDONTWRITEBYTECODE": "1", **environment}
     script = ["/bin/sh", "-c", f'exec < "$AUTORESEARCH_BRIEF"; {command}']
-    ended = Process(script, folder, environment, log, clean=secrets.scrub).wait(limit, excess=excess)
-    secrets.scrub_file(log)         # of what is longer than a line
+    ended = Process(script, folder, environment, log, clean=keys.scrub).wait(limit, excess=excess)
+    keys.scrub_file(log)         # of what is longer than a line
     return ended, log

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH|_PAT$|CUSTOM_HEADERS", re.IGNORECASE)      # of environment variables
+NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH(?!OR)|_PAT$|CUSTOM_HEADERS", re.IGNORECASE)      # of environment variables
 SHORTEST = 12                       # characters of a value that is taken for a key: shorter ones stand in ordinary text, too
 PLACE = "[key removed]"
 SHAPES = re.compile(r"""
