@@ -51,14 +51,13 @@ sys.exit(step.get("exit", 0))
 """
 
 
-# Trainings that are timed have a processor each: the two processes take these one group at a time, most of them when the rest is done.
+# Trainings that are timed come when the rest is done, and have a processor each: the two processes take these, one group at a time.
 TIMED = ("test_clock.py", "test_end_to_end.py", "test_driving.py::test_a_driven_night", "test_clients.py::test_real_trials", "test_gaming.py")
-FIRST = "test_end_to_end.py"                        # so that it is not what all wait for at the end
 WHOLE = "test_honest.py"                            # its tests share what takes long
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: -2 if FIRST in item.nodeid else timed(item.nodeid))
+    items.sort(key=lambda item: timed(item.nodeid))
 
 
 def timed(nodeid: str) -> int:
