@@ -107,3 +107,17 @@ def read_number(text: str) -> float | None:
     """The first number in a text such as `-0.002 (about)`."""
     found = re.search(r"[-+\u2212]?\d*\.?\d+(?:[eE][-+]?\d+)?", text)
     return float(found[0].replace("\u2212", "-")) if found else None
+
+
+def price(model: str | None, provider: str, taken: int, made: int, cached: int, written: int = 0) -> float | None:
+    """Dollars for tokens by public prices; None for a model that is not known.
+
+    taken: input, with what was read from a cache and written to one; made: output.
+    """
+    from genai_prices import Usage, calc_price          # which takes a fifth of a second
+
+    try:
+        usage = Usage(input_tokens=taken, output_tokens=made, cache_read_tokens=cached, cache_write_tokens=written)
+        return float(calc_price(usage, model, provider_id=provider).total_price) if model else None
+    except LookupError:
+        return None

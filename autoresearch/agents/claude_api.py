@@ -14,10 +14,9 @@ from pathlib import Path
 
 import anthropic
 import httpx2
-from genai_prices import Usage, calc_price
 
 from autoresearch import UserError, keys
-from autoresearch.agents import CATEGORIES, KEYS, AgentFailed, AgentUnavailable, Proposal, read_reply
+from autoresearch.agents import CATEGORIES, KEYS, AgentFailed, AgentUnavailable, Proposal, price, read_reply
 from autoresearch.brief import Brief
 from autoresearch.ledger import scrubbed
 from autoresearch.limits import Interrupted
@@ -134,11 +133,11 @@ class Conversation:
 
     def __init__(self, agent: ClaudeAPI, brief: Brief, folder: Path) -> None:
         self.agent, self.brief, self.folder = agent, brief, folder
-        self.usage = Usage(input_tokens=0, output_tokens=0, cache_read_tokens=0, cache_write_tokens=0)
+        self.taken = self.made = self.cached = self.written = self.searches = 0         # tokens, as `price` counts them, and web searches
         self.transcript = brief.desk / "transcript.jsonl"
         self.submitted: dict | None = None
         self.tools = [{"type": "text_editor_20250728", "name": EDITOR} if agent.official else PLAIN_EDITOR, *TOOLS]
-        self.searches, self.deadline = 0, time.monotonic() + agent.limit
+        self.deadline = time.monotonic() + agent.limit
         if agent.web_search and brief.stage == "look outside":
             self.tools.insert(0, {"type": "web_search_20250305", "name": "web_search", "max_uses": 5})
         # What stays the same comes first, each part with a mark to which the server may remember it.
@@ -150,15 +149,12 @@ class Conversation:
 
     @property
     def tokens(self) -> int:
-        return self.usage.input_tokens + self.usage.output_tokens
+        return self.taken + self.made
 
     def dollars(self) -> float | None:
         """What it cost by public prices; None where the model or its server has none."""
-        try:
-            price = calc_price(self.usage, self.agent.model, provider_id="anthropic").total_price if self.agent.official else None
-            return price if price is None else float(price) + self.searches * DOLLARS_A_SEARCH
-        except LookupError:
-            return None
+        cost = price(self.agent.model, "anthropic", self.taken, self.made, self.cached, self.written) if self.agent.official else None
+        return None if cost is None else cost + self.searches * DOLLARS_A_SEARCH
 
     def run(self) -> Proposal:
         reminders = 0
@@ -234,9 +230,10 @@ class Conversation:
     def count(self, usage: anthropic.types.Usage) -> None:
         read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
         self.searches += usage.server_tool_use.web_search_requests if usage.server_tool_use else 0
-        self.usage = Usage(input_tokens=self.usage.input_tokens + (usage.input_tokens or 0) + read + written,
-                           output_tokens=self.usage.output_tokens + (usage.output_tokens or 0),
-                           cache_read_tokens=self.usage.cache_read_tokens + read, cache_write_tokens=self.usage.cache_write_tokens + written)
+        self.taken += (usage.input_tokens or 0) + read + written
+        self.made += usage.output_tokens or 0
+        self.cached += read
+        self.written += written
 
     def say(self, content: list[dict]) -> None:
         self.messages.append({"role": "user", "content": content})

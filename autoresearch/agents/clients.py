@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch import UserError
-from autoresearch.agents import AgentFailed, AgentUnavailable, Proposal, read_reply
+from autoresearch.agents import AgentFailed, AgentUnavailable, Proposal, price, read_reply
 from autoresearch.agents.command import run_told
 from autoresearch.brief import Brief
 from autoresearch.ledger import one_line
@@ -162,17 +162,6 @@ def read_opencode(output: str, model: str | None) -> Answer:
                 data = fault.get("data") or {}
                 error = f"{data.get('statusCode') or ''} {data.get('message') or fault.get('name') or 'it failed'}".strip()
     return Answer(text.strip(), tokens, dollars, error or ("" if text.strip() else "it printed no answer"))
-
-
-def price(model: str | None, provider: str, taken: int, made: int, cached: int) -> float | None:
-    """Dollars for tokens by public prices; None for a model that is not known. taken: input, what was cached included."""
-    from genai_prices import Usage, calc_price
-
-    try:
-        usage = Usage(input_tokens=taken, output_tokens=made, cache_read_tokens=cached)
-        return float(calc_price(usage, model, provider_id=provider).total_price) if model else None
-    except LookupError:
-        return None
 
 
 # Claude Code: edit tools only; the pages are readable and, unlike with --add-dir, not writable. Settings and hooks of the repository do not count.

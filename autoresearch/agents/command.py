@@ -15,13 +15,11 @@ from autoresearch.brief import Brief
 from autoresearch.process import Ended, Process
 from autoresearch.trial import last_line, read_tail
 
-TIME_LIMIT = 1800.0                 # seconds for one proposal
-
 
 class CommandAgent:
     name, mends = "command", True
 
-    def __init__(self, command: str, limit: float = TIME_LIMIT) -> None:
+    def __init__(self, command: str, limit: float) -> None:
         self.command, self.limit = command, limit
 
     def propose(self, brief: Brief, folder: Path) -> Proposal:
