@@ -16,6 +16,9 @@ import re
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import flex_attention as flex
 
 from prepare import MAX_SEQ_LEN, PROFILE, SEED, VOCAB_SIZE, TrainBatches, finish, warmup_batch
 
@@ -25,7 +28,7 @@ GPU = torch.cuda.is_available() and PROFILE.name != "cpu"
 # Hyperparameters. `a if GPU else b`: the value on a GPU, and the one of the small game on a CPU.
 
 # Model
-DEPTH = 9 if GPU else 4                     # blocks
+DEPTH = 9 if GPU else 4                     # blocks; on a GPU slower than an H100 fewer, see `fitted`
 WIDTH = 512 if GPU else 128                 # channels of the residual stream
 HEAD_DIM = 128 if GPU else 64               # channels a head
 WINDOW_PATTERN = "SSSL" if GPU else "SSL"   # attention of each block, repeated: S short window, L all; the last block is L
@@ -38,7 +41,7 @@ INIT_SCALE = 0.68                           # of the matrices, in units of sqrt(
 X0_INIT = 0.05                              # share of the embedding that each block gets again
 
 # Optimizer
-BATCH_TOKENS = 2**18 if GPU else 2**11      # tokens an optimizer step
+BATCH_TOKENS = 2**18 if GPU else 2**11      # tokens an optimizer step; on a GPU slower than an H100 fewer, see `fitted`
 EMBEDDING_LR = 0.8 if GPU else 0.3          # AdamW, token embedding
 VALUE_EMBEDDING_LR = 0.8 if GPU else 0.3    # AdamW, value embeddings
 UNEMBEDDING_LR = 0.005                      # AdamW, output head
@@ -55,9 +58,12 @@ FINAL_LR = 0.05                             # learning rates end at this fractio
 
 # End of hyperparameters
 # ----------------------------------------------------------------------------------------------
-# Where the numbers come from: batch 2^18, depth 9, window 256, rotary base 200k, the learning rates,
-# x0 init, init scale, warm-down and weight decays are the end point of a published night of the
-# public autoresearch on an H100 (0.9979 to 0.9697). Those behind `else` were found here on 2 cores.
+# Where the numbers come from. The public autoresearch starts at 0.9979 on an H100 (batch 2^19, depth 8); a
+# published night of it ends at 0.9697, of which batch 2^18 gave 0.0119 and depth 9 gave 0.0043. Its end point
+# are batch, depth, window 256, rotary base 200k, the learning rates of the embeddings and the head, weight decay
+# of the value embeddings, x0 init, init scale, warm-down and final rate, the scale after the norm of queries and
+# keys, betas of each group and the cosine of the weight decay. Methods name their papers where they stand. The
+# numbers behind `else` were found here, on 2 cores.
 
 DEVICE = torch.device("cuda" if GPU else "cpu")
 HEADS = WIDTH // HEAD_DIM
@@ -74,6 +80,9 @@ PEAK_FLOPS = {                              # dense bf16, from the vendor's data
     "H100": 989.5e12, "H100 PCIe": 756e12, "H200": 989.5e12, "B200": 2250e12, "B300": 2250e12,
     "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12,
 }
+MULTIPROCESSOR_FLOPS = {                    # the same for one multiprocessor of a capability: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090
+    (8, 0): 2.9e12, (8, 6): 0.87e12, (8, 9): 1.3e12, (9, 0): 7.5e12, (10, 0): 15.2e12, (12, 0): 1.2e12,
+}
 
 
 def bf16_is_native() -> bool:
@@ -87,6 +96,34 @@ def bf16_is_native() -> bool:
 
 
 BF16 = bf16_is_native()
+
+
+def peak_flops() -> float | None:
+    """The device's dense bf16 rate, None where it is not known."""
+    words = re.split(r"[^A-Za-z0-9]+", torch.cuda.get_device_name()) if GPU else []
+    if "Laptop" in words:           # slower than the card of the same name
+        return None
+    known = [key for key in PEAK_FLOPS if set(key.split()) <= set(words)]
+    return PEAK_FLOPS[max(known, key=len)] if known else None
+
+
+def fitted(depth: int, batch_tokens: int) -> tuple[int, int]:
+    """(Blocks, tokens a step) for this GPU, of what fits an H100.
+
+    With a share s of an H100's arithmetic, depth goes with the square root of s, since parameters and tokens should
+    grow alike (Hoffmann et al. 2022, arXiv 2203.15556); the batch with what is left, s / sqrt(s), rounded down to a
+    power of two, so that steps stay as many or become more. The share is the data sheet's or follows from the
+    multiprocessors: were it measured, two trials of one code could differ, and so could training and scoring.
+    """
+    device = torch.cuda.get_device_properties(0)
+    estimate = device.multi_processor_count * MULTIPROCESSOR_FLOPS.get((device.major, device.minor), 1e12)
+    share = min(1.0, (peak_flops() or estimate) / PEAK_FLOPS["H100"])
+    fewer = max(2, round(depth * share**0.5))
+    return fewer, max(2**13, 2 ** int(math.log2(batch_tokens * share * depth / fewer)))
+
+
+if GPU:
+    DEPTH, BATCH_TOKENS = fitted(DEPTH, BATCH_TOKENS)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -129,18 +166,24 @@ def product_attention(window: int):
     return attend
 
 
-def flex_attention(window: int):
-    """FlexAttention, which skips the blocks outside the window. Fast only inside torch.compile."""
-    from torch.nn.attention.flex_attention import create_block_mask
-    from torch.nn.attention.flex_attention import flex_attention as kernel
-
-    def visible(batch, head, query, key):
-        return (query >= key) & (query - key <= window)
-
+def cudnn_attention(window: int):
+    """scaled_dot_product_attention of all that went before, by cuDNN: the fastest on an H100."""
+    assert window >= MAX_SEQ_LEN, "cuDNN is asked for full attention alone"
     masked = masked_attention(window)
-    if window >= MAX_SEQ_LEN:
-        return masked
-    mask = create_block_mask(visible, None, None, MAX_SEQ_LEN, MAX_SEQ_LEN, device=DEVICE)
+
+    def attend(q, k, v):
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH], set_priority=True):
+            return masked(q, k, v)
+
+    return attend
+
+
+def flex_attention(window: int):
+    """FlexAttention, which skips the blocks outside the window. Fast only when it is compiled."""
+    kernel = compiled(flex)
+    mask = create_block_mask(lambda batch, head, query, key: (query >= key) & (query - key <= window), None, None,
+                             MAX_SEQ_LEN, MAX_SEQ_LEN, device=DEVICE)
+    masked = masked_attention(window)
 
     def attend(q, k, v):
         if q.size(1) != MAX_SEQ_LEN:
@@ -152,10 +195,7 @@ def flex_attention(window: int):
 
 def varlen_attention(window: int):
     """Flash attention with a window, every row a sequence of its own."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    if window >= MAX_SEQ_LEN:
-        return masked_attention(window)
+    from torch.nn.attention.varlen import varlen_attn       # of torch 2.11 and later
 
     def attend(q, k, v):
         batch, length = q.shape[:2]
@@ -167,20 +207,33 @@ def varlen_attention(window: int):
 
 
 @functools.cache
-def choose_attention():
-    """The first of the functions above whose kernel launches here, forward and backward."""
+def choose_attention(window: int):
+    """The first kernel for a window that launches here, forward and backward, and gives what a masked one gives."""
     if not GPU:
         return product_attention if BF16 else masked_attention
-    for attention in (varlen_attention, flex_attention):
+    fastest = (varlen_attention, flex_attention)
+    if window >= MAX_SEQ_LEN:
+        fastest = (cudnn_attention,) if torch.cuda.get_device_capability() == (9, 0) else ()
+    generator = torch.Generator(DEVICE).manual_seed(SEED)
+    q, k, v = torch.randn(3, 1, MAX_SEQ_LEN, 2, HEAD_DIM, device=DEVICE, generator=generator).bfloat16().requires_grad_()
+    expected = masked_attention(window)(q, k, v)
+    for kernel in fastest:
         try:
-            shape = (1, MAX_SEQ_LEN, 2, HEAD_DIM)
-            q, k, v = (torch.randn(shape, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in "qkv")
-            torch.compile(attention(SHORT_WINDOW))(q, k, v).sum().backward()
-            torch.cuda.synchronize()
-            return attention
-        except Exception as error:
-            print(f"{attention.__name__} does not run here: {type(error).__name__} {str(error)[:100]!r}")
+            out = kernel(window)(q, k, v)
+            gradients = torch.autograd.grad(out.square().sum(), (q, k, v))
+            wrong = (out - expected).norm() / expected.norm()
+            if wrong < 0.02 and all(torch.isfinite(gradient).all() for gradient in gradients):
+                return kernel
+            print(f"{kernel.__name__} is wrong here, by {wrong:.3f}")
+        except Exception as error:          # whatever a kernel says that does not run on this device
+            print(f"{kernel.__name__} does not run here: {type(error).__name__} {str(error)[:100]!r}")
     return masked_attention
+
+
+@functools.cache
+def attention(window: int):
+    """The function that attends; blocks of one window share it, and so what is compiled for it."""
+    return choose_attention(window)(window)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -198,6 +251,20 @@ def rotate(x, cos, sin):
     return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
+COMPILE = {"fullgraph": True, "dynamic": False}
+
+
+@functools.cache
+def compiled(function):
+    """The function, compiled once where that pays."""
+    return torch.compile(function, **COMPILE) if GPU else function
+
+
+def autocast():
+    """bf16 matrix products where the device has them."""
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=BF16)
+
+
 class Block(nn.Module):
     """Attention and MLP, each on the normed residual stream and added back to it."""
 
@@ -205,7 +272,7 @@ class Block(nn.Module):
         super().__init__()
         kind = "L" if index == DEPTH - 1 else WINDOW_PATTERN[index % len(WINDOW_PATTERN)]
         self.window = MAX_SEQ_LEN if kind == "L" else SHORT_WINDOW
-        self.attend = choose_attention()(self.window)
+        self.attend = attention(self.window)
         self.query_key_value = nn.Linear(WIDTH, 3 * HEADS * HEAD_DIM, bias=False)
         self.attention_out = nn.Linear(HEADS * HEAD_DIM, WIDTH, bias=False)
         self.mlp_in = nn.Linear(WIDTH, MLP_RATIO * WIDTH, bias=False)
@@ -214,17 +281,23 @@ class Block(nn.Module):
         if self.has_value_embedding:
             self.value_gate = nn.Linear(GATE_CHANNELS, HEADS, bias=False)
 
-    def forward(self, x, value_embedding, cos, sin):
+    def forward(self, x, x0, residual_scale, x0_scale, idx, value_table, cos, sin):
+        """x and x0, the stream and what it began as, (B, T, WIDTH); value_table (VOCAB_SIZE, HEADS * HEAD_DIM) or None."""
+        x = residual_scale * x + x0_scale * x0
+        x = x + self.attention(norm(x), idx, value_table, cos, sin)
+        return x + self.mlp(norm(x))
+
+    def attention(self, x, idx, value_table, cos, sin):
         batch, length, _ = x.shape
-        h = norm(x)
-        q, k, v = self.query_key_value(h).view(batch, length, 3, HEADS, HEAD_DIM).unbind(2)
-        if self.has_value_embedding:
-            gate = 2 * torch.sigmoid(self.value_gate(h[..., :GATE_CHANNELS]))
-            v = v + (gate[..., None] * value_embedding.view_as(v)).type_as(v)
+        q, k, v = self.query_key_value(x).view(batch, length, 3, HEADS, HEAD_DIM).unbind(2)
+        if value_table is not None:
+            gate = 2 * torch.sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))
+            v = v + (gate[..., None] * F.embedding(idx, value_table).view_as(v)).type_as(v)
         q, k = ((QK_SCALE * norm(rotate(t, cos, sin))).type_as(v) for t in (q, k))
-        y = self.attend(q, k, v)
-        x = x + self.attention_out(y.reshape(batch, length, -1))
-        return x + self.mlp_out(F.relu(self.mlp_in(norm(x))).square())
+        return self.attention_out(self.attend(q, k, v).reshape(batch, length, -1))
+
+    def mlp(self, x):
+        return self.mlp_out(F.relu(self.mlp_in(x)).square())
 
 
 class GPT(nn.Module):
@@ -261,23 +334,46 @@ class GPT(nn.Module):
             if block.has_value_embedding:
                 nn.init.zeros_(block.value_gate.weight)
 
-    def forward(self, idx):
-        """idx (B, T) -> logits (B, T, VOCAB_SIZE) float32."""
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=BF16):
+    def embed(self, idx):
+        x = norm(self.embedding(idx))
+        return x.bfloat16() if BF16 else x
+
+    def hidden(self, idx):
+        """idx (B, T) -> the residual stream after the last block, (B, T, WIDTH)."""
+        with autocast():
             cos, sin = self.cos[: idx.size(1)], self.sin[: idx.size(1)]
-            x = norm(self.embedding(idx))
-            x = x0 = x.bfloat16() if BF16 else x
+            x0 = self.embed(idx)
+            x = x0.view_as(x0)              # not the same object, which would make the first block a kind of its own
             for index, block in enumerate(self.blocks):
-                x = self.residual_scale[index] * x + self.x0_scale[index] * x0
-                table = self.value_embeddings[str(index)] if block.has_value_embedding else None
-                x = block(x, table(idx) if table is not None else None, cos, sin)
+                table = self.value_embeddings[str(index)].weight if block.has_value_embedding else None
+                x = block(x, x0, self.residual_scale[index], self.x0_scale[index], idx, table, cos, sin)
+        return x
+
+    def logits(self, x):
+        """x (B, T, WIDTH) -> (B, T, VOCAB_SIZE) float32."""
+        with autocast():
             logits = self.unembedding(norm(x)).float()
         return LOGIT_CAP * torch.tanh(logits / LOGIT_CAP) if LOGIT_CAP else logits
+
+    def loss(self, x, targets):
+        return F.cross_entropy(self.logits(x).flatten(0, 1), targets.flatten())
+
+    def forward(self, idx):
+        """idx (B, T) -> logits (B, T, VOCAB_SIZE) float32."""
+        return self.logits(self.hidden(idx))
+
+    def compile(self):
+        """Compile the parts, not the whole: blocks of a kind share what is compiled, so a cold start is shorter."""
+        torch._dynamo.config.recompile_limit = 64           # kinds of blocks, at most
+        for block in self.blocks:
+            block.compile(**COMPILE)
+        self.embed, self.loss = compiled(self.embed), compiled(self.loss)
 
 
 def build_model() -> nn.Module:
     """The model as it starts, on the device it trains on. The scorer calls this and loads the weights."""
-    choose_attention()                      # launches kernels: not under torch.device below
+    for window in (SHORT_WINDOW, MAX_SEQ_LEN):
+        attention(window)                   # launches kernels: not under torch.device below
     with torch.device(DEVICE):
         return GPT()
 
@@ -328,14 +424,15 @@ class Muon:
             shape: (torch.zeros(len(stack), *shape, device=DEVICE), torch.zeros(len(stack), shape[0], 1, device=DEVICE))
             for shape, stack in self.stacks.items()
         }
-        self.update = torch.compile(muon_update, dynamic=False) if GPU else muon_update
+        self.scalars = torch.zeros(3, device=DEVICE).unbind()       # filled each step: nothing is copied from the host
 
     @torch.no_grad()
     def step(self, lr: float, beta: float, weight_decay: float):
-        lr, beta, weight_decay = (torch.tensor(x, device=DEVICE) for x in (lr, beta, weight_decay))
+        for scalar, value in zip(self.scalars, (lr, beta, weight_decay), strict=True):
+            scalar.fill_(value)
         for shape, stack in self.stacks.items():
             weights = torch.stack([p.detach() for p in stack])
-            self.update(weights, torch.stack([p.grad for p in stack]), *self.state[shape], lr, beta, weight_decay)
+            compiled(muon_update)(weights, torch.stack([p.grad for p in stack]), *self.state[shape], *self.scalars)
             torch._foreach_copy_([p.detach() for p in stack], list(weights.unbind()))
 
 
@@ -373,15 +470,6 @@ def flops_per_token(model: GPT) -> float:
     return 6 * matrices + 12 * HEADS * HEAD_DIM * keys
 
 
-def peak_flops() -> float | None:
-    """The device's dense bf16 rate, None where it is not known."""
-    words = re.split(r"[^A-Za-z0-9]+", torch.cuda.get_device_name()) if GPU else []
-    if "Laptop" in words:           # slower than the card of the same name
-        return None
-    known = [key for key in PEAK_FLOPS if set(key.split()) <= set(words)]
-    return PEAK_FLOPS[max(known, key=len)] if known else None
-
-
 def choose_micro_batch() -> int:
     """Rows a forward pass: the most that fit into free memory, a power-of-two share of the batch."""
     rows = BATCH_TOKENS // MAX_SEQ_LEN
@@ -395,12 +483,9 @@ def choose_micro_batch() -> int:
 def train() -> None:
     torch.manual_seed(SEED)
     model = build_model()
+    if GPU:
+        model.compile()
     adamw, muon = build_optimizers(model)
-
-    def loss_of(inputs, targets):
-        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
-
-    compute_loss = torch.compile(loss_of, dynamic=False) if GPU else loss_of
 
     def step(progress: float) -> None:
         scale = learning_rate(progress)
@@ -414,27 +499,30 @@ def train() -> None:
         )
         model.zero_grad(set_to_none=True)
 
-    # Compile and warm up on noise, off the clock; then take back what that changed.
-    micro_batch = choose_micro_batch()
-    initial = {name: value.clone() for name, value in model.state_dict().items()}
-    for attempt in range(2):
+    def warm_up(rows: int) -> bool:
+        """Compile and run on noise, off the clock. Whether the memory sufficed."""
         try:
             for _ in range(2):
-                compute_loss(*warmup_batch(micro_batch, DEVICE)).backward()
+                inputs, targets = warmup_batch(rows, DEVICE)
+                model.loss(model.hidden(inputs), targets).backward()
                 step(progress=0.0)
-            break
+            return True
         except torch.OutOfMemoryError:
-            if attempt or micro_batch == 1:
-                raise
-            micro_batch //= 2
-            model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
+            return False
+
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    micro_batch = choose_micro_batch()
+    if not warm_up(micro_batch):
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        micro_batch = max(1, micro_batch // 2)
+        if not warm_up(micro_batch):
+            raise SystemExit(f"error: the memory of the GPU does not hold {micro_batch} rows; a smaller model would fit")
     model.load_state_dict(initial)
-    adamw, muon_compiled = build_optimizers(model)[0], muon.update
-    muon = Muon(model.blocks.parameters())
-    muon.update = muon_compiled
+    adamw, muon = build_optimizers(model)
     accumulation = max(1, BATCH_TOKENS // (micro_batch * MAX_SEQ_LEN))
-    print(f"{DEVICE.type}, {'bf16' if BF16 else 'float32'}, {choose_attention().__name__}, "
+    kernels = ", ".join(f"window {window}: {choose_attention(window).__name__}" for window in sorted({block.window for block in model.blocks}))
+    print(f"{DEVICE.type}, {'bf16' if BF16 else 'float32'}, {kernels}, {DEPTH} blocks, "
           f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, "
           f"{accumulation} x {micro_batch} rows of {MAX_SEQ_LEN} tokens a step")
 
@@ -446,14 +534,16 @@ def train() -> None:
     batches = TrainBatches(micro_batch, DEVICE)
     steps = 0
     for inputs, targets in batches:
-        loss = compute_loss(inputs, targets)
+        loss = model.loss(model.hidden(inputs), targets)
         (loss / accumulation).backward()
         if batches.batches % accumulation:
             continue
         step(batches.progress)
         steps += 1
         if steps % 50 == 0:
-            value = loss.item()
+            copied = loss.detach().to("cpu", non_blocking=True)
+        if steps > 50 and steps % 50 == 2:              # two batches on, which TrainBatches has waited for: the copy has arrived
+            value = copied.item()
             print(f"step {steps:5d}  loss {value:.4f}  {batches.elapsed:5.1f} s  {batches.tokens / batches.elapsed:,.0f} tokens/s", flush=True)
             if not math.isfinite(value):
                 raise SystemExit("the loss is not a finite number")

@@ -2,6 +2,10 @@
 
 import ast
 import math
+import os
+import subprocess
+import sys
+import types
 
 import pytest
 import torch
@@ -70,6 +74,118 @@ def test_attention_of_a_shorter_row(length):
         for window in (5, 64):
             expected = reference_attention(q, k, v, window)
             assert (attention(window)(q, k, v) - expected).norm() / expected.norm() < 1e-5, attention.__name__
+
+
+def test_cudnn_attention_agrees_with_the_reference():
+    """The backend that the device does have: here it is another one."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 64, 3, 16, device=train.DEVICE) for _ in "qkv")
+    expected = reference_attention(q, k, v, 64)
+    assert (train.cudnn_attention(64)(q, k, v) - expected).norm() / expected.norm() < 1e-5
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """train.py as it chooses on an H100, while kernels that need one fail, as kernels do."""
+    monkeypatch.setattr(train, "GPU", True)
+    monkeypatch.setattr(train, "COMPILE", {"backend": "eager"})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    train.compiled.cache_clear()
+    train.choose_attention.cache_clear()
+    yield
+    train.compiled.cache_clear()
+    train.choose_attention.cache_clear()
+
+
+def test_a_kernel_that_does_not_run_is_passed_over(as_on_a_gpu, capsys):
+    assert train.choose_attention(32) is not train.varlen_attention
+    assert "varlen_attention does not run here" in capsys.readouterr().out
+
+
+def test_a_kernel_that_is_wrong_is_passed_over(as_on_a_gpu, monkeypatch, capsys):
+    """Plain causal attention in the place of a windowed one: a known bug elsewhere."""
+    wrong = lambda window: train.masked_attention(train.MAX_SEQ_LEN)  # noqa: E731
+    wrong.__name__ = "varlen_attention"
+    monkeypatch.setattr(train, "varlen_attention", wrong)
+    monkeypatch.setattr(train, "flex_attention", train.masked_attention)
+    assert train.choose_attention(32) is train.masked_attention
+    assert "varlen_attention is wrong here" in capsys.readouterr().out
+
+
+def test_full_attention_is_cudnn_on_an_h100_alone(as_on_a_gpu, monkeypatch):
+    assert train.choose_attention(train.MAX_SEQ_LEN) is train.cudnn_attention
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    train.choose_attention.cache_clear()
+    assert train.choose_attention(train.MAX_SEQ_LEN) is train.masked_attention
+
+
+def test_compiled_parts_give_what_the_model_gives(monkeypatch):
+    """Whole graphs, one for each kind of block, and the same loss and gradients."""
+    monkeypatch.setattr(train, "DEPTH", 9)
+    kinds = {(block.window, block.has_value_embedding) for block in train.build_model().blocks}
+    monkeypatch.setattr(train, "COMPILE", {"fullgraph": True, "dynamic": False, "backend": "aot_eager"})
+    monkeypatch.setattr(train, "compiled", lambda part: torch.compile(part, **train.COMPILE))
+    idx = torch.randint(512, (2, 64), device=train.DEVICE)
+    results, graphs = [], torch._dynamo.utils.counters["stats"]
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model, before = train.build_model(), graphs["unique_graphs"]
+        if compiled:
+            model.compile()
+        loss = model.loss(model.hidden(idx), idx.flip(1))
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+    assert graphs["unique_graphs"] - before == len(kinds) + 2           # the embedding, and the head with the loss
+    for plain, other in zip(*results, strict=True):
+        assert torch.allclose(plain, other, atol=1e-5)
+
+
+FAKE_GPU = """
+import contextlib, types
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.get_device_capability = lambda *_: (9, 0)
+torch.cuda.get_device_name = lambda *_: "NVIDIA H200"
+torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(multi_processor_count=132, major=9, minor=0)
+torch.cuda.mem_get_info = lambda *_: (139 << 30, 141 << 30)
+import train
+from torch._subclasses.fake_tensor import FakeTensorMode
+assert (train.DEPTH, train.BATCH_TOKENS, train.choose_micro_batch()) == (9, 2**18, 128)
+train.choose_attention = lambda window: train.product_attention if window >= 2048 else train.varlen_attention
+train.DEVICE, train.autocast = torch.device("meta"), contextlib.nullcontext
+model = train.build_model()
+with torch.device("meta"):
+    idx = torch.zeros(128, 2048, dtype=torch.int64)
+logits = model(idx)
+assert logits.shape == (128, 2048, 8192) and logits.dtype == torch.float32
+model.loss(model.hidden(idx), idx).backward()
+assert all(p.grad.shape == p.shape for p in model.parameters())
+train.compiled = lambda function: function
+train.Muon(model.blocks.parameters()).step(lr=0.1, beta=0.9, weight_decay=0.1)
+print(sum(p.numel() for p in model.parameters()), train.flops_per_token(model))
+"""
+
+
+def test_a_step_on_a_gpu_that_is_not_there():
+    """The model, loss and Muon of the `gpu` profile in their full size, as shapes alone."""
+    ended = subprocess.run([sys.executable, "-c", FAKE_GPU], cwd=ROOT, capture_output=True, text=True, timeout=300,
+                           env={**os.environ, "AUTORESEARCH_PROFILE": "gpu", "AUTORESEARCH_DATA": "sotu"})
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    parameters, flops = ended.stdout.split()
+    assert 55e6 < int(parameters) < 60e6 and 2.2e8 < float(flops) < 2.6e8
+
+
+@pytest.mark.parametrize("name, properties, depth, batch", [
+    ("NVIDIA H100 80GB HBM3", (132, 9, 0), 9, 2**18), ("NVIDIA B200", (148, 10, 0), 9, 2**18), ("NVIDIA A100-SXM4-80GB", (108, 8, 0), 5, 2**17),
+    ("NVIDIA GeForce RTX 4090", (128, 8, 9), 4, 2**16), ("NVIDIA GeForce RTX 3090", (82, 8, 6), 2, 2**16),
+    ("Some New Card", (20, 13, 0), 2, 2**14),
+])
+def test_smaller_gpus_get_less_to_do(name, properties, depth, batch, monkeypatch):
+    monkeypatch.setattr(train, "GPU", True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    facts = dict(zip(("multi_processor_count", "major", "minor"), properties, strict=True))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: types.SimpleNamespace(**facts))
+    assert train.fitted(9, 2**18) == (depth, batch)
 
 
 @pytest.fixture(scope="module")
