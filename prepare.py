@@ -728,7 +728,9 @@ class TrainBatches:
     """
 
     BUFFERS = 3
+    REPORT_SECONDS = 1.0
     _start: float | None = None                     # of the process, so of the class
+    _began = _reported = 0.0                        # by the clock on the wall: when that was; when progress was reported last
 
     def __init__(self, batch_size: int, device) -> None:
         import torch
@@ -763,6 +765,18 @@ class TrainBatches:
     def tokens(self) -> int:
         """Tokens handed out so far."""
         return self.batches * self.batch_size * MAX_SEQ_LEN
+
+    def report(self, loss: float | None = None, step: int | None = None) -> None:
+        """Say how the training goes, for people who watch; nothing is judged by it. Once a second at most: more often costs nothing."""
+        if self._start is not None and time.time() - self._reported >= self.REPORT_SECONDS:
+            self._write_progress(loss=loss, step=step)
+
+    def _write_progress(self, **more) -> None:
+        TrainBatches._reported = time.time()
+        try:
+            write_json(RUN_FOLDER / "progress.json", {"clock": self._began, "budget": TIME_BUDGET, **more})
+        except (OSError, TypeError):                # a full disk, or a tensor instead of a number: no reason to lose a training
+            pass
 
     def _fill(self) -> None:
         try:
@@ -810,7 +824,8 @@ class TrainBatches:
         if self._start is None:
             TrainBatches._start = _now()
             _TIMELINE["clock"] = self._start - _PROCESS_START
-            write_json(RUN_FOLDER / "progress.json", {"clock": time.time(), "budget": TIME_BUDGET})
+            TrainBatches._began = time.time()
+            self._write_progress()
         self.batches += 1
         return rows[:, :-1], rows[:, 1:]
 

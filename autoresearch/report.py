@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from autoresearch import count
+from autoresearch.accounting import shares
 from autoresearch.judge import mean
 from autoresearch.ledger import Attempt, Ledger, one_line
 from autoresearch.repo import short
@@ -240,7 +241,16 @@ def cost(run: Run, found: Findings | None) -> list[str]:
         [f"{device} hours, verify", f"{verify_seconds / 3600:.2f}"],
         ["tokens", known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals)],
         ["dollars", known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)],
-    ])]
+    ]), *where_the_time_went(run)]
+
+
+def where_the_time_went(run: Run) -> list[str]:
+    """Every second of the run, by kind."""
+    account = run.ledger.account
+    rows = [[kind, f"{seconds / 3600:.2f}", f"{share:.1%}" if share else ""] for kind, seconds, share in shares(account.total())]
+    workers = f" of each of {account.workers} workers" if account.workers > 1 else ""
+    return [f"Where the time went: a loop was at work for {account.wall() / 3600:.2f} hours by the clock, and this is every second{workers} in it, "
+            "and what lay between two calls of the loop.", table(["", "hours", "share"], rows)] if rows else []
 
 
 def threats(run: Run, found: Findings | None) -> list[str]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import prepare
+from autoresearch.status import Progress, read_progress
 from conftest import ROOT
 
 # A train.py of the least size: a bigram table. Small enough that the score can be worked out by hand.
@@ -105,6 +107,26 @@ def test_a_batch_is_not_overwritten_by_later_ones(cache, budget):
     for _ in range(12):
         next(batches)
     assert all((batch == copy).all() for batch, copy in zip(held, copies, strict=True))
+
+
+def test_a_training_says_how_it_goes_once_a_second_at_most(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(prepare, "RUN_FOLDER", tmp_path / "run")
+    batches = prepare.TrainBatches(2, "cpu")
+    batches.report(loss=9.0, step=1)                    # before the clock starts there is nothing to say
+    assert not (tmp_path / "run").exists()
+    next(batches)
+    first = read_progress(tmp_path)
+    assert abs(first.clock - time.time()) < 30 and (first.budget, first.loss) == (prepare.TIME_BUDGET, None)
+    batches.report(loss=3.0, step=50)
+    assert read_progress(tmp_path) == first
+    monkeypatch.setattr(batches, "REPORT_SECONDS", 0.0)
+    batches.report(loss=3.0, step=50)
+    assert read_progress(tmp_path) == Progress(first.clock, first.budget, 3.0, 50)
+    for loss in (torch.tensor(2.0), float("nan")):      # a mistake of the edit's is none that ends a training
+        batches.report(loss=loss)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").write_text("no folder")          # nor is a disk that takes nothing
+    batches.report(loss=3.0, step=50)
 
 
 def test_the_clock_starts_with_the_first_batch_and_nothing_is_handed_out_after_it(cache, monkeypatch):

@@ -1,0 +1,256 @@
+"""Accounting: where every second of a run went, from its journal alone.
+
+A session is what one call of the loop did, from its begin to its `stop`; one that was killed ends with its last event. Each worker's time in it is
+cut into pieces without gaps: trials, and what it waited for between them. So the seconds of all kinds add up to the workers' time in sessions,
+and to the clock's between them. A clock that was set back costs the step in which that happened, never a negative time.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+
+KINDS = {
+    "training": "training",                     # the training clock ran
+    "startup": "start-up",                      # of trials: import, build, compile, warm up; and the rehearsals before them
+    "scoring": "scoring",                       # score, guard and holdout
+    "interrupted": "trials without a verdict",  # which were stopped, suspended, or mended and run again
+    "running": "running trials",                # whose verdict is still to come
+    "agent": "waiting for the agent",           # a worker had nothing to run
+    "network": "waiting for the network",       # it had nothing to run because no agent could be reached
+    "setup": "set-up",                          # from the call to the first trial, or to the first question to an agent
+    "rest": "rest",                             # git, record, judging; workers that wait for the last trial of a night
+    "verify": "verify",                         # runs of `verify`, between sessions
+    "stopped": "stopped",                       # between sessions
+}
+
+
+@dataclasses.dataclass
+class Busy:
+    """A trial that a worker runs."""
+
+    number: int
+    began: float
+    measured: list[dict] = dataclasses.field(default_factory=list)      # seconds of its runs that came to a score
+
+
+class Account:
+    """Adds events up, one by one, so that a loop can go on for years."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self.ended_sessions = 0.0                   # by the clock
+        self.covered = 0.0                          # what the seconds add up to
+        self.workers = 1
+        self.began: float | None = None             # the open session
+        self.last_time = 0.0                        # of the last event, as its clock had it
+        self.last_start = 0.0                       # of the last `start`, the same
+        self.stopped_because = ""                   # reason of the last `stop`; empty while a session is open
+        self.waits_until = 0.0                      # by the clock of the journal: the next call of an agent that could not be reached
+        self.waits_for = ""
+        self._offset = 0.0                          # added to the clock, which may be set back
+        self._time = 0.0                            # of the last event, never less than before
+        self._ended: float | None = None            # the session before
+        self._first: float | None = None            # the `run` event
+        self.driven = False                        # the session is one call of an agent that drives
+        self._set_up = 0.0                          # until then an idle worker waits for the set-up
+        self._free: list[float] = []                # by worker: idle since
+        self._busy: list[Busy | None] = []          # by worker
+        self._crashed: dict[int, tuple[float, list[dict]]] = {}         # by number: a trial that may be mended: (its length, its runs)
+        self._marks: list[tuple[float, float, str]] = []                # what idle time was for: (from, to, kind)
+
+    # -- events
+
+    def add(self, event: dict) -> None:
+        before = self._time
+        time = self._clock(event.get("time"))
+        number = event.get("number")
+        match event.get("event"):
+            case "run":
+                self._first = time
+            case "start":
+                self._begin(event, before, time)
+            case "stop":
+                self._close(time, asked=True)
+                self.stopped_because = str(event.get("reason", ""))
+            case "verified":
+                self._close(before)
+                gap = time - (before if self._ended is None else self._ended)
+                wall = min(gap, seconds_of(event.get("seconds"), "wall"))
+                self._add("verify", wall)
+                self._add("stopped", gap - wall)
+                self.covered += gap
+                self._ended = time
+            case _ if self.began is None:
+                pass                                # of no session: nothing that takes time
+            case "attempt":
+                if event.get("agent") == "loop":
+                    self._set_up = math.inf         # until the baseline runs
+                if rehearsed := seconds_of(event, "preflight"):
+                    self._marks.append((time - rehearsed, time, "startup"))
+            case "waited":
+                self._marks.append((time, time + seconds_of(event, "seconds"), "network"))
+                self.waits_until, self.waits_for = self.last_time + seconds_of(event, "seconds"), str(event.get("agent", ""))
+            case "trial":
+                self._crashed.pop(number, None)
+                self._start_trial(number, event.get("worker"), time)
+            case "measured":
+                for busy in self._busy:
+                    if busy and busy.number == number:
+                        busy.measured.append(event.get("seconds"))
+            case "crashed":
+                if ended := self._end_trial(number, time):
+                    self._crashed[number] = ended
+                    self._add("interrupted", ended[0])
+            case "interrupted" | "void":
+                if ended := self._end_trial(number, time):
+                    self._add("interrupted", ended[0])
+            case "verdict":
+                if number in self._crashed:         # it was not mended after all
+                    ended = self._crashed.pop(number)
+                    self._add("interrupted", -ended[0])
+                else:
+                    if self.workers == 1 and self._busy == [None]:      # the oldest records do not say when a trial began
+                        self._start_trial(number, 0, max(self._free[0], time - seconds_of(event.get("seconds"), "wall")))
+                    ended = self._end_trial(number, time)
+                if ended:
+                    for kind, seconds in parts_of(ended[0], [event.get("seconds"), *ended[1][1:]]):
+                        self._add(kind, seconds)
+
+    def _clock(self, told: object) -> float:
+        """The time of an event on a clock that is never set back."""
+        if isinstance(told, int | float) and math.isfinite(told):
+            self.last_time = told
+            if self._time:
+                self._offset = max(self._offset, self._offset + self._time - (told + self._offset))
+            self._time = told + self._offset
+        return self._time
+
+    def _add(self, kind: str, seconds: float) -> None:
+        self.seconds[kind] += seconds
+
+    def _begin(self, event: dict, before: float, time: float) -> None:
+        self._close(before)
+        driven, workers = bool(event.get("driven")), event.get("workers")
+        if "setup" in event:
+            began = time - seconds_of(event, "setup")
+        else:
+            began = time if self._first is None or self._ended is not None else self._first
+        if self._ended is not None:
+            began = max(began, self._ended)
+            self._add("agent" if driven and self.driven else "stopped", began - self._ended)
+            self.covered += began - self._ended
+        self.began, self._set_up, self.driven, self.stopped_because = began, time, driven, ""
+        self.last_start = self.last_time
+        self.workers = workers if isinstance(workers, int) and 1 <= workers <= 1024 else 1
+        self._free, self._busy, self._marks = [began] * self.workers, [None] * self.workers, []
+
+    def _start_trial(self, number: int, worker: object, time: float) -> None:
+        worker = worker % self.workers if isinstance(worker, int) else 0
+        for other, busy in enumerate(self._busy):
+            if busy and (other == worker or busy.number == number):      # it ended unseen
+                self._add("interrupted", time - busy.began)
+                self._busy[other], self._free[other] = None, time
+        for kind, seconds in self._idle(self._free[worker], time):
+            self._add(kind, seconds)
+        self._busy[worker], self._set_up = Busy(number, time), min(self._set_up, time)
+        since = min((free for free, busy in zip(self._free, self._busy, strict=True) if not busy), default=time)
+        self._marks = [mark for mark in self._marks if mark[1] > since]
+
+    def _end_trial(self, number: int, time: float) -> tuple[float, list[dict]] | None:
+        """(Length, seconds of its runs) of the trial that a worker runs under a number."""
+        for worker, busy in enumerate(self._busy):
+            if busy and busy.number == number:
+                self._busy[worker], self._free[worker] = None, time
+                return time - busy.began, busy.measured
+        return None
+
+    def _close(self, end: float, asked: bool = False) -> None:
+        if self.began is not None:
+            for kind, seconds in self._open_parts(end, "interrupted", asked):
+                self._add(kind, seconds)
+            self.ended_sessions += end - self.began
+            self.covered += self.workers * (end - self.began)
+            self.began, self._ended = None, end
+            self._crashed.clear()
+
+    # -- what time was for
+
+    def _open_parts(self, end: float, busy_kind: str, asked: bool = False) -> Iterator[tuple[str, float]]:
+        """(kind, seconds) of what each worker has done since its last change."""
+        for free, busy in zip(self._free, self._busy, strict=True):
+            if busy:
+                yield busy_kind, end - busy.began
+            elif asked and self.workers > 1:        # it had ended before the others
+                yield "rest", end - free
+            else:
+                yield from self._idle(free, end)
+
+    def _idle(self, since: float, until: float) -> Iterator[tuple[str, float]]:
+        """(kind, seconds) of a time in which a worker had nothing to run."""
+        if since < (set_up := min(until, self._set_up)):
+            yield "setup", set_up - since
+            since = set_up
+        for begin, end, kind in sorted(self._marks):
+            begin, end = max(since, begin), min(until, end)
+            if end > begin:
+                yield "agent", begin - since
+                yield kind, end - begin
+                since = end
+        yield "agent", until - since
+
+    # -- the answer
+
+    def total(self, now: float | None = None) -> dict[str, float]:
+        """Seconds by kind. now: the present time, if a loop is at work; else a session that is open was killed with its last event."""
+        seconds = dict(self.seconds)
+        if self.began is not None:
+            for kind, more in self._open_parts(self._until(now), "interrupted" if now is None else "running"):
+                seconds[kind] += more
+        return seconds
+
+    def wall(self, now: float | None = None) -> float:
+        """Seconds by the clock in which a loop was at work."""
+        return self.ended_sessions + (0.0 if self.began is None else self._until(now) - self.began)
+
+    def session(self, now: float) -> float:
+        """Seconds by the clock since the open session began."""
+        return 0.0 if self.began is None else self._until(now) - self.began
+
+    def _until(self, now: float | None) -> float:
+        return self._time if now is None else max(self._time, now + self._offset)
+
+
+def account(events: Iterable[dict], now: float | None = None) -> dict[str, float]:
+    """Seconds by kind of a journal's events. now: the present time, if a loop is at work on it."""
+    counted = Account()
+    for event in events:
+        counted.add(event)
+    return counted.total(now)
+
+
+def parts_of(length: float, runs: list[dict | None]) -> Iterator[tuple[str, float]]:
+    """(kind, seconds) of a trial and its repetitions, which took `length` together. Old records do not say when the training clock ran."""
+    wanted = dict.fromkeys(("training", "scoring", "startup"), 0.0)
+    for run in runs:
+        train = seconds_of(run, "train")
+        training = min(train, seconds_of(run, "training")) if isinstance(run, dict) and "training" in run else train
+        wanted["training"] += training
+        wanted["startup"] += train - training
+        wanted["scoring"] += sum(seconds_of(run, phase) for phase in ("score", "guard", "holdout"))
+    for kind, seconds in wanted.items():
+        yield kind, min(seconds, length)
+        length -= min(seconds, length)
+    yield "rest", length
+
+
+def seconds_of(fields: object, name: str) -> float:
+    """A duration in a record; 0 where there is none."""
+    value = fields.get(name) if isinstance(fields, dict) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
+
+
+def shares(seconds: dict[str, float]) -> list[tuple[str, float, float]]:
+    """(kind in words, seconds, share of the time in sessions) of all kinds that took any, as KINDS orders them. What lies between sessions has no share."""
+    inside = sum(value for kind, value in seconds.items() if kind not in ("verify", "stopped"))
+    return [(KINDS[kind], seconds[kind], 0.0 if kind in ("verify", "stopped") or not inside else seconds[kind] / inside)
+            for kind in KINDS if seconds[kind] >= 0.05]

@@ -1,0 +1,172 @@
+"""Background: a loop that goes on when its terminal is closed, asking a running one to stop, and reading along."""
+
+import datetime
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from autoresearch import UserError, keys
+from autoresearch.process import identify
+from autoresearch.status import holder, read_json, read_now
+
+LOG = "loop.log"                    # what a detached loop printed
+TAIL = 1 << 16                      # bytes of a log that are looked at first
+LINES = 50                          # of these, at most
+LONGEST = 4000                      # characters of a line
+POLL = 0.1                          # seconds between two looks
+ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
+
+
+def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
+    """Start a loop in a session of its own, and wait for its first screen. (Its process id, or None if it has ended well; what it printed.)
+
+    words: the command. folder: of its run. UserError with its last words if it failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder.parent / ".gitignore").write_text("*\n")
+    with open(folder / LOG, "ab") as log:
+        log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
+        log.flush()
+        began = log.tell()
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    process = identify(child.pid)
+    try:
+        while child.poll() is None and read_json(folder / "now.json").get("process") != process:
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGTERM)
+        raise
+    with open(folder / LOG, "rb") as log:
+        log.seek(began)
+        said = keys.scrub(log.read(TAIL).decode(errors="replace")).strip()
+    if child.returncode:
+        raise UserError(said.rpartition("error: ")[2] or f"the loop ended with exit code {child.returncode} and said nothing")
+    return (child.pid if child.returncode is None else None), said
+
+
+def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
+    """Send the signal to the process that holds the run's lock, and to no other. What will happen; None where no loop is running."""
+    if (process := holder(folder)) is None:
+        return None
+    try:
+        handle = os.pidfd_open(process) if process else None
+    except ProcessLookupError:
+        handle = None
+    if handle is None or not has_open(process, folder / "lock"):
+        raise UserError(f"the lock of run {tag} is held, but not by process {process or 'unknown'} of this machine and user: stop it where it runs")
+    found = read_now(folder, process)
+    asked = bool(found and found.stopping)
+    try:
+        if now or not asked:                            # a second SIGINT would mean now
+            signal.pidfd_send_signal(handle, signal.SIGTERM if now else signal.SIGINT)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(handle)
+    if now:
+        return f"process {process} stops now; a running experiment has no verdict, and runs again when the run is continued"
+    if found and not found.trials:
+        return f"process {process} stops: no experiment is running"
+    what = "the running experiments have their verdicts" if found and len(found.trials) > 1 else "the running experiment has its verdict"
+    return f"process {process} " + ("was asked before: it " if asked else "") + f"stops when {what}; --now stops it at once"
+
+
+def has_open(process: int, path: Path) -> bool:
+    """Whether a process has a file open: a process id that was used again has not."""
+    for name in (f"/proc/{process}/fd/{handle}" for handle in list_or_nothing(f"/proc/{process}/fd")):
+        try:
+            if os.path.samestat(os.stat(name), os.stat(path)):
+                return True
+        except OSError:
+            pass                    # closed meanwhile
+    return False
+
+
+def list_or_nothing(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+# ----------------------------------------------------------------------------------------------
+# Logs
+
+
+class Reader:
+    """New whole lines of a log that grows, fit for a terminal and without keys."""
+
+    def __init__(self, path: Path, tail: bool = True) -> None:
+        self.path, self._offset, self._secret = path, 0, False
+        self._skip = False
+        if tail and path.exists():
+            self._offset = max(0, path.stat().st_size - TAIL)
+            self._skip = self._offset > 0               # it begins within a line
+
+    def lines(self, rest: bool = False) -> list[str]:
+        """rest: a last line without an end as well."""
+        try:
+            with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:      # it was written anew
+                    self._offset = 0
+                file.seek(self._offset)
+                raw = file.read(1 << 20)
+        except OSError:
+            return []
+        whole = len(raw) if rest or len(raw) == 1 << 20 else raw.rfind(b"\n") + 1
+        self._offset += whole
+        lines = raw[:whole].decode(errors="replace").split("\n")
+        if whole and not lines[-1]:
+            lines.pop()
+        if self._skip and whole:
+            self._skip, lines = False, lines[1:]
+        clean = [clean for line in lines if whole and (clean := self._clean(line)) is not None]
+        return keys.scrub("\n".join(clean)).split("\n") if clean else []
+
+    def _clean(self, line: str) -> str | None:
+        """A line without what a terminal would obey; None within a key that has several."""
+        if self._secret or "-----BEGIN" in line and "PRIVATE KEY" in line:
+            begins, self._secret = not self._secret, "-----END" not in line
+            return keys.PLACE if begins else None
+        line = ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
+        return "".join(c for c in line if c.isprintable() or c == "\t")[:LONGEST]
+
+
+def read_along(folder: Path, follow: bool, trial: bool) -> Iterator[str]:
+    """Lines of the loop's log, or of the running trial's, the newest last. With `follow` until the loop ends."""
+    path = trial_log(folder) if trial else folder / LOG
+    if trial and path:
+        yield f"==> {path} <=="
+    reader = Reader(path) if path else None
+    yield from reader.lines(rest=not follow)[-LINES:] if reader else ()
+    while follow:
+        ended = holder(folder) is None                  # asked before the last look, so that nothing is missed
+        if reader:
+            yield from reader.lines(rest=ended)
+        if ended:
+            return
+        if trial and (latest := trial_log(folder)) and latest != path:
+            if reader:
+                yield from reader.lines(rest=True)
+            path, reader = latest, Reader(latest, tail=False)
+            yield f"==> {path} <=="
+        time.sleep(POLL)
+
+
+def trial_log(folder: Path) -> Path | None:
+    """The log that the running trial writes; where none runs, that which was written last."""
+    process = holder(folder)
+    if (now := read_now(folder, process) if process else None) and now.trials:
+        return Path(now.trials[0].folder) / f"{now.trials[0].phase}.log"
+    logs = [path for path in folder.glob("trials/*/*.log") if path.is_file() and not path.is_symlink()]
+    return max(logs, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def loop_command(arguments: list[str], tag: str) -> list[str]:
+    """The command of this process without --detach, with the tag that was chosen."""
+    return [sys.executable, os.path.abspath(sys.argv[0]), *(word for word in arguments if word != "--detach"), "--tag", tag]

@@ -1,0 +1,169 @@
+"""A loop in the background, its log, and what it tells a command."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from autoresearch import UserError, notify
+from autoresearch.background import Reader
+from autoresearch.notify import Notifier
+from autoresearch.status import holder
+from conftest import ROOT, solver, step, wait_for
+from test_console import Terminal
+from test_loop import WAITING, alive
+
+KEY = "sk-ant-api03-0123456789abcdefghij"
+NOISY = "print('\\x1b[31mred\\x1b[0m and \\x07bell')\nprint('key', 'sk-ant-api03-' + '0123456789abcdefghij', flush=True)\n"
+
+
+@pytest.fixture
+def background(toy):
+    """Starts the loop with --detach in a terminal, and ends it after the test. Its second trial waits to be released."""
+    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=NOISY + WAITING)}, "say": "wait, then two"}], e3=[step(3)])
+    terminals = []
+
+    def start(*arguments: str) -> Terminal:
+        words = [sys.executable, str(ROOT / "loop.py"), *toy.agent, "--detach", "--experiments", "3", "--baseline-runs", "1", "--tag", toy.tag, *arguments]
+        terminals.append(Terminal(["sh", "-c", f"{shlex.join(words)}; echo ended with $?; exec sleep 600"], toy.folder, toy.environment))
+        return terminals[-1]
+
+    yield start
+    if process := holder(toy.runs):
+        os.kill(process, signal.SIGTERM)
+        wait_for(lambda: holder(toy.runs) is None)
+    for terminal in terminals:
+        terminal.process.kill()
+        terminal.process.wait()
+
+
+def test_it_goes_on_when_the_terminal_is_closed(toy, background):
+    terminal = background()
+    terminal.wait_for("ended with 0")
+    process = holder(toy.runs)
+    assert f"It goes on as process {process}" in terminal.text and "autoresearch: run night, new" in terminal.text
+    assert "uv run loop.py logs -f --tag night" in terminal.text
+    wait_for((toy.runs / "trials/2/run/started").exists)
+    again = toy.run(*toy.agent, "--detach", expect=2)                   # one loop a tag
+    assert again.startswith(f"error: a loop is already running on tag night (process {process})")
+    terminal.close()                                                    # which ends all that belongs to it
+    terminal.process.wait(10)
+    assert alive(process) and os.getsid(process) == process
+    follower = toy.start("logs", "-f")
+    (toy.runs / "trials/2/run/release").touch()
+    output, _ = follower.communicate(timeout=30)                        # ends with the loop
+    assert follower.returncode == 0 and "  keep: 3.000000 is 1.000000 better than the champion's 2.000000" in output
+    assert output.rstrip().endswith("on autoresearch/night") and "experiment 1: baseline" in output
+    assert toy.statuses() == ["keep"] * 3
+    toy.require_whole()
+
+
+def test_what_the_running_trial_prints(toy, background):
+    background().wait_for("ended with 0")
+    wait_for((toy.runs / "trials/2/run/started").exists)
+    output = toy.run("logs", "--trial")
+    assert output.endswith("trials/2/train.log <==\nred and bell\nkey [key removed]\n")
+    follower = toy.start("logs", "-f", "--trial")
+    assert follower.stdout.readline().endswith("trials/2/train.log <==\n")
+    assert [follower.stdout.readline() for _ in range(2)] == ["red and bell\n", "key [key removed]\n"]
+    follower.send_signal(signal.SIGINT)                                 # Ctrl-C is the ordinary end of it
+    assert follower.communicate(timeout=10)[0] == "" and follower.returncode == 0
+    toy.run("stop", "--now")
+    wait_for(lambda: holder(toy.runs) is None)
+
+
+def test_detaching_what_cannot_run_says_why(toy):
+    assert toy.run("--agent", "nobody", "--detach", expect=2).startswith("error: ")
+    assert toy.run("run", "--agent", "nobody", expect=2).startswith("error: ")          # `run` may be said
+    toy.plan_steps(otherwise=[step(2)])
+    assert "autoresearch: run night, new" in toy.run(*toy.agent, "--hours", "0", "--detach")          # which is over at once
+    wait_for(lambda: "0 hours are over" in (toy.runs / "loop.log").read_text() and holder(toy.runs) is None)
+    assert "was not detached" in toy.run("logs", "--tag", "other", expect=2)
+
+
+def test_a_log_that_grows_and_one_that_is_written_anew(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntwo\xff\r\nbar 1\rbar 2\nhal")
+    reader = Reader(path)
+    assert reader.lines() == ["one", "two\ufffd", "bar 2"] and reader.lines() == []
+    with open(path, "a") as file:
+        file.write("f\n\x1b]0;title\x07\x1b[2J\x9b31m" + "x" * 9000 + "\n-----BEGIN RSA PRIVATE KEY-----\nabc\n")
+    assert [line[:9] for line in reader.lines()] == ["half", "31mxxxxxx", "[key remo"]
+    with open(path, "a") as file:
+        file.write("def\n-----END RSA PRIVATE KEY-----\nafter\nrest")
+    assert reader.lines() == ["after"] and reader.lines(rest=True) == ["rest"]
+    path.write_text("anew\n")
+    assert reader.lines() == ["anew"]
+    path.write_text("x\n" * 100_000)
+    assert set(Reader(path).lines()) == {"x"}
+
+
+# -- notices
+
+
+def notices(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_command_is_told_of_keeps_the_stop_and_faults(toy, tmp_path):
+    toy.plan_steps(e2=[step(2)], e3=[step(1.5)], e4=[step(4, f"four {KEY}")], e5=[{"files": {}, "say": "nothing"}])
+    script = tmp_path / "notify.sh"
+    script.write_text(f"cat >> {tmp_path}/told\nenv > {tmp_path}/seen\n")
+    toy.run_agent(4, "--notify", f"sh {script}", MY_TOKEN="0123456789abcdef", MINE=KEY, OTHER="kept")
+    told = notices(tmp_path / "told")
+    assert [(one["event"], one.get("number"), one.get("score")) for one in told] == [("keep", 1, 1), ("keep", 2, 2), ("keep", 4, 4), ("stop", None, 4)]
+    assert (told[2]["before"], told[2]["run"], told[2]["metric"]) == (2, "night", "score") and told[3]["experiments"] == 4
+    seen = (tmp_path / "seen").read_text()
+    assert "OTHER=kept" in seen and "MY_TOKEN" not in seen and KEY not in seen + (tmp_path / "told").read_text()
+    toy.run_agent(5, "--notify", f"sh {script}", expect=2)
+    assert notices(tmp_path / "told")[4]["event"] == "fault" and "came to nothing 5 times in a row" in notices(tmp_path / "told")[4]["reason"]
+    assert toy.journal("stop")[-1]["reason"].startswith("a fault: ")
+
+
+def test_a_command_that_fails_is_said_once_and_disturbs_nothing(toy):
+    toy.plan_steps(e2=[step(2)])
+    output = toy.run_agent(2, "--notify", "sh -c 'exit 3'")
+    assert output.count("--notify: `sh` ended with exit code 3; the loop goes on") == 1 and toy.statuses() == ["keep", "keep"]
+    assert "there is no program" in toy.run("--notify", "no-such-program x", expect=2)
+
+
+def test_a_command_that_hangs_is_ended_and_delays_nobody(monkeypatch, tmp_path):
+    monkeypatch.setattr(notify, "LIMIT", 0.2)
+    said, told = [], threading.Event()
+    notifier = Notifier(f"sh -c 'echo $$ >> {tmp_path}/pids; sleep 600'", lambda text: (said.append(text), told.set()))
+    notifier.send({"event": "keep"})                    # returns at once
+    notifier.send({"event": "stop"})
+    assert told.wait(10)
+    notifier.close()
+    assert len(said) == 1 and "did not end within" in said[0]
+    wait_for(lambda: not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split()))
+
+
+@pytest.mark.parametrize("command", ["", "'", "no-such-program"])
+def test_commands_that_are_none(command):
+    with pytest.raises(UserError, match="--notify"):
+        Notifier(command, print)
+
+
+def test_an_agent_that_cannot_be_reached_is_told_the_first_time():
+    """Not each time that it is called in vain."""
+    from autoresearch.console import Console
+
+    console, told = Console(), []
+    console.tell = lambda event, **fields: told.append((event, fields["reason"]))
+    for again in (False, True, True):
+        console.unreachable("claude-api", "no network", again)
+    assert told == [("fault", "claude-api cannot be reached: no network")]
+
+
+def test_a_reader_that_has_seen_enough(toy):
+    (toy.runs).mkdir(parents=True)
+    (toy.runs / "loop.log").write_text("line\n" * 40)
+    process = subprocess.Popen(f"{sys.executable} {ROOT / 'loop.py'} logs --tag night | head -1", shell=True, cwd=toy.folder, env=toy.environment,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=30) == ("line\n", "")
