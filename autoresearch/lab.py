@@ -13,11 +13,12 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from autoresearch import UserError, keys, sandbox
+from autoresearch import UserError, count, keys, sandbox
 from autoresearch.console import Console
 from autoresearch.ledger import Attempt, Ledger, Lock, Results
 from autoresearch.limits import StopRequest
@@ -33,13 +34,20 @@ FACTS = {"machine": dict, "noise": float | int, "implausible_gain": float | int,
 
 
 class Lab:
-    """One run. Everything that it knows is in the journal, so it can be killed at any moment."""
+    """One run. Everything that it knows is in the journal, so it can be killed at any moment.
+
+    house: held by the one thread that does anything but wait, at first the one that made this.
+    """
 
     def __init__(self, root: Path, folder: Path, task: Task, ledger: Ledger, repo: RunRepo, confined: bool, console: Console,
                  stop: StopRequest) -> None:
         self.root, self.folder, self.task, self.ledger, self.repo = root, folder, task, ledger, repo
         self.confined, self.console, self.stop = confined, console, stop
         self.settings: dict[str, str] = {}
+        self.gpus: str | None = None
+        self.house = threading.Lock()
+        self.house.acquire()
+        self.devices: list[dict[str, str]] = [{}]       # environment variables of each worker, which say what it trains on
         self.seed = ledger.seed
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
@@ -53,6 +61,15 @@ class Lab:
     def originals(self) -> dict[str, bytes]:
         """The editable files as the human wrote them."""
         return {name: self.repo.read(self.base, name) for name in self.task.editable}
+
+    @contextlib.contextmanager
+    def unlocked(self) -> Iterator[None]:
+        """For whoever holds the house: inside, others may do what they have to."""
+        self.house.release()
+        try:
+            yield
+        finally:
+            self.house.acquire()
 
     # -- opening the run
 
@@ -84,11 +101,32 @@ class Lab:
         if keep_edit and last and last is not ledger.champion and (repo.worktree / ".git").exists() and self.edit() == last.edit:
             keep_edit = False                           # killed between its verdict and the reset
         repo.settle(champion, keep_edit)
-        if ledger.pending:
-            repo.remember(ledger.pending.number, ledger.pending.commit)
+        for attempt in ledger.pending:
+            repo.remember(attempt.number, attempt.commit)
         if not keep_edit and (fault := self.task.fault(repo.worktree, self.originals)):
             raise UserError(f"{fault}, in the commit that the run starts from ({short(champion)}). Mend it, commit, and start "
                             "again" + (" with --tag NEW" if ledger.attempts else ""))
+
+    def use(self, gpus: str | None = None, workers: int | None = None) -> None:
+        """Say what trials run on: one at a time on each GPU, or so many at a time. Default: as the run was started last."""
+        if gpus is None and workers is None:
+            gpus = self.ledger.gpus
+        elif gpus is None and self.ledger.gpus:
+            raise UserError(f"run {self.repo.tag} trains on GPUs {self.ledger.gpus}; continue it with --gpus, or start another with --tag NEW")
+        if gpus is not None:
+            names = [name.strip() for name in gpus.split(",")]
+            if not all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Fa-f-]+", name) for name in names) or len(set(names)) < len(names):
+                raise UserError(f"--gpus takes numbers as nvidia-smi shows them, such as 0 or 0,1,2, not {gpus!r}")
+            if workers not in (None, len(names)):
+                raise UserError(f"--gpus {gpus} runs {count(len(names), 'trial')} at a time; leave --workers out")
+            self.gpus, self.devices = gpus, [{"CUDA_VISIBLE_DEVICES": name, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} for name in names]
+            return
+        workers = workers or self.ledger.workers
+        if self.ledger.finished and workers != self.ledger.workers:
+            raise UserError(f"run {self.repo.tag} has {count(self.ledger.workers, 'worker')}; another number of them trains at another speed, and the "
+                            f"scores would not compare. Continue with --workers {self.ledger.workers}, or start another run with --tag NEW")
+        share = {} if workers == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        self.devices = [share] * workers
 
     def prepare(self, settings: dict[str, str], seed: int, show: Callable[[dict], None]) -> None:
         """Set the game up, in the user's sight, and make sure that it is the one that the run began with.
@@ -96,14 +134,20 @@ class Lab:
         settings: environment variables of the game. show: called with its facts before anything takes long.
         """
         self.seed, self.settings = seed, {**settings, "AUTORESEARCH_SEED": str(seed)}
-        environment = {**os.environ, **self.settings}
-        self.repo.set_stage(self.base, self.base, self.task.editable)
-        facts = describe(self.task, self.repo.stage, environment)
+        environment = {**os.environ, **self.settings, **self.devices[0]}
+        stage = self.repo.stage()
+        stage.set(self.base, self.base, self.task.editable)
+        facts = describe(self.task, stage.folder, environment)
         require_same_game(self.ledger, {**facts, "game": (self.ledger.game or {}).get("game")}, self.repo.tag)  # the data may not be there yet
         show(facts)
-        set_up(self.task, self.repo.stage, environment, self.console.output)
-        facts = describe(self.task, self.repo.stage, environment)
+        set_up(self.task, stage.folder, environment, self.console.output)
+        facts = describe(self.task, stage.folder, environment)
         require_same_game(self.ledger, facts, self.repo.tag)
+        for device in self.devices[1:]:
+            other = describe(self.task, stage.folder, {**environment, **device}).get("device") if self.gpus else facts.get("device")
+            if other != facts.get("device"):
+                raise UserError(f"GPU {device['CUDA_VISIBLE_DEVICES']} is a {other}, the first one a {facts.get('device')}: scores compare only "
+                                "between GPUs of one kind. Give --gpus those of one kind, and the others a run of their own (--tag NEW)")
         if self.ledger.game is None:
             self.ledger.append("game", facts=facts)
 
@@ -120,14 +164,25 @@ class Lab:
         champion = self.ledger.champion
         return champion.commit if champion else self.base
 
+    def advance(self) -> None:
+        """The branch to the champion. An agent may be at work in the worktree."""
+        self.repo.settle(self.standing_commit, keep_edit=True)
+
     def settle(self) -> None:
         """Branch and worktree to the champion."""
         self.repo.settle(self.standing_commit)
 
-    def edit(self) -> str:
-        """Names what the worktree's editable files do, apart from comments and layout."""
-        paths = {name: self.repo.worktree / name for name in self.task.editable}
+    def edit(self, folder: Path | None = None) -> str:
+        """Names what the worktree's editable files do, apart from comments and layout. folder: another worktree."""
+        paths = {name: (folder or self.repo.worktree) / name for name in self.task.editable}
         return edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in paths.items()})
+
+    def move(self, attempt: Attempt) -> tuple[str, str] | None:
+        """(An attempt's edit as a commit on top of the champion, its hash); None if it does not go there, or not whole."""
+        moved = self.repo.move(attempt.commit, self.standing_commit)
+        if moved is None or self.task.fault(self.repo.scratch, self.originals):
+            return None
+        return moved, self.edit(self.repo.scratch)
 
     def lines(self, commit: str) -> int:
         """Lines of code that the editable files have in a commit."""
@@ -135,12 +190,14 @@ class Lab:
 
     # -- trials
 
-    def trial(self, folder: Path, where: Path, view: Callable = lambda phase: None, seed: int | None = None,
-              caches: Path | None = None) -> Trial:
-        """A trial of the task in a worktree, ready to run."""
-        environment = trial_environment(folder, caches or self.folder / "caches", self.seed if seed is None else seed, self.settings)
-        changed = functools.partial(self.repo.changed_on_stage, ignored=self.task.referee)
-        return Trial(self.task, where, folder, environment, self.confinement(), self.time_budget, changed, self.stop.now, view)
+    def trial(self, folder: Path, view: Callable = lambda phase: None, seed: int | None = None, caches: Path | None = None,
+              worker: int = 0, where: Path | None = None) -> Trial:
+        """A trial of the task on a worker's stage, ready to run. where: another worktree."""
+        stage, settings = self.repo.stage(worker), {**self.settings, **self.devices[worker]}
+        environment = trial_environment(folder, caches or self.folder / (f"caches-{worker}" if worker else "caches"), self.seed if seed is None else seed, settings)
+        changed = functools.partial(stage.changed, ignored=self.task.referee)
+        return Trial(self.task, where or stage.folder, folder, environment, self.confinement(), self.time_budget, changed, self.stop.now, view,
+                     share=len(self.devices))
 
     def confinement(self) -> dict[str, list[str]] | None:
         """What the game says of files that trials need, or must not see; copies of those in the stage, and all runs, included."""
@@ -148,7 +205,8 @@ class Lab:
             return None
         hidden = [Path(path) for path in self.ledger.game.get("hidden", [])]
         inside = [path.relative_to(self.root) for path in hidden if path.is_relative_to(self.root)]
-        copies = [folder / path for folder in (self.repo.stage, self.repo.worktree) for path in inside if path.parts]
+        stages = [self.repo.stage(worker).folder for worker in range(len(self.devices))]
+        copies = [folder / path for folder in (*stages, self.repo.worktree) for path in inside if path.parts]
         records = [self.root / RUNS, Path(self.repo.repository.common_dir)]
         return {"readable": self.ledger.game.get("readable", []), "hidden": [str(path) for path in (*hidden, *copies, *records)]}
 
@@ -211,7 +269,7 @@ def recorded_run(root: Path, tag: str | None, advice: str = "") -> tuple[str, Le
     """(The tag, the record) of a run that there is. advice: what to do where there is none."""
     runs = root / RUNS
     tag = choose_tag(runs, tag)
-    ledger = Ledger(runs / tag)
+    ledger = Ledger(runs / tag, repair=False)          # a loop may be writing it
     if ledger.run is None:
         raise UserError(f"there is no run {tag} here; runs are: {', '.join(sorted(path.parent.name for path in runs.glob('*/journal.jsonl'))) or 'none'}"
                         + (f"; {advice}" if advice else ""))

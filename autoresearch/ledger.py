@@ -4,15 +4,18 @@
 anything else happens:
 
     run         a run began: tag, base commit, task
-    start       the loop was started: hash of its own code, keep rule, agenda (the text of program.md)
+    start       the loop was started: hash of its own code, keep rule, agenda (the text of program.md), setup (seconds since it was called),
+                driven (an agent drives: this is one call of many), workers (trials at once), gpus
     game        what it runs on: profile, device, data, time budget
     attempt     an edit was committed: number, commit, parent, what its agent said (agents.Proposal), agent, edit, lines that it adds,
-                seconds of its preflight; a second one of the same number is the first, mended
+                seconds of its preflight; a second one of the same number is the first, made anew: mended, or on top of a new champion
+    moved       an attempt that waited was moved onto a new champion: number, commit, parent, edit, was (its commit before)
     crashed     an attempt crashed so early that its agent was asked to mend it: number, commit, reason
     refused     a proposal was turned down before it cost a trial, or there was none: number, description, reason, agent, tokens, dollars
     waited      the agent could not be reached: reason, seconds
     interrupted the user stopped an attempt before its verdict; it is run again
-    trial       an attempt began to run; what was measured of it before does not count: number
+    trial       an attempt began to run; what was measured of it before does not count: number, worker
+    void        what was measured in a trial does not count, and it runs again: number, reason, seconds
     measured    an attempt ran to its score: number, seed, score, seconds
     quarantine  an attempt was too good to be true: number, gain, score; it is run again with another seed
     verdict     number, status, score (the mean of its runs), memory_gb, reason, figures, seconds, holdout (what was kept scores there);
@@ -30,11 +33,14 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import TextIO
 
 from autoresearch import UserError, count, keys
+from autoresearch.accounting import Account
 from autoresearch.judge import noise_scale
 from autoresearch.repo import short
 
+OUTRUN = "it does not go onto the champion any more"           # in the reason of an attempt that never ran
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 
 
@@ -91,6 +97,7 @@ class Attempt:
     dollars: float | None = None
     transcript: str = ""            # folder of what the agent was told and what it said
     repairs: int = 0                # times that it was mended after an early crash
+    time: float = 0.0               # when it was committed
     runs: list[float] = dataclasses.field(default_factory=list)     # scores of identical code, the first with the run's seed
 
     def row(self) -> str:
@@ -101,6 +108,8 @@ class Attempt:
 
 def one_line(text: str, limit: int = 300) -> str:
     """Text fit for a column: one line, no tabs, no control characters, at most `limit` characters."""
+    if len(text) <= limit and text.isprintable() and "  " not in text and text == text.strip():
+        return text                 # as most are: a brief has thousands
     text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)          # terminal colours
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
@@ -114,12 +123,12 @@ class Lock:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / "lock", "a+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(self._file)
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             raise UserError(f"a loop is already running on tag {tag} (process {holder}); stop it first with "
-                            f"`kill -INT {holder}`, or start another run with --tag NEW") from None
+                            f"`uv run loop.py stop --tag {tag}`, or start another run with --tag NEW") from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
@@ -128,34 +137,49 @@ class Lock:
         self._file.close()
 
 
-class Ledger:
-    """The journal of one run, and what follows from it."""
+def take(file: TextIO) -> None:
+    """Lock a file, or BlockingIOError. Tries twice: `status` may hold it for a moment, to see whether anybody does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.1)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def __init__(self, folder: Path) -> None:
+
+class Ledger:
+    """The journal of one run, and what follows from it.
+
+    repair: remove a last line that was cut off by a power failure from the file. Beside a loop that may be writing that line it must not be.
+    """
+
+    def __init__(self, folder: Path, repair: bool = True) -> None:
         self.path = folder / "journal.jsonl"
         self.run: dict | None = None
         self.game: dict | None = None
-        self.attempts: list[Attempt] = []
+        self.attempts: list[Attempt] = []               # by number
+        self.finished: list[Attempt] = []               # those that have a verdict, in the order of the verdicts
+        self.kept: list[Attempt] = []                   # the baseline, and what was kept after it
         self.verified: list[dict] = []
-        self.refused: list[dict] = []                   # since the last attempt or verdict
+        self.refused: list[dict] = []                   # since the last attempt
         self.mended: dict[str, Attempt] = {}            # by edit: attempts that crashed and were mended
+        self._crashed: set[str] = set()                 # commits
         self.spent_by: dict[str, Spent] = {}            # by agent
         self.agenda = ""
         self.first_seed: int | None = None
         self.keep_rule = ""
+        self.workers, self.gpus = 1, None               # trials at once, and on which devices, as the loop was started last
+        self.account = Account()                        # where the time went
+        self.size = 0                                   # bytes of the journal that were taken in
         if self.path.exists():
-            for event in read_journal(self.path):
-                self._apply(event)
+            self.catch_up()
+            if repair and self.path.stat().st_size > self.size:
+                os.truncate(self.path, self.size)
 
-    @property
-    def finished(self) -> list[Attempt]:
-        """Attempts that have a verdict, in order."""
-        return [attempt for attempt in self.attempts if attempt.status]
-
-    @property
-    def kept(self) -> list[Attempt]:
-        """The baseline, and what was kept after it."""
-        return [attempt for attempt in self.attempts if attempt.status == "keep"]
+    def catch_up(self) -> None:
+        """Take in the whole lines that another process has added."""
+        events, self.size = read_journal(self.path, self.size)
+        for event in events:
+            self._apply(event)
 
     @property
     def tried(self) -> list[Attempt]:
@@ -178,10 +202,10 @@ class Ledger:
         again = [event["score"] for event in self.verified if event["commit"] == attempt.commit and event["score"] is not None]
         return [*(attempt.runs or [attempt.score]), *again]
 
-    @property
-    def standing(self) -> list[float]:
-        """The champion's scores: what an edit is compared with. None before there is a champion."""
-        return self.scores(self.champion) if self.champion else []
+    def standing(self, attempt: Attempt) -> list[float]:
+        """The scores of what an attempt is compared with: the champion that it was built on. None for the baseline."""
+        base = next((kept for kept in reversed(self.kept) if kept.commit == attempt.parent and kept is not attempt), None)
+        return self.scores(base) if base else []
 
     def replicates(self) -> list[list[float]]:
         """Scores of identical code, where there are several. Not of what is under suspicion, nor chosen scores beside fresh ones."""
@@ -197,9 +221,15 @@ class Ledger:
         return noise_scale(self.replicates(), (self.game or {}).get("noise"))
 
     @property
-    def pending(self) -> Attempt | None:
-        """The attempt that was committed and has no verdict yet."""
-        return self.attempts[-1] if self.attempts and self.attempts[-1].status is None else None
+    def pending(self) -> list[Attempt]:
+        """Attempts that were committed and have no verdict yet, in order. They are among the newest."""
+        found, missing = [], len(self.attempts) - len(self.finished)
+        for attempt in reversed(self.attempts):
+            if len(found) == missing:
+                break
+            if attempt.status is None:
+                found.insert(0, attempt)
+        return found
 
     def append(self, event: str, **fields) -> None:
         """Write an event and wait until it is on the disk. On a full disk the journal is left as it was."""
@@ -221,9 +251,11 @@ class Ledger:
             raise
         finally:
             os.close(handle)
+        self.size = size + len(line)
         self._apply(entry)
 
     def _apply(self, event: dict) -> None:
+        self.account.add(event)
         match event["event"]:
             case "run":
                 self.run = event
@@ -232,12 +264,16 @@ class Ledger:
             case "attempt":
                 known = {field.name for field in dataclasses.fields(Attempt)}
                 attempt = Attempt(**{name: value for name, value in event.items() if name in known})
-                if len(self.attempts) == attempt.number:        # mended
-                    first = self.attempts.pop()
-                    self.mended[first.edit] = first
-                    attempt.repairs = first.repairs + 1
+                if attempt.number <= len(self.attempts):        # made anew
+                    first = self.attempts[attempt.number - 1]
+                    attempt.repairs = first.repairs
+                    if first.commit in self._crashed:
+                        self.mended[first.edit] = first
+                        attempt.repairs += 1
                     attempt.tokens, attempt.dollars = plus(first.tokens, attempt.tokens), plus(first.dollars, attempt.dollars)
-                self.attempts.append(attempt)
+                    self.attempts[attempt.number - 1] = attempt
+                else:
+                    self.attempts.append(attempt)
                 self.refused.clear()
                 self._spend(event)
             case "refused":
@@ -245,21 +281,29 @@ class Ledger:
                 self._spend(event)
             case "waited" if event.get("tokens"):
                 self._spend(event)
+            case "crashed":
+                self._crashed.add(event["commit"])
             case "trial":
                 self.attempts[event["number"] - 1].runs.clear()
+            case "moved":
+                attempt = self.attempts[event["number"] - 1]
+                attempt.commit, attempt.parent, attempt.edit = event["commit"], event["parent"], event["edit"]
             case "measured":
                 self.attempts[event["number"] - 1].runs.append(event["score"])
                 self.first_seed = event["seed"] if self.first_seed is None else self.first_seed
             case "start":
                 self.agenda, self.keep_rule = event.get("agenda", ""), event.get("keep_rule", "")
+                self.workers, self.gpus = event.get("workers") or 1, event.get("gpus")
             case "verified":
                 self.verified.append(event)
             case "verdict":
-                self.refused.clear()
                 attempt = self.attempts[event["number"] - 1]
                 for field in ("status", "score", "memory_gb", "reason", "figures", "seconds", "holdout", "noise", "standing"):
                     setattr(attempt, field, event.get(field))
                 attempt.standing_runs = event.get("standing_runs") or 1
+                self.finished.append(attempt)
+                if attempt.status == "keep":
+                    self.kept.append(attempt)
 
     def _spend(self, event: dict) -> None:
         if agent := event.get("agent"):
@@ -269,7 +313,7 @@ class Ledger:
     def spent(self) -> Spent:
         """What all agents took."""
         total = Spent()
-        for spent in self.spent_by.values():
+        for spent in list(self.spent_by.values()):      # the console asks from another thread
             for field in dataclasses.fields(Spent):
                 setattr(total, field.name, getattr(total, field.name) + getattr(spent, field.name))
         return total
@@ -295,24 +339,25 @@ def scrubbed(value: object) -> object:
     return value
 
 
-def read_journal(path: Path) -> list[dict]:
-    """The events of a journal. A last line that was cut off by a power failure is removed from the file."""
-    events = []
-    with open(path, "rb+") as file:
-        whole = 0
+def read_journal(path: Path, start: int = 0) -> tuple[list[dict], int]:
+    """(The events of a journal from a byte on, the byte behind them.) A last line that is cut off is none: it stays in the file."""
+    events, end = [], start
+    with open(path, "rb") as file:
+        file.seek(start)
         for line in file:
+            if not line.endswith(b"\n"):
+                break
             try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("cut off")
                 events.append(json.loads(line))
             except ValueError:
                 if file.read(1):
-                    raise UserError(f"{path} is damaged in line {len(events) + 1}, before its end; restore it from a "
+                    file.seek(0)
+                    number = file.read(end).count(b"\n") + 1
+                    raise UserError(f"{path} is damaged in line {number}, before its end; restore it from a "
                                     "backup, or start another run with --tag NEW") from None
-                file.truncate(whole)
                 break
-            whole += len(line)
-    return events
+            end += len(line)
+    return events, end
 
 
 class Results:
@@ -320,13 +365,14 @@ class Results:
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
         self.path, self.ledger = path, ledger
+        self.behind = False                             # rows are missing
 
     def require_ours(self, runs: Path) -> None:
         """Refuse to replace a results.tsv that follows from no journal below `runs`."""
         if not self.path.exists():
             return
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        journals = [self.ledger, *(Ledger(path.parent) for path in sorted(runs.glob("*/journal.jsonl")))]
+        journals = [self.ledger, *(Ledger(path.parent, repair=False) for path in sorted(runs.glob("*/journal.jsonl")))]
         if text and not any(ledger.results().startswith(text) for ledger in journals):
             raise UserError(f"{self.path} was not written by this loop, so it is left alone; move it away: "
                             f"`mv {self.path.name} results-old.tsv`")
@@ -343,8 +389,11 @@ class Results:
                 temporary.unlink(missing_ok=True)
 
     def add(self, attempt: Attempt) -> None:
-        if not self.path.exists():
+        if self.behind or not self.path.exists():
             self.rebuild()
+            self.behind = False
             return
+        self.behind = True
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(attempt.row())
+        self.behind = False

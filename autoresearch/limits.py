@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -25,8 +26,11 @@ class StopRequest:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.level, self._last, self._say, self._thinking = 0, 0.0, say, False
+        self.trials = 0             # that are running
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._count)
+        self._main = threading.main_thread().ident
+        signal.signal(signal.SIGUSR1, self._wake)
         signal.signal(signal.SIGTSTP, lambda *_: say("experiments are timed, so the loop does not pause; Ctrl-C stops it"))
 
     def _count(self, number: int, frame) -> None:
@@ -35,14 +39,35 @@ class StopRequest:
             self.level = 2
         elif self._last - previous > 0.3:
             self.level += 1
-            if self.level == 1 and not self._thinking:
+            if self.level == 1 and (self.trials or not self._thinking):
                 self._say("stopping when the running experiment has its verdict; Ctrl-C again stops now")
+        if self._thinking:
+            self._thinking = False
+            raise Interrupted
+
+    def interrupt(self) -> None:
+        """From another thread: an agent that thinks in the main one thinks in vain."""
+        signal.pthread_kill(self._main, signal.SIGUSR1)
+
+    def _wake(self, number: int, frame) -> None:
         if self._thinking:
             self._thinking = False
             raise Interrupted
 
     def now(self) -> bool:
         return self.level >= 2
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside `interrupts`: what runs inside this is short, and is finished first."""
+        thinking, self._thinking = self._thinking, False
+        try:
+            yield
+        finally:
+            self._thinking = thinking
+        if thinking and self.level:
+            self._thinking = False
+            raise Interrupted
 
     @contextlib.contextmanager
     def interrupts(self) -> Iterator[None]:
@@ -79,9 +104,15 @@ class Limits:
         }
         return {option: budget for option, budget in budgets.items() if budget[1] is not None}
 
-    def reached(self, ledger: Ledger) -> str | None:
-        """Why the night is over, or None."""
+    def room(self, ledger: Ledger) -> bool:
+        """Whether the run may have one more experiment than were begun."""
+        return self.experiments is None or len(ledger.attempts) < self.experiments
+
+    def reached(self, ledger: Ledger, spending: bool = True) -> str | None:
+        """Why the night is over, or None. spending: whether there is something to pay for; a trial costs nothing more."""
         for option, (used, allowed, words) in self.used(ledger).items():
+            if not spending and option.startswith("--max-"):
+                continue
             if used >= allowed and option == "--experiments":
                 return f"the run has its {count(allowed, 'experiment')}; a larger --experiments goes on, --tag NEW starts another"
             if used >= allowed and option == "--hours":

@@ -22,6 +22,7 @@ from autoresearch import UserError, sandbox
 
 GRACE_SECONDS = 6.0                 # between SIGTERM and SIGKILL; the keeper's own are less
 WATCH_SECONDS = 0.5                 # between two looks at what a command uses
+SUSPENDED = 5.0                     # seconds between two looks, of a tenth of a second: this machine or program stood still
 OUTPUT_LIMIT = 8 << 20              # bytes of cleaned output that are kept
 LONGEST_LINE = 4 << 20              # bytes that are cleaned as one
 
@@ -40,6 +41,7 @@ class Ended:
     reason: str                     # in words; empty for exit code 0
     seconds: float
     peak_memory: int                # bytes, the largest resident size of the process or a child of it
+    suspended: float = 0.0          # seconds for which it, this program or the machine stood still, as far as was seen
 
 
 class Process:
@@ -87,25 +89,34 @@ class Process:
         """
         handle = os.pidfd_open(self._process.pid)
         watched = time.monotonic()
+        suspended, looked = 0.0, time.clock_gettime(time.CLOCK_BOOTTIME)       # which goes on while the machine sleeps
         try:
             poller = select.poll()
             poller.register(handle, select.POLLIN)
-            while not poller.poll(100):
+            while True:
+                ended = poller.poll(100)
+                before, looked = looked, time.clock_gettime(time.CLOCK_BOOTTIME)
+                if looked - before > SUSPENDED:
+                    suspended += looked - before
+                if ended:
+                    break
                 tick()
                 if stopped():
                     return self.end("stopped")
                 if time.monotonic() - watched > WATCH_SECONDS:
                     if reason := excess():
-                        return self.end(reason)
+                        return dataclasses.replace(self.end(reason), suspended=suspended)
+                    if any(is_stopped(pid) for pid in family(self._process.pid)):
+                        suspended += time.monotonic() - watched
                     watched = time.monotonic()
-                if time.monotonic() - self.started > limit:
-                    return self.end(f"ended after its time limit of {limit:.0f} s")
+                if time.monotonic() - self.started > limit + suspended:
+                    return dataclasses.replace(self.end(f"ended after its time limit of {limit:.0f} s"), suspended=suspended)
         except BaseException:
             self.end("not watched any more")
             raise
         finally:
             os.close(handle)
-        return self._reap()
+        return dataclasses.replace(self._reap(), suspended=suspended)
 
     def memory(self) -> int:
         """Bytes of host memory that the command and all that it started hold for themselves."""
@@ -175,6 +186,15 @@ def family(pid: int) -> list[int]:
     for member in found:
         found += parents.get(member, [])
     return found
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped a process, as SIGSTOP does."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
 
 
 def own_memory(pid: int) -> int:

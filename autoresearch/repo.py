@@ -1,7 +1,7 @@
-"""Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in two worktrees of its own.
+"""Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in worktrees of its own.
 
-The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`; trials run in `stage`,
-which holds the commit that the run began with and, of an attempt, the editable files alone. Both stand on
+The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`; trials run in a `stage`,
+one for each worker, which holds the commit that the run began with and, of an attempt, the editable files alone. All stand on
 a detached HEAD, so the branch moves only when something is kept (and can be checked out elsewhere);
 every attempt, kept or not, stays reachable under refs/autoresearch/<tag>/<number>.
 """
@@ -49,8 +49,8 @@ class RunRepo:
         self.tag = tag
         self.branch = f"autoresearch/{tag}"
         self.worktree = folder / "worktree"
-        self.stage = folder / "stage"
-        self.sealed: dict[str, str] = {}
+        self.scratch = folder / "scratch"
+        self.stages: dict[int, Stage] = {}
 
     def head(self) -> str:
         """The commit that the user's checkout stands on."""
@@ -76,38 +76,24 @@ class RunRepo:
             self._require_branch_is_free(self.branch)
             self.repository.git.update_ref(f"refs/heads/{self.branch}", champion, m="autoresearch: champion")
         if not keep_edit or not (self.worktree / ".git").exists():
-            self._reset(self.worktree, champion)
+            self.reset(self.worktree, champion)
 
-    def set_stage(self, base: str, attempt: str, editable: tuple[str, ...]) -> None:
-        """Make the stage hold the base commit with the attempt's editable files, and remember what it holds."""
-        with contextlib.suppress(git.GitError):
-            (Path(git.Repo(self.stage).git_dir) / "index").unlink(missing_ok=True)      # it would be believed, time stamps and all
-        self._reset(self.stage, base)
-        if attempt != base:
-            git.Repo(self.stage).git.checkout(attempt, "--", *editable)
-        self.sealed = self._contents()
+    def stage(self, worker: int = 0) -> "Stage":
+        """Where the trials of a worker run."""
+        return self.stages.setdefault(worker, Stage(self, self.worktree.with_name(f"stage-{worker}" if worker else "stage")))
 
-    def changed_on_stage(self, ignored: bool) -> list[str]:
-        """Files of the stage that are not as `set_stage` left them, new ones included; with `ignored`, also those that git ignores."""
-        found = self._contents()
-        changed = [name for name, content in self.sealed.items() if found.get(name) != content]
-        new = found.keys() - self.sealed.keys()
-        if new and not ignored and not changed:
-            listing = git.Repo(self.stage).git.ls_files("--others", "--exclude-standard", "-z").split("\0")
-            new = {name for name in new if name in listing or os.path.basename(name) == ".gitignore"}
-        return sorted([*changed, *new])
-
-    def _contents(self) -> dict[str, str]:
-        """A hash of each file of the stage, by its path; of a link, where it leads."""
-        contents = {}
-        for folder, _, names in os.walk(self.stage):
-            for path in (os.path.join(folder, name) for name in names):
-                if os.path.islink(path):
-                    contents[os.path.relpath(path, self.stage)] = os.readlink(path)
-                else:
-                    with contextlib.suppress(OSError), open(path, "rb") as file:
-                        contents[os.path.relpath(path, self.stage)] = hashlib.file_digest(file, "sha256").hexdigest()
-        return contents
+    def move(self, commit: str, champion: str) -> str | None:
+        """What a commit changed, as a commit on top of the champion, which stands in the scratch worktree then. None if it does not go there."""
+        self.reset(self.scratch, champion)
+        tree = git.Repo(self.scratch)
+        try:
+            tree.git.cherry_pick("--no-commit", commit)
+            tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--reuse-message", commit])
+            return tree.git.rev_parse("HEAD")
+        except git.GitCommandError as error:
+            if "No space left" in str(error):
+                raise
+            return None
 
     def read(self, commit: str, path: str) -> bytes:
         """A file as it is in a commit."""
@@ -117,7 +103,7 @@ class RunRepo:
         """What changed in the paths between two commits."""
         return self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *paths).encode(errors="replace").decode()
 
-    def _reset(self, folder: Path, commit: str) -> None:
+    def reset(self, folder: Path, commit: str) -> None:
         """Make a worktree hold a commit and nothing else, whatever was done to it."""
         for again in (True, False):
             try:
@@ -179,9 +165,9 @@ class RunRepo:
 
     def without(self, champion: str, commits: list[str], message: str) -> tuple[str | None, list[str]]:
         """(The champion with kept commits left out, newest first, as a commit; those of them that could not be: others build on them.)"""
-        scratch, stuck = self.worktree.parent / "scratch", []
-        self._reset(scratch, champion)
-        tree = git.Repo(scratch)
+        stuck = []
+        self.reset(self.scratch, champion)
+        tree = git.Repo(self.scratch)
         for commit in commits:
             before = tree.git.write_tree()
             try:
@@ -215,6 +201,45 @@ class RunRepo:
 
     def _tree(self) -> git.Repo:
         return git.Repo(self.worktree)
+
+
+class Stage:
+    """A worktree in which trials run, and what it is to hold."""
+
+    def __init__(self, repo: RunRepo, folder: Path) -> None:
+        self.repo, self.folder = repo, folder
+        self.sealed: dict[str, str] = {}
+
+    def set(self, base: str, attempt: str, editable: tuple[str, ...]) -> None:
+        """Make it hold the base commit with the attempt's editable files, and remember that."""
+        with contextlib.suppress(git.GitError):
+            (Path(git.Repo(self.folder).git_dir) / "index").unlink(missing_ok=True)     # it would be believed, time stamps and all
+        self.repo.reset(self.folder, base)
+        if attempt != base:
+            git.Repo(self.folder).git.checkout(attempt, "--", *editable)
+        self.sealed = self._contents()
+
+    def changed(self, ignored: bool) -> list[str]:
+        """Files that are not as `set` left them, new ones included; with `ignored`, also those that git ignores."""
+        found = self._contents()
+        changed = [name for name, content in self.sealed.items() if found.get(name) != content]
+        new = found.keys() - self.sealed.keys()
+        if new and not ignored and not changed:
+            listing = git.Repo(self.folder).git.ls_files("--others", "--exclude-standard", "-z").split("\0")
+            new = {name for name in new if name in listing or os.path.basename(name) == ".gitignore"}
+        return sorted([*changed, *new])
+
+    def _contents(self) -> dict[str, str]:
+        """A hash of each file, by its path; of a link, where it leads."""
+        contents = {}
+        for folder, _, names in os.walk(self.folder):
+            for path in (os.path.join(folder, name) for name in names):
+                if os.path.islink(path):
+                    contents[os.path.relpath(path, self.folder)] = os.readlink(path)
+                else:
+                    with contextlib.suppress(OSError), open(path, "rb") as file:
+                        contents[os.path.relpath(path, self.folder)] = hashlib.file_digest(file, "sha256").hexdigest()
+        return contents
 
 
 def root_of(repository: git.Repo) -> Path:

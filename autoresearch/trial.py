@@ -21,11 +21,13 @@ import shlex
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch import keys, preflight, sandbox
 from autoresearch.process import Process, command_words, end_left_over
+from autoresearch.status import read_progress
 from autoresearch.task import Task
 
 # What a trial sees of the user's environment. Nothing else: no keys, no tokens, no agent settings.
@@ -41,6 +43,7 @@ CONTAINER_LIMITS = (                # of control groups, version 2 and 1
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
+LOG_KEPT = 8 << 20                  # bytes of a log that are kept, of its beginning and of its end
 LOG_TAIL = 1 << 20                  # bytes at the end of a log in which a metric is looked for
 
 
@@ -54,10 +57,15 @@ class Outcome:
     figures: dict[str, float]       # the numeric `key: value` lines of the command that prints the metric
     seconds: dict[str, float]       # wall clock of train, score, guard, holdout
     stopped: bool = False           # ended from outside: no verdict
+    suspended: float = 0.0          # seconds for which the training stood still: it counts for nothing
 
 
 class TrialStopped(Exception):
     """The user ended the trial before its verdict."""
+
+
+class TrialSuspended(Exception):
+    """The training stood still for some seconds while its clock went on, or would have."""
 
 
 def trial_environment(folder: Path, caches: Path, seed: int, extra: dict[str, str]) -> dict[str, str]:
@@ -85,13 +93,13 @@ class Trial:
     paths of the game, or None to run the commands unconfined. time_budget: seconds of training that
     the task allows itself; its time limit comes on top. changed: which files of the stage are not as they
     should be. stopped: asked ten times a second whether to end now. show: called with the name of each
-    phase, and on every tick with None.
+    phase, and on every tick with None. share: how many trials share the machine's memory.
     """
 
     def __init__(self, task: Task, stage: Path, folder: Path, environment: dict[str, str],
                  confine: dict[str, list[str]] | None = None, time_budget: float = 0.0,
                  changed: Callable[[], list[str]] = list, stopped: Callable[[], bool] = lambda: False,
-                 show: Callable[[str | None], None] = lambda phase: None) -> None:
+                 show: Callable[[str | None], None] = lambda phase: None, share: int = 1) -> None:
         self.task, self.stage, self.folder, self.environment = task, stage, folder, environment
         self.limits = {"preflight": REHEARSAL_LIMIT, "score": task.score_limit, "guard": task.score_limit,
                        "holdout": 2.5 * task.score_limit}       # which probes every row
@@ -101,7 +109,7 @@ class Trial:
         self.peak_memory = 0
         self.overfull = False
         self.memory_free = free_memory()
-        self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free
+        self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
         self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
         self.disk_free, self.disk_used = shutil.disk_usage(folder.anchor).free, 0
 
@@ -146,6 +154,8 @@ class Trial:
             return self._outcome(score, "", figures)
         except TrialStopped:
             return dataclasses.replace(self._outcome(None, "stopped by the user"), stopped=True)
+        except TrialSuspended as suspended:
+            return dataclasses.replace(self._outcome(None, "suspended"), suspended=suspended.args[0])
         finally:
             if referee:
                 referee.end("not needed")
@@ -219,11 +229,17 @@ class Trial:
         self.show(phase)
         ended = process.wait(self.limits[phase] + extra, self.stopped, lambda: self.show(None), lambda: self._excess(process))
         self.seconds[phase] = ended.seconds - extra
+        shorten(self.folder / f"{phase}.log")
         keys.scrub_file(self.folder / f"{phase}.log")
         if phase == "train":
             self.peak_memory = ended.peak_memory
+            if progress := read_progress(self.folder):
+                began = time.time() - ended.seconds
+                self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - max(0.0, progress.clock - began))), 3)
         if ended.exit_code is None and self.stopped():
             raise TrialStopped
+        if ended.suspended and (phase == "train" or phase == "score" and ended.reason):
+            raise TrialSuspended(ended.suspended)
         return ended.reason
 
     def _excess(self, process: Process) -> str | None:
@@ -257,6 +273,18 @@ class Trial:
         if not math.isfinite(megabytes):
             megabytes = self.peak_memory / 2**20
         return Outcome(score, reason, 0.0 if score is None else megabytes / 1024, figures, dict(self.seconds))
+
+
+def shorten(log: Path) -> None:
+    """Leave the middle out of a log that is longer than anybody reads."""
+    size = log.stat().st_size
+    if size > 2 * LOG_KEPT:
+        with open(log, "r+b") as file:
+            file.seek(size - LOG_KEPT)
+            end = file.read()
+            file.seek(LOG_KEPT)
+            file.write(b"\n[%d bytes are left out here]\n" % (size - 2 * LOG_KEPT) + end)
+            file.truncate()
 
 
 def end_left_overs(folder: Path) -> bool:

@@ -206,15 +206,18 @@ class Verification:
             if lab.stop.level:
                 return False
             lab.require_own_code()
-            lab.repo.set_stage(lab.base, code.commit, lab.task.editable)
+            lab.repo.stage().set(lab.base, code.commit, lab.task.editable)
             folder = lab.folder / "verify" / f"{code.name.replace(' ', '-')}-{seed}"
             view = lab.console.verifying(f"{code.name}, seed {seed}", number, len(missing), typical * (len(missing) - number + 1), folder,
                                           lab.time_budget)
-            trial, began = lab.trial(folder, lab.repo.stage, view, seed=seed), time.monotonic()
+            trial, began = lab.trial(folder, view, seed=seed), time.monotonic()
             outcome = trial.run()
             objection, figures = trial.holdout() if outcome.score is not None else (None, {})
             trial.tidy(keep_weights=False)
-            lab.console.stop_bar()
+            view.close()
+            if outcome.suspended:
+                lab.console.line(f"  it stood still for {outcome.suspended:.0f} s: it runs again", "yellow")
+                return self.run_again(codes)
             if lab.stop.now():
                 return False
             if outcome.score is None or objection:

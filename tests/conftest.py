@@ -107,7 +107,7 @@ class Toy:
         self.plan = folder.parent / "plan.json"
         agent = folder.parent / "agent.py"
         agent.write_text(AGENT)
-        self.agent = ["--agent", "command", "--agent-command", f"{sys.executable} {agent} {self.plan}"]
+        self.agent = ["--agent", "command", "--agent-command", f"{sys.executable} {agent} {self.plan}", "--lookahead", "0"]
         folder.mkdir()
         git(folder, "init", "-q", "-b", "main")
         self.write("program.md", PROGRAM)

@@ -50,7 +50,7 @@ def test_two_loops_on_one_tag(toy):
     try:
         wait_for(lambda: (toy.runs / "trials/1/train.log").exists())
         output = toy.run(expect=2)
-        assert "a loop is already running on tag night" in output and f"kill -INT {first.pid}" in output
+        assert "a loop is already running on tag night" in output and "uv run loop.py stop --tag night" in output and f"process {first.pid}" in output
     finally:
         first.terminate()
         first.communicate(timeout=30)
@@ -214,9 +214,10 @@ def small_disk(toy):
     return run
 
 
-def test_a_disk_that_fills_up_while_recording(toy, small_disk):
-    """The second trial fills the disk. What was recorded before stays whole, and with space again the run goes on."""
-    once, log = toy.folder.parent / "filled", toy.folder.parent / "journal-when-full"
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_disk_that_fills_up_while_recording(toy, small_disk, stopped):
+    """The second trial fills the disk. What was recorded before stays whole, and with space again the loop, which waits for that, goes on."""
+    once, log, said = toy.folder.parent / "filled", toy.folder.parent / "journal-when-full", toy.folder.parent / "said"
     filler = f"""import os, pathlib
 if not pathlib.Path({str(once)!r}).exists():
     pathlib.Path({str(once)!r}).touch()
@@ -226,9 +227,14 @@ if not pathlib.Path({str(once)!r}).exists():
 """
     toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=filler)}, "say": "fill the disk"}], e3=[step(3)])
     loop = " ".join(f"'{word}'" for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--experiments", "3", "--sandbox", "off"])
-    answer = small_disk(f"{loop} && exit 9; code=$?; cp .autoresearch/night/journal.jsonl {log}; "
-                        f"rm .autoresearch/night/trials/2/run/big; {loop} >&2 || exit 8; exit $code")
-    require_message(answer, "the disk is full", "run the same command again")
+    waits = f"{loop} > {said} & until grep -qs 'the disk is full' {said}; do sleep 0.1; done; cp .autoresearch/night/journal.jsonl {log}; "
+    free = "rm .autoresearch/night/trials/2/run/big; "
+    if stopped:
+        answer = small_disk(waits + f"{sys.executable} {ROOT / 'loop.py'} stop >&2; wait $! && exit 9; code=$?; {free} {loop} >&2 || exit 8; exit $code")
+        require_message(answer, "the disk is full", "run the same command again")
+    else:
+        answer = small_disk(waits + free + f"wait $! && cat {said} >&2")
+        assert answer.returncode == 0, answer.stderr
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert [event["number"] for event in events if event["event"] == "verdict"] == [1]
     assert "3 experiments: 3 keep" in answer.stderr     # the trial that met the full disk was run again

@@ -29,7 +29,7 @@ def steps(*by_experiment: list):
 
 
 def run(toy, models: Models, experiments: int, *arguments: str, **more) -> str:
-    return toy.run("--agent", "claude-api", "--base-url", models.url, "--baseline-runs", "1", "--experiments", str(experiments), *arguments,
+    return toy.run("--agent", "claude-api", "--base-url", models.url, "--baseline-runs", "1", "--lookahead", "0", "--experiments", str(experiments), *arguments,
                    **{"ANTHROPIC_API_KEY": KEY, **more})
 
 
@@ -132,7 +132,7 @@ def test_a_storm_passes(toy):
 
 def test_an_agent_that_is_away_does_not_hold_up_another(toy):
     toy.plan_steps(**{f"e{number}": [{"files": {"solver.py": solver(number)}, "say": "up"}] for number in range(2, 5)})
-    output = toy.run("--agent", "claude-api,command", "--base-url", f"http://127.0.0.1:{free_port()}", *toy.agent[2:], "--baseline-runs", "1", "--experiments", "4",
+    output = toy.run("--agent", "claude-api,command", "--base-url", f"http://127.0.0.1:{free_port()}", *toy.agent[2:], "--baseline-runs", "1", "--lookahead", "0", "--experiments", "4",
                      ANTHROPIC_API_KEY=KEY)
     assert toy.statuses() == ["keep"] * 4 and "command fills in" in output
 
@@ -160,7 +160,7 @@ def test_a_server_that_only_nearly_speaks_the_language(toy, spoil, monkeypatch):
     """No traceback and nothing lost: at worst the proposal came to nothing."""
     monkeypatch.setattr("models.SPOIL", spoil)
     with Models(steps([[Say("so"), edit(1, 5)], [Say("there"), submit()]])) as models:
-        process = toy.start("--agent", "claude-api", "--base-url", models.url, "--baseline-runs", "1", "--experiments", "2", ANTHROPIC_API_KEY=KEY)
+        process = toy.start("--agent", "claude-api", "--base-url", models.url, "--baseline-runs", "1", "--lookahead", "0", "--experiments", "2", ANTHROPIC_API_KEY=KEY)
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -176,7 +176,7 @@ def test_the_limit_of_a_proposal_holds_within_an_answer(toy):
     def script(asked: Asked):
         return SLOW
     with Models(script) as models:
-        toy.run_until("the model did not submit within 1 s", "--agent", "claude-api", "--base-url", models.url, "--baseline-runs", "1", "--agent-limit", "1",
+        toy.run_until("the model did not submit within 1 s", "--agent", "claude-api", "--base-url", models.url, "--baseline-runs", "1", "--lookahead", "0", "--agent-limit", "1",
                       ANTHROPIC_API_KEY=KEY)
     assert toy.statuses() == ["keep"]
 
@@ -189,7 +189,7 @@ def free_port() -> int:
 
 def test_without_network_sweep_fills_in_until_the_agent_is_back(toy):
     port, models = free_port(), None
-    arguments = ["--agent", "claude-api", "--base-url", f"http://127.0.0.1:{port}", "--baseline-runs", "1", "--fill", "sweep", "--hours", "1"]
+    arguments = ["--agent", "claude-api", "--base-url", f"http://127.0.0.1:{port}", "--baseline-runs", "1", "--lookahead", "0", "--fill", "sweep", "--hours", "1"]
     process = toy.start(*arguments, ANTHROPIC_API_KEY=KEY)
     try:
         wait_for(lambda: len(toy.journal("verdict")) > 3, 60)
@@ -209,7 +209,7 @@ def test_without_network_sweep_fills_in_until_the_agent_is_back(toy):
 
 
 def test_without_network_the_loop_waits_and_stops_when_told(toy):
-    output = toy.run_until("next call in 2 s", "--agent", "claude-api", "--base-url", f"http://127.0.0.1:{free_port()}", "--baseline-runs", "1")
+    output = toy.run_until("next call in 2 s", "--agent", "claude-api", "--base-url", f"http://127.0.0.1:{free_port()}", "--baseline-runs", "1", "--lookahead", "0")
     assert "stopped: you asked it to stop" in output
     assert toy.statuses() == ["keep"]
     toy.require_whole()

@@ -81,7 +81,7 @@ def test_real_trials(tmp_path, environment, programs):
     for turn, client in enumerate(agents, 1):
         with Models(read_edit_say(edits, "train.py", SAID)) as models:
             more = environment_of(client, game, programs, models.url) if client in CLIENTS else {"ANTHROPIC_API_KEY": "local-key-for-tests", "ANTHROPIC_BASE_URL": models.url}
-            output = game.run("--agent", client, "--experiments", str(1 + 3 * turn), "--baseline-runs", "1", seconds=240, **more)
+            output = game.run("--agent", client, "--experiments", str(1 + 3 * turn), "--baseline-runs", "1", "--lookahead", "0", seconds=240, **more)
         assert len(game.rows()) == 1 + 3 * turn, output
         offered = {name for asked in models.asked for name in asked.tools}
         assert not offered & {"Bash", "bash", "run_shell_command", "Write"}
@@ -111,9 +111,9 @@ def test_faults_of_a_service(client, fault, message, code, toy, programs):
     with Models(lambda asked: fault) as models:
         environment = environment_of(client, toy, programs, models.url)
         if code:
-            assert message in toy.run("--agent", client, "--baseline-runs", "1", expect=code, **environment)
+            assert message in toy.run("--agent", client, "--baseline-runs", "1", "--lookahead", "0", expect=code, **environment)
         else:
-            toy.run_until(message, "--agent", client, "--baseline-runs", "1", **environment)
+            toy.run_until(message, "--agent", client, "--baseline-runs", "1", "--lookahead", "0", **environment)
     assert toy.statuses() == ["keep"]
     toy.require_whole()
 
@@ -148,7 +148,7 @@ USAGE = {"modelUsage": {"a": {"inputTokens": 10, "outputTokens": 5}, "b": {"cach
 
 def test_text_tokens_and_cost_are_taken_from_among_other_output(toy, fake):
     does = "print('a warning')\n" + EDIT + result("Done.\ndescription: up\nlesson: up is better", **USAGE) + "print('{not json', file=sys.stderr)"
-    output = toy.run("--agent", "claude-code", "--experiments", "2", "--baseline-runs", "1", FAKE_DOES=does, **fake)
+    output = toy.run("--agent", "claude-code", "--experiments", "2", "--baseline-runs", "1", "--lookahead", "0", FAKE_DOES=does, **fake)
     entry = toy.journal("attempt")[1]
     assert (entry["description"], entry["tokens"], entry["dollars"]) == ("up", 115, 0.25) and "115 tokens and $0.25" in output
     assert Path(entry["transcript"], "brief.md").read_text().startswith("# Experiment 2")
@@ -164,7 +164,7 @@ def test_text_tokens_and_cost_are_taken_from_among_other_output(toy, fake):
     (result("", subtype="error_max_turns") + "sys.exit(1)", "exit code 1"),
 ])
 def test_an_answer_that_is_none(toy, fake, does, message):
-    output = toy.run_until(message, "--agent", "claude-code", "--baseline-runs", "1", FAKE_DOES=does, **fake)
+    output = toy.run_until(message, "--agent", "claude-code", "--baseline-runs", "1", "--lookahead", "0", FAKE_DOES=does, **fake)
     assert len(output) < 5000
     assert toy.statuses() == ["keep"] and git(toy.runs / "worktree", "status", "--porcelain") == ""
     toy.require_whole()
@@ -172,7 +172,7 @@ def test_an_answer_that_is_none(toy, fake, does, message):
 
 def test_a_client_that_hangs_is_ended_with_all_that_it_started(toy, fake, tmp_path):
     does = f"import subprocess\nsubprocess.Popen(['sleep', '1000'])\nopen({str(tmp_path / 'here')!r}, 'a').write(str(os.getpid()) + ' ')\ntime.sleep(1000)"
-    toy.run_until("claude: ended after its time limit of 1 s", "--agent", "claude-code", "--agent-limit", "1", "--baseline-runs", "1", FAKE_DOES=does, **fake)
+    toy.run_until("claude: ended after its time limit of 1 s", "--agent", "claude-code", "--agent-limit", "1", "--baseline-runs", "1", "--lookahead", "0", FAKE_DOES=does, **fake)
     for pid in (tmp_path / "here").read_text().split():
         assert not Path(f"/proc/{pid}").exists()
     assert not any(b"sleep\x001000" in path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists())
@@ -186,7 +186,7 @@ def test_a_client_that_is_missing_or_too_old(toy, fake, tmp_path):
 
 def test_auto_takes_what_is_ready_and_says_so(toy, fake):
     alone = {**fake, "ANTHROPIC_API_KEY": ""}
-    said = toy.run("--experiments", "1", "--baseline-runs", "1", **alone)
+    said = toy.run("--experiments", "1", "--baseline-runs", "1", "--lookahead", "0", **alone)
     assert "sweep (no model: seeded local search over the constants; --agent auto: no ANTHROPIC_API_KEY is set" in said
     said = toy.run("--experiments", "1", FAKE_DOES="", CLAUDE_CODE_OAUTH_TOKEN="x", **alone)
     assert "claude-code (--agent auto: claude is installed and signed in; --agent NAME chooses another)" in said
@@ -201,7 +201,7 @@ def test_budgets_of_money_and_tokens(toy, fake, option, limit, warning, reason):
     """Warned at four fifths; at the end the proposal that was paid for gets its trial. Refused proposals count, too."""
     does = ("n = int(brief.split()[2])\nfirst = n == 3 and 'was refused' not in brief\nopen('solver.py', 'w').write(%r.replace('N', '(' if first else str(n)))\n"
             % solver("N") + result("up", total_cost_usd=0.2, modelUsage={"a": {"inputTokens": 100}}))
-    output = toy.run("--agent", "claude-code", "--baseline-runs", "1", option, limit, FAKE_DOES=does, **fake)
+    output = toy.run("--agent", "claude-code", "--baseline-runs", "1", "--lookahead", "0", option, limit, FAKE_DOES=does, **fake)
     assert warning in output and output.count(f"({option})") == 1 and f"stopped: {reason}" in output
     assert toy.statuses() == ["keep"] * 5 and len(toy.journal("refused")) == 1         # five proposals: one refused, four tried
     assert "proposals took 500 tokens and $1.00" in output
@@ -222,7 +222,7 @@ def test_several_agents_by_what_they_earn(toy, fake):
     does = "n = int(brief.split()[2])\nopen('solver.py', 'w').write(%r.replace('N', str(n)))\n" % solver("N") + \
         "print(json.dumps({'type': 'result', 'is_error': False, 'result': 'up', 'total_cost_usd': 0.1, 'modelUsage': {'a': {'inputTokens': 9}}}))"
     toy.plan_steps(**{f"e{number}": [{"files": {"solver.py": solver(-number)}, "say": "down"}] for number in range(2, 20)})
-    output = toy.run("--agent", "command,claude-code", "--agent-command", toy.agent[3], "--experiments", "13", "--baseline-runs", "1", FAKE_DOES=does, **fake)
+    output = toy.run("--agent", "command,claude-code", "--agent-command", toy.agent[3], "--experiments", "13", "--baseline-runs", "1", "--lookahead", "0", FAKE_DOES=does, **fake)
     agents = [entry["agent"] for entry in toy.journal("attempt")[1:]]
     assert agents[:2] == ["command", "claude-code"] and agents.count("claude-code") > agents.count("command") >= 2
     assert "command, claude-code (each as often as it earns)" in output

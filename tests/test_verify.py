@@ -236,6 +236,8 @@ def test_every_number_of_the_report_follows_from_the_journal(night, verified):
     assert "-FIRST = 1\n+FIRST = 2" in text and "an abacus" in text and "> Raise the number." in text
     hours = sum(entry["seconds"]["wall"] for entry in night.journal("verdict")) / 3600
     assert f"| machine hours, experiments | {hours:.2f} |" in text
+    assert "a loop was at work for 0.00 hours by the clock" in text and "| waiting for the agent | 0.00 |" in text
+    assert ("| verify | 0.00 |" in text) == bool(verified)
     assert ("It has not run." in text) == (not verified)
     for name in ("curve.png", "gains.png"):
         assert f"]({name})" in text and (night.runs / "report" / name).read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.brief import Brief
-from autoresearch.ledger import Attempt
+from autoresearch.ledger import OUTRUN, Attempt
 from autoresearch.task import edit_hash
 
 SECTION = ("# Hyperparameters", "# End of hyperparameters")     # comments around the constants to vary; else all of them
@@ -43,8 +43,9 @@ class Sweep:
     def propose(self, brief: Brief, folder: Path) -> Proposal:
         """Draw a constant and a step; first of all go on in a direction that was just kept."""
         draw = random.Random(f"{self.seed} {brief.number} {brief.champion.commit}")
-        tried = {*(attempt.description for attempt in brief.attempts), *(event["description"] for event in brief.refused)}
-        contents = {attempt.edit for attempt in brief.attempts}
+        known = [*(attempt for attempt in brief.attempts if OUTRUN not in attempt.reason), *brief.in_flight]
+        tried = {*(attempt.description for attempt in known), *(event["description"] for event in brief.refused)}
+        contents = {attempt.edit for attempt in known}
         sources = {name: (folder / name).read_bytes() for name in brief.task.editable}
         moves = [
             (constant, new)
