@@ -1,7 +1,9 @@
-"""How much of a trial is not training, and where it goes.
+"""How much of a trial is not training, and where it goes; how much of a night is training; what the loop needs itself.
 
     uv run bench/loop_overhead.py                       # three sweep trials on the cpu profile, in a clone of this repository
     uv run bench/loop_overhead.py --run .autoresearch/TAG       # the trials of a run that was made before
+    uv run bench/loop_overhead.py --night               # a toy: trials of 300 s and an agent that takes 60 s, at a twentieth of the time
+    uv run bench/loop_overhead.py --long 2000           # a toy whose trials take next to nothing: memory and time of the loop itself
 
 Every figure comes from the run's own record: the journal's times and each trial's figures.json,
 where prepare.py notes when the process had imported, built, started the clock, finished and saved.
@@ -13,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,13 +78,87 @@ def measure(run: Path) -> list[dict[str, float]]:
     return trials
 
 
+# ----------------------------------------------------------------------------------------------
+# The loop on a toy
+
+TOY = {
+    "program.md": "---\ntask:\n  editable: [value.txt]\n  train: sh train.sh\n  metric: score\n  direction: maximize\n---\nRaise it.\n",
+    "value.txt": "0\n",
+    "train.sh": "sleep {training}\necho score: $(cat value.txt)\n",
+    # For experiment n another value below one, the same for no two; now and then the best so far.
+    "agent.sh": "n=$(head -1 | tr -dc 0-9)\ncat > /dev/null\nsleep {thinking}\n"
+                "echo 0.$((n * 7919 % 10007 + 10000)) > value.txt\necho description: try $n\n",
+}
+
+
+def start_toy(folder: Path, training: float, thinking: float, experiments: int, *arguments: str) -> subprocess.Popen:
+    folder.mkdir(parents=True)
+    for name, text in TOY.items():
+        (folder / name).write_text(text.format(training=training, thinking=thinking) if name.endswith(".sh") else text)
+    for words in (("init", "-q"), ("add", "-A"), ("-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "-qm", "toy"),
+                  ("config", "user.name", "bench"), ("config", "user.email", "bench@localhost")):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return subprocess.Popen([sys.executable, str(ROOT / "loop.py"), "--plain", "--tag", "bench", "--agent", "command", "--agent-command", "sh agent.sh",
+                             "--experiments", str(experiments), "--baseline-runs", "1", *arguments], cwd=folder, stdout=subprocess.DEVNULL)
+
+
+def night(scale: float, experiments: int, folder: Path) -> None:
+    """Training as a share of wall clock, with a proposal ahead and without, side by side: both only sleep."""
+    nights = {lookahead: start_toy(folder / str(lookahead), 300 / scale, 60 / scale, experiments, "--lookahead", str(lookahead)) for lookahead in (1, 0)}
+    print(f"{experiments} trials of {300 / scale:g} s, an agent that takes {60 / scale:g} s")
+    for lookahead, process in nights.items():
+        process.wait()
+        state = json.loads(subprocess.run([sys.executable, str(ROOT / "loop.py"), "status", "--json"], cwd=folder / str(lookahead), check=True,
+                                          capture_output=True, text=True).stdout)
+        parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in state["seconds"].items() if seconds >= 0.05)
+        print(f"  lookahead {lookahead}: training is {100 * state['seconds']['training'] / state['wall']:.1f}% of {state['wall']:.0f} s ({parts})")
+
+
+def memory_of(process: int) -> float:
+    """Resident MB of a process."""
+    with open(f"/proc/{process}/status") as lines:
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def long_run(experiments: int, folder: Path) -> None:
+    """Memory of the loop, and time a trial that is neither the trial's command nor the agent's."""
+    process = start_toy(folder, 0, 0, experiments)
+    journal, memory = folder / ".autoresearch/bench/journal.jsonl", {}
+    while process.poll() is None:
+        done = journal.read_text().count('"event": "verdict"') if journal.exists() else 0
+        try:
+            memory[done] = memory_of(process.pid)
+        except (OSError, StopIteration):
+            break                           # it has just ended
+        time.sleep(2)
+    process.wait()
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    verdicts = [event for event in events if event["event"] == "verdict"]
+    own = [after["time"] - before["time"] - after["seconds"]["train"] for before, after in zip(verdicts, verdicts[1:], strict=False)]
+    part = max(1, len(own) // 20)
+    print(f"{len(verdicts)} trials in {events[-1]['time'] - events[0]['time']:.0f} s, {sum(event['status'] == 'keep' for event in verdicts)} kept, exit code "
+          f"{process.returncode}")
+    print(f"  seconds a trial besides its command, the agent's process included: {statistics.median(own[:part]):.3f} in the first {part}, "
+          f"{statistics.median(own[-part:]):.3f} in the last {part} (medians)")
+    early = next((size for done, size in sorted(memory.items()) if done >= experiments / 20), 0.0)
+    print(f"  memory of the loop: {early:.0f} MB after a twentieth of the trials, {memory[max(memory)]:.0f} MB at the end, {max(memory.values()):.0f} MB at most")
+    print(f"  journal {journal.stat().st_size / 1e6:.1f} MB, results.tsv {(folder / 'results.tsv').stat().st_size / 1e3:.0f} kB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--experiments", type=int, default=4)
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--run", type=Path, help="folder of a run made before, .autoresearch/TAG")
+    parser.add_argument("--night", action="store_true", help="the idle time of a night, on a toy")
+    parser.add_argument("--scale", type=float, default=20.0, help="how much faster than a real one that night is (default: %(default)g)")
+    parser.add_argument("--long", type=int, metavar="TRIALS", help="the loop's own memory and time over many trials, on a toy")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
+        if arguments.night:
+            return night(arguments.scale, 12, Path(temporary))
+        if arguments.long:
+            return long_run(arguments.long, Path(temporary) / "toy")
         trials = measure(arguments.run or make_run(arguments.experiments, arguments.profile, Path(temporary) / "clone"))
     if not any("whole" in trial for trial in trials):
         sys.exit("error: the run has no two trials with a score, one after the other")
