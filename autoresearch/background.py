@@ -169,4 +169,5 @@ def trial_log(folder: Path) -> Path | None:
 
 def loop_command(arguments: list[str], tag: str) -> list[str]:
     """The command of this process without --detach, with the tag that was chosen."""
-    return [sys.executable, os.path.abspath(sys.argv[0]), *(word for word in arguments if word != "--detach"), "--tag", tag]
+    words = [word for word in arguments if word != "--detach"]
+    return [sys.executable, os.path.abspath(sys.argv[0]), *words, *(() if "--tag" in words else ("--tag", tag))]

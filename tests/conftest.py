@@ -88,6 +88,12 @@ def step(value: object, say: str = "", **fields) -> dict:
     return {"files": {"solver.py": solver(value)}, "say": say or f"set it to {value}", **fields}
 
 
+def as_at_a_terminal() -> None:
+    """Signals that whoever started the tests may ignore, as nohup does, count in what they start."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def wait_for(condition, seconds: float = 20.0):
     """The first true answer of `condition`, asked a hundred times a second."""
     deadline = time.monotonic() + seconds
@@ -130,7 +136,7 @@ class Toy:
     def start(self, *arguments: str, loop: Path = ROOT / "loop.py", **more) -> subprocess.Popen:
         command = [sys.executable, str(loop), *arguments, *(() if "--tag" in arguments else ("--tag", self.tag))]
         return subprocess.Popen(command, cwd=self.folder, env={**self.environment, **more}, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True)
+                                stderr=subprocess.STDOUT, text=True, preexec_fn=as_at_a_terminal)
 
     def run(self, *arguments: str, expect: int = 0, seconds: float = 120, **more) -> str:
         process = self.start(*arguments, **more)

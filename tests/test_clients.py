@@ -72,6 +72,7 @@ def environment_of(client: str, toy, programs: Path, url: str) -> dict[str, str]
 
 
 @pytest.mark.clients
+@pytest.mark.timeout(600)
 def test_real_trials(tmp_path, environment, programs):
     """One run, three real trials of each agent in turn: the real program is asked, reads and edits train.py, and what it says is in the record."""
     game = Game(tmp_path / "clone", environment, small=True)

@@ -27,8 +27,13 @@ from autoresearch.console import Console, clock_time, lines_of, panel_of, sparkl
 from autoresearch.ledger import Attempt, Ledger
 from autoresearch.status import read_now, state_of
 from autoresearch.task import OWN_GAME
-from conftest import ROOT, solver, step, wait_for
+from conftest import ROOT, as_at_a_terminal, solver, step, wait_for
 from test_status import TRAINING
+
+
+def own_the_terminal() -> None:
+    as_at_a_terminal()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Terminal:
@@ -38,7 +43,7 @@ class Terminal:
         self.end, other = pty.openpty()
         fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         self.process = subprocess.Popen(words, cwd=folder, env={"TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40", **{name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")}}, stdin=other, stdout=other, stderr=other,
-                                        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+                                        start_new_session=True, preexec_fn=own_the_terminal)
         os.close(other)
         self.raw = ""
 

@@ -73,7 +73,7 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
     for path in all_tricks:                         # those that are refused stand between the others
         position = mild.index(path) if path in mild else 5 * all_tricks.index(path) % len(mild)
         (tricks / f"{position:03d}-{path.stem}.py").write_text(games.compose(path))
-    toy.run("--agent", "command", "--agent-command", f"{sys.executable} {folder / 'cheat.py'} {tricks}", "--sandbox", "require",
+    toy.run("--agent", "command", "--agent-command", f"{sys.executable} {folder / 'cheat.py'} {tricks}", "--sandbox", "require", "--lookahead", "0",
             "--baseline-runs", "1", "--repairs", "0", "--experiments", str(1 + len(mild)), seconds=800)
     outcomes = {entry["description"]: ("refused", entry) for entry in toy.journal("refused")}
     names = {entry["number"]: entry["description"] for entry in toy.journal("attempt")}
