@@ -20,7 +20,6 @@ stands in the room of that name in autoresearch/.
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import itertools
 import json
@@ -36,7 +35,7 @@ from typing import Annotated
 import git
 import typer
 
-from autoresearch import UserError, count, keys
+from autoresearch import UserError, count, disk_is_full, keys
 from autoresearch.agents import Agent, AgentUnavailable, NothingLeft, Proposal
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.choice import AGENTS, AgentOptions, make_agents
@@ -497,14 +496,14 @@ class Loop:
             pending = None
         attempt = pending or self.next_attempt()
         if attempt and not self.stop.level:
-            while self.try_out(attempt) is None and not self.stop.level:
-                pass                    # it stood still: once more
-            self.lab.settle()
+            self.try_until_verdict(attempt)
         return attempt
 
-
-def disk_is_full(error: Exception) -> bool:
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    def try_until_verdict(self, attempt: Attempt) -> None:
+        """One trial, again where it stood still, and the worktree back to the champion."""
+        while self.try_out(attempt) is None and not self.stop.level:
+            pass
+        self.lab.settle()
 
 
 # ----------------------------------------------------------------------------------------------
@@ -662,10 +661,7 @@ def start(
                     lambda facts: first_screen(lab, facts, {"agent": "the one that called this: it drives"}))
         note_start(lab, keep_rule, driven=True)
         if lab.ledger.champion is None and not stop.level:
-            attempt = next(iter(lab.ledger.pending), None) or loop.next_attempt()
-            while loop.try_out(attempt) is None and not stop.level:
-                pass                                    # it stood still: once more
-            lab.settle()
+            loop.try_until_verdict(next(iter(lab.ledger.pending), None) or loop.next_attempt())
         if champion := lab.ledger.champion:
             for name in lab.task.editable:
                 console.line(f"edit      {(lab.repo.worktree / name).relative_to(lab.root)}")

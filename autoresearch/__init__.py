@@ -1,9 +1,16 @@
 """The loop's parts, one room for each verb of the loop: propose, tell, commit, run, judge, record, show."""
 
+import errno
+
 
 def count(number: int, noun: str) -> str:
     """`1 line`, `2 lines`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether this, or a git that says so, failed for want of room."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
 class UserError(Exception):

@@ -143,8 +143,8 @@ class Lab:
         set_up(self.task, stage.folder, environment, self.console.output)
         facts = describe(self.task, stage.folder, environment)
         require_same_game(self.ledger, facts, self.repo.tag)
-        for device in self.devices[1:]:
-            other = describe(self.task, stage.folder, {**environment, **device}).get("device") if self.gpus else facts.get("device")
+        for device in self.devices[1:] if self.gpus else ():
+            other = describe(self.task, stage.folder, {**environment, **device}).get("device")
             if other != facts.get("device"):
                 raise UserError(f"GPU {device['CUDA_VISIBLE_DEVICES']} is a {other}, the first one a {facts.get('device')}: scores compare only "
                                 "between GPUs of one kind. Give --gpus those of one kind, and the others a run of their own (--tag NEW)")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import git
 
-from autoresearch import UserError
+from autoresearch import UserError, disk_is_full
 
 
 def open_repository(folder: Path) -> git.Repo:
@@ -91,7 +91,7 @@ class RunRepo:
             tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--reuse-message", commit])
             return tree.git.rev_parse("HEAD")
         except git.GitCommandError as error:
-            if "No space left" in str(error):
+            if disk_is_full(error):
                 raise
             return None
 
