@@ -58,10 +58,10 @@ from autoresearch.trial import Outcome, Trial, finite, holdout_score
 from autoresearch.verify import Verification, lines_of
 from autoresearch.watch import Watch, serve
 
-FAILURES = 5                        # proposals in a row that came to nothing, before the loop gives up
-EARLY = 60.0                        # seconds: a trial that crashed before may be mended and run again
-SUSPENSIONS = 3                     # times that a trial which stood still is run again
-ROOM = 1 << 16                      # bytes free on a disk that was full, before the loop goes on
+FAILURES = 5  # proposals in a row that came to nothing, before the loop gives up
+EARLY = 60.0  # seconds: a trial that crashed before may be mended and run again
+SUSPENSIONS = 3  # times that a trial which stood still is run again
+ROOM = 1 << 16  # bytes free on a disk that was full, before the loop goes on
 
 
 @dataclasses.dataclass
@@ -72,7 +72,7 @@ class Returned:
     agent: Agent
     reason: str
     conclude: Callable[[], object]
-    crashed: bool                   # early in its trial; else it does not go onto the new champion
+    crashed: bool  # early in its trial; else it does not go onto the new champion
 
 
 class StoodStill(Exception):
@@ -93,19 +93,42 @@ class Loop:
     repairs: how often an edit that crashed early goes back to its agent. lookahead: proposals that wait while all workers are busy.
     """
 
-    def __init__(self, lab: Lab, proposing: Proposing, agents: list[Agent], rule: KeepRule, baseline_runs: int = 1, fill: Agent | None = None,
-                 repairs: int = 0, lookahead: int = 0) -> None:
-        self.lab, self.ledger, self.repo, self.task, self.console, self.stop = lab, lab.ledger, lab.repo, lab.task, lab.console, lab.stop
-        self.proposing, self.agents, self.rule, self.baseline_runs, self.fill, self.repairs = proposing, agents, rule, baseline_runs, fill, repairs
+    def __init__(
+        self,
+        lab: Lab,
+        proposing: Proposing,
+        agents: list[Agent],
+        rule: KeepRule,
+        baseline_runs: int = 1,
+        fill: Agent | None = None,
+        repairs: int = 0,
+        lookahead: int = 0,
+    ) -> None:
+        self.lab, self.ledger, self.repo, self.task, self.console, self.stop = (
+            lab,
+            lab.ledger,
+            lab.repo,
+            lab.task,
+            lab.console,
+            lab.stop,
+        )
+        self.proposing, self.agents, self.rule, self.baseline_runs, self.fill, self.repairs = (
+            proposing,
+            agents,
+            rule,
+            baseline_runs,
+            fill,
+            repairs,
+        )
         self.lookahead = lookahead
         self.limits = Limits()
         self.failures = 0
-        self.suspensions: dict[int, int] = {}           # by number of an attempt
-        self.running: dict[int, int] = {}               # numbers of the attempts in trial -> their workers
+        self.suspensions: dict[int, int] = {}  # by number of an attempt
+        self.running: dict[int, int] = {}  # numbers of the attempts in trial -> their workers
         self.returned: list[Returned] = []
-        self.nothing_left = ""                          # why no agent has a proposal, until the next verdict
-        self.fault: BaseException | None = None         # of a trial's thread
-        self.news = threading.Condition(lab.house)      # a trial is over, or goes back to its agent
+        self.nothing_left = ""  # why no agent has a proposal, until the next verdict
+        self.fault: BaseException | None = None  # of a trial's thread
+        self.news = threading.Condition(lab.house)  # a trial is over, or goes back to its agent
 
     def night(self, limits: Limits) -> str:
         """The loop. Returns why it ended."""
@@ -117,7 +140,7 @@ class Loop:
                 self.patiently(self.start_trials)
                 reason = self.reason_to_end()
                 over = self.fault or reason
-                if not self.running and (over or self.nothing_left and not self.returned):
+                if not self.running and (over or (self.nothing_left and not self.returned)):
                     break
                 if self.returned and not over:
                     self.patiently(self.give_back, self.returned[0])
@@ -132,7 +155,7 @@ class Loop:
         if self.fault:
             raise self.fault
         for back in self.returned:
-            if back.crashed:                            # else it has not run, and can when the run is continued
+            if back.crashed:  # else it has not run, and can when the run is continued
                 back.conclude()
         self.lab.settle()
         return reason or self.nothing_left
@@ -150,7 +173,11 @@ class Loop:
         waiting, idle = len(self.waiting()), len(self.lab.devices) - len(self.running)
         if self.ledger.champion is None:
             return not self.ledger.pending
-        return waiting < max(idle, self.lookahead) and self.limits.room(self.ledger) and not (self.nothing_left and self.running)
+        return (
+            waiting < max(idle, self.lookahead)
+            and self.limits.room(self.ledger)
+            and not (self.nothing_left and self.running)
+        )
 
     # -- workers
 
@@ -165,7 +192,7 @@ class Loop:
             self.stop.trials = len(self.running)
             try:
                 threading.Thread(target=self.work, args=(attempt, worker), name=f"worker-{worker}", daemon=True).start()
-            except RuntimeError:                        # the machine has no thread left
+            except RuntimeError:  # the machine has no thread left
                 del self.running[attempt.number]
                 raise
 
@@ -178,15 +205,15 @@ class Loop:
                 finally:
                     del self.running[attempt.number]
                     self.stop.trials = len(self.running)
-                self.patiently(self.start_trials)       # not later: the agent may think for long
-            except BaseException as fault:              # which the main thread raises
+                self.patiently(self.start_trials)  # not later: the agent may think for long
+            except BaseException as fault:  # which the main thread raises
                 self.fault = self.fault or fault
                 self.stop.interrupt()
             self.news.notify_all()
 
     def finish_trials(self) -> None:
         """Let what runs come to its verdict."""
-        self.fault = self.fault or Interrupted()        # so that nothing else begins
+        self.fault = self.fault or Interrupted()  # so that nothing else begins
         while self.running:
             self.news.wait()
 
@@ -198,7 +225,9 @@ class Loop:
         if moved := self.lab.move(attempt):
             self.repo.remember(f"{attempt.number}-on-{short(attempt.parent)}", attempt.commit)
             commit, edit = moved
-            self.ledger.append("moved", number=attempt.number, commit=commit, parent=standing, edit=edit, was=attempt.commit)
+            self.ledger.append(
+                "moved", number=attempt.number, commit=commit, parent=standing, edit=edit, was=attempt.commit
+            )
             self.repo.remember(attempt.number, commit)
             return True
         number = self.ledger.champion.number
@@ -224,11 +253,15 @@ class Loop:
                 if not disk_is_full(error):
                     raise
                 if not wait:
-                    self.console.line("the disk is full: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow")
+                    self.console.line(
+                        "the disk is full: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
+                    )
                     self.console.tell("fault", reason="the disk is full")
-                wait = min(2 * wait, 60.0) or 1.0       # a quota may be full where the disk is not
+                wait = min(2 * wait, 60.0) or 1.0  # a quota may be full where the disk is not
                 until = time.monotonic() + wait
-                while (time.monotonic() < until or shutil.disk_usage(self.lab.folder).free < ROOM) and not self.stop.level:
+                while (
+                    time.monotonic() < until or shutil.disk_usage(self.lab.folder).free < ROOM
+                ) and not self.stop.level:
                     time.sleep(0.2)
                 if self.stop.level:
                     raise
@@ -239,15 +272,25 @@ class Loop:
         """The baseline first; then what an agent proposes. None when nothing came of it."""
         number = len(self.ledger.attempts) + 1
         if self.ledger.champion is None:
-            return self.record_attempt(number, self.lab.base, self.lab.base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
+            return self.record_attempt(
+                number, self.lab.base, self.lab.base, Proposal("baseline", tokens=0, dollars=0.0), "loop"
+            )
         self.proposing.settle()
         ready = [agent for agent in self.agents if not self.proposing.away(agent)]
-        agent = self.fill if self.fill and not ready else choose(ready or self.agents, self.ledger, self.task.lower_is_better)
+        agent = (
+            self.fill
+            if self.fill and not ready
+            else choose(ready or self.agents, self.ledger, self.task.lower_is_better)
+        )
         try:
             proposal = self.proposing.ask(number, agent)
         except AgentUnavailable as failure:
             self.proposing.settle()
-            self.proposing.wait_for(agent, failure, next((other.name for other in (*ready, self.fill) if other and other is not agent), None))
+            self.proposing.wait_for(
+                agent,
+                failure,
+                next((other.name for other in (*ready, self.fill) if other and other is not agent), None),
+            )
             return None
         except NothingLeft as nothing:
             if agent is self.fill:
@@ -267,40 +310,66 @@ class Loop:
         self.proposing.settle()
         self.failures += 1
         if self.failures >= FAILURES:
-            raise UserError(f"{agent.name} came to nothing {FAILURES} times in a row, the last time: {self.ledger.refused[-1]['reason']}. "
-                            "What was measured is kept; mend the agent and run the same command again")
+            raise UserError(
+                f"{agent.name} came to nothing {FAILURES} times in a row, the last time: {self.ledger.refused[-1]['reason']}. "
+                "What was measured is kept; mend the agent and run the same command again"
+            )
         return None
 
     def commit_attempt(self, number: int, proposal: Proposal, agent: str) -> Attempt:
-        proposal = dataclasses.replace(proposal, description=proposal.description or f"edit of {', '.join(self.task.editable)} without a description")
+        proposal = dataclasses.replace(
+            proposal,
+            description=proposal.description or f"edit of {', '.join(self.task.editable)} without a description",
+        )
         commit = self.patiently(self.repo.commit, self.task.editable, proposal.description)
         attempt = self.record_attempt(number, commit, self.proposing.base.commit, proposal, agent)
         self.patiently(self.proposing.learn, proposal.lesson, number)
         return attempt
 
     def record_attempt(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
-        self.patiently(self.ledger.append, "attempt", number=number, commit=commit, parent=parent, **dataclasses.asdict(proposal), agent=agent,
-                       edit=self.lab.edit(), lines=self.lab.lines(commit) - self.lab.lines(parent), preflight=self.proposing.rehearsed)
+        self.patiently(
+            self.ledger.append,
+            "attempt",
+            number=number,
+            commit=commit,
+            parent=parent,
+            **dataclasses.asdict(proposal),
+            agent=agent,
+            edit=self.lab.edit(),
+            lines=self.lab.lines(commit) - self.lab.lines(parent),
+            preflight=self.proposing.rehearsed,
+        )
         self.patiently(self.repo.remember, number, commit)
         return self.ledger.attempts[number - 1]
 
     def give_back(self, back: Returned) -> None:
         """Let an agent make an attempt anew, under the same number; where it does not, the attempt has its verdict."""
         attempt, agent = back.attempt, back.agent
-        self.console.line(f"experiment {attempt.number} " + (f"crashed early: {one_line(back.reason, 200)}; {agent.name} may mend it" if back.crashed
-                                                             else f"goes back to {agent.name}: {back.reason}"), "yellow")
+        self.console.line(
+            f"experiment {attempt.number} "
+            + (
+                f"crashed early: {one_line(back.reason, 200)}; {agent.name} may mend it"
+                if back.crashed
+                else f"goes back to {agent.name}: {back.reason}"
+            ),
+            "yellow",
+        )
         while True:
             self.lab.settle()
             try:
                 commit = attempt.commit
-                if back.crashed and attempt.parent != self.lab.standing_commit:         # another was kept meanwhile
+                if back.crashed and attempt.parent != self.lab.standing_commit:  # another was kept meanwhile
                     commit = next(iter(self.lab.move(attempt) or ()), None)
                 if back.crashed and commit:
                     self.repo.take_up(commit, self.task.editable)
                     proposal = self.proposing.ask(attempt.number, agent, attempt, back.reason)
                 else:
                     edit = self.repo.diff(attempt.parent, attempt.commit, self.task.editable)
-                    proposal = self.proposing.ask(attempt.number, agent, refusal=f"{back.reason}. Make it again, on top of the champion. It was:\n\n{edit}")
+                    proposal = self.proposing.ask(
+                        attempt.number,
+                        agent,
+                        refusal=f"{back.reason}. Make it again, on top of the champion. It was:\n\n{edit}",
+                    )
                 break
             except AgentUnavailable as failure:
                 others = self.fill or len(self.agents) > 1
@@ -318,8 +387,12 @@ class Loop:
             self.lab.settle()
             back.conclude()
             return
-        self.repo.remember(f"{attempt.number}-crashed" + (f"-{attempt.repairs + 1}" if attempt.repairs else "") if back.crashed
-                           else f"{attempt.number}-on-{short(attempt.parent)}", attempt.commit)
+        self.repo.remember(
+            f"{attempt.number}-crashed" + (f"-{attempt.repairs + 1}" if attempt.repairs else "")
+            if back.crashed
+            else f"{attempt.number}-on-{short(attempt.parent)}",
+            attempt.commit,
+        )
         proposal = dataclasses.replace(proposal, description=proposal.description or attempt.description)
         self.proposing.reached(agent)
         self.commit_attempt(attempt.number, proposal, agent.name)
@@ -342,38 +415,73 @@ class Loop:
             self.suspensions[attempt.number] = self.suspensions.get(attempt.number, 0) + 1
             if self.suspensions[attempt.number] <= SUSPENSIONS:
                 return self.void(attempt, str(suspended), began)
-            outcome, verdict, holdout = suspended.outcome, Verdict("crash", f"{suspended}, as {SUSPENSIONS} times before"), None
+            outcome, verdict, holdout = (
+                suspended.outcome,
+                Verdict("crash", f"{suspended}, as {SUSPENSIONS} times before"),
+                None,
+            )
         finally:
             view.close()
         if verdict.status == "crash" and not outcome.stopped:
             lab.require_space()
-        if outcome.stopped or self.stop.now() and verdict.status != "keep":
+        if outcome.stopped or (self.stop.now() and verdict.status != "keep"):
             return self.interrupted(attempt)
         if verdict.status == "keep" and attempt.parent != lab.standing_commit:
-            return self.void(attempt, f"it beat the champion that it was built on, but experiment {self.ledger.champion.number} was kept meanwhile: it "
-                             "is tested on top of that", began)
-        conclude = functools.partial(self.record_verdict, attempt, verdict, outcome, holdout, trial, time.monotonic() - began)
-        if (verdict.status == "crash" and outcome.score is None and time.monotonic() - began < EARLY and attempt.repairs < self.repairs
-                and not self.stop.level and (agent := self.mender(attempt))):
+            return self.void(
+                attempt,
+                f"it beat the champion that it was built on, but experiment {self.ledger.champion.number} was kept meanwhile: it "
+                "is tested on top of that",
+                began,
+            )
+        conclude = functools.partial(
+            self.record_verdict, attempt, verdict, outcome, holdout, trial, time.monotonic() - began
+        )
+        if (
+            verdict.status == "crash"
+            and outcome.score is None
+            and time.monotonic() - began < EARLY
+            and attempt.repairs < self.repairs
+            and not self.stop.level
+            and (agent := self.mender(attempt))
+        ):
             self.ledger.append("crashed", number=attempt.number, commit=attempt.commit, reason=verdict.reason)
             self.returned.append(Returned(attempt, agent, verdict.reason, conclude, crashed=True))
             return None
         conclude()
         if self.ledger.champion is None:
-            raise UserError(f"the baseline crashed: {verdict.reason}\nIts log is {lab.trial_folder(attempt) / 'train.log'}. "
-                            f"Mend {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
-                            "(or run the same command again if the fault was a passing one)")
+            raise UserError(
+                f"the baseline crashed: {verdict.reason}\nIts log is {lab.trial_folder(attempt) / 'train.log'}. "
+                f"Mend {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
+                "(or run the same command again if the fault was a passing one)"
+            )
         return verdict
 
-    def record_verdict(self, attempt: Attempt, verdict: Verdict, outcome: Outcome | None = None, holdout: float | None = None,
-                       trial: Trial | None = None, wall: float = 0.0) -> None:
+    def record_verdict(
+        self,
+        attempt: Attempt,
+        verdict: Verdict,
+        outcome: Outcome | None = None,
+        holdout: float | None = None,
+        trial: Trial | None = None,
+        wall: float = 0.0,
+    ) -> None:
         """The last word on an attempt: into the journal, into results.tsv, and the branch to the champion. Without an outcome it never ran."""
         crashed, standing = verdict.status == "crash", self.ledger.standing(attempt)
-        self.patiently(self.ledger.append, "verdict", number=attempt.number, status=verdict.status, reason=verdict.reason,
-                       score=None if crashed else mean(attempt.runs), memory_gb=0.0 if crashed else outcome.memory_gb,
-                       figures=finite(outcome.figures) if outcome else {}, holdout=holdout,
-                       noise=self.ledger.noise(), standing=mean(standing) if standing else None, standing_runs=len(standing),
-                       seconds={**(trial.seconds if trial else {}), "wall": round(wall, 3)})
+        self.patiently(
+            self.ledger.append,
+            "verdict",
+            number=attempt.number,
+            status=verdict.status,
+            reason=verdict.reason,
+            score=None if crashed else mean(attempt.runs),
+            memory_gb=0.0 if crashed else outcome.memory_gb,
+            figures=finite(outcome.figures) if outcome else {},
+            holdout=holdout,
+            noise=self.ledger.noise(),
+            standing=mean(standing) if standing else None,
+            standing_runs=len(standing),
+            seconds={**(trial.seconds if trial else {}), "wall": round(wall, 3)},
+        )
         self.nothing_left = ""
         self.patiently(self.add_row, attempt)
         self.patiently(self.lab.advance)
@@ -391,8 +499,11 @@ class Loop:
             if disk_is_full(error):
                 raise
             if not missing:
-                self.console.line(f"results.tsv cannot be written: {error.strerror}. Its rows are in the journal; mend it, and it is written with the "
-                                  "next verdict, or by `uv run loop.py results`", "yellow")
+                self.console.line(
+                    f"results.tsv cannot be written: {error.strerror}. Its rows are in the journal; mend it, and it is written with the "
+                    "next verdict, or by `uv run loop.py results`",
+                    "yellow",
+                )
 
     def void(self, attempt: Attempt, reason: str, began: float) -> None:
         """What was measured counts for nothing, and the attempt waits to be run again."""
@@ -406,7 +517,14 @@ class Loop:
         if outcome.suspended and not self.stop.now():
             raise StoodStill(outcome)
         if outcome.score is not None:
-            self.patiently(self.ledger.append, "measured", number=attempt.number, seed=seed, score=outcome.score, seconds=dict(trial.seconds))
+            self.patiently(
+                self.ledger.append,
+                "measured",
+                number=attempt.number,
+                seed=seed,
+                score=outcome.score,
+                seconds=dict(trial.seconds),
+            )
         return outcome
 
     def unlocked(self, question: Callable) -> object:
@@ -418,9 +536,20 @@ class Loop:
         """The judge's word on scores of an attempt, against those of the champion that it was built on."""
         sign = 1 if self.task.lower_is_better else -1
         bases = itertools.takewhile(lambda kept: kept.commit != attempt.parent, self.ledger.kept)
-        best = min((mean(scores) for scores in (self.ledger.standing(attempt), *map(self.ledger.scores, bases)) if scores),
-                   key=lambda score: sign * score, default=None)
-        return judge(scores, self.ledger.standing(attempt), self.ledger.noise(), attempt.lines or 0, self.rule, self.task.lower_is_better, best)
+        best = min(
+            (mean(scores) for scores in (self.ledger.standing(attempt), *map(self.ledger.scores, bases)) if scores),
+            key=lambda score: sign * score,
+            default=None,
+        )
+        return judge(
+            scores,
+            self.ledger.standing(attempt),
+            self.ledger.noise(),
+            attempt.lines or 0,
+            self.rule,
+            self.task.lower_is_better,
+            best,
+        )
 
     def decide(self, attempt: Attempt, trial: Trial, outcome: Outcome, worker: int) -> tuple[Verdict, float | None]:
         """(The verdict on a trial; of what is kept, its score on the holdout.) What would be kept has more to stand."""
@@ -428,7 +557,7 @@ class Loop:
             return Verdict("crash", outcome.reason), None
         standing = self.ledger.standing(attempt)
         verdict = self.judge(attempt, attempt.runs)
-        if verdict.status == "keep" and attempt.parent != self.lab.standing_commit:     # it will run again, on top of that
+        if verdict.status == "keep" and attempt.parent != self.lab.standing_commit:  # it will run again, on top of that
             return verdict, None
         if verdict.status == "keep" and (objection := self.unlocked(trial.guard)):
             verdict = Verdict("discard", objection)
@@ -439,7 +568,9 @@ class Loop:
             return Verdict("crash", f"on the holdout: {objection}"), None
         if not standing and (objection := self.run_baseline_again(attempt, worker)):
             return objection, None
-        if standing and (objection := self.quarantine(attempt, abs(outcome.score - mean(standing)), outcome.score, worker)):
+        if standing and (
+            objection := self.quarantine(attempt, abs(outcome.score - mean(standing)), outcome.score, worker)
+        ):
             return objection, None
         if len(attempt.runs) > 1:
             verdict = self.judge(attempt, attempt.runs)
@@ -450,7 +581,13 @@ class Loop:
         for number in range(2, self.baseline_runs + 1):
             folder = self.lab.folder / "trials" / f"{attempt.number}-{number}"
             seed = self.lab.seed + number - 1
-            view = self.console.trial(attempt, folder, self.lab.time_budget, f"again, run {number} of {self.baseline_runs}, seed {seed}", worker)
+            view = self.console.trial(
+                attempt,
+                folder,
+                self.lab.time_budget,
+                f"again, run {number} of {self.baseline_runs}, seed {seed}",
+                worker,
+            )
             again = self.lab.trial(folder, view, seed=seed, worker=worker)
             outcome = self.measure(attempt, again, seed)
             again.tidy(keep_weights=False)
@@ -467,7 +604,10 @@ class Loop:
         if largest is None or gain <= largest or len(self.ledger.finished) < 5:
             return None
         self.ledger.append("quarantine", number=attempt.number, gain=gain, score=score)
-        self.console.line(f"  {score:.6f} is {gain:.6f} better: too good to be believed once; it runs again with another seed", "yellow")
+        self.console.line(
+            f"  {score:.6f} is {gain:.6f} better: too good to be believed once; it runs again with another seed",
+            "yellow",
+        )
         folder = self.lab.folder / "trials" / f"{attempt.number}-again"
         view = self.console.trial(attempt, folder, self.lab.time_budget, f"again, seed {self.lab.seed + 1}", worker)
         again = self.lab.trial(folder, view, seed=self.lab.seed + 1, caches=folder / "caches", worker=worker)
@@ -476,7 +616,11 @@ class Loop:
             if outcome.score is None:
                 return Verdict("crash", f"in quarantine: {outcome.reason}")
             second = self.judge(attempt, [outcome.score])
-            objection = self.unlocked(again.guard) or self.unlocked(again.holdout)[0] or (second.status != "keep" and second.reason)
+            objection = (
+                self.unlocked(again.guard)
+                or self.unlocked(again.holdout)[0]
+                or (second.status != "keep" and second.reason)
+            )
             return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
         finally:
             again.tidy(keep_weights=False)
@@ -490,7 +634,14 @@ class Loop:
 
     def try_edit(self) -> Attempt | None:
         """One experiment: the edit that stands in the worktree, or one that was interrupted. None when the edit was refused."""
-        pending = next((attempt for attempt in self.ledger.pending if attempt.agent == Driver.name and self.stands_on_champion(attempt)), None)
+        pending = next(
+            (
+                attempt
+                for attempt in self.ledger.pending
+                if attempt.agent == Driver.name and self.stands_on_champion(attempt)
+            ),
+            None,
+        )
         if pending and self.lab.edit() not in (pending.edit, self.ledger.champion.edit):
             self.record_verdict(pending, Verdict("crash", LEFT))
             pending = None
@@ -509,43 +660,95 @@ class Loop:
 # ----------------------------------------------------------------------------------------------
 # Command line
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-                  context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 Tag = Annotated[str | None, typer.Option(help="Name of the run. Default: the last run, else today's date.")]
 Profile = Annotated[str | None, typer.Option(help="gpu, cpu or test. Default: gpu where there is one, else cpu.")]
 Data = Annotated[str | None, typer.Option(help="climbmix, sotu or a folder. Default: the profile's.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of every trial: picking seeds is not research.")]
-Rule = Annotated[str, typer.Option("--keep-rule", help="margin: a gain must exceed half of what noise does to it, and the price of the lines "
-                                   "that it adds. strict: any gain.")]
+Rule = Annotated[
+    str,
+    typer.Option(
+        "--keep-rule",
+        help="margin: a gain must exceed half of what noise does to it, and the price of the lines "
+        "that it adds. strict: any gain.",
+    ),
+]
 BaselineRuns = Annotated[int, typer.Option(min=1, help="How often the baseline is trained, to know the noise.")]
-SandboxMode = Annotated[str, typer.Option("--sandbox", help="auto: confine trials where the kernel can. require: refuse to run "
-                                          "where it cannot. off: trust the agent's code.")]
+SandboxMode = Annotated[
+    str,
+    typer.Option(
+        "--sandbox",
+        help="auto: confine trials where the kernel can. require: refuse to run "
+        "where it cannot. off: trust the agent's code.",
+    ),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="One line an event, no live view.")]
 
 
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
-    experiments: Annotated[int | None, typer.Option(min=1, help="Stop when the run has this many, the baseline included.")] = None,
+    experiments: Annotated[
+        int | None, typer.Option(min=1, help="Stop when the run has this many, the baseline included.")
+    ] = None,
     hours: Annotated[float | None, typer.Option(min=0, help="Start no experiment after this many hours.")] = None,
-    max_cost: Annotated[float | None, typer.Option(min=0, metavar="USD", help="Start no experiment when the run's proposals have cost this.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Start no experiment when they have taken this many tokens.")] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="USD", help="Start no experiment when the run's proposals have cost this."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Start no experiment when they have taken this many tokens.")
+    ] = None,
     tag: Tag = None,
-    agent: Annotated[str, typer.Option(help=f"Who proposes: {', '.join(AGENTS)}; auto: the first that is ready. NAME:MODEL for a certain model. "
-                                       "A,B: both, the better one more often.")] = "auto",
+    agent: Annotated[
+        str,
+        typer.Option(
+            help=f"Who proposes: {', '.join(AGENTS)}; auto: the first that is ready. NAME:MODEL for a certain model. "
+            "A,B: both, the better one more often."
+        ),
+    ] = "auto",
     model: Annotated[str | None, typer.Option(help="The agent's model. Default: the agent's own.")] = None,
     base_url: Annotated[str | None, typer.Option(help="Of claude-api: any server with a Messages API.")] = None,
-    thinking: Annotated[str | None, typer.Option(help="Of claude-api: low, medium, high, xhigh, max, off, or a budget in tokens for models that take one.")] = None,
+    thinking: Annotated[
+        str | None,
+        typer.Option(
+            help="Of claude-api: low, medium, high, xhigh, max, off, or a budget in tokens for models that take one."
+        ),
+    ] = None,
     agent_command: Annotated[str | None, typer.Option(help="The program of --agent command.")] = None,
     agent_limit: Annotated[float, typer.Option(min=1, help="Seconds for one proposal.")] = 1800,
-    web_search: Annotated[bool, typer.Option("--web-search", help="Let the agent search the web when it is stuck.")] = False,
+    web_search: Annotated[
+        bool, typer.Option("--web-search", help="Let the agent search the web when it is stuck.")
+    ] = False,
     fill: Annotated[str | None, typer.Option(help="sweep: proposes while the agent cannot be reached.")] = None,
-    repairs: Annotated[int, typer.Option(min=0, help="How often an edit that crashed in its first minute goes back to the agent.")] = 1,
-    lookahead: Annotated[int | None, typer.Option(min=0, help="Proposals to have ready while a trial runs. Default: 1 for agents that take "
-                                                  "time to think, else 0.")] = None,
-    gpus: Annotated[str | None, typer.Option("--gpus", "--gpu", metavar="0,1,..", help="GPUs to use, by their numbers in nvidia-smi: a trial at a time on "
-                                             "each. Default: the first, or those of the run.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Trials at a time, without GPUs. Default: 1, or as the run has it.")] = None,
+    repairs: Annotated[
+        int, typer.Option(min=0, help="How often an edit that crashed in its first minute goes back to the agent.")
+    ] = 1,
+    lookahead: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Proposals to have ready while a trial runs. Default: 1 for agents that take time to think, else 0.",
+        ),
+    ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            "--gpus",
+            "--gpu",
+            metavar="0,1,..",
+            help="GPUs to use, by their numbers in nvidia-smi: a trial at a time on "
+            "each. Default: the first, or those of the run.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time, without GPUs. Default: 1, or as the run has it.")
+    ] = None,
     brief_tokens: Annotated[int, typer.Option(min=4000, help="How much the agent is told.")] = BUDGET,
     profile: Profile = None,
     data: Data = None,
@@ -553,8 +756,18 @@ def run(
     keep_rule: Rule = "margin",
     baseline_runs: BaselineRuns = 2,
     sandbox_mode: SandboxMode = "auto",
-    notify: Annotated[str | None, typer.Option(metavar="COMMAND", help="Called with one JSON line on its standard input on each keep, stop and fault.")] = None,
-    detached: Annotated[bool, typer.Option("--detach", help="Go on in the background, also when the terminal is closed: see status, logs, stop.")] = False,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND", help="Called with one JSON line on its standard input on each keep, stop and fault."
+        ),
+    ] = None,
+    detached: Annotated[
+        bool,
+        typer.Option(
+            "--detach", help="Go on in the background, also when the terminal is closed: see status, logs, stop."
+        ),
+    ] = False,
     plain: Plain = False,
 ) -> None:
     """Let an agent do language-model research: it edits train.py, each edit is trained for a fixed
@@ -570,28 +783,56 @@ def run(
     agents, said = make_agents(options)
     if fill not in (None, "sweep"):
         raise UserError(f"--fill takes sweep, not {fill!r}")
-    filler = make_agents(dataclasses.replace(options, agent=fill, model=None, base_url=None, thinking=None, command=None))[0][0] if fill else None
+    filler = (
+        make_agents(dataclasses.replace(options, agent=fill, model=None, base_url=None, thinking=None, command=None))[
+            0
+        ][0]
+        if fill
+        else None
+    )
     notifier = Notifier(notify, lambda fault: console.line(fault, "yellow")) if notify else None
-    with (contextlib.closing(notifier) if notifier else contextlib.nullcontext(), open_lab(tag, sandbox_mode, console, stop) as lab,
-          console.following(lab, limits, notifier)):
+    with (
+        contextlib.closing(notifier) if notifier else contextlib.nullcontext(),
+        open_lab(tag, sandbox_mode, console, stop) as lab,
+        console.following(lab, limits, notifier),
+    ):
         lab.begin()
         lab.use(gpus, workers)
         if lookahead is None:
             lookahead = int(any(agent.mends for agent in agents))
-        loop = Loop(lab, Proposing(lab, web_search, brief_tokens), agents, rule_of(keep_rule, lab), baseline_runs, filler, repairs, lookahead)
+        loop = Loop(
+            lab,
+            Proposing(lab, web_search, brief_tokens),
+            agents,
+            rule_of(keep_rule, lab),
+            baseline_runs,
+            filler,
+            repairs,
+            lookahead,
+        )
         open_ended = max_cost is None and any(hasattr(agent, "model") for agent in agents)
-        shown = {"agent": said, "at once": count(len(lab.devices), "trial") if len(lab.devices) > 1 else "", "until": str(limits), **({"cost": "not limited: --max-cost USD would"} if open_ended else {})}
+        shown = {
+            "agent": said,
+            "at once": count(len(lab.devices), "trial") if len(lab.devices) > 1 else "",
+            "until": str(limits),
+            **({"cost": "not limited: --max-cost USD would"} if open_ended else {}),
+        }
         lab.prepare(settings_of(profile, data), seed, lambda facts: first_screen(lab, facts, shown))
         note_start(lab, keep_rule)
         try:
             reason = loop.night(limits)
         except Exception as error:
-            with contextlib.suppress(OSError):          # the disk may be what failed
+            with contextlib.suppress(OSError):  # the disk may be what failed
                 lab.ledger.append("stop", reason=f"a fault: {one_line(str(error))}")
             raise
         lab.ledger.append("stop", reason=reason)
-        console.tell("stop", reason=reason, experiments=len(lab.ledger.finished), kept=len(lab.ledger.kept),
-                     score=lab.ledger.champion and lab.ledger.champion.score)
+        console.tell(
+            "stop",
+            reason=reason,
+            experiments=len(lab.ledger.finished),
+            kept=len(lab.ledger.kept),
+            score=lab.ledger.champion and lab.ledger.champion.score,
+        )
         show_end(lab, reason)
     if stop.now():
         raise typer.Exit(130)
@@ -603,7 +844,11 @@ def run_detached(tag: str | None) -> None:
     print(said)
     if process:
         print(f"\nIt goes on as process {process}, and prints to {folder / LOG}.")
-        for command, words in (("status", "how it stands"), ("logs -f", "what it prints"), ("stop", "stops it after the running experiment")):
+        for command, words in (
+            ("status", "how it stands"),
+            ("logs -f", "what it prints"),
+            ("stop", "stops it after the running experiment"),
+        ):
             print(f"  {f'uv run loop.py {command} --tag {folder.name}':<50} {words}")
 
 
@@ -632,8 +877,16 @@ def settings_of(profile: str | None, data: str | None) -> dict[str, str]:
 
 
 def note_start(lab: Lab, keep_rule: str, driven: bool = False) -> None:
-    lab.ledger.append("start", code=lab.code, keep_rule=keep_rule, agenda=read_agenda(lab.root / "program.md"),
-                      setup=round(time.monotonic() - lab.console.began, 3), driven=driven, workers=len(lab.devices), gpus=lab.gpus)
+    lab.ledger.append(
+        "start",
+        code=lab.code,
+        keep_rule=keep_rule,
+        agenda=read_agenda(lab.root / "program.md"),
+        setup=round(time.monotonic() - lab.console.began, 3),
+        driven=driven,
+        workers=len(lab.devices),
+        gpus=lab.gpus,
+    )
     lab.results.rebuild()
 
 
@@ -643,9 +896,14 @@ def start(
     profile: Profile = None,
     data: Data = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of every trial. Default: the run's, else 42.")] = None,
-    keep_rule: Annotated[str | None, typer.Option(help="margin or strict, as for the loop itself. Default: the run's, else margin.")] = None,
+    keep_rule: Annotated[
+        str | None, typer.Option(help="margin or strict, as for the loop itself. Default: the run's, else margin.")
+    ] = None,
     baseline_runs: BaselineRuns = 1,
-    gpu: Annotated[str | None, typer.Option(help="The GPU to use, by its number in nvidia-smi. Default: the run's, else the first.")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="The GPU to use, by its number in nvidia-smi. Default: the run's, else the first."),
+    ] = None,
     sandbox_mode: SandboxMode = "auto",
     plain: Plain = False,
 ) -> None:
@@ -657,8 +915,11 @@ def start(
         lab.use(gpu)
         keep_rule = keep_rule or lab.ledger.keep_rule or "margin"
         loop = Loop(lab, Proposing(lab, driven=True), [], rule_of(keep_rule, lab), baseline_runs)
-        lab.prepare(lab.recorded_settings() | settings_of(profile, data), lab.ledger.seed if seed is None else seed,
-                    lambda facts: first_screen(lab, facts, {"agent": "the one that called this: it drives"}))
+        lab.prepare(
+            lab.recorded_settings() | settings_of(profile, data),
+            lab.ledger.seed if seed is None else seed,
+            lambda facts: first_screen(lab, facts, {"agent": "the one that called this: it drives"}),
+        )
         note_start(lab, keep_rule, driven=True)
         if lab.ledger.champion is None and not stop.level:
             loop.try_until_verdict(next(iter(lab.ledger.pending), None) or loop.next_attempt())
@@ -678,7 +939,9 @@ def try_(
     hypothesis: Annotated[str, typer.Option(help="Why it should help.")] = "",
     predicted: Annotated[float | None, typer.Option(help="The change of the metric that is expected.")] = None,
     lesson: Annotated[str, typer.Option(help="What the last verdicts taught, for later runs.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, everything else to standard error.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, everything else to standard error.")
+    ] = False,
     tag: Tag = None,
     sandbox_mode: SandboxMode = "auto",
     plain: Plain = False,
@@ -716,9 +979,16 @@ def try_(
 @app.command()
 def verify(
     tag: Tag = None,
-    runs: Annotated[int, typer.Option(min=2, help="How often each code is trained, each time with another fresh seed.")] = 3,
-    ablate: Annotated[bool, typer.Option("--ablate", help="Also leave out each kept change in turn: which of them carry the gain?")] = False,
-    prune: Annotated[bool, typer.Option("--prune", help="Ablate, then write a branch without the changes that do not, and run that too.")] = False,
+    runs: Annotated[
+        int, typer.Option(min=2, help="How often each code is trained, each time with another fresh seed.")
+    ] = 3,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Also leave out each kept change in turn: which of them carry the gain?")
+    ] = False,
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Ablate, then write a branch without the changes that do not, and run that too."),
+    ] = False,
     sandbox_mode: SandboxMode = "auto",
     plain: Plain = False,
 ) -> None:
@@ -733,13 +1003,20 @@ def verify(
         lab.begin(keep_edit=True)
         lab.use()
         verification = Verification(lab, runs)
-        lab.prepare(lab.recorded_settings(), lab.ledger.seed, lambda facts: console.first_screen(f"autoresearch: verify run {tag}", {
-            "baseline": f"{short(kept[0].commit)}, {lab.task.metric} {kept[0].score:.6f} in the run",
-            "champion": f"{short(kept[-1].commit)}, {kept[-1].score:.6f}, {count(len(kept) - 1, 'change')} kept",
-            "runs": f"{runs} of each code, with fresh seeds, in turn",
-            "sandbox": sandbox_says(lab.confined),
-            "to stop": "Ctrl-C: after the running one; twice: now. The same command continues",
-        }))
+        lab.prepare(
+            lab.recorded_settings(),
+            lab.ledger.seed,
+            lambda facts: console.first_screen(
+                f"autoresearch: verify run {tag}",
+                {
+                    "baseline": f"{short(kept[0].commit)}, {lab.task.metric} {kept[0].score:.6f} in the run",
+                    "champion": f"{short(kept[-1].commit)}, {kept[-1].score:.6f}, {count(len(kept) - 1, 'change')} kept",
+                    "runs": f"{runs} of each code, with fresh seeds, in turn",
+                    "sandbox": sandbox_says(lab.confined),
+                    "to stop": "Ctrl-C: after the running one; twice: now. The same command continues",
+                },
+            ),
+        )
         finished = verification(ablate, prune)
         for line, style in lines_of(verification.findings()):
             console.line(line, style)
@@ -752,7 +1029,9 @@ def verify(
 @app.command()
 def status(
     tag: Tag = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; autoresearch/status.py says what its keys mean.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object; autoresearch/status.py says what its keys mean.")
+    ] = False,
     plain: Plain = False,
 ) -> None:
     """How a run stands: champion, what runs, the last verdicts, costs, where the time went. Of a loop in any process, and of one that has ended."""
@@ -767,7 +1046,12 @@ def status(
 @app.command("stop")
 def stop_(
     tag: Tag = None,
-    now: Annotated[bool, typer.Option("--now", help="At once. The running experiment has no verdict, and runs again when the run is continued.")] = False,
+    now: Annotated[
+        bool,
+        typer.Option(
+            "--now", help="At once. The running experiment has no verdict, and runs again when the run is continued."
+        ),
+    ] = False,
 ) -> None:
     """Ask a running loop to stop after its experiment, as Ctrl-C does. Exit code 1: no loop is running."""
     folder = folder_of(tag)
@@ -781,26 +1065,32 @@ def stop_(
 def logs(
     tag: Tag = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the loop ends, or Ctrl-C.")] = False,
-    trial: Annotated[bool, typer.Option("--trial", help="What the running trial prints instead; where none runs, the last one.")] = False,
+    trial: Annotated[
+        bool, typer.Option("--trial", help="What the running trial prints instead; where none runs, the last one.")
+    ] = False,
 ) -> None:
     """What a detached loop has printed."""
     folder = folder_of(tag)
     if not trial and not (folder / LOG).exists():
-        raise UserError(f"run {folder.name} was not detached, so what its loop printed is in its terminal. `uv run loop.py status --tag {folder.name}` "
-                        f"says how it stands, `uv run loop.py logs --trial --tag {folder.name}` what its trial prints")
+        raise UserError(
+            f"run {folder.name} was not detached, so what its loop printed is in its terminal. `uv run loop.py status --tag {folder.name}` "
+            f"says how it stands, `uv run loop.py logs --trial --tag {folder.name}` what its trial prints"
+        )
     try:
         for line in read_along(folder, follow, trial):
             print(line, flush=True)
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:                             # its reader has seen enough
+    except BrokenPipeError:  # its reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @app.command()
 def report(
     tag: Tag = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write to. Default: report/ in the run's own folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write to. Default: report/ in the run's own folder.")
+    ] = None,
     pdf: Annotated[bool, typer.Option("--pdf", help="Write report.pdf as well.")] = False,
 ) -> None:
     """Write a short paper of a run, from its record alone: what was kept, what it is worth, what did not help, what it cost."""
@@ -816,7 +1106,10 @@ def report(
 
 
 @app.command()
-def watch(tag: Tag = None, port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1. Default: one that is free.")] = 0) -> None:
+def watch(
+    tag: Tag = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1. Default: one that is free.")] = 0,
+) -> None:
     """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads; Ctrl-C ends it."""
     repository = repository_of(Path.cwd(), RUNS)
     tag, ledger = recorded_run(root_of(repository), tag, "begin one: uv run loop.py")
@@ -842,14 +1135,21 @@ def main() -> None:
         sys.exit(2)
     except (OSError, git.GitCommandError) as error:
         if disk_is_full(error):
-            print("error: the disk is full. Nothing that was recorded is lost: free some space and run the same command again",
-                  file=sys.stderr)
+            print(
+                "error: the disk is full. Nothing that was recorded is lost: free some space and run the same command again",
+                file=sys.stderr,
+            )
         elif isinstance(error, PermissionError):
-            print(f"error: {error.filename} cannot be written: {error.strerror}. Nothing that was recorded is lost: mend its permissions "
-                  "and run the same command again", file=sys.stderr)
+            print(
+                f"error: {error.filename} cannot be written: {error.strerror}. Nothing that was recorded is lost: mend its permissions "
+                "and run the same command again",
+                file=sys.stderr,
+            )
         elif isinstance(error, git.GitCommandError):
-            print(f"error: git failed: {error}\nNothing that was recorded is lost: mend it and run the same command again",
-                  file=sys.stderr)
+            print(
+                f"error: git failed: {error}\nNothing that was recorded is lost: mend it and run the same command again",
+                file=sys.stderr,
+            )
         else:
             raise
         sys.exit(2)

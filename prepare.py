@@ -57,7 +57,7 @@ import numpy as np
 # ----------------------------------------------------------------------------------------------
 # The game
 
-FORMAT = 1                          # raised whenever the files in the cache change their meaning
+FORMAT = 1  # raised whenever the files in the cache change their meaning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Profile:
     """The sizes that fix a game. Scores of two profiles are never compared."""
 
     name: str
-    time_budget: float              # seconds of training
-    max_seq_len: int                # tokens a row
-    vocab_size: int                 # tokens, the four reserved ones included
-    scored_tokens: int              # at most; a small data set may hold fewer
-    data: str                       # the default data set
+    time_budget: float  # seconds of training
+    max_seq_len: int  # tokens a row
+    vocab_size: int  # tokens, the four reserved ones included
+    scored_tokens: int  # at most; a small data set may hold fewer
+    data: str  # the default data set
 
 
 PROFILES = {
@@ -98,8 +98,13 @@ def cuda_device_name() -> str | None:
         with contextlib.suppress(BaseException):
             driver = ctypes.CDLL("libcuda.so.1")
             count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-            if not (driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value < 1
-                    or driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetName(name, len(name), device)):
+            if not (
+                driver.cuInit(0)
+                or driver.cuDeviceGetCount(ctypes.byref(count))
+                or count.value < 1
+                or driver.cuDeviceGet(ctypes.byref(device), 0)
+                or driver.cuDeviceGetName(name, len(name), device)
+            ):
                 os.write(mine, name.value)
         os._exit(0)
     os.close(mine)
@@ -128,7 +133,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep freed blocks: page faults on fresh ones are a third of a training step on a CPU."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        for parameter in (-1, -3):                  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
             libc.mallopt(parameter, 2**31 - 1)
 
 
@@ -136,10 +141,10 @@ PROFILE = choose_profile(os.environ.get("AUTORESEARCH_PROFILE"))
 TIME_BUDGET = PROFILE.time_budget
 MAX_SEQ_LEN = PROFILE.max_seq_len
 VOCAB_SIZE = PROFILE.vocab_size
-SEED = number_from_environment("AUTORESEARCH_SEED", 42)     # given by the loop: picking seeds is not research
+SEED = number_from_environment("AUTORESEARCH_SEED", 42)  # given by the loop: picking seeds is not research
 DATA = os.environ.get("AUTORESEARCH_DATA") or PROFILE.data
 if DATA not in ("climbmix", "sotu"):
-    DATA = str(Path(DATA).expanduser().resolve())           # a folder of the user's
+    DATA = str(Path(DATA).expanduser().resolve())  # a folder of the user's
 CACHE = Path(os.environ.get("AUTORESEARCH_CACHE") or "~/.cache/autoresearch").expanduser().absolute()
 RUN_FOLDER = Path(os.environ.get("AUTORESEARCH_RUN_DIR") or CACHE / "last-run").absolute()
 SPLITS = ("train", "val", "holdout")
@@ -148,17 +153,17 @@ if PROFILE.name != "gpu":
 
 # Facts of the public game (github.com/karpathy/autoresearch), kept so that gpu/climbmix scores compare.
 CLIMBMIX_URL = "https://huggingface.co/datasets/karpathy/climbmix-400b-shuffle/resolve/main"
-CLIMBMIX_VAL, CLIMBMIX_HOLDOUT = 6542, 6541                 # the last two shards, never trained on
+CLIMBMIX_VAL, CLIMBMIX_HOLDOUT = 6542, 6541  # the last two shards, never trained on
 SPLIT_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-SPECIAL_TOKENS = [f"<|reserved_{i}|>" for i in range(4)]    # the first one is BOS
-TOKENIZER_CHARACTERS = 1_000_000_000                        # text that the merges are learned from, at most
-TOKENIZER_DOCUMENT = 10_000                                 # characters taken of one document, at most
-DOCUMENT_BATCH = 128                                        # documents a refill of the packing buffer
-PACKING_BUFFER = 1_000                                      # documents to choose from, at least
+SPECIAL_TOKENS = [f"<|reserved_{i}|>" for i in range(4)]  # the first one is BOS
+TOKENIZER_CHARACTERS = 1_000_000_000  # text that the merges are learned from, at most
+TOKENIZER_DOCUMENT = 10_000  # characters taken of one document, at most
+DOCUMENT_BATCH = 128  # documents a refill of the packing buffer
+PACKING_BUFFER = 1_000  # documents to choose from, at least
 
-HELD_OUT_SHARE = 0.06                                       # of the characters, each for val and holdout
+HELD_OUT_SHARE = 0.06  # of the characters, each for val and holdout
 
 
 # ----------------------------------------------------------------------------------------------
@@ -168,7 +173,7 @@ HELD_OUT_SHARE = 0.06                                       # of the characters,
 class Climbmix:
     """The public parquet set: `shards` training shards, the last for val, the one before for holdout."""
 
-    crops = True                    # as the public loader does: there is text in plenty
+    crops = True  # as the public loader does: there is text in plenty
 
     def __init__(self) -> None:
         self.shards = number_from_environment("AUTORESEARCH_SHARDS", 10)
@@ -176,7 +181,9 @@ class Climbmix:
         if not 1 <= self.shards <= CLIMBMIX_HOLDOUT:
             stop(f"AUTORESEARCH_SHARDS={self.shards} is out of range; give 1 to {CLIMBMIX_HOLDOUT}")
         self.numbers = {
-            "train": range(self.shards), "val": [CLIMBMIX_VAL], "holdout": [CLIMBMIX_HOLDOUT],
+            "train": range(self.shards),
+            "val": [CLIMBMIX_VAL],
+            "holdout": [CLIMBMIX_HOLDOUT],
         }
 
     def identity(self) -> dict:
@@ -216,8 +223,10 @@ class Documents:
         for text in self.documents():
             sizes[digest(text)] = len(text)
         if len(sizes) < len(SPLITS):
-            stop(f"{self.identity()['name']} holds {len(sizes)} different documents; at least {len(SPLITS)} are needed, "
-                 "one each to train on, to score and to hold out")
+            stop(
+                f"{self.identity()['name']} holds {len(sizes)} different documents; at least {len(SPLITS)} are needed, "
+                "one each to train on, to score and to hold out"
+            )
         self.split_of: dict[bytes, str] = {}
         order, total = sorted(sizes), sum(sizes.values())
         for split in ("val", "holdout"):
@@ -267,9 +276,11 @@ class Folder(Documents):
         try:
             self.paths = sorted(p for p in self.path.rglob("*") if p.suffix in self.SUFFIXES and p.is_file())
             if not self.paths:
-                list(self.path.iterdir())           # an unreadable folder raises here: rglob passes over it
+                list(self.path.iterdir())  # an unreadable folder raises here: rglob passes over it
         except PermissionError as error:
-            stop(f"{error.filename} cannot be read: {error.strerror}. Mend its permissions with `chmod -R u+rX {self.path}`")
+            stop(
+                f"{error.filename} cannot be read: {error.strerror}. Mend its permissions with `chmod -R u+rX {self.path}`"
+            )
         if not self.paths:
             stop(f"{self.path} holds no .parquet, .jsonl or .txt file. {choice}")
         super().__init__()
@@ -343,7 +354,7 @@ def parquet_batches(path: Path) -> Iterator[list[str]]:
     except KeyError:
         raise ValueError("it has no column `text`") from None
     except (pyarrow.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:           # a fault of the disk or of permissions
+        if getattr(error, "errno", None) is not None:  # a fault of the disk or of permissions
             raise
         raise ValueError(str(error).splitlines()[0]) from None
 
@@ -368,7 +379,7 @@ def passages(text: str, limit: int) -> Iterator[str]:
 
 DOWNLOAD_ATTEMPTS = 8
 DOWNLOAD_WORKERS = 4
-PASSING_FAULTS = {408, 425, 429, 500, 502, 503, 504}        # HTTP answers worth another try
+PASSING_FAULTS = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers worth another try
 
 
 class DownloadFailed(Exception):
@@ -385,11 +396,14 @@ def download_all(files: list[tuple[str, Path]], first_wait: float = 1.0) -> None
         failures = [f"{path.name}: {error}" for path, job in jobs if (error := job.exception())]
         for _, job in jobs:
             if isinstance(error := job.exception(), OSError):
-                raise error                         # a full disk: `main` says what to do
+                raise error  # a full disk: `main` says what to do
     if failures:
-        stop("could not download " + "; ".join(failures)
-             + f". What arrived stays in {files[0][1].parent}; run `uv run prepare.py` again to go on. "
-             "Without a network, AUTORESEARCH_DATA=sotu needs none")
+        stop(
+            "could not download "
+            + "; ".join(failures)
+            + f". What arrived stays in {files[0][1].parent}; run `uv run prepare.py` again to go on. "
+            "Without a network, AUTORESEARCH_DATA=sotu needs none"
+        )
 
 
 def download(url: str, path: Path, bars, first_wait: float = 1.0) -> None:
@@ -431,7 +445,7 @@ def fetch_rest(url: str, part: Path, report) -> None:
     have = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={have}-"} if have else {}
     with requests.get(url, stream=True, timeout=30, headers=headers) as response:
-        if response.status_code == 416:             # the part reaches to the end or past it: begin again
+        if response.status_code == 416:  # the part reaches to the end or past it: begin again
             part.unlink()
             raise requests.ConnectionError("the part on disk does not fit the file on the server")
         response.raise_for_status()
@@ -519,8 +533,8 @@ def pack_rows(batches: Iterable[list[np.ndarray]], row_length: int) -> Iterator[
     from is kept at 1,000 or more while the source lasts. Documents begin with BOS, so rows do too.
     """
     batches = iter(batches)
-    waiting: dict[int, collections.deque] = {}      # length -> documents of that length, in order of arrival
-    lengths: list[int] = []                         # the keys of `waiting`, sorted
+    waiting: dict[int, collections.deque] = {}  # length -> documents of that length, in order of arrival
+    lengths: list[int] = []  # the keys of `waiting`, sorted
     count, exhausted = 0, False
     while True:
         row, position = np.empty(row_length, dtype=np.uint16), 0
@@ -536,9 +550,9 @@ def pack_rows(batches: Iterable[list[np.ndarray]], row_length: int) -> Iterator[
                     waiting[length].append(document)
                     count += 1
             if count == 0:
-                return                              # the row begun last is not full: dropped
+                return  # the row begun last is not full: dropped
             fitting = bisect.bisect_right(lengths, row_length - position)
-            index = max(fitting - 1, 0)             # the longest that fits, else the shortest of all
+            index = max(fitting - 1, 0)  # the longest that fits, else the shortest of all
             length = lengths[index]
             document = waiting[length].popleft()
             count -= 1
@@ -575,8 +589,10 @@ def read_manifest() -> dict | None:
 def need_manifest() -> dict:
     manifest = read_manifest()
     if manifest is None:
-        stop(f"the data of profile {PROFILE.name} on {DATA} is not prepared, or only half; run `uv run prepare.py` first "
-             f"(AUTORESEARCH_PROFILE={PROFILE.name} AUTORESEARCH_DATA={DATA})")
+        stop(
+            f"the data of profile {PROFILE.name} on {DATA} is not prepared, or only half; run `uv run prepare.py` first "
+            f"(AUTORESEARCH_PROFILE={PROFILE.name} AUTORESEARCH_DATA={DATA})"
+        )
     return manifest
 
 
@@ -596,7 +612,7 @@ def prepare() -> dict:
     folder = cache_folder()
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / f"{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)            # a second program waits and then finds the work done
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second program waits and then finds the work done
         source = open_source(DATA)
         manifest = read_manifest()
         if manifest is not None and manifest["source"] == source.identity():
@@ -605,7 +621,7 @@ def prepare() -> dict:
         if folder.exists():
             print(f"{folder} is not whole or was made for something else: it is built again", file=sys.stderr)
         part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)     # left behind by a preparation that was killed
+        shutil.rmtree(part, ignore_errors=True)  # left behind by a preparation that was killed
         try:
             part.mkdir()
             manifest = build(source, part)
@@ -650,7 +666,7 @@ def write_rows(source: Climbmix | Documents, split: str, encoding, path: Path, b
     """Tokenize and pack one split into `path`. Val and holdout end at the profile's number of scored tokens."""
     limit = None if split == "train" else PROFILE.scored_tokens // MAX_SEQ_LEN
     bos = encoding.encode_single_token(SPECIAL_TOKENS[0])
-    longest = sys.maxsize if source.crops else MAX_SEQ_LEN      # tokens a document, BOS apart
+    longest = sys.maxsize if source.crops else MAX_SEQ_LEN  # tokens a document, BOS apart
     counts = {"documents": 0, "characters": 0, "rows": 0}
     bar = bars.add_task(split, total=limit, note="")
 
@@ -673,8 +689,9 @@ def write_rows(source: Climbmix | Documents, split: str, encoding, path: Path, b
                 bars.update(bar, completed=counts["rows"], note=f"{counts['rows'] * MAX_SEQ_LEN / 1e6:.1f}M tokens")
             if counts["rows"] == limit:
                 break
-    bars.update(bar, total=counts["rows"], completed=counts["rows"],
-                note=f"{counts['rows'] * MAX_SEQ_LEN / 1e6:.1f}M tokens")
+    bars.update(
+        bar, total=counts["rows"], completed=counts["rows"], note=f"{counts['rows'] * MAX_SEQ_LEN / 1e6:.1f}M tokens"
+    )
     return counts
 
 
@@ -690,7 +707,7 @@ def seconds_since_process_start() -> float:
 
 _now = time.perf_counter
 _PROCESS_START = _now() - seconds_since_process_start()
-_TIMELINE: dict[str, float] = {"imported": _now() - _PROCESS_START}     # seconds since the process began
+_TIMELINE: dict[str, float] = {"imported": _now() - _PROCESS_START}  # seconds since the process began
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -729,8 +746,8 @@ class TrainBatches:
 
     BUFFERS = 3
     REPORT_SECONDS = 1.0
-    _start: float | None = None                     # of the process, so of the class
-    _began = _reported = 0.0                        # by the clock on the wall: when that was; when progress was reported last
+    _start: float | None = None  # of the process, so of the class
+    _began = _reported = 0.0  # by the clock on the wall: when that was; when progress was reported last
 
     def __init__(self, batch_size: int, device) -> None:
         import torch
@@ -739,11 +756,11 @@ class TrainBatches:
             raise ValueError(f"batch_size must be a whole number of rows, 1 or more, not {batch_size!r}")
         self.device = torch.device(device)
         self.batch_size = batch_size
-        self.batches = 0                            # handed out so far
+        self.batches = 0  # handed out so far
         self._torch = torch
         self._cuda = self.device.type == "cuda"
         self._source = RefereeRows(batch_size) if "AUTORESEARCH_REFEREE" in os.environ else CacheRows(batch_size)
-        self._last_step = None                      # event: what was queued before the last batch is done
+        self._last_step = None  # event: what was queued before the last batch is done
         self._full: queue.Queue = queue.Queue()
         self._free: queue.Queue = queue.Queue()
         for _ in range(self.BUFFERS):
@@ -775,7 +792,7 @@ class TrainBatches:
         TrainBatches._reported = time.time()
         try:
             write_json(RUN_FOLDER / "progress.json", {"clock": self._began, "budget": TIME_BUDGET, **more})
-        except (OSError, TypeError):                # a full disk, or a tensor instead of a number: no reason to lose a training
+        except (OSError, TypeError):  # a full disk, or a tensor instead of a number: no reason to lose a training
             pass
 
     def _fill(self) -> None:
@@ -789,7 +806,7 @@ class TrainBatches:
                     self._full.put(None)
                     return
                 self._full.put(buffer)
-        except BaseException as error:              # handed to the training loop, which raises it
+        except BaseException as error:  # handed to the training loop, which raises it
             self._full.put(error)
 
     def __iter__(self) -> "TrainBatches":
@@ -807,19 +824,19 @@ class TrainBatches:
             self._source.start()
         buffer = self._full.get() if self.elapsed < TIME_BUDGET else None
         if buffer is None:
-            self._full.put(None)                    # whoever asks again hears the same
+            self._full.put(None)  # whoever asks again hears the same
             _TIMELINE.setdefault("ended", _now() - _PROCESS_START)
             raise StopIteration
         if isinstance(buffer, BaseException):
             raise buffer
-        if self._start is not None and self.elapsed >= TIME_BUDGET:     # time ran out while waiting for the loader
+        if self._start is not None and self.elapsed >= TIME_BUDGET:  # time ran out while waiting for the loader
             raise StopIteration
         rows = buffer.to(self.device, non_blocking=True)
         copied = None
         if self._cuda:
             copied = self._torch.cuda.Event()
             copied.record()
-        rows = rows.to(self._torch.int64)           # on a CPU this is the copy that frees the buffer
+        rows = rows.to(self._torch.int64)  # on a CPU this is the copy that frees the buffer
         self._free.put((buffer, copied))
         if self._start is None:
             TrainBatches._start = _now()
@@ -857,7 +874,7 @@ class CacheRows:
         return True
 
 
-MOST_ROWS = 1 << 16                                 # of a batch that the referee hands over
+MOST_ROWS = 1 << 16  # of a batch that the referee hands over
 
 
 class RefereeRows:
@@ -867,7 +884,7 @@ class RefereeRows:
     `start` and `next NUMBER` by `go`, or by `over` when time is.
     """
 
-    channel: socket.socket | None = None            # of the process: all iterators take turns on it
+    channel: socket.socket | None = None  # of the process: all iterators take turns on it
     turn = threading.Lock()
 
     def __init__(self, batch_size: int) -> None:
@@ -919,7 +936,7 @@ class Referee:
         # By _now(): when the clock started, the longest time between two requests for a batch, the last request.
         self.times = np.frombuffer(mmap.mmap(-1, 24), np.float64)
         if (pid := os.fork()) == 0:
-            with contextlib.suppress(BaseException):            # of a process that breaks the rules: it gets no more
+            with contextlib.suppress(BaseException):  # of a process that breaks the rules: it gets no more
                 self.run()
             os._exit(0)
         self.pid = pid
@@ -967,12 +984,15 @@ class Referee:
         most = max(2.0, TIME_BUDGET / 20)
         allowed = 2.0 + min(longest_step, most) + min(saving, most)
         if over > allowed:
-            raise NoScore(f"void: the training process went on for {over:.1f} s after its {TIME_BUDGET:g} s; {allowed:.1f} s are "
-                          "allowed, for the last step and for saving")
+            raise NoScore(
+                f"void: the training process went on for {over:.1f} s after its {TIME_BUDGET:g} s; {allowed:.1f} s are "
+                "allowed, for the last step and for saving"
+            )
 
 
-def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = None,
-           mfu_percent: float | None = None) -> NoReturn:
+def finish(
+    model, batches: TrainBatches, *, num_steps: int, depth: int | None = None, mfu_percent: float | None = None
+) -> NoReturn:
     """End a run: wait for the device, save the weights and the run's figures, hand over to the scorer.
 
     model: the trained module; its parameters and buffers go to model.safetensors.
@@ -996,25 +1016,28 @@ def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = 
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     training_seconds = batches.elapsed
     _TIMELINE["finished"] = _now() - _PROCESS_START
-    model = getattr(model, "_orig_mod", model)      # what torch.compile wrapped
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
     RUN_FOLDER.mkdir(parents=True, exist_ok=True)
     save_model(model, str(RUN_FOLDER / "model.safetensors"))
     _TIMELINE["saved"] = _now() - _PROCESS_START
-    write_json(RUN_FOLDER / "figures.json", {
-        "profile": PROFILE.name,
-        "data": DATA,
-        "device": str(batches.device),
-        "train_py": os.path.abspath(sys.modules["__main__"].__file__),
-        "training_seconds": training_seconds,
-        "started": time.time() - (_now() - _PROCESS_START),
-        "peak_vram_mb": peak_bytes / 2**20,
-        "mfu_percent": mfu_percent,
-        "total_tokens_M": batches.tokens / 1e6,
-        "num_steps": num_steps,
-        "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6,
-        "depth": depth,
-        "timeline": _TIMELINE,
-    })
+    write_json(
+        RUN_FOLDER / "figures.json",
+        {
+            "profile": PROFILE.name,
+            "data": DATA,
+            "device": str(batches.device),
+            "train_py": os.path.abspath(sys.modules["__main__"].__file__),
+            "training_seconds": training_seconds,
+            "started": time.time() - (_now() - _PROCESS_START),
+            "peak_vram_mb": peak_bytes / 2**20,
+            "mfu_percent": mfu_percent,
+            "total_tokens_M": batches.tokens / 1e6,
+            "num_steps": num_steps,
+            "num_params_M": sum(p.numel() for p in model.parameters()) / 1e6,
+            "depth": depth,
+            "timeline": _TIMELINE,
+        },
+    )
     sys.stdout.flush()
     sys.stderr.flush()
     if "AUTORESEARCH_RUN_DIR" in os.environ:
@@ -1026,8 +1049,8 @@ def finish(model, batches: TrainBatches, *, num_steps: int, depth: int | None = 
 # The score. Two sides: the referee (this process) holds targets and does the arithmetic; train.py's model
 # runs in a process of its own, which reads token ids and writes logits into memory that both see.
 
-LOGITS_BYTES = (512 if PROFILE.name == "gpu" else 32) << 20     # float32 logits of one batch, at most
-PROBES = 512 if PROFILE.name == "gpu" else 128                  # rows that are scored again with their end replaced
+LOGITS_BYTES = (512 if PROFILE.name == "gpu" else 32) << 20  # float32 logits of one batch, at most
+PROBES = 512 if PROFILE.name == "gpu" else 128  # rows that are scored again with their end replaced
 PRIVATE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
 
 
@@ -1051,10 +1074,10 @@ def score(split: str = "val", wait: bool = False, train_py: Path | None = None, 
     import torch
 
     if wait and not sys.stdin.readline():
-        raise SystemExit(1)                         # the training failed: nothing to score
+        raise SystemExit(1)  # the training failed: nothing to score
     if referee:
         referee.require_in_time(RUN_FOLDER / "model.safetensors")
-    with ModelProcess() as scored, ModelProcess() as probed:    # forked while this process holds nothing to hide
+    with ModelProcess() as scored, ModelProcess() as probed:  # forked while this process holds nothing to hide
         began = _now()
         figures = read_figures()
         token_bytes = np.load(cache_folder() / "token_bytes.npy")
@@ -1062,8 +1085,10 @@ def score(split: str = "val", wait: bool = False, train_py: Path | None = None, 
         counts = token_bytes[rows[:, 1:]]
         scored.load(train_py or Path(figures["train_py"]), figures["device"])
         losses = scored.losses(rows)
-        scored.end()                                # before the other one begins: they must not meet
-        bits_per_byte = (losses.double() * torch.from_numpy(counts > 0)).sum().item() / math.log(2) / counts.sum(dtype=np.int64)
+        scored.end()  # before the other one begins: they must not meet
+        bits_per_byte = (
+            (losses.double() * torch.from_numpy(counts > 0)).sum().item() / math.log(2) / counts.sum(dtype=np.int64)
+        )
         if not math.isfinite(bits_per_byte):
             raise NoScore(f"the score is not a finite number: {bits_per_byte}")
         probed.batch_size = scored.batch_size
@@ -1074,19 +1099,33 @@ def score(split: str = "val", wait: bool = False, train_py: Path | None = None, 
 
 def read_figures() -> dict:
     """What `finish` wrote. The training process could write anything there: only what has the right form counts."""
-    numbers = ("training_seconds", "started", "peak_vram_mb", "mfu_percent", "total_tokens_M", "num_steps", "num_params_M", "depth")
+    numbers = (
+        "training_seconds",
+        "started",
+        "peak_vram_mb",
+        "mfu_percent",
+        "total_tokens_M",
+        "num_steps",
+        "num_params_M",
+        "depth",
+    )
     try:
         handle = os.open(RUN_FOLDER / "figures.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with open(handle) as file:
             found = json.loads(file.read(1 << 16))
         figures = {name: found[name] for name in ("profile", "data", "device", "train_py")}
-        if not all(isinstance(text, str) for text in figures.values()) or figures["device"].split(":")[0] not in ("cpu", "cuda"):
+        if not all(isinstance(text, str) for text in figures.values()) or figures["device"].split(":")[0] not in (
+            "cpu",
+            "cuda",
+        ):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError):
         stop(f"there is no finished run in {RUN_FOLDER}; train first: `uv run train.py`")
     if (figures["profile"], figures["data"]) != (PROFILE.name, DATA):
-        stop(f"the run in {RUN_FOLDER} was trained as {figures['profile']} on {figures['data']}; score it with "
-             f"AUTORESEARCH_PROFILE={figures['profile']} AUTORESEARCH_DATA={figures['data']}")
+        stop(
+            f"the run in {RUN_FOLDER} was trained as {figures['profile']} on {figures['data']}; score it with "
+            f"AUTORESEARCH_PROFILE={figures['profile']} AUTORESEARCH_DATA={figures['data']}"
+        )
     for name in numbers:
         value = found.get(name)
         figures[name] = value if isinstance(value, int | float) and math.isfinite(value) else None
@@ -1102,7 +1141,7 @@ class ModelProcess:
     """
 
     def __init__(self) -> None:
-        at_most = PROFILE.scored_tokens // MAX_SEQ_LEN // 8         # so that what learns from batch to batch shows
+        at_most = PROFILE.scored_tokens // MAX_SEQ_LEN // 8  # so that what learns from batch to batch shows
         self.batch_size = max(1, min(at_most, LOGITS_BYTES // (4 * VOCAB_SIZE * MAX_SEQ_LEN)))
         self.folder = Path(tempfile.mkdtemp(prefix="model-"))
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -1133,7 +1172,7 @@ class ModelProcess:
             answer(channel)
         sandbox = runpy.run_path(launcher[-2])
         rules = json.loads(launcher[-1])
-        if rules and rules["by"] != "Landlock":     # a program confines it, so it has to begin anew
+        if rules and rules["by"] != "Landlock":  # a program confines it, so it has to begin anew
             os.environ["AUTORESEARCH_REFEREE"] = str(channel.fileno())
             channel.set_inheritable(True)
             os.execv(launcher[0], [*launcher, sys.executable, os.path.abspath(__file__), "answer"])
@@ -1152,7 +1191,10 @@ class ModelProcess:
         if self.pid is None:
             return
         handle = os.pidfd_open(self.pid)
-        for number, seconds in ((signal.SIGTERM, 6.0), (signal.SIGKILL, None)):    # its keeper, where it has one, ends all
+        for number, seconds in (
+            (signal.SIGTERM, 6.0),
+            (signal.SIGKILL, None),
+        ):  # its keeper, where it has one, ends all
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, number)
             if select.select([handle], [], [], seconds)[0]:
@@ -1169,7 +1211,7 @@ class ModelProcess:
 
         self.device = torch.device(device)
         ids, logits = self.batch_size * MAX_SEQ_LEN, self.batch_size * MAX_SEQ_LEN * VOCAB_SIZE
-        for shared_by in (("handle", "host") if self.device.type == "cuda" else ("host",)):
+        for shared_by in ("handle", "host") if self.device.type == "cuda" else ("host",):
             handle = ""
             if shared_by == "handle":
                 try:
@@ -1184,7 +1226,7 @@ class ModelProcess:
             try:
                 socket.send_fds(self.channel, [json.dumps(request).encode()], [memory])
             except OSError:
-                pass                                # it has ended: the answer says so
+                pass  # it has ended: the answer says so
             os.close(memory)
             if self.answer() == b"ready":
                 if not handle:
@@ -1221,7 +1263,9 @@ class ModelProcess:
         while first < len(rows):
             numbers = np.arange(first, first + self.batch_size) % len(rows)
             self.ids[: self.batch_size] = torch.from_numpy(rows[numbers, :-1].astype(np.int64))
-            wanted = torch.from_numpy((rows[:, 1:] if targets is None else targets)[numbers].astype(np.int64)).to(self.device)
+            wanted = torch.from_numpy((rows[:, 1:] if targets is None else targets)[numbers].astype(np.int64)).to(
+                self.device
+            )
             with contextlib.suppress(OSError):
                 self.channel.send(b"%d" % self.batch_size)
             if self.answer() == b"memory":
@@ -1230,7 +1274,7 @@ class ModelProcess:
                 self.batch_size //= 2
                 continue
             for row in range(min(self.batch_size, len(rows) - first)):
-                logits = self.logits[row].to(self.device, copy=True)        # theirs could change under the arithmetic
+                logits = self.logits[row].to(self.device, copy=True)  # theirs could change under the arithmetic
                 losses[first + row] = cross_entropy(logits, wanted[row])
             first += self.batch_size
         return losses
@@ -1251,7 +1295,7 @@ def probe(model: ModelProcess, rows: np.ndarray, losses, count: int) -> None:
     """
     import torch
 
-    random = np.random.default_rng()                # never seeded: who trains must not know the cuts
+    random = np.random.default_rng()  # never seeded: who trains must not know the cuts
     altered, cuts = np.resize(random.permutation(len(rows)), count), spread(count, random)
     donors = (altered + random.integers(1, max(2, len(rows)), count)) % len(rows)
     untouched = np.resize(len(rows) // 2 + random.permutation(len(rows) - len(rows) // 2), (count + 3) // 4)
@@ -1260,7 +1304,7 @@ def probe(model: ModelProcess, rows: np.ndarray, losses, count: int) -> None:
     originals = again.copy()
     for row, donor, cut in zip(again[first:], donors, cuts, strict=True):
         end = rows[donor, cut:]
-        if end[0] == row[cut]:                      # the first token after the cut must be another one
+        if end[0] == row[cut]:  # the first token after the cut must be another one
             end = np.roll(end, -int(np.argmax(end != row[cut])))
         row[cut:] = end
     moved = model.losses(again, originals[:, 1:]) - losses[np.concatenate([untouched, altered])]
@@ -1273,8 +1317,10 @@ def depends_on_company(moved) -> str | None:
     """Whether rows that were scored again as they were have other losses: moved (rows, MAX_SEQ_LEN), in nats."""
     mean = moved.abs().mean().item()
     if mean > STATE_LIMIT or rises(moved):
-        return (f"a row's score depends on what was scored with it or before it: the same rows, scored again by a fresh process in "
-                f"other batches, moved by {mean:.3g} nats a token")
+        return (
+            f"a row's score depends on what was scored with it or before it: the same rows, scored again by a fresh process in "
+            f"other batches, moved by {mean:.3g} nats a token"
+        )
     return None
 
 
@@ -1298,8 +1344,10 @@ def looks_ahead(moved, cuts, untouched) -> str | None:
     if too_large or at_the_cut or rises(moved * before):
         worst = size.amax(1).argmax()
         token = size[worst].argmax()
-        return (f"the model looks ahead: the loss of token {token + 1} moved by {size[worst, token]:.3g} nats when only tokens from "
-                f"{cuts[worst]} on were replaced; {((size > MOVED).any(1)).sum()} of {len(cuts)} probes moved something")
+        return (
+            f"the model looks ahead: the loss of token {token + 1} moved by {size[worst, token]:.3g} nats when only tokens from "
+            f"{cuts[worst]} on were replaced; {((size > MOVED).any(1)).sum()} of {len(cuts)} probes moved something"
+        )
     return None
 
 
@@ -1310,14 +1358,16 @@ def rises(moved) -> bool:
     return mean > max(5 * error, 1e-4)
 
 
-MOVED = 1e-4                        # nats: less is the noise of float32
-LEAK_LIMIT = 0.25                   # nats that rounding has never moved the loss of a single token by
-STATE_LIMIT = 0.01                  # nats a token on average; atomic sums on a GPU move bf16 models by less
+MOVED = 1e-4  # nats: less is the noise of float32
+LEAK_LIMIT = 0.25  # nats that rounding has never moved the loss of a single token by
+STATE_LIMIT = 0.01  # nats a token on average; atomic sums on a GPU move bf16 models by less
 
 
 def spread(count: int, random: np.random.Generator) -> np.ndarray:
     """`count` random cuts, one from each equal part of the row's length, in random order. A cut is 1 or more."""
-    return random.permutation(1 + ((np.arange(count) + random.random(count)) * (MAX_SEQ_LEN - 1) / count).astype(np.int64))
+    return random.permutation(
+        1 + ((np.arange(count) + random.random(count)) * (MAX_SEQ_LEN - 1) / count).astype(np.int64)
+    )
 
 
 # The other side
@@ -1349,8 +1399,16 @@ def answer(channel: socket.socket) -> NoReturn:
                 try:
                     given = model(ids[: int(rows)].to(request["device"]))
                     expected = (int(rows), MAX_SEQ_LEN, VOCAB_SIZE)
-                    if not isinstance(given, torch.Tensor) or tuple(given.shape) != expected or not given.is_floating_point():
-                        form = f"{tuple(given.shape)} {given.dtype}" if isinstance(given, torch.Tensor) else type(given).__name__
+                    if (
+                        not isinstance(given, torch.Tensor)
+                        or tuple(given.shape) != expected
+                        or not given.is_floating_point()
+                    ):
+                        form = (
+                            f"{tuple(given.shape)} {given.dtype}"
+                            if isinstance(given, torch.Tensor)
+                            else type(given).__name__
+                        )
                         print(f"the model must give logits {expected} in floating point, not {form}", flush=True)
                         os._exit(1)
                     logits[: int(rows)].copy_(given)
@@ -1382,7 +1440,11 @@ def shared_ids_and_logits(memory: int, batch_size: int, only_ids: bool):
 
     ids, logits = batch_size * MAX_SEQ_LEN, 0 if only_ids else batch_size * MAX_SEQ_LEN * VOCAB_SIZE
     view = mmap.mmap(memory, 8 * ids + 4 * logits)
-    floats = torch.frombuffer(view, dtype=torch.float32, offset=8 * ids).view(-1, MAX_SEQ_LEN, VOCAB_SIZE) if logits else None
+    floats = (
+        torch.frombuffer(view, dtype=torch.float32, offset=8 * ids).view(-1, MAX_SEQ_LEN, VOCAB_SIZE)
+        if logits
+        else None
+    )
     return torch.frombuffer(view, dtype=torch.int64, count=ids).view(batch_size, MAX_SEQ_LEN), floats
 
 
@@ -1393,7 +1455,7 @@ class DeviceMemory:
         self.__cuda_array_interface__ = {"shape": (floats,), "typestr": "<f4", "data": (address, False), "version": 2}
 
 
-class MemoryHandle(ctypes.Structure):               # CUipcMemHandle of cuda.h
+class MemoryHandle(ctypes.Structure):  # CUipcMemHandle of cuda.h
     _fields_ = [("reserved", ctypes.c_char * 64)]
 
 
@@ -1405,7 +1467,7 @@ def device_memory(size: int):
     """
     import torch
 
-    torch.zeros(1, device="cuda")                   # makes the context that the driver's calls need
+    torch.zeros(1, device="cuda")  # makes the context that the driver's calls need
     cuda, address, handle = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint64(), MemoryHandle()
     if cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)):
         raise OSError("no memory on the device")
@@ -1431,6 +1493,7 @@ def open_device_memory(text: str):
 
 def print_summary(result: dict, split: str) -> None:
     """The public summary block: one `key: value` a line after a line of dashes."""
+
     def number(value, pattern: str) -> str:
         return "n/a" if value is None else format(value, pattern)
 
@@ -1468,12 +1531,17 @@ NOISE = {"gpu": 0.0007, "cpu": 0.003, "test": 0.02}
 
 def machine() -> dict[str, str]:
     """What a reader of the results needs to know of the machine, besides the device."""
-    facts = {"system": f"{platform.system()} {platform.release()}", "Python": platform.python_version(),
-             "torch": importlib.metadata.version("torch")}
+    facts = {
+        "system": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+    }
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
         facts["processor"] = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     with contextlib.suppress(OSError, IndexError):
-        facts["driver"] = re.findall(r"Kernel Module.*?  (\d[\d.]*)", Path("/proc/driver/nvidia/version").read_text())[0]
+        facts["driver"] = re.findall(r"Kernel Module.*?  (\d[\d.]*)", Path("/proc/driver/nvidia/version").read_text())[
+            0
+        ]
     return facts
 
 
@@ -1491,9 +1559,11 @@ def describe() -> dict:
         "seed": SEED,
         "cache": str(cache_folder()),
         "game": game,
-        "noise": NOISE[PROFILE.name],               # what the score's standard deviation usually is
-        "implausible_gain": 0.05 if PROFILE.name == "gpu" else None,               # bits a byte over the champion
-        "hidden": [str(path) for path in (cache_folder(), *source_folders())],     # no trial sees text but through the referee
+        "noise": NOISE[PROFILE.name],  # what the score's standard deviation usually is
+        "implausible_gain": 0.05 if PROFILE.name == "gpu" else None,  # bits a byte over the champion
+        "hidden": [
+            str(path) for path in (cache_folder(), *source_folders())
+        ],  # no trial sees text but through the referee
     }
 
 
@@ -1501,38 +1571,50 @@ def main() -> None:
     import argparse
 
     summary, _, details = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(prog="prepare.py", description=summary, epilog=details,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="prepare.py", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", metavar="{score,describe}")
     scoring = commands.add_parser("score", help="score the checkpoint of the last run")
     scoring.add_argument("--split", choices=("val", "holdout"), default="val")
-    scoring.add_argument("--wait", action="store_true", help="be the referee of a training; score when a line arrives on standard input")
-    scoring.add_argument("--train", type=Path, metavar="FILE", help="the file that defines the model; default: that of the run")
+    scoring.add_argument(
+        "--wait", action="store_true", help="be the referee of a training; score when a line arrives on standard input"
+    )
+    scoring.add_argument(
+        "--train", type=Path, metavar="FILE", help="the file that defines the model; default: that of the run"
+    )
     scoring.add_argument("--probe-all", action="store_true", help="probe every row for looking ahead, not a sample")
-    commands.add_parser("answer")                   # the other side of the score, begun by the first; of no use by hand
+    commands.add_parser("answer")  # the other side of the score, begun by the first; of no use by hand
     commands.add_parser("describe", help="print what a run on this machine would use, as JSON")
     arguments = parser.parse_args()
     try:
         if arguments.command == "describe":
             print(json.dumps(describe()))
         elif arguments.command == "score":
-            result = score(arguments.split, arguments.wait, arguments.train and arguments.train.absolute(), arguments.probe_all)
+            result = score(
+                arguments.split, arguments.wait, arguments.train and arguments.train.absolute(), arguments.probe_all
+            )
             print_summary(result, arguments.split)
         elif arguments.command == "answer":
             answer(socket.socket(fileno=int(os.environ.pop("AUTORESEARCH_REFEREE"))))
         else:
             manifest = prepare()
             rows = {split: counts["rows"] for split, counts in manifest["splits"].items()}
-            print(f"ready: profile {PROFILE.name}, data {DATA}, rows of {MAX_SEQ_LEN} tokens: "
-                  + ", ".join(f"{count:,} {split}" for split, count in rows.items()) + f", in {cache_folder()}")
+            print(
+                f"ready: profile {PROFILE.name}, data {DATA}, rows of {MAX_SEQ_LEN} tokens: "
+                + ", ".join(f"{count:,} {split}" for split, count in rows.items())
+                + f", in {cache_folder()}"
+            )
     except NoScore as reason:
         print(f"no score: {reason}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        stop(f"the disk is full: could not write below {CACHE}. Free some space, or name another disk with "
-             "AUTORESEARCH_CACHE=FOLDER, and run the same command again: what was downloaded stays")
+        stop(
+            f"the disk is full: could not write below {CACHE}. Free some space, or name another disk with "
+            "AUTORESEARCH_CACHE=FOLDER, and run the same command again: what was downloaded stays"
+        )
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to go on", file=sys.stderr)
         raise SystemExit(130) from None

@@ -28,33 +28,35 @@ GPU = torch.cuda.is_available() and PROFILE.name != "cpu"
 # Hyperparameters. `a if GPU else b`: the value on a GPU, and the one of the small game on a CPU.
 
 # Model
-DEPTH = 9 if GPU else 4                     # blocks; on a GPU slower than an H100 fewer, see `fitted`
-WIDTH = 512 if GPU else 128                 # channels of the residual stream
-HEAD_DIM = 128 if GPU else 64               # channels a head
-WINDOW_PATTERN = "SSSL" if GPU else "SSL"   # attention of each block, repeated: S short window, L all; the last block is L
-SHORT_WINDOW = 256 if GPU else 64           # tokens back that an S block sees
-MLP_RATIO = 4                               # hidden channels of the MLP in units of WIDTH
-ROTARY_BASE = 200_000 if GPU else 10_000    # longest wavelength of the rotary embedding
-QK_SCALE = 1.15                             # queries and keys are multiplied by this after their norm
-LOGIT_CAP = 15.0 if GPU else 0.0            # logits stay within +-LOGIT_CAP, softly; 0 is no cap
-INIT_SCALE = 0.68                           # of the matrices, in units of sqrt(3 / WIDTH)
-X0_INIT = 0.05                              # share of the embedding that each block gets again
+DEPTH = 9 if GPU else 4  # blocks; on a GPU slower than an H100 fewer, see `fitted`
+WIDTH = 512 if GPU else 128  # channels of the residual stream
+HEAD_DIM = 128 if GPU else 64  # channels a head
+WINDOW_PATTERN = (
+    "SSSL" if GPU else "SSL"
+)  # attention of each block, repeated: S short window, L all; the last block is L
+SHORT_WINDOW = 256 if GPU else 64  # tokens back that an S block sees
+MLP_RATIO = 4  # hidden channels of the MLP in units of WIDTH
+ROTARY_BASE = 200_000 if GPU else 10_000  # longest wavelength of the rotary embedding
+QK_SCALE = 1.15  # queries and keys are multiplied by this after their norm
+LOGIT_CAP = 15.0 if GPU else 0.0  # logits stay within +-LOGIT_CAP, softly; 0 is no cap
+INIT_SCALE = 0.68  # of the matrices, in units of sqrt(3 / WIDTH)
+X0_INIT = 0.05  # share of the embedding that each block gets again
 
 # Optimizer
-BATCH_TOKENS = 2**18 if GPU else 2**11      # tokens an optimizer step; on a GPU slower than an H100 fewer, see `fitted`
-EMBEDDING_LR = 0.8 if GPU else 0.3          # AdamW, token embedding
-VALUE_EMBEDDING_LR = 0.8 if GPU else 0.3    # AdamW, value embeddings
-UNEMBEDDING_LR = 0.005                      # AdamW, output head
-SCALAR_LR = 0.5 if GPU else 0.1             # AdamW, per-block scalars
-MATRIX_LR = 0.04 if GPU else 0.02           # Muon, all other matrices
-MATRIX_WEIGHT_DECAY = 0.2                   # Muon, cautious, falls to zero on a cosine
-VALUE_EMBEDDING_WEIGHT_DECAY = 0.003        # AdamW
-EMBEDDING_BETA1 = 0.8                       # AdamW, embeddings and head
-BETA2 = 0.95                                # AdamW
-MUON_MOMENTUM = 0.95                        # reached after the first tenth of the budget, from 0.85
-MUON_BETA2 = 0.95                           # of the second moment that evens out Muon's rows
-WARMDOWN = 0.75                             # last share of the budget in which learning rates fall
-FINAL_LR = 0.05                             # learning rates end at this fraction
+BATCH_TOKENS = 2**18 if GPU else 2**11  # tokens an optimizer step; on a GPU slower than an H100 fewer, see `fitted`
+EMBEDDING_LR = 0.8 if GPU else 0.3  # AdamW, token embedding
+VALUE_EMBEDDING_LR = 0.8 if GPU else 0.3  # AdamW, value embeddings
+UNEMBEDDING_LR = 0.005  # AdamW, output head
+SCALAR_LR = 0.5 if GPU else 0.1  # AdamW, per-block scalars
+MATRIX_LR = 0.04 if GPU else 0.02  # Muon, all other matrices
+MATRIX_WEIGHT_DECAY = 0.2  # Muon, cautious, falls to zero on a cosine
+VALUE_EMBEDDING_WEIGHT_DECAY = 0.003  # AdamW
+EMBEDDING_BETA1 = 0.8  # AdamW, embeddings and head
+BETA2 = 0.95  # AdamW
+MUON_MOMENTUM = 0.95  # reached after the first tenth of the budget, from 0.85
+MUON_BETA2 = 0.95  # of the second moment that evens out Muon's rows
+WARMDOWN = 0.75  # last share of the budget in which learning rates fall
+FINAL_LR = 0.05  # learning rates end at this fraction
 
 # End of hyperparameters
 # ----------------------------------------------------------------------------------------------
@@ -67,21 +69,37 @@ FINAL_LR = 0.05                             # learning rates end at this fractio
 
 DEVICE = torch.device("cuda" if GPU else "cpu")
 HEADS = WIDTH // HEAD_DIM
-GATE_CHANNELS = 32                          # channels that a value embedding's gate looks at
-POLAR_EXPRESS = (                           # Amsel et al. 2025, arXiv 2505.16932: five odd quintics towards sign(x)
+GATE_CHANNELS = 32  # channels that a value embedding's gate looks at
+POLAR_EXPRESS = (  # Amsel et al. 2025, arXiv 2505.16932: five odd quintics towards sign(x)
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
     (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-PEAK_FLOPS = {                              # dense bf16, from the vendor's data sheets; the longest name that fits counts
-    "A100": 312e12, "A10": 125e12, "A40": 149.7e12, "A6000": 154.8e12, "L4": 121e12, "L40S": 362e12,
-    "H100": 989.5e12, "H100 PCIe": 756e12, "H200": 989.5e12, "B200": 2250e12, "B300": 2250e12,
-    "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12,
+PEAK_FLOPS = {  # dense bf16, from the vendor's data sheets; the longest name that fits counts
+    "A100": 312e12,
+    "A10": 125e12,
+    "A40": 149.7e12,
+    "A6000": 154.8e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "H100": 989.5e12,
+    "H100 PCIe": 756e12,
+    "H200": 989.5e12,
+    "B200": 2250e12,
+    "B300": 2250e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165.2e12,
+    "RTX 5090": 209.5e12,
 }
-MULTIPROCESSOR_FLOPS = {                    # the same for one multiprocessor of a capability: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090
-    (8, 0): 2.9e12, (8, 6): 0.87e12, (8, 9): 1.3e12, (9, 0): 7.5e12, (10, 0): 15.2e12, (12, 0): 1.2e12,
+MULTIPROCESSOR_FLOPS = {  # the same for one multiprocessor of a capability: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090
+    (8, 0): 2.9e12,
+    (8, 6): 0.87e12,
+    (8, 9): 1.3e12,
+    (9, 0): 7.5e12,
+    (10, 0): 15.2e12,
+    (12, 0): 1.2e12,
 }
 
 
@@ -89,8 +107,10 @@ def bf16_is_native() -> bool:
     """Whether the device multiplies bf16 in hardware; elsewhere float32 is faster."""
     if GPU:
         if torch.cuda.get_device_capability()[0] < 8:
-            raise SystemExit(f"error: {torch.cuda.get_device_name()} has no bf16; a GPU of the Ampere generation or later "
-                             "is needed. AUTORESEARCH_PROFILE=cpu trains on the CPU")
+            raise SystemExit(
+                f"error: {torch.cuda.get_device_name()} has no bf16; a GPU of the Ampere generation or later "
+                "is needed. AUTORESEARCH_PROFILE=cpu trains on the CPU"
+            )
         return True
     return torch.cpu._is_amx_tile_supported()
 
@@ -101,7 +121,7 @@ BF16 = bf16_is_native()
 def peak_flops() -> float | None:
     """The device's dense bf16 rate, None where it is not known."""
     words = re.split(r"[^A-Za-z0-9]+", torch.cuda.get_device_name()) if GPU else []
-    if "Laptop" in words:           # slower than the card of the same name
+    if "Laptop" in words:  # slower than the card of the same name
         return None
     known = [key for key in PEAK_FLOPS if set(key.split()) <= set(words)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
@@ -181,8 +201,14 @@ def cudnn_attention(window: int):
 def flex_attention(window: int):
     """FlexAttention, which skips the blocks outside the window. Fast only when it is compiled."""
     kernel = compiled(flex)
-    mask = create_block_mask(lambda batch, head, query, key: (query >= key) & (query - key <= window), None, None,
-                             MAX_SEQ_LEN, MAX_SEQ_LEN, device=DEVICE)
+    mask = create_block_mask(
+        lambda batch, head, query, key: (query >= key) & (query - key <= window),
+        None,
+        None,
+        MAX_SEQ_LEN,
+        MAX_SEQ_LEN,
+        device=DEVICE,
+    )
     masked = masked_attention(window)
 
     def attend(q, k, v):
@@ -195,7 +221,7 @@ def flex_attention(window: int):
 
 def varlen_attention(window: int):
     """Flash attention with a window, every row a sequence of its own."""
-    from torch.nn.attention.varlen import varlen_attn       # of torch 2.11 and later
+    from torch.nn.attention.varlen import varlen_attn  # of torch 2.11 and later
 
     def attend(q, k, v):
         batch, length = q.shape[:2]
@@ -214,7 +240,7 @@ def choose_attention(window: int):
     fastest = (varlen_attention, flex_attention)
     if window >= MAX_SEQ_LEN:
         fastest = (cudnn_attention,) if torch.cuda.get_device_capability() == (9, 0) else ()
-    numbers = torch.arange(3 * MAX_SEQ_LEN * 2 * HEAD_DIM, device=DEVICE).mul(0.7).sin()       # not random: no seed is spent
+    numbers = torch.arange(3 * MAX_SEQ_LEN * 2 * HEAD_DIM, device=DEVICE).mul(0.7).sin()  # not random: no seed is spent
     q, k, v = numbers.view(3, 1, MAX_SEQ_LEN, 2, HEAD_DIM).bfloat16().requires_grad_()
     expected = masked_attention(window)(q, k, v)
     for kernel in fastest:
@@ -225,7 +251,7 @@ def choose_attention(window: int):
             if wrong < 0.02 and all(torch.isfinite(gradient).all() for gradient in gradients):
                 return kernel
             print(f"{kernel.__name__} is wrong here, by {wrong:.3f}")
-        except Exception as error:          # whatever a kernel says that does not run on this device
+        except Exception as error:  # whatever a kernel says that does not run on this device
             print(f"{kernel.__name__} does not run here: {type(error).__name__} {str(error)[:100]!r}")
     return masked_attention
 
@@ -277,7 +303,7 @@ class Block(nn.Module):
         self.attention_out = nn.Linear(HEADS * HEAD_DIM, WIDTH, bias=False)
         self.mlp_in = nn.Linear(WIDTH, MLP_RATIO * WIDTH, bias=False)
         self.mlp_out = nn.Linear(MLP_RATIO * WIDTH, WIDTH, bias=False)
-        self.has_value_embedding = index % 2 == (DEPTH - 1) % 2       # every other block, the last one included
+        self.has_value_embedding = index % 2 == (DEPTH - 1) % 2  # every other block, the last one included
         if self.has_value_embedding:
             self.value_gate = nn.Linear(GATE_CHANNELS, HEADS, bias=False)
 
@@ -305,13 +331,16 @@ class GPT(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(VOCAB_SIZE, WIDTH)
         self.blocks = nn.ModuleList(Block(index) for index in range(DEPTH))
-        self.value_embeddings = nn.ModuleDict({
-            str(index): nn.Embedding(VOCAB_SIZE, HEADS * HEAD_DIM)
-            for index, block in enumerate(self.blocks) if block.has_value_embedding
-        })
+        self.value_embeddings = nn.ModuleDict(
+            {
+                str(index): nn.Embedding(VOCAB_SIZE, HEADS * HEAD_DIM)
+                for index, block in enumerate(self.blocks)
+                if block.has_value_embedding
+            }
+        )
         self.unembedding = nn.Linear(WIDTH, VOCAB_SIZE, bias=False)
-        self.residual_scale = nn.Parameter(torch.ones(DEPTH))         # of the stream that enters each block
-        self.x0_scale = nn.Parameter(torch.full((DEPTH,), X0_INIT))   # of the embedding added to it
+        self.residual_scale = nn.Parameter(torch.ones(DEPTH))  # of the stream that enters each block
+        self.x0_scale = nn.Parameter(torch.full((DEPTH,), X0_INIT))  # of the embedding added to it
         frequencies = ROTARY_BASE ** -torch.arange(0, 1, 2 / HEAD_DIM)
         angles = torch.outer(torch.arange(MAX_SEQ_LEN), frequencies)[:, None, :]
         self.register_buffer("cos", angles.cos(), persistent=False)
@@ -343,7 +372,7 @@ class GPT(nn.Module):
         with autocast():
             cos, sin = self.cos[: idx.size(1)], self.sin[: idx.size(1)]
             x0 = self.embed(idx)
-            x = x0.view_as(x0)              # not the same object, which would make the first block a kind of its own
+            x = x0.view_as(x0)  # not the same object, which would make the first block a kind of its own
             for index, block in enumerate(self.blocks):
                 table = self.value_embeddings[str(index)].weight if block.has_value_embedding else None
                 x = block(x, x0, self.residual_scale[index], self.x0_scale[index], idx, table, cos, sin)
@@ -364,7 +393,7 @@ class GPT(nn.Module):
 
     def compile(self):
         """Compile the parts, not the whole: blocks of a kind share what is compiled, so a cold start is shorter."""
-        torch._dynamo.config.recompile_limit = 64           # kinds of blocks, at most
+        torch._dynamo.config.recompile_limit = 64  # kinds of blocks, at most
         for block in self.blocks:
             block.compile(**COMPILE)
         self.embed, self.loss = compiled(self.embed), compiled(self.loss)
@@ -373,7 +402,7 @@ class GPT(nn.Module):
 def build_model() -> nn.Module:
     """The model as it starts, on the device it trains on. The scorer calls this and loads the weights."""
     for window in (SHORT_WINDOW, MAX_SEQ_LEN):
-        attention(window)                   # launches kernels: not under torch.device below
+        attention(window)  # launches kernels: not under torch.device below
     with torch.device(DEVICE):
         return GPT()
 
@@ -424,7 +453,7 @@ class Muon:
             shape: (torch.zeros(len(stack), *shape, device=DEVICE), torch.zeros(len(stack), shape[0], 1, device=DEVICE))
             for shape, stack in self.stacks.items()
         }
-        self.scalars = torch.zeros(3, device=DEVICE).unbind()       # filled each step: nothing is copied from the host
+        self.scalars = torch.zeros(3, device=DEVICE).unbind()  # filled each step: nothing is copied from the host
 
     @torch.no_grad()
     def step(self, lr: float, beta: float, weight_decay: float):
@@ -437,18 +466,26 @@ class Muon:
 
 
 def build_optimizers(model: GPT) -> tuple[torch.optim.AdamW, Muon]:
-    adamw_scale = (WIDTH / 768) ** -0.5     # learning rates were tuned at width 768
+    adamw_scale = (WIDTH / 768) ** -0.5  # learning rates were tuned at width 768
     groups = [
         (model.embedding.parameters(), EMBEDDING_LR * adamw_scale, (EMBEDDING_BETA1, BETA2), 0.0),
-        (model.value_embeddings.parameters(), VALUE_EMBEDDING_LR * adamw_scale, (EMBEDDING_BETA1, BETA2),
-         VALUE_EMBEDDING_WEIGHT_DECAY),
+        (
+            model.value_embeddings.parameters(),
+            VALUE_EMBEDDING_LR * adamw_scale,
+            (EMBEDDING_BETA1, BETA2),
+            VALUE_EMBEDDING_WEIGHT_DECAY,
+        ),
         (model.unembedding.parameters(), UNEMBEDDING_LR * adamw_scale, (EMBEDDING_BETA1, BETA2), 0.0),
         ([model.residual_scale], SCALAR_LR * 0.01, (EMBEDDING_BETA1, BETA2), 0.0),
         ([model.x0_scale], SCALAR_LR, (0.96, BETA2), 0.0),
     ]
     adamw = torch.optim.AdamW(
-        [dict(params=list(params), lr=lr, base_lr=lr, betas=betas, weight_decay=decay) for params, lr, betas, decay in groups],
-        eps=1e-10, fused=True,
+        [
+            dict(params=list(params), lr=lr, base_lr=lr, betas=betas, weight_decay=decay)
+            for params, lr, betas, decay in groups
+        ],
+        eps=1e-10,
+        fused=True,
     )
     return adamw, Muon(model.blocks.parameters())
 
@@ -474,7 +511,7 @@ def choose_micro_batch() -> int:
     """Rows a forward pass: the most that fit into free memory, a power-of-two share of the batch."""
     rows = BATCH_TOKENS // MAX_SEQ_LEN
     if GPU:
-        row_bytes = MAX_SEQ_LEN * (24 * DEPTH * WIDTH + 12 * VOCAB_SIZE)     # activations and logits, an estimate
+        row_bytes = MAX_SEQ_LEN * (24 * DEPTH * WIDTH + 12 * VOCAB_SIZE)  # activations and logits, an estimate
         while rows > 1 and rows % 2 == 0 and rows * row_bytes > 0.8 * torch.cuda.mem_get_info()[0]:
             rows //= 2
     return rows
@@ -517,19 +554,26 @@ def train() -> None:
         torch.cuda.empty_cache()
         micro_batch = max(1, micro_batch // 2)
         if not warm_up(micro_batch):
-            raise SystemExit(f"error: the memory of the GPU does not hold {micro_batch} rows; a smaller model would fit")
+            raise SystemExit(
+                f"error: the memory of the GPU does not hold {micro_batch} rows; a smaller model would fit"
+            )
     model.load_state_dict(initial)
     adamw, muon = build_optimizers(model)
     accumulation = max(1, BATCH_TOKENS // (micro_batch * MAX_SEQ_LEN))
-    kernels = ", ".join(f"window {window}: {choose_attention(window).__name__}" for window in sorted({block.window for block in model.blocks}))
-    print(f"{DEVICE.type}, {'bf16' if BF16 else 'float32'}, {kernels}, {DEPTH} blocks, "
-          f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, "
-          f"{accumulation} x {micro_batch} rows of {MAX_SEQ_LEN} tokens a step")
+    kernels = ", ".join(
+        f"window {window}: {choose_attention(window).__name__}"
+        for window in sorted({block.window for block in model.blocks})
+    )
+    print(
+        f"{DEVICE.type}, {'bf16' if BF16 else 'float32'}, {kernels}, {DEPTH} blocks, "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, "
+        f"{accumulation} x {micro_batch} rows of {MAX_SEQ_LEN} tokens a step"
+    )
 
     gc.collect()
-    gc.freeze()                             # no pauses for garbage while the clock runs
+    gc.freeze()  # no pauses for garbage while the clock runs
     gc.disable()
-    atexit.register(gc.unfreeze)            # else libraries complain of leaks at the exit
+    atexit.register(gc.unfreeze)  # else libraries complain of leaks at the exit
     atexit.register(gc.enable)
     batches = TrainBatches(micro_batch, DEVICE)
     steps = 0
@@ -542,9 +586,12 @@ def train() -> None:
         steps += 1
         if steps % 50 == 0:
             copied = loss.detach().to("cpu", non_blocking=True)
-        if steps > 50 and steps % 50 == 2:              # two batches on, which TrainBatches has waited for: the copy has arrived
+        if steps > 50 and steps % 50 == 2:  # two batches on, which TrainBatches has waited for: the copy has arrived
             value = copied.item()
-            print(f"step {steps:5d}  loss {value:.4f}  {batches.elapsed:5.1f} s  {batches.tokens / batches.elapsed:,.0f} tokens/s", flush=True)
+            print(
+                f"step {steps:5d}  loss {value:.4f}  {batches.elapsed:5.1f} s  {batches.tokens / batches.elapsed:,.0f} tokens/s",
+                flush=True,
+            )
             batches.report(loss=value, step=steps)
             if not math.isfinite(value):
                 raise SystemExit("the loss is not a finite number")

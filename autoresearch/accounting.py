@@ -10,17 +10,17 @@ import math
 from collections.abc import Iterable, Iterator
 
 KINDS = {
-    "training": "training",                     # the training clock ran
-    "startup": "start-up",                      # of trials: import, build, compile, warm up; and the rehearsals before them
-    "scoring": "scoring",                       # score, guard and holdout
+    "training": "training",  # the training clock ran
+    "startup": "start-up",  # of trials: import, build, compile, warm up; and the rehearsals before them
+    "scoring": "scoring",  # score, guard and holdout
     "interrupted": "trials without a verdict",  # which were stopped, suspended, or mended and run again
-    "running": "running trials",                # whose verdict is still to come
-    "agent": "waiting for the agent",           # a worker had nothing to run
-    "network": "waiting for the network",       # it had nothing to run because no agent could be reached
-    "setup": "set-up",                          # from the call to the first trial, or to the first question to an agent
-    "rest": "rest",                             # git, record, judging; workers that wait for the last trial of a night
-    "verify": "verify",                         # runs of `verify`, between sessions
-    "stopped": "stopped",                       # between sessions
+    "running": "running trials",  # whose verdict is still to come
+    "agent": "waiting for the agent",  # a worker had nothing to run
+    "network": "waiting for the network",  # it had nothing to run because no agent could be reached
+    "setup": "set-up",  # from the call to the first trial, or to the first question to an agent
+    "rest": "rest",  # git, record, judging; workers that wait for the last trial of a night
+    "verify": "verify",  # runs of `verify`, between sessions
+    "stopped": "stopped",  # between sessions
 }
 
 
@@ -30,7 +30,7 @@ class Busy:
 
     number: int
     began: float
-    measured: list[dict] = dataclasses.field(default_factory=list)      # seconds of its runs that came to a score
+    measured: list[dict] = dataclasses.field(default_factory=list)  # seconds of its runs that came to a score
 
 
 class Account:
@@ -38,25 +38,27 @@ class Account:
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(KINDS, 0.0)
-        self.ended_sessions = 0.0                   # by the clock
-        self.covered = 0.0                          # what the seconds add up to
+        self.ended_sessions = 0.0  # by the clock
+        self.covered = 0.0  # what the seconds add up to
         self.workers = 1
-        self.began: float | None = None             # the open session
-        self.last_time = 0.0                        # of the last event, as its clock had it
-        self.last_start = 0.0                       # of the last `start`, the same
-        self.stopped_because = ""                   # reason of the last `stop`; empty while a session is open
-        self.waits_until = 0.0                      # by the clock of the journal: the next call of an agent that could not be reached
+        self.began: float | None = None  # the open session
+        self.last_time = 0.0  # of the last event, as its clock had it
+        self.last_start = 0.0  # of the last `start`, the same
+        self.stopped_because = ""  # reason of the last `stop`; empty while a session is open
+        self.waits_until = 0.0  # by the clock of the journal: the next call of an agent that could not be reached
         self.waits_for = ""
-        self._offset = 0.0                          # added to the clock, which may be set back
-        self._time = 0.0                            # of the last event, never less than before
-        self._ended: float | None = None            # the session before
-        self._first: float | None = None            # the `run` event
-        self.driven = False                        # the session is one call of an agent that drives
-        self._set_up = 0.0                          # until then an idle worker waits for the set-up
-        self._free: list[float] = []                # by worker: idle since
-        self._busy: list[Busy | None] = []          # by worker
-        self._crashed: dict[int, tuple[float, list[dict]]] = {}         # by number: a trial that may be mended: (its length, its runs)
-        self._marks: list[tuple[float, float, str]] = []                # what idle time was for: (from, to, kind)
+        self._offset = 0.0  # added to the clock, which may be set back
+        self._time = 0.0  # of the last event, never less than before
+        self._ended: float | None = None  # the session before
+        self._first: float | None = None  # the `run` event
+        self.driven = False  # the session is one call of an agent that drives
+        self._set_up = 0.0  # until then an idle worker waits for the set-up
+        self._free: list[float] = []  # by worker: idle since
+        self._busy: list[Busy | None] = []  # by worker
+        self._crashed: dict[
+            int, tuple[float, list[dict]]
+        ] = {}  # by number: a trial that may be mended: (its length, its runs)
+        self._marks: list[tuple[float, float, str]] = []  # what idle time was for: (from, to, kind)
 
     # -- events
 
@@ -81,15 +83,18 @@ class Account:
                 self.covered += gap
                 self._ended = time
             case _ if self.began is None:
-                pass                                # of no session: nothing that takes time
+                pass  # of no session: nothing that takes time
             case "attempt":
                 if event.get("agent") == "loop":
-                    self._set_up = math.inf         # until the baseline runs
+                    self._set_up = math.inf  # until the baseline runs
                 if rehearsed := seconds_of(event, "preflight"):
                     self._marks.append((time - rehearsed, time, "startup"))
             case "waited":
                 self._marks.append((time, time + seconds_of(event, "seconds"), "network"))
-                self.waits_until, self.waits_for = self.last_time + seconds_of(event, "seconds"), str(event.get("agent", ""))
+                self.waits_until, self.waits_for = (
+                    self.last_time + seconds_of(event, "seconds"),
+                    str(event.get("agent", "")),
+                )
             case "trial":
                 self._crashed.pop(number, None)
                 self._start_trial(number, event.get("worker"), time)
@@ -105,12 +110,14 @@ class Account:
                 if ended := self._end_trial(number, time):
                     self._add("interrupted", ended[0])
             case "verdict":
-                if number in self._crashed:         # it was not mended after all
+                if number in self._crashed:  # it was not mended after all
                     ended = self._crashed.pop(number)
                     self._add("interrupted", -ended[0])
                 else:
-                    if self.workers == 1 and self._busy == [None]:      # the oldest records do not say when a trial began
-                        self._start_trial(number, 0, max(self._free[0], time - seconds_of(event.get("seconds"), "wall")))
+                    if self.workers == 1 and self._busy == [None]:  # the oldest records do not say when a trial began
+                        self._start_trial(
+                            number, 0, max(self._free[0], time - seconds_of(event.get("seconds"), "wall"))
+                        )
                     ended = self._end_trial(number, time)
                 if ended:
                     for kind, seconds in parts_of(ended[0], [event.get("seconds"), *ended[1][1:]]):
@@ -147,7 +154,7 @@ class Account:
     def _start_trial(self, number: int, worker: object, time: float) -> None:
         worker = worker % self.workers if isinstance(worker, int) else 0
         for other, busy in enumerate(self._busy):
-            if busy and (other == worker or busy.number == number):      # it ended unseen
+            if busy and (other == worker or busy.number == number):  # it ended unseen
                 self._add("interrupted", time - busy.began)
                 self._busy[other], self._free[other] = None, time
         for kind, seconds in self._idle(self._free[worker], time):
@@ -180,7 +187,7 @@ class Account:
         for free, busy in zip(self._free, self._busy, strict=True):
             if busy:
                 yield busy_kind, end - busy.began
-            elif asked and self.workers > 1:        # it had ended before the others
+            elif asked and self.workers > 1:  # it had ended before the others
                 yield "rest", end - free
             else:
                 yield from self._idle(free, end)
@@ -252,5 +259,8 @@ def seconds_of(fields: object, name: str) -> float:
 def shares(seconds: dict[str, float]) -> list[tuple[str, float, float]]:
     """(kind in words, seconds, share of the time in sessions) of all kinds that took any, as KINDS orders them. What lies between sessions has no share."""
     inside = sum(value for kind, value in seconds.items() if kind not in ("verify", "stopped"))
-    return [(KINDS[kind], seconds[kind], 0.0 if kind in ("verify", "stopped") or not inside else seconds[kind] / inside)
-            for kind in KINDS if seconds[kind] >= 0.05]
+    return [
+        (KINDS[kind], seconds[kind], 0.0 if kind in ("verify", "stopped") or not inside else seconds[kind] / inside)
+        for kind in KINDS
+        if seconds[kind] >= 0.05
+    ]

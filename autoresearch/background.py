@@ -14,11 +14,11 @@ from autoresearch import UserError, keys
 from autoresearch.process import identify
 from autoresearch.status import holder, read_json, read_now
 
-LOG = "loop.log"                    # what a detached loop printed
-TAIL = 1 << 16                      # bytes of a log that are looked at first
-LINES = 50                          # of these, at most
-LONGEST = 4000                      # characters of a line
-POLL = 0.1                          # seconds between two looks
+LOG = "loop.log"  # what a detached loop printed
+TAIL = 1 << 16  # bytes of a log that are looked at first
+LINES = 50  # of these, at most
+LONGEST = 4000  # characters of a line
+POLL = 0.1  # seconds between two looks
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
 
 
@@ -33,7 +33,9 @@ def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
         log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
         log.flush()
         began = log.tell()
-        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
     process = identify(child.pid)
     try:
         while child.poll() is None and read_json(folder / "now.json").get("process") != process:
@@ -45,7 +47,9 @@ def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
         log.seek(began)
         said = keys.scrub(log.read(TAIL).decode(errors="replace")).strip()
     if child.returncode:
-        raise UserError(said.rpartition("error: ")[2] or f"the loop ended with exit code {child.returncode} and said nothing")
+        raise UserError(
+            said.rpartition("error: ")[2] or f"the loop ended with exit code {child.returncode} and said nothing"
+        )
     return (child.pid if child.returncode is None else None), said
 
 
@@ -58,11 +62,13 @@ def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
     except ProcessLookupError:
         handle = None
     if handle is None or not has_open(process, folder / "lock"):
-        raise UserError(f"the lock of run {tag} is held, but not by process {process or 'unknown'} of this machine and user: stop it where it runs")
+        raise UserError(
+            f"the lock of run {tag} is held, but not by process {process or 'unknown'} of this machine and user: stop it where it runs"
+        )
     found = read_now(folder, process)
     asked = bool(found and found.stopping)
     try:
-        if now or not asked:                            # a second SIGINT would mean now
+        if now or not asked:  # a second SIGINT would mean now
             signal.pidfd_send_signal(handle, signal.SIGTERM if now else signal.SIGINT)
     except ProcessLookupError:
         return None
@@ -72,8 +78,16 @@ def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
         return f"process {process} stops now; a running experiment has no verdict, and runs again when the run is continued"
     if found and not found.trials:
         return f"process {process} stops: no experiment is running"
-    what = "the running experiments have their verdicts" if found and len(found.trials) > 1 else "the running experiment has its verdict"
-    return f"process {process} " + ("was asked before: it " if asked else "") + f"stops when {what}; --now stops it at once"
+    what = (
+        "the running experiments have their verdicts"
+        if found and len(found.trials) > 1
+        else "the running experiment has its verdict"
+    )
+    return (
+        f"process {process} "
+        + ("was asked before: it " if asked else "")
+        + f"stops when {what}; --now stops it at once"
+    )
 
 
 def has_open(process: int, path: Path) -> bool:
@@ -83,7 +97,7 @@ def has_open(process: int, path: Path) -> bool:
             if os.path.samestat(os.stat(name), os.stat(path)):
                 return True
         except OSError:
-            pass                    # closed meanwhile
+            pass  # closed meanwhile
     return False
 
 
@@ -106,13 +120,13 @@ class Reader:
         self._skip = False
         if tail and path.exists():
             self._offset = max(0, path.stat().st_size - TAIL)
-            self._skip = self._offset > 0               # it begins within a line
+            self._skip = self._offset > 0  # it begins within a line
 
     def lines(self, rest: bool = False) -> list[str]:
         """rest: a last line without an end as well."""
         try:
             with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:      # it was written anew
+                if os.fstat(file.fileno()).st_size < self._offset:  # it was written anew
                     self._offset = 0
                 file.seek(self._offset)
                 raw = file.read(1 << 20)
@@ -130,7 +144,7 @@ class Reader:
 
     def _clean(self, line: str) -> str | None:
         """A line without what a terminal would obey; None within a key that has several."""
-        if self._secret or "-----BEGIN" in line and "PRIVATE KEY" in line:
+        if self._secret or ("-----BEGIN" in line and "PRIVATE KEY" in line):
             begins, self._secret = not self._secret, "-----END" not in line
             return keys.PLACE if begins else None
         line = ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
@@ -145,7 +159,7 @@ def read_along(folder: Path, follow: bool, trial: bool) -> Iterator[str]:
     reader = Reader(path) if path else None
     yield from reader.lines(rest=not follow)[-LINES:] if reader else ()
     while follow:
-        ended = holder(folder) is None                  # asked before the last look, so that nothing is missed
+        ended = holder(folder) is None  # asked before the last look, so that nothing is missed
         if reader:
             yield from reader.lines(rest=ended)
         if ended:

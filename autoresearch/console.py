@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
 PHASES = {"train": "starting up", "score": "scoring", "guard": "running the guard", "holdout": "scoring the holdout"}
-REDRAWN = 2                         # times a second
-WIDEST = 110                        # columns
-BAR, SHORT_BAR = 24, 6              # columns of the bar, on a wide terminal and on one of eighty columns
+REDRAWN = 2  # times a second
+WIDEST = 110  # columns
+BAR, SHORT_BAR = 24, 6  # columns of the bar, on a wide terminal and on one of eighty columns
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -50,15 +50,19 @@ class Console:
         self.began = time.monotonic()
         self.output = sys.stderr if to_errors else sys.stdout
         self._console = rich.console.Console(highlight=False, stderr=to_errors)
-        self.plain = plain or not self._console.is_terminal or self._console.is_dumb_terminal or "NO_COLOR" in os.environ
-        self._lock = threading.RLock()                  # nothing is printed by who holds it: a signal handler may, and rich has a lock of its own
+        self.plain = (
+            plain or not self._console.is_terminal or self._console.is_dumb_terminal or "NO_COLOR" in os.environ
+        )
+        self._lock = (
+            threading.RLock()
+        )  # nothing is printed by who holds it: a signal handler may, and rich has a lock of its own
         self._live: rich.live.Live | None = None
         self._lab: Lab | None = None
         self._now: Now | None = None
-        self._past: tuple[int, Past] | None = None      # as it was at a certain change
+        self._past: tuple[int, Past] | None = None  # as it was at a certain change
         self._changes = 0
         self._noting = False
-        self._announced: int | None = None              # the experiment whose announcement was printed last, and nothing since
+        self._announced: int | None = None  # the experiment whose announcement was printed last, and nothing since
         self._notifier: Notifier | None = None
 
     # -- lines
@@ -82,7 +86,9 @@ class Console:
         text, self._announced = keys.scrub(text), None
         if self._now and self._now.stopping != bool(self._lab.stop.level):
             self._note()
-        with contextlib.suppress(OSError):              # of a log on a full disk, or a terminal that is gone: no reason to end a night
+        with contextlib.suppress(
+            OSError
+        ):  # of a log on a full disk, or a terminal that is gone: no reason to end a night
             if self.plain:
                 print(text, file=self.output, flush=True)
             else:
@@ -100,8 +106,21 @@ class Console:
     @contextlib.contextmanager
     def following(self, lab: "Lab", limits: "Limits | None" = None, notifier: Notifier | None = None) -> Iterator[None]:
         """Inside, what goes on in a run is shown, and written down for `status`. A fault that ends it is told to the notifier."""
-        allowed = {"experiments": limits.experiments, "hours": limits.hours, "max-cost": limits.dollars, "max-tokens": limits.tokens} if limits else {}
-        self._now = Now(identify(os.getpid()), time.time() - (time.monotonic() - self.began), {name: value for name, value in allowed.items() if value is not None})
+        allowed = (
+            {
+                "experiments": limits.experiments,
+                "hours": limits.hours,
+                "max-cost": limits.dollars,
+                "max-tokens": limits.tokens,
+            }
+            if limits
+            else {}
+        )
+        self._now = Now(
+            identify(os.getpid()),
+            time.time() - (time.monotonic() - self.began),
+            {name: value for name, value in allowed.items() if value is not None},
+        )
         self._lab, self._notifier = lab, notifier
         try:
             yield
@@ -119,7 +138,9 @@ class Console:
         """The agent is at work, until stop_bar."""
         with self._lock:
             if self._now:
-                self._now.trials = [trial for trial in self._now.trials if trial.number != number]     # it crashed, and is mended
+                self._now.trials = [
+                    trial for trial in self._now.trials if trial.number != number
+                ]  # it crashed, and is mended
                 self._now.thinking = Thinking(number, agent, time.time())
         self._changed()
 
@@ -140,7 +161,16 @@ class Console:
         """Announce a trial; the view that comes back is told its phases. again: which repetition it is."""
         self.line(f"experiment {attempt.number}: " + (again or one_line(attempt.description, 100)))
         self._announced = attempt.number
-        return TrialView(self, Running(attempt.number, worker, f"experiment {attempt.number}" + (again and f", {again}"), str(folder), time.time()))
+        return TrialView(
+            self,
+            Running(
+                attempt.number,
+                worker,
+                f"experiment {attempt.number}" + (again and f", {again}"),
+                str(folder),
+                time.time(),
+            ),
+        )
 
     def verifying(self, name: str, number: int, total: int, left: float, folder: Path, training: float) -> "TrialView":
         """Announce run `number` of `total` of `verify`; `left`: seconds until all are done."""
@@ -151,18 +181,32 @@ class Console:
         with self._lock:
             if self._now:
                 self._now.trials = [trial for trial in self._now.trials if trial.number != attempt.number]
-        head = "  " if self._announced == attempt.number else f"experiment {attempt.number}: "      # others run beside it
+        head = "  " if self._announced == attempt.number else f"experiment {attempt.number}: "  # others run beside it
         self.line(f"{head}{attempt.status}: {one_line(attempt.reason, 200)}  ({wall:.0f} s)", COLORS[attempt.status])
         if attempt.status == "keep":
-            self.tell("keep", number=attempt.number, score=attempt.score, before=attempt.standing, commit=attempt.commit,
-                      description=one_line(attempt.description), reason=one_line(attempt.reason))
+            self.tell(
+                "keep",
+                number=attempt.number,
+                score=attempt.score,
+                before=attempt.standing,
+                commit=attempt.commit,
+                description=one_line(attempt.description),
+                reason=one_line(attempt.reason),
+            )
         self._changed()
 
     def tell(self, event: str, **fields) -> None:
         """Tell the notifier, if there is one."""
         if self._notifier:
             task = self._lab.task
-            self._notifier.send({"event": event, "run": self._lab.ledger.run and self._lab.ledger.run["tag"], "metric": task.metric, **fields})
+            self._notifier.send(
+                {
+                    "event": event,
+                    "run": self._lab.ledger.run and self._lab.ledger.run["tag"],
+                    "metric": task.metric,
+                    **fields,
+                }
+            )
 
     # -- the panel
 
@@ -170,7 +214,11 @@ class Console:
         """A trial began a phase, or is over. A worker has one at a time."""
         with self._lock:
             if self._now:
-                others = [trial for trial in self._now.trials if trial is not running and (gone or trial.worker != running.worker)]
+                others = [
+                    trial
+                    for trial in self._now.trials
+                    if trial is not running and (gone or trial.worker != running.worker)
+                ]
                 self._now.trials = others if gone else sorted([*others, running], key=lambda trial: trial.number)
         self._changed()
 
@@ -181,7 +229,9 @@ class Console:
             with self._lock:
                 live = None
                 if self._live is None and self._now:
-                    self._live = live = rich.live.Live(console=self._console, get_renderable=self._panel, refresh_per_second=REDRAWN, transient=True)
+                    self._live = live = rich.live.Live(
+                        console=self._console, get_renderable=self._panel, refresh_per_second=REDRAWN, transient=True
+                    )
             if live:
                 live.start()
 
@@ -202,7 +252,11 @@ class Console:
         if past is None or past[0] != changes:
             self._past = past = changes, past_of(self._lab.ledger)
         now = dataclasses.replace(now, stopping=bool(self._lab.stop.level))
-        return panel_of(state_of(self._lab.ledger, now, os.getpid(), time.time(), past[1]), self._console.width, self._console.height)
+        return panel_of(
+            state_of(self._lab.ledger, now, os.getpid(), time.time(), past[1]),
+            self._console.width,
+            self._console.height,
+        )
 
     @property
     def drawn(self) -> bool:
@@ -237,23 +291,41 @@ def panel_of(state: State, width: int, height: int | None = None) -> Panel:
     width = min(width, WIDEST)
     table.add_column(style="bold", no_wrap=True, width=8)
     table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, width - 14))
-    for name, text in rows_of(state, verdicts=8 if height is None else max(1, min(8, height - 16 - len(state.trials))),
-                              bar=BAR if width > 100 else SHORT_BAR):
+    for name, text in rows_of(
+        state,
+        verdicts=8 if height is None else max(1, min(8, height - 16 - len(state.trials))),
+        bar=BAR if width > 100 else SHORT_BAR,
+    ):
         table.add_row(name, text)
-    foot = "stopping after the running experiment; Ctrl-C again: now" if state.stopping else "Ctrl-C: stop after the running experiment; twice: now"
-    return Panel(table, title=Text(title_of(state), style="bold"), title_align="left", width=width,
-                 subtitle=foot if height else None, subtitle_align="left")
+    foot = (
+        "stopping after the running experiment; Ctrl-C again: now"
+        if state.stopping
+        else "Ctrl-C: stop after the running experiment; twice: now"
+    )
+    return Panel(
+        table,
+        title=Text(title_of(state), style="bold"),
+        title_align="left",
+        width=width,
+        subtitle=foot if height else None,
+        subtitle_align="left",
+    )
 
 
 def lines_of(state: State) -> list[str]:
     """The same, one line a row, without bars."""
-    return [title_of(state), *(f"  {name:<10}{text.plain}".rstrip() for name, text in rows_of(state, verdicts=8, bar=0))]
+    return [
+        title_of(state),
+        *(f"  {name:<10}{text.plain}".rstrip() for name, text in rows_of(state, verdicts=8, bar=0)),
+    ]
 
 
 def title_of(state: State) -> str:
     if not state.running:
         return f"autoresearch: run {state.tag}, " + ("not running" if state.experiments else "nothing done yet")
-    return f"autoresearch: run {state.tag}, running for {duration(state.time - state.since)}" + (", stopping" if state.stopping else "")
+    return f"autoresearch: run {state.tag}, running for {duration(state.time - state.since)}" + (
+        ", stopping" if state.stopping else ""
+    )
 
 
 def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]:
@@ -262,10 +334,18 @@ def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]
     if state.device or game:
         yield "device", Text("; ".join(filter(None, (state.device, game))))
     if champion := state.champion:
-        yield "champion", Text.assemble((f"{state.metric} {champion['score']:.6f}", "bold"),
-                                        f", experiment {champion['number']}, {short(champion['commit'])}: {one_line(champion['description'], 80)}")
+        yield (
+            "champion",
+            Text.assemble(
+                (f"{state.metric} {champion['score']:.6f}", "bold"),
+                f", experiment {champion['number']}, {short(champion['commit'])}: {one_line(champion['description'], 80)}",
+            ),
+        )
     if champion and state.keep > 1:
-        yield "gain", Text(f"{state.gain:.6f} over the baseline's {state.baseline:.6f}", "green" if state.gain > 0 else "")
+        yield (
+            "gain",
+            Text(f"{state.gain:.6f} over the baseline's {state.baseline:.6f}", "green" if state.gain > 0 else ""),
+        )
     if bar and len(set(state.curve)) > 1:
         for name, line in zip(("curve", ""), sparkline(state.curve), strict=True):
             yield name, Text(line, "green")
@@ -274,10 +354,21 @@ def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]
         yield name, trial_row(trial, state.time, bar)
         name = ""
     if state.thinking:
-        yield name, Text(f"experiment {state.thinking['number']}: {state.thinking['agent']} is thinking, {duration(state.time - state.thinking['since'])}")
+        yield (
+            name,
+            Text(
+                f"experiment {state.thinking['number']}: {state.thinking['agent']} is thinking, {duration(state.time - state.thinking['since'])}"
+            ),
+        )
         name = ""
     if state.waiting:
-        yield name, Text(f"{state.waiting['agent']} cannot be reached; next call in {duration(state.waiting['until'] - state.time)}", "yellow")
+        yield (
+            name,
+            Text(
+                f"{state.waiting['agent']} cannot be reached; next call in {duration(state.waiting['until'] - state.time)}",
+                "yellow",
+            ),
+        )
         name = ""
     if state.running and name:
         yield name, Text("between two steps")
@@ -286,21 +377,36 @@ def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]
     name = "last"
     for attempt in state.last[:verdicts]:
         score = "" if attempt["score"] is None else f"{attempt['score']:.6f} "
-        yield name, Text.assemble(f"{attempt['number']:>4} ", (f"{attempt['status']:<8}", COLORS[attempt["status"]]), f"{score}{attempt['description']}: ",
-                                  (attempt["reason"], "bright_black"))
+        yield (
+            name,
+            Text.assemble(
+                f"{attempt['number']:>4} ",
+                (f"{attempt['status']:<8}", COLORS[attempt["status"]]),
+                f"{score}{attempt['description']}: ",
+                (attempt["reason"], "bright_black"),
+            ),
+        )
         name = ""
     if state.experiments:
         rate = "" if state.keep_rate is None else f"; {state.keep_rate:.0%} of the changes kept"
         hour = f"; {state.per_hour:.{0 if state.per_hour >= 10 else 1}f} an hour" if state.per_hour else ""
-        yield "so far", Text(f"{count(state.experiments, 'experiment')}: {state.keep} keep, {state.discard} discard, {state.crash} crash{rate}{hour}")
+        yield (
+            "so far",
+            Text(
+                f"{count(state.experiments, 'experiment')}: {state.keep} keep, {state.discard} discard, {state.crash} crash{rate}{hour}"
+            ),
+        )
     spent = Spent(state.proposals, state.tokens, state.dollars, state.unknown_tokens, state.unknown_dollars)
     if spent.tokens or spent.dollars or spent.unknown_dollars:
         left = None if spent.unknown_dollars else state.limits.get("max-cost")
         yield "cost", Text(spent.words() + (f"; ${max(0.0, left['allowed'] - left['used']):.2f} left" if left else ""))
     if state.running:
         yield "until", Text(until(state))
-    parts = [f"{name} {share:.0%}" if share else f"{name} {duration(seconds)}" for name, seconds, share in shares(state.seconds)
-             if not share or share >= 0.005]
+    parts = [
+        f"{name} {share:.0%}" if share else f"{name} {duration(seconds)}"
+        for name, seconds, share in shares(state.seconds)
+        if not share or share >= 0.005
+    ]
     if parts:
         workers = f" of {state.workers} workers" if state.workers > 1 else ""
         yield "time", Text(f"{duration(state.wall)}{workers}: " + ", ".join(parts), no_wrap=False, overflow="fold")
@@ -325,8 +431,12 @@ def trial_row(trial: dict, at: float, bar: int) -> Text:
 
 def until(state: State) -> str:
     """When the night will be over."""
-    words = {"experiments": lambda n: count(int(n), "experiment"), "hours": lambda n: f"{n:g} hours", "max-cost": lambda n: f"${n:g}",
-             "max-tokens": lambda n: f"{int(n):,} tokens"}
+    words = {
+        "experiments": lambda n: count(int(n), "experiment"),
+        "hours": lambda n: f"{n:g} hours",
+        "max-cost": lambda n: f"${n:g}",
+        "max-tokens": lambda n: f"{int(n):,} tokens",
+    }
     allowed = " or ".join(words[name](limit["allowed"]) for name, limit in state.limits.items())
     if state.finish is None:
         return allowed or "you stop it"
@@ -336,7 +446,13 @@ def until(state: State) -> str:
 def clock_time(then: float, now: float) -> str:
     """`17:40`, and the day where it is another."""
     moment, today = (datetime.datetime.fromtimestamp(value) for value in (min(then, now + 3e9), now))
-    return f"{moment:%H:%M}" if moment.date() == today.date() else f"{moment:%a %H:%M}" if then - now < 6 * 86400 else f"{moment:%Y-%m-%d}"
+    return (
+        f"{moment:%H:%M}"
+        if moment.date() == today.date()
+        else f"{moment:%a %H:%M}"
+        if then - now < 6 * 86400
+        else f"{moment:%Y-%m-%d}"
+    )
 
 
 def sparkline(values: list[float], lines: int = 2) -> list[str]:

@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 from autoresearch import count
 
-PRIOR_RUNS = 3                      # what a prior about the noise is worth, in runs
+PRIOR_RUNS = 3  # what a prior about the noise is worth, in runs
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepRule:
     """How much better is better."""
 
-    margin: float = 0.5             # standard errors of the difference that a gain must exceed
-    line_price: float = 0.0         # gain that each added line of code owes
-    slack: float = 0.5              # noise by which an edit that removes code may be worse than the best so far; 0: not at all
+    margin: float = 0.5  # standard errors of the difference that a gain must exceed
+    line_price: float = 0.0  # gain that each added line of code owes
+    slack: float = 0.5  # noise by which an edit that removes code may be worse than the best so far; 0: not at all
 
 
 RULES = {"margin": KeepRule(), "strict": KeepRule(margin=0.0, slack=0.0)}
@@ -29,8 +29,8 @@ RULES = {"margin": KeepRule(), "strict": KeepRule(margin=0.0, slack=0.0)}
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    status: str                     # keep, discard or crash
-    reason: str                     # in words and numbers
+    status: str  # keep, discard or crash
+    reason: str  # in words and numbers
 
 
 def noise_scale(groups: Sequence[Sequence[float]], prior: float | None = None) -> float:
@@ -59,8 +59,15 @@ def standard_error(noise: float, scores: Sequence[float], champion: Sequence[flo
     return noise * math.sqrt(1 / len(scores) + 1 / len(champion))
 
 
-def judge(scores: Sequence[float], champion: Sequence[float], noise: float = 0.0, lines: int = 0,
-          rule: KeepRule = RULES["margin"], lower_is_better: bool = True, best: float | None = None) -> Verdict:
+def judge(
+    scores: Sequence[float],
+    champion: Sequence[float],
+    noise: float = 0.0,
+    lines: int = 0,
+    rule: KeepRule = RULES["margin"],
+    lower_is_better: bool = True,
+    best: float | None = None,
+) -> Verdict:
     """Compare the finite scores of an edit with the champion's; without a champion it becomes the champion.
 
     noise: standard deviation of one score. lines: lines of code that the edit adds, net. best: the best mean of
@@ -68,7 +75,9 @@ def judge(scores: Sequence[float], champion: Sequence[float], noise: float = 0.0
     """
     score = mean(scores)
     if not champion:
-        return Verdict("keep", f"baseline {score:.6f}" + (f", the mean of {len(scores)} runs" if len(scores) > 1 else ""))
+        return Verdict(
+            "keep", f"baseline {score:.6f}" + (f", the mean of {len(scores)} runs" if len(scores) > 1 else "")
+        )
     sign = 1 if lower_is_better else -1
     standing = mean(champion)
     gain = sign * (standing - score)
@@ -80,9 +89,15 @@ def judge(scores: Sequence[float], champion: Sequence[float], noise: float = 0.0
         return Verdict("keep", better + owed)
     lost = sign * score - min(sign * standing, sign * (standing if best is None else best))
     if lines < 0 and rule.slack and lost <= rule.slack * noise:
-        return Verdict("keep", f"{score:.6f} is as good as the champion's {standing:.6f}, with {count(-lines, 'line')} less")
+        return Verdict(
+            "keep", f"{score:.6f} is as good as the champion's {standing:.6f}, with {count(-lines, 'line')} less"
+        )
     if gain > 0:
-        why = f"{price:.6f} that {count(lines, 'line')} more owe" if price > margin else f"{margin:.6f} that noise alone may bring"
+        why = (
+            f"{price:.6f} that {count(lines, 'line')} more owe"
+            if price > margin
+            else f"{margin:.6f} that noise alone may bring"
+        )
         return Verdict("discard", f"gain {gain:.6f} is not above the {why}")
     if gain == 0:
         return Verdict("discard", f"{score:.6f} equals the champion's")

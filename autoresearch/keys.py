@@ -8,10 +8,13 @@ import os
 import re
 from pathlib import Path
 
-NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH(?!OR)|_PAT$|CUSTOM_HEADERS", re.IGNORECASE)      # of environment variables
-SHORTEST = 12                       # characters of a value that is taken for a key: shorter ones stand in ordinary text, too
+NAMES = re.compile(
+    r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH(?!OR)|_PAT$|CUSTOM_HEADERS", re.IGNORECASE
+)  # of environment variables
+SHORTEST = 12  # characters of a value that is taken for a key: shorter ones stand in ordinary text, too
 PLACE = "[key removed]"
-SHAPES = re.compile(r"""
+SHAPES = re.compile(
+    r"""
     (?<![\w/])(?: sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}             # Anthropic, OpenAI and those who imitate them
         | (?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{20,} | github_pat_[A-Za-z0-9_]{20,}
         | glpat-[A-Za-z0-9_-]{16,}
@@ -24,15 +27,24 @@ SHAPES = re.compile(r"""
       )
     | (?<=://)[^\s/:@]+:[^\s/:@]+(?=@)                               # name and password in an address
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
-""", re.VERBOSE)
-HEADERS = re.compile(r"(?i)\b((?:x-api-key|x-goog-api-key|api[-_]?key|authorization)\b[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?)"
-                     r"(?!\[key removed\])[A-Za-z0-9_.~+/-]{16,}=*")
+""",
+    re.VERBOSE,
+)
+HEADERS = re.compile(
+    r"(?i)\b((?:x-api-key|x-goog-api-key|api[-_]?key|authorization)\b[\"']?\s*[:=]\s*[\"']?(?:(?:bearer|basic|token)\s+)?)"
+    r"(?!\[key removed\])[A-Za-z0-9_.~+/-]{16,}=*"
+)
 
 
 def known() -> tuple[str, ...]:
     """Values of this process's environment that are keys by their names, the longest first."""
-    values = {part for name, value in os.environ.items() if NAMES.search(name) and not os.path.exists(value)
-              for part in (value, *re.findall(r'"([^"]+)"', value)) if len(part) >= SHORTEST and not part.isspace()}
+    values = {
+        part
+        for name, value in os.environ.items()
+        if NAMES.search(name) and not os.path.exists(value)
+        for part in (value, *re.findall(r'"([^"]+)"', value))
+        if len(part) >= SHORTEST and not part.isspace()
+    }
     return tuple(sorted(values, key=len, reverse=True))
 
 

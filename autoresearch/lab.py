@@ -27,10 +27,18 @@ from autoresearch.repo import RunRepo, repository_of, root_of, short
 from autoresearch.task import Task, code_lines, contents_hash, edit_hash, read_task
 from autoresearch.trial import Trial, end_left_overs, read_tail, trial_environment
 
-RUNS = ".autoresearch"              # folder of all runs, in the user's checkout
-LOG_TAIL = 2000                     # bytes of each log of a trial that an agent is shown
-LEFT = "its trial was interrupted, and its driver went on with another edit"        # a verdict's reason
-FACTS = {"machine": dict, "noise": float | int, "implausible_gain": float | int, "time_budget": float | int, "seed": int, "readable": list, "hidden": list}
+RUNS = ".autoresearch"  # folder of all runs, in the user's checkout
+LOG_TAIL = 2000  # bytes of each log of a trial that an agent is shown
+LEFT = "its trial was interrupted, and its driver went on with another edit"  # a verdict's reason
+FACTS = {
+    "machine": dict,
+    "noise": float | int,
+    "implausible_gain": float | int,
+    "time_budget": float | int,
+    "seed": int,
+    "readable": list,
+    "hidden": list,
+}
 
 
 class Lab:
@@ -39,15 +47,24 @@ class Lab:
     house: held by the one thread that does anything but wait, at first the one that made this.
     """
 
-    def __init__(self, root: Path, folder: Path, task: Task, ledger: Ledger, repo: RunRepo, confined: bool, console: Console,
-                 stop: StopRequest) -> None:
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        task: Task,
+        ledger: Ledger,
+        repo: RunRepo,
+        confined: bool,
+        console: Console,
+        stop: StopRequest,
+    ) -> None:
         self.root, self.folder, self.task, self.ledger, self.repo = root, folder, task, ledger, repo
         self.confined, self.console, self.stop = confined, console, stop
         self.settings: dict[str, str] = {}
         self.gpus: str | None = None
         self.house = threading.Lock()
         self.house.acquire()
-        self.devices: list[dict[str, str]] = [{}]       # environment variables of each worker, which say what it trains on
+        self.devices: list[dict[str, str]] = [{}]  # environment variables of each worker, which say what it trains on
         self.seed = ledger.seed
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
@@ -83,49 +100,76 @@ class Lab:
         tip = repo.branch_tip()
         if ledger.run is None:
             if tip is not None:
-                raise UserError(f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
-                                f"or remove it: `git branch -D {repo.branch}`")
+                raise UserError(
+                    f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
+                    f"or remove it: `git branch -D {repo.branch}`"
+                )
             ledger.append("run", tag=repo.tag, base=repo.head(), task=asked)
         elif ledger.run["task"] != {name: asked[name] for name in ledger.run["task"] if name in asked}:
-            raise UserError(f"the task in program.md is not the one that run {repo.tag} began with; put it back, or start "
-                            "another run with --tag NEW")
+            raise UserError(
+                f"the task in program.md is not the one that run {repo.tag} began with; put it back, or start "
+                "another run with --tag NEW"
+            )
         champion = self.standing_commit
         before = [attempt.commit for attempt in ledger.kept][-2:-1] or [self.base]
         if tip not in (None, champion, *before):
-            raise UserError(f"the branch {repo.branch} stands at {short(tip)}, not where the loop left it ({short(champion)}). "
-                            f"To keep that work, name it: `git branch mine {short(tip)}`; then put the branch back: "
-                            f"`git branch -f {repo.branch} {short(champion)}`")
+            raise UserError(
+                f"the branch {repo.branch} stands at {short(tip)}, not where the loop left it ({short(champion)}). "
+                f"To keep that work, name it: `git branch mine {short(tip)}`; then put the branch back: "
+                f"`git branch -f {repo.branch} {short(champion)}`"
+            )
         for leftover in (self.folder / "trials").glob("*"):
             end_left_overs(leftover)
         last = ledger.finished[-1] if ledger.finished else None
-        if keep_edit and last and last is not ledger.champion and (repo.worktree / ".git").exists() and self.edit() == last.edit:
-            keep_edit = False                           # killed between its verdict and the reset
+        if (
+            keep_edit
+            and last
+            and last is not ledger.champion
+            and (repo.worktree / ".git").exists()
+            and self.edit() == last.edit
+        ):
+            keep_edit = False  # killed between its verdict and the reset
         repo.settle(champion, keep_edit)
         for attempt in ledger.pending:
             repo.remember(attempt.number, attempt.commit)
         if not keep_edit and (fault := self.task.fault(repo.worktree, self.originals)):
-            raise UserError(f"{fault}, in the commit that the run starts from ({short(champion)}). Mend it, commit, and start "
-                            "again" + (" with --tag NEW" if ledger.attempts else ""))
+            raise UserError(
+                f"{fault}, in the commit that the run starts from ({short(champion)}). Mend it, commit, and start "
+                "again" + (" with --tag NEW" if ledger.attempts else "")
+            )
 
     def use(self, gpus: str | None = None, workers: int | None = None) -> None:
         """Say what trials run on: one at a time on each GPU, or so many at a time. Default: as the run was started last."""
         if gpus is None and workers is None:
             gpus = self.ledger.gpus
         elif gpus is None and self.ledger.gpus:
-            raise UserError(f"run {self.repo.tag} trains on GPUs {self.ledger.gpus}; continue it with --gpus, or start another with --tag NEW")
+            raise UserError(
+                f"run {self.repo.tag} trains on GPUs {self.ledger.gpus}; continue it with --gpus, or start another with --tag NEW"
+            )
         if gpus is not None:
             names = [name.strip() for name in gpus.split(",")]
-            if not all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Fa-f-]+", name) for name in names) or len(set(names)) < len(names):
+            if not all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Fa-f-]+", name) for name in names) or len(set(names)) < len(
+                names
+            ):
                 raise UserError(f"--gpus takes numbers as nvidia-smi shows them, such as 0 or 0,1,2, not {gpus!r}")
             if workers not in (None, len(names)):
                 raise UserError(f"--gpus {gpus} runs {count(len(names), 'trial')} at a time; leave --workers out")
-            self.gpus, self.devices = gpus, [{"CUDA_VISIBLE_DEVICES": name, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} for name in names]
+            self.gpus, self.devices = (
+                gpus,
+                [{"CUDA_VISIBLE_DEVICES": name, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} for name in names],
+            )
             return
         workers = workers or self.ledger.workers
         if self.ledger.finished and workers != self.ledger.workers:
-            raise UserError(f"run {self.repo.tag} has {count(self.ledger.workers, 'worker')}; another number of them trains at another speed, and the "
-                            f"scores would not compare. Continue with --workers {self.ledger.workers}, or start another run with --tag NEW")
-        share = {} if workers == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+            raise UserError(
+                f"run {self.repo.tag} has {count(self.ledger.workers, 'worker')}; another number of them trains at another speed, and the "
+                f"scores would not compare. Continue with --workers {self.ledger.workers}, or start another run with --tag NEW"
+            )
+        share = (
+            {}
+            if workers == 1 or "OMP_NUM_THREADS" in os.environ
+            else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        )
         self.devices = [share] * workers
 
     def prepare(self, settings: dict[str, str], seed: int, show: Callable[[dict], None]) -> None:
@@ -138,7 +182,9 @@ class Lab:
         stage = self.repo.stage()
         stage.set(self.base, self.base, self.task.editable)
         facts = describe(self.task, stage.folder, environment)
-        require_same_game(self.ledger, {**facts, "game": (self.ledger.game or {}).get("game")}, self.repo.tag)  # the data may not be there yet
+        require_same_game(
+            self.ledger, {**facts, "game": (self.ledger.game or {}).get("game")}, self.repo.tag
+        )  # the data may not be there yet
         show(facts)
         set_up(self.task, stage.folder, environment, self.console.output)
         facts = describe(self.task, stage.folder, environment)
@@ -146,8 +192,10 @@ class Lab:
         for device in self.devices[1:] if self.gpus else ():
             other = describe(self.task, stage.folder, {**environment, **device}).get("device")
             if other != facts.get("device"):
-                raise UserError(f"GPU {device['CUDA_VISIBLE_DEVICES']} is a {other}, the first one a {facts.get('device')}: scores compare only "
-                                "between GPUs of one kind. Give --gpus those of one kind, and the others a run of their own (--tag NEW)")
+                raise UserError(
+                    f"GPU {device['CUDA_VISIBLE_DEVICES']} is a {other}, the first one a {facts.get('device')}: scores compare only "
+                    "between GPUs of one kind. Give --gpus those of one kind, and the others a run of their own (--tag NEW)"
+                )
         if self.ledger.game is None:
             self.ledger.append("game", facts=facts)
 
@@ -190,14 +238,36 @@ class Lab:
 
     # -- trials
 
-    def trial(self, folder: Path, view: Callable = lambda phase: None, seed: int | None = None, caches: Path | None = None,
-              worker: int = 0, where: Path | None = None) -> Trial:
+    def trial(
+        self,
+        folder: Path,
+        view: Callable = lambda phase: None,
+        seed: int | None = None,
+        caches: Path | None = None,
+        worker: int = 0,
+        where: Path | None = None,
+    ) -> Trial:
         """A trial of the task on a worker's stage, ready to run. where: another worktree."""
         stage, settings = self.repo.stage(worker), {**self.settings, **self.devices[worker]}
-        environment = trial_environment(folder, caches or self.folder / (f"caches-{worker}" if worker else "caches"), self.seed if seed is None else seed, settings)
+        environment = trial_environment(
+            folder,
+            caches or self.folder / (f"caches-{worker}" if worker else "caches"),
+            self.seed if seed is None else seed,
+            settings,
+        )
         changed = functools.partial(stage.changed, ignored=self.task.referee)
-        return Trial(self.task, where or stage.folder, folder, environment, self.confinement(), self.time_budget, changed, self.stop.now, view,
-                     share=len(self.devices))
+        return Trial(
+            self.task,
+            where or stage.folder,
+            folder,
+            environment,
+            self.confinement(),
+            self.time_budget,
+            changed,
+            self.stop.now,
+            view,
+            share=len(self.devices),
+        )
 
     def confinement(self) -> dict[str, list[str]] | None:
         """What the game says of files that trials need, or must not see; copies of those in the stage, and all runs, included."""
@@ -208,7 +278,10 @@ class Lab:
         stages = [self.repo.stage(worker).folder for worker in range(len(self.devices))]
         copies = [folder / path for folder in (*stages, self.repo.worktree) for path in inside if path.parts]
         records = [self.root / RUNS, Path(self.repo.repository.common_dir)]
-        return {"readable": self.ledger.game.get("readable", []), "hidden": [str(path) for path in (*hidden, *copies, *records)]}
+        return {
+            "readable": self.ledger.game.get("readable", []),
+            "hidden": [str(path) for path in (*hidden, *copies, *records)],
+        }
 
     @property
     def time_budget(self) -> float:
@@ -217,8 +290,10 @@ class Lab:
     def require_own_code(self) -> None:
         """What decides must be what was started: an agent, which has the user's rights, might have changed it."""
         if code_hash() != self.code:
-            raise UserError("the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what changed "
-                            "with `git diff`, and run the same command again to go on with what is there now")
+            raise UserError(
+                "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what changed "
+                "with `git diff`, and run the same command again to go on with what is there now"
+            )
 
     def require_space(self) -> None:
         """A failure on a full disk says nothing about the edit: no verdict, the attempt runs again."""
@@ -237,7 +312,12 @@ class Lab:
 def code_hash() -> str:
     """Names the contents of loop.py and autoresearch/."""
     here = Path(__file__).resolve().parent.parent
-    return contents_hash({str(path.relative_to(here)): path.read_bytes() for path in (here / "loop.py", *here.glob("autoresearch/**/*.py"))})
+    return contents_hash(
+        {
+            str(path.relative_to(here)): path.read_bytes()
+            for path in (here / "loop.py", *here.glob("autoresearch/**/*.py"))
+        }
+    )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -269,10 +349,12 @@ def recorded_run(root: Path, tag: str | None, advice: str = "") -> tuple[str, Le
     """(The tag, the record) of a run that there is. advice: what to do where there is none."""
     runs = root / RUNS
     tag = choose_tag(runs, tag)
-    ledger = Ledger(runs / tag, repair=False)          # a loop may be writing it
+    ledger = Ledger(runs / tag, repair=False)  # a loop may be writing it
     if ledger.run is None:
-        raise UserError(f"there is no run {tag} here; runs are: {', '.join(sorted(path.parent.name for path in runs.glob('*/journal.jsonl'))) or 'none'}"
-                        + (f"; {advice}" if advice else ""))
+        raise UserError(
+            f"there is no run {tag} here; runs are: {', '.join(sorted(path.parent.name for path in runs.glob('*/journal.jsonl'))) or 'none'}"
+            + (f"; {advice}" if advice else "")
+        )
     return tag, ledger
 
 
@@ -282,7 +364,9 @@ def choose_tag(runs: Path, tag: str | None) -> str:
         journals = sorted(runs.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
         tag = journals[-1].parent.name if journals else datetime.date.today().isoformat()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*([.][A-Za-z0-9_-]+)*", tag):
-        raise UserError(f"{tag!r} cannot be a tag: use letters, digits, '-', '_' and '.', e.g. --tag {datetime.date.today()}")
+        raise UserError(
+            f"{tag!r} cannot be a tag: use letters, digits, '-', '_' and '.', e.g. --tag {datetime.date.today()}"
+        )
     return tag
 
 
@@ -295,16 +379,24 @@ def describe(task: Task, worktree: Path, environment: dict[str, str]) -> dict:
         facts = json.loads(answer.stdout)
     except ValueError:
         facts = None
-    if answer.returncode or not isinstance(facts, dict) or not all(isinstance(facts.get(name), kind | None) for name, kind in FACTS.items()):
+    if (
+        answer.returncode
+        or not isinstance(facts, dict)
+        or not all(isinstance(facts.get(name), kind | None) for name, kind in FACTS.items())
+    ):
         raise UserError(f"`{task.describe}` did not say what the run would use (exit code {answer.returncode})")
     return facts
 
 
 def set_up(task: Task, worktree: Path, environment: dict[str, str], output: TextIO) -> None:
     """Run the task's set-up in the user's sight: this project's own prepares the data if they are missing."""
-    if task.setup and (code := subprocess.run(command_words(task.setup), cwd=worktree, env=environment, stdout=output).returncode):
-        raise UserError(f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
-                        "Nothing is lost: run the same command again when it is mended")
+    if task.setup and (
+        code := subprocess.run(command_words(task.setup), cwd=worktree, env=environment, stdout=output).returncode
+    ):
+        raise UserError(
+            f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
+            "Nothing is lost: run the same command again when it is mended"
+        )
 
 
 def require_same_game(ledger: Ledger, facts: dict, tag: str) -> None:
@@ -313,8 +405,10 @@ def require_same_game(ledger: Ledger, facts: dict, tag: str) -> None:
         return
     for name in ("profile", "data", "seed", "device", "time_budget", "game"):
         if ledger.game.get(name) != facts.get(name):
-            raise UserError(f"run {tag} has {name} {ledger.game.get(name)}, but now it would be {facts.get(name)}; results of "
-                            f"two games are never mixed. Use the run's own settings, or start another with --tag NEW")
+            raise UserError(
+                f"run {tag} has {name} {ledger.game.get(name)}, but now it would be {facts.get(name)}; results of "
+                f"two games are never mixed. Use the run's own settings, or start another with --tag NEW"
+            )
 
 
 def choose_confinement(mode: str) -> bool:
@@ -322,8 +416,10 @@ def choose_confinement(mode: str) -> bool:
     if mode not in ("auto", "require", "off"):
         raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
     if mode == "require" and not sandbox.method():
-        raise UserError("--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no bubblewrap "
-                        "that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust the agent's code")
+        raise UserError(
+            "--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no bubblewrap "
+            "that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust the agent's code"
+        )
     return mode != "off" and sandbox.method() != ""
 
 

@@ -40,7 +40,7 @@ from autoresearch.accounting import Account
 from autoresearch.judge import noise_scale
 from autoresearch.repo import short
 
-OUTRUN = "it does not go onto the champion any more"           # in the reason of an attempt that never ran
+OUTRUN = "it does not go onto the champion any more"  # in the reason of an attempt that never ran
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"
 
 
@@ -49,9 +49,9 @@ class Spent:
     """What proposals took, whatever became of them."""
 
     proposals: int = 0
-    tokens: int = 0                 # as far as they are known
+    tokens: int = 0  # as far as they are known
     dollars: float = 0.0
-    unknown_tokens: int = 0         # proposals of which nobody knows
+    unknown_tokens: int = 0  # proposals of which nobody knows
     unknown_dollars: int = 0
 
     def add(self, tokens: int | None, dollars: float | None) -> None:
@@ -65,7 +65,11 @@ class Spent:
         """`12,345 tokens and $0.67`; what nobody knows is said."""
         tokens = f"{self.tokens:,} tokens" if self.tokens or not self.unknown_tokens else "an unknown number of tokens"
         dollars = f"${self.dollars:.2f}" if self.dollars or not self.unknown_dollars else "an unknown cost"
-        unknown = self.unknown_dollars and self.dollars and f" (the cost of {count(self.unknown_dollars, 'proposal')} is not known)"
+        unknown = (
+            self.unknown_dollars
+            and self.dollars
+            and f" (the cost of {count(self.unknown_dollars, 'proposal')} is not known)"
+        )
         return f"{tokens} and {dollars}{unknown or ''}"
 
 
@@ -78,27 +82,29 @@ class Attempt:
     parent: str
     description: str
     agent: str
-    edit: str = ""                  # hash of the editable files: equal for equal edits
-    status: str | None = None       # keep, discard or crash
+    edit: str = ""  # hash of the editable files: equal for equal edits
+    status: str | None = None  # keep, discard or crash
     score: float | None = None
     memory_gb: float = 0.0
     reason: str = ""
     figures: dict = dataclasses.field(default_factory=dict)
     seconds: dict = dataclasses.field(default_factory=dict)
-    holdout: float | None = None    # the score on rows that no decision reads, of what was kept
-    noise: float | None = None      # what the judge took for the standard deviation of one score
-    standing: float | None = None   # the champion's score as the judge saw it
-    standing_runs: int = 1          # and over how many runs
-    lines: int | None = None        # of code that the edit adds, net
-    category: str = ""              # what kind of change it is
-    hypothesis: str = ""            # why it should help, as its agent saw it
+    holdout: float | None = None  # the score on rows that no decision reads, of what was kept
+    noise: float | None = None  # what the judge took for the standard deviation of one score
+    standing: float | None = None  # the champion's score as the judge saw it
+    standing_runs: int = 1  # and over how many runs
+    lines: int | None = None  # of code that the edit adds, net
+    category: str = ""  # what kind of change it is
+    hypothesis: str = ""  # why it should help, as its agent saw it
     predicted: float | None = None  # change of the metric that its agent expected
-    tokens: int | None = None       # that the agent took for it, and what they cost; None: not known
+    tokens: int | None = None  # that the agent took for it, and what they cost; None: not known
     dollars: float | None = None
-    transcript: str = ""            # folder of what the agent was told and what it said
-    repairs: int = 0                # times that it was mended after an early crash
-    time: float = 0.0               # when it was committed
-    runs: list[float] = dataclasses.field(default_factory=list)     # scores of identical code, the first with the run's seed
+    transcript: str = ""  # folder of what the agent was told and what it said
+    repairs: int = 0  # times that it was mended after an early crash
+    time: float = 0.0  # when it was committed
+    runs: list[float] = dataclasses.field(
+        default_factory=list
+    )  # scores of identical code, the first with the run's seed
 
     def row(self) -> str:
         """The attempt's line of results.tsv."""
@@ -109,8 +115,8 @@ class Attempt:
 def one_line(text: str, limit: int = 300) -> str:
     """Text fit for a column: one line, no tabs, no control characters, at most `limit` characters."""
     if len(text) <= limit and text.isprintable() and "  " not in text and text == text.strip():
-        return text                 # as most are: a brief has thousands
-    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)          # terminal colours
+        return text  # as most are: a brief has thousands
+    text = re.sub(r"\x1b\[[0-9;?]*[ -/]*[@-~]", "", text)  # terminal colours
     text = "".join(c if c.isprintable() else " " for c in text)
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
@@ -127,8 +133,10 @@ class Lock:
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
-            raise UserError(f"a loop is already running on tag {tag} (process {holder}); stop it first with "
-                            f"`uv run loop.py stop --tag {tag}`, or start another run with --tag NEW") from None
+            raise UserError(
+                f"a loop is already running on tag {tag} (process {holder}); stop it first with "
+                f"`uv run loop.py stop --tag {tag}`, or start another run with --tag NEW"
+            ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
@@ -156,20 +164,20 @@ class Ledger:
         self.path = folder / "journal.jsonl"
         self.run: dict | None = None
         self.game: dict | None = None
-        self.attempts: list[Attempt] = []               # by number
-        self.finished: list[Attempt] = []               # those that have a verdict, in the order of the verdicts
-        self.kept: list[Attempt] = []                   # the baseline, and what was kept after it
+        self.attempts: list[Attempt] = []  # by number
+        self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
+        self.kept: list[Attempt] = []  # the baseline, and what was kept after it
         self.verified: list[dict] = []
-        self.refused: list[dict] = []                   # since the last attempt
-        self.mended: dict[str, Attempt] = {}            # by edit: attempts that crashed and were mended
-        self._crashed: set[str] = set()                 # commits
-        self.spent_by: dict[str, Spent] = {}            # by agent
+        self.refused: list[dict] = []  # since the last attempt
+        self.mended: dict[str, Attempt] = {}  # by edit: attempts that crashed and were mended
+        self._crashed: set[str] = set()  # commits
+        self.spent_by: dict[str, Spent] = {}  # by agent
         self.agenda = ""
         self.first_seed: int | None = None
         self.keep_rule = ""
-        self.workers, self.gpus = 1, None               # trials at once, and on which devices, as the loop was started last
-        self.account = Account()                        # where the time went
-        self.size = 0                                   # bytes of the journal that were taken in
+        self.workers, self.gpus = 1, None  # trials at once, and on which devices, as the loop was started last
+        self.account = Account()  # where the time went
+        self.size = 0  # bytes of the journal that were taken in
         if self.path.exists():
             self.catch_up()
             if repair and self.path.stat().st_size > self.size:
@@ -199,17 +207,25 @@ class Ledger:
 
     def scores(self, attempt: Attempt) -> list[float]:
         """All scores of an attempt's code: its runs, and those of `verify`."""
-        again = [event["score"] for event in self.verified if event["commit"] == attempt.commit and event["score"] is not None]
+        again = [
+            event["score"]
+            for event in self.verified
+            if event["commit"] == attempt.commit and event["score"] is not None
+        ]
         return [*(attempt.runs or [attempt.score]), *again]
 
     def standing(self, attempt: Attempt) -> list[float]:
         """The scores of what an attempt is compared with: the champion that it was built on. None for the baseline."""
-        base = next((kept for kept in reversed(self.kept) if kept.commit == attempt.parent and kept is not attempt), None)
+        base = next(
+            (kept for kept in reversed(self.kept) if kept.commit == attempt.parent and kept is not attempt), None
+        )
         return self.scores(base) if base else []
 
     def replicates(self) -> list[list[float]]:
         """Scores of identical code, where there are several. Not of what is under suspicion, nor chosen scores beside fresh ones."""
-        groups = [attempt.runs for attempt in self.attempts if attempt.status == "keep" or attempt.commit == attempt.parent]
+        groups = [
+            attempt.runs for attempt in self.attempts if attempt.status == "keep" or attempt.commit == attempt.parent
+        ]
         fresh = {}
         for event in self.verified:
             if event["score"] is not None:
@@ -234,7 +250,7 @@ class Ledger:
     def append(self, event: str, **fields) -> None:
         """Write an event and wait until it is on the disk. On a full disk the journal is left as it was."""
         entry = {"event": event, "time": round(time.time(), 3), **fields}
-        if event not in ("run", "game"):                # which are the human's own settings, and compared later
+        if event not in ("run", "game"):  # which are the human's own settings, and compared later
             entry = scrubbed(entry)
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,13 +280,16 @@ class Ledger:
             case "attempt":
                 known = {field.name for field in dataclasses.fields(Attempt)}
                 attempt = Attempt(**{name: value for name, value in event.items() if name in known})
-                if attempt.number <= len(self.attempts):        # made anew
+                if attempt.number <= len(self.attempts):  # made anew
                     first = self.attempts[attempt.number - 1]
                     attempt.repairs = first.repairs
                     if first.commit in self._crashed:
                         self.mended[first.edit] = first
                         attempt.repairs += 1
-                    attempt.tokens, attempt.dollars = plus(first.tokens, attempt.tokens), plus(first.dollars, attempt.dollars)
+                    attempt.tokens, attempt.dollars = (
+                        plus(first.tokens, attempt.tokens),
+                        plus(first.dollars, attempt.dollars),
+                    )
                     self.attempts[attempt.number - 1] = attempt
                 else:
                     self.attempts.append(attempt)
@@ -298,7 +317,17 @@ class Ledger:
                 self.verified.append(event)
             case "verdict":
                 attempt = self.attempts[event["number"] - 1]
-                for field in ("status", "score", "memory_gb", "reason", "figures", "seconds", "holdout", "noise", "standing"):
+                for field in (
+                    "status",
+                    "score",
+                    "memory_gb",
+                    "reason",
+                    "figures",
+                    "seconds",
+                    "holdout",
+                    "noise",
+                    "standing",
+                ):
                     setattr(attempt, field, event.get(field))
                 attempt.standing_runs = event.get("standing_runs") or 1
                 self.finished.append(attempt)
@@ -313,7 +342,7 @@ class Ledger:
     def spent(self) -> Spent:
         """What all agents took."""
         total = Spent()
-        for spent in list(self.spent_by.values()):      # the console asks from another thread
+        for spent in list(self.spent_by.values()):  # the console asks from another thread
             for field in dataclasses.fields(Spent):
                 setattr(total, field.name, getattr(total, field.name) + getattr(spent, field.name))
         return total
@@ -353,8 +382,10 @@ def read_journal(path: Path, start: int = 0) -> tuple[list[dict], int]:
                 if file.read(1):
                     file.seek(0)
                     number = file.read(end).count(b"\n") + 1
-                    raise UserError(f"{path} is damaged in line {number}, before its end; restore it from a "
-                                    "backup, or start another run with --tag NEW") from None
+                    raise UserError(
+                        f"{path} is damaged in line {number}, before its end; restore it from a "
+                        "backup, or start another run with --tag NEW"
+                    ) from None
                 break
             end += len(line)
     return events, end
@@ -365,7 +396,7 @@ class Results:
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
         self.path, self.ledger = path, ledger
-        self.behind = False                             # rows are missing
+        self.behind = False  # rows are missing
 
     def require_ours(self, runs: Path) -> None:
         """Refuse to replace a results.tsv that follows from no journal below `runs`."""
@@ -374,8 +405,10 @@ class Results:
         text = self.path.read_text(encoding="utf-8", errors="replace")
         journals = [self.ledger, *(Ledger(path.parent, repair=False) for path in sorted(runs.glob("*/journal.jsonl")))]
         if text and not any(ledger.results().startswith(text) for ledger in journals):
-            raise UserError(f"{self.path} was not written by this loop, so it is left alone; move it away: "
-                            f"`mv {self.path.name} results-old.tsv`")
+            raise UserError(
+                f"{self.path} was not written by this loop, so it is left alone; move it away: "
+                f"`mv {self.path.name} results-old.tsv`"
+            )
 
     def rebuild(self) -> None:
         """Write the whole file, or leave it if it says the same already."""

@@ -1,6 +1,6 @@
 """Remember: what one run learned, for all later runs. One line each in .autoresearch/lessons.md, free to be edited by hand.
 
-    - L3 (confirmed 2) [cpu; CPU, 2 cores; run 2026-11-21, experiment 12]: a smaller batch beats a larger learning rate
+- L3 (confirmed 2) [cpu; CPU, 2 cores; run 2026-11-21, experiment 12]: a smaller batch beats a larger learning rate
 """
 
 import dataclasses
@@ -11,15 +11,17 @@ from pathlib import Path
 from autoresearch import keys
 from autoresearch.ledger import one_line
 
-SHOWN = 40                          # in a brief, at most
+SHOWN = 40  # in a brief, at most
 LINE = re.compile(r"- L(\d+) \(confirmed (\d+)\) \[([^;\]]*); ([^;\]]*); run ([^,\]]*), experiment (\d+)\]: (.+)")
-AGAIN = re.compile(r"(?:confirms?\s+)?L(\d+)(?:[\s.,]*|:.*)", re.IGNORECASE)         # `L3`, `confirms L3`, `L3: also here`; not `L2 decay helps`
+AGAIN = re.compile(
+    r"(?:confirms?\s+)?L(\d+)(?:[\s.,]*|:.*)", re.IGNORECASE
+)  # `L3`, `confirms L3`, `L3: also here`; not `L2 decay helps`
 
 
 @dataclasses.dataclass
 class Lesson:
     number: int
-    confirmed: int                  # times that an agent saw it hold again
+    confirmed: int  # times that an agent saw it hold again
     profile: str
     device: str
     run: str
@@ -27,8 +29,10 @@ class Lesson:
     text: str
 
     def __str__(self) -> str:
-        return (f"- L{self.number} (confirmed {self.confirmed}) [{self.profile}; {self.device}; run {self.run}, "
-                f"experiment {self.experiment}]: {self.text}")
+        return (
+            f"- L{self.number} (confirmed {self.confirmed}) [{self.profile}; {self.device}; run {self.run}, "
+            f"experiment {self.experiment}]: {self.text}"
+        )
 
 
 class Lessons:
@@ -57,13 +61,13 @@ class Lessons:
             known = {index: lesson for index, line in enumerate(lines) if (lesson := parse(line))}
             named = AGAIN.fullmatch(text)
             for index, lesson in known.items():
-                if named and lesson.number == int(named[1]) or core(lesson.text) == core(text):
+                if (named and lesson.number == int(named[1])) or core(lesson.text) == core(text):
                     lesson.confirmed += 1
                     lines[index] = str(lesson)
                     break
             else:
                 if named:
-                    return          # confirms what is not there
+                    return  # confirms what is not there
                 number = 1 + max((lesson.number for lesson in known.values()), default=0)
                 lines.append(str(Lesson(number, 0, plain(profile), plain(device), run, experiment, text)))
             part = self.path.with_suffix(".part")
@@ -74,7 +78,12 @@ class Lessons:
         try:
             return self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
-            return ["# Lessons", "", "What earlier runs taught, as their agents saw it. Edit or delete freely: a brief shows what stands here.", ""]
+            return [
+                "# Lessons",
+                "",
+                "What earlier runs taught, as their agents saw it. Edit or delete freely: a brief shows what stands here.",
+                "",
+            ]
 
 
 def parse(line: str) -> Lesson | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from autoresearch import count
 from autoresearch.ledger import Ledger
 
-WARN = 0.8                          # of a budget: from here on the user is told
+WARN = 0.8  # of a budget: from here on the user is told
 
 
 class Interrupted(BaseException):
@@ -26,12 +26,14 @@ class StopRequest:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.level, self._last, self._say, self._thinking = 0, 0.0, say, False
-        self.trials = 0             # that are running
+        self.trials = 0  # that are running
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._count)
         self._main = threading.main_thread().ident
         signal.signal(signal.SIGUSR1, self._wake)
-        signal.signal(signal.SIGTSTP, lambda *_: say("experiments are timed, so the loop does not pause; Ctrl-C stops it"))
+        signal.signal(
+            signal.SIGTSTP, lambda *_: say("experiments are timed, so the loop does not pause; Ctrl-C stops it")
+        )
 
     def _count(self, number: int, frame) -> None:
         previous, self._last = self._last, time.monotonic()
@@ -85,10 +87,10 @@ class StopRequest:
 class Limits:
     """What a night may take. None: as much as it likes."""
 
-    experiments: int | None = None          # of the whole run, the baseline included
-    hours: float | None = None              # of this call
-    dollars: float | None = None            # of the whole run, as far as they are known
-    tokens: int | None = None               # the same
+    experiments: int | None = None  # of the whole run, the baseline included
+    hours: float | None = None  # of this call
+    dollars: float | None = None  # of the whole run, as far as they are known
+    tokens: int | None = None  # the same
     began: float = dataclasses.field(default_factory=time.monotonic)
     warned: set[str] = dataclasses.field(default_factory=set)
 
@@ -97,7 +99,11 @@ class Limits:
         spent = ledger.spent
         hours = (time.monotonic() - self.began) / 3600
         budgets = {
-            "--experiments": (len(ledger.finished), self.experiments, f"{len(ledger.finished)} of {self.experiments} experiments"),
+            "--experiments": (
+                len(ledger.finished),
+                self.experiments,
+                f"{len(ledger.finished)} of {self.experiments} experiments",
+            ),
             "--hours": (hours, self.hours, f"{hours:.1f} of {self.hours or 0:g} hours"),
             "--max-cost": (spent.dollars, self.dollars, f"${spent.dollars:.2f} of ${self.dollars or 0:g}"),
             "--max-tokens": (spent.tokens, self.tokens, f"{spent.tokens:,} of {self.tokens or 0:,} tokens"),
@@ -124,11 +130,20 @@ class Limits:
     def warnings(self, ledger: Ledger) -> list[str]:
         """What the user should know before it is over, each once: four fifths of a budget, or a budget that cannot be held."""
         budgets = self.used(ledger)
-        found = {option: f"{words} ({option})" for option, (used, allowed, words) in budgets.items() if allowed * WARN <= used < allowed}
-        for option, unknown, noun in (("--max-cost", ledger.spent.unknown_dollars, "cost"), ("--max-tokens", ledger.spent.unknown_tokens, "tokens")):
+        found = {
+            option: f"{words} ({option})"
+            for option, (used, allowed, words) in budgets.items()
+            if allowed * WARN <= used < allowed
+        }
+        for option, unknown, noun in (
+            ("--max-cost", ledger.spent.unknown_dollars, "cost"),
+            ("--max-tokens", ledger.spent.unknown_tokens, "tokens"),
+        ):
             if option in budgets and unknown:
-                found[option + " unknown"] = (f"{option} cannot hold the run: the agent did not say the {noun} of {count(unknown, 'proposal')}; "
-                                              "--experiments and --hours can")
+                found[option + " unknown"] = (
+                    f"{option} cannot hold the run: the agent did not say the {noun} of {count(unknown, 'proposal')}; "
+                    "--experiments and --hours can"
+                )
         new = [text for name, text in found.items() if name not in self.warned]
         self.warned |= found.keys()
         return new

@@ -14,7 +14,7 @@ from autoresearch import UserError, keys
 from autoresearch.ledger import scrubbed
 from autoresearch.process import command_words
 
-LIMIT = 30.0                        # seconds for one call
+LIMIT = 30.0  # seconds for one call
 
 
 class Notifier:
@@ -52,8 +52,14 @@ class Notifier:
     def _call(self, line: str) -> str | None:
         """Why a notice did not arrive, or None."""
         try:
-            process = subprocess.Popen(self.words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=without_keys(),
-                                       start_new_session=True)
+            process = subprocess.Popen(
+                self.words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=without_keys(),
+                start_new_session=True,
+            )
         except OSError as error:
             return f"{self.words[0]}: {error.strerror}"
         try:
@@ -67,4 +73,6 @@ class Notifier:
 
 def without_keys() -> dict[str, str]:
     """This process's environment without what is a key by its name or its looks."""
-    return {name: value for name, value in os.environ.items() if not keys.NAMES.search(name) and keys.scrub(value) == value}
+    return {
+        name: value for name, value in os.environ.items() if not keys.NAMES.search(name) and keys.scrub(value) == value
+    }

@@ -19,22 +19,76 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 MODULES = {
-    "torch", "numpy", "triton", "math", "cmath", "random", "time", "re", "gc", "atexit", "functools", "itertools", "collections",
-    "dataclasses", "typing", "types", "abc", "enum", "contextlib", "copy", "operator", "bisect", "heapq", "statistics", "string",
-    "fractions", "numbers", "warnings", "__future__", "prepare",
+    "torch",
+    "numpy",
+    "triton",
+    "math",
+    "cmath",
+    "random",
+    "time",
+    "re",
+    "gc",
+    "atexit",
+    "functools",
+    "itertools",
+    "collections",
+    "dataclasses",
+    "typing",
+    "types",
+    "abc",
+    "enum",
+    "contextlib",
+    "copy",
+    "operator",
+    "bisect",
+    "heapq",
+    "statistics",
+    "string",
+    "fractions",
+    "numbers",
+    "warnings",
+    "__future__",
+    "prepare",
 }
 FROM_PREPARE = {"MAX_SEQ_LEN", "PROFILE", "SEED", "TIME_BUDGET", "VOCAB_SIZE", "TrainBatches", "finish", "warmup_batch"}
 BUILTINS = {"open", "exec", "eval", "compile", "__import__", "__builtins__", "globals", "locals", "vars", "breakpoint"}
 # Attributes through which files, processes, sockets and the environment are within reach of what may be imported.
 ATTRIBUTES = {
-    "os", "sys", "io", "subprocess", "socket", "shutil", "ctypes", "importlib", "builtins", "multiprocessing", "pathlib", "tempfile",
-    "pickle", "threading", "inspect", "environ", "cpp_extension", "hub", "distributed", "load_library", "from_file", "ctypeslib",
-    "memmap", "fromfile", "tofile", "savez", "savez_compressed", "savetxt", "loadtxt", "genfromtxt",
+    "os",
+    "sys",
+    "io",
+    "subprocess",
+    "socket",
+    "shutil",
+    "ctypes",
+    "importlib",
+    "builtins",
+    "multiprocessing",
+    "pathlib",
+    "tempfile",
+    "pickle",
+    "threading",
+    "inspect",
+    "environ",
+    "cpp_extension",
+    "hub",
+    "distributed",
+    "load_library",
+    "from_file",
+    "ctypeslib",
+    "memmap",
+    "fromfile",
+    "tofile",
+    "savez",
+    "savez_compressed",
+    "savetxt",
+    "loadtxt",
+    "genfromtxt",
 }
 FILES = {("torch", "load"), ("torch", "save"), ("np", "load"), ("np", "save"), ("numpy", "load"), ("numpy", "save")}
 DUNDERS = {"__init__", "__name__", "__doc__", "__call__", "__post_init__", "__version__", "__class__", "__len__"}
-CLOCK = {"_start", "_source", "_full", "_free", "_last_step"}       # TrainBatches keeps the time with these
-SETTINGS = {"backends", "_dynamo", "_inductor", "_functorch"}                     # parts of torch that are there to be set
+CLOCK = {"_start", "_source", "_full", "_free", "_last_step"}  # TrainBatches keeps the time with these
+SETTINGS = {"backends", "_dynamo", "_inductor", "_functorch"}  # parts of torch that are there to be set
 SEEDING = {"manual_seed", "manual_seed_all", "seed", "default_rng", "RandomState", "SeedSequence", "Random"}
 
 
@@ -47,7 +101,10 @@ def refusal(tree: ast.Module, trusted: ast.Module | None = None, imports: Set[st
 
     What `trusted`, the human's file, does is no objection. imports: modules that are allowed besides MODULES.
     """
-    if not any(isinstance(node, ast.FunctionDef) and node.name == "build_model" and not required_arguments(node) for node in tree.body):
+    if not any(
+        isinstance(node, ast.FunctionDef) and node.name == "build_model" and not required_arguments(node)
+        for node in tree.body
+    ):
         return "it must define build_model() at its top level, a function without arguments"
     known = {text for _, text in objections(trusted, imports)} if trusted else set()
     return next((f"line {line}: {text}" for line, text in objections(tree, imports) if text not in known), None)
@@ -55,16 +112,22 @@ def refusal(tree: ast.Module, trusted: ast.Module | None = None, imports: Set[st
 
 def required_arguments(function: ast.FunctionDef) -> int:
     arguments = function.args
-    return len(arguments.posonlyargs + arguments.args) - len(arguments.defaults) + sum(d is None for d in arguments.kw_defaults)
+    return (
+        len(arguments.posonlyargs + arguments.args)
+        - len(arguments.defaults)
+        + sum(d is None for d in arguments.kw_defaults)
+    )
 
 
 def objections(tree: ast.Module, imports: Set[str] = frozenset()) -> Iterator[tuple[int, str]]:
     """(line, objection) of everything in the source that reaches out of the game."""
-    imported, bound = {}, set()             # name: what it was imported as; names that the file itself gives a meaning
+    imported, bound = {}, set()  # name: what it was imported as; names that the file itself gives a meaning
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
-                imported |= {alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else "" for alias in names}
+                imported |= {
+                    alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else "" for alias in names
+                }
             case ast.ImportFrom(module=module, names=names):
                 imported |= {alias.asname or alias.name: f"{module}.{alias.name}" for alias in names}
             case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
@@ -93,20 +156,28 @@ def objections_to(node: ast.AST, imported: dict[str, str], bound: set[str], modu
         case ast.Attribute(value=value, attr=name, ctx=context):
             if name in ATTRIBUTES or (isinstance(value, ast.Name) and (value.id, name) in FILES):
                 yield f"`{ast.unparse(node)}` is out of bounds: no files, processes, sockets or environment"
-            if name.startswith("__") and name not in DUNDERS and not (isinstance(value, ast.Call) and root_of(value.func) == "super"):
+            if (
+                name.startswith("__")
+                and name not in DUNDERS
+                and not (isinstance(value, ast.Call) and root_of(value.func) == "super")
+            ):
                 yield f"`{name}` is out of bounds: Python's own machinery is not part of the game"
             if name in CLOCK and root_of(node) != "self":
                 yield f"`{ast.unparse(node)}` belongs to the clock"
             whole = [*imported.get(root_of(node), "").split("."), *ast.unparse(node).split(".")]
             if not isinstance(context, ast.Load) and root_of(node) in imported and not SETTINGS & set(whole):
                 yield f"`{ast.unparse(node)}` is written to: what is imported stays as it is"
-        case ast.Call(func=ast.Name(id="getattr" | "setattr" | "delattr" | "hasattr" as function), args=[target, *rest]):
+        case ast.Call(
+            func=ast.Name(id="getattr" | "setattr" | "delattr" | "hasattr" as function), args=[target, *rest]
+        ):
             literal = rest and isinstance(rest[0], ast.Constant)
             if root_of(target) in imported and (function in ("setattr", "delattr") or not literal):
                 yield f"`{function}` on what is imported, by a name made at run time or to change it, is out of bounds"
             elif literal and (rest[0].value in ATTRIBUTES or str(rest[0].value).startswith("__")):
                 yield f"`{rest[0].value}` is out of bounds: no files, processes, sockets or environment"
-        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=arguments, keywords=keywords) if name in SEEDING:
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=arguments, keywords=keywords) if (
+            name in SEEDING
+        ):
             given = [*arguments, *(keyword.value for keyword in keywords)]
             if not given or any(not (isinstance(value, ast.Name) and value.id == "SEED") for value in given):
                 yield f"`{name}` takes prepare's SEED and nothing else: picking seeds is not research"
@@ -151,7 +222,11 @@ def rehearse(path: Path, fake: bool | None = None) -> str | None:
     except SystemExit as error:
         return f"{path.name} ends by itself when it is imported or built: {error}"
     except BaseException as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == path.name]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename).name == path.name
+        ]
         where = f" line {lines[-1]}" if lines else ""
         return f"{path.name}{where}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
     return None
@@ -160,8 +235,13 @@ def rehearse(path: Path, fake: bool | None = None) -> str | None:
 def rehearse_on_fake_tensors(torch, train) -> None:
     from torch._subclasses import fake_tensor
 
-    undecided = (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException, NotImplementedError,
-                 fake_tensor.UnsupportedFakeTensorException, fake_tensor.UnsupportedOperatorException)
+    undecided = (
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+        NotImplementedError,
+        fake_tensor.UnsupportedFakeTensorException,
+        fake_tensor.UnsupportedOperatorException,
+    )
     try:
         with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
             forward_and_backward(torch, train.build_model(), rows=2)
@@ -169,7 +249,7 @@ def rehearse_on_fake_tensors(torch, train) -> None:
         pass
     except Exception as error:
         said = f"{type(error).__name__} {error}".lower()
-        if not any(word in said for word in ("fake", "subclass")):         # else it is about the means, not the model
+        if not any(word in said for word in ("fake", "subclass")):  # else it is about the means, not the model
             raise
 
 
@@ -194,7 +274,7 @@ def forward_and_backward(torch, model, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    del sys.path[0]                     # this folder, whose names are not train.py's
+    del sys.path[0]  # this folder, whose names are not train.py's
     reason = rehearse(Path(sys.argv[1]).absolute())
     if reason:
         print(f"\n{reason}", flush=True)

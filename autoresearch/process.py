@@ -20,11 +20,11 @@ from typing import BinaryIO
 
 from autoresearch import UserError, sandbox
 
-GRACE_SECONDS = 6.0                 # between SIGTERM and SIGKILL; the keeper's own are less
-WATCH_SECONDS = 0.5                 # between two looks at what a command uses
-SUSPENDED = 5.0                     # seconds between two looks, of a tenth of a second: this machine or program stood still
-OUTPUT_LIMIT = 8 << 20              # bytes of cleaned output that are kept
-LONGEST_LINE = 4 << 20              # bytes that are cleaned as one
+GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
+WATCH_SECONDS = 0.5  # between two looks at what a command uses
+SUSPENDED = 5.0  # seconds between two looks, of a tenth of a second: this machine or program stood still
+OUTPUT_LIMIT = 8 << 20  # bytes of cleaned output that are kept
+LONGEST_LINE = 4 << 20  # bytes that are cleaned as one
 
 
 def command_words(command: str) -> list[str]:
@@ -37,11 +37,11 @@ def command_words(command: str) -> list[str]:
 class Ended:
     """How a process ended."""
 
-    exit_code: int | None           # negative for a signal; None where it was ended from here
-    reason: str                     # in words; empty for exit code 0
+    exit_code: int | None  # negative for a signal; None where it was ended from here
+    reason: str  # in words; empty for exit code 0
     seconds: float
-    peak_memory: int                # bytes, the largest resident size of the process or a child of it
-    suspended: float = 0.0          # seconds for which it, this program or the machine stood still, as far as was seen
+    peak_memory: int  # bytes, the largest resident size of the process or a child of it
+    suspended: float = 0.0  # seconds for which it, this program or the machine stood still, as far as was seen
 
 
 class Process:
@@ -52,11 +52,22 @@ class Process:
     number is in AUTORESEARCH_REFEREE.
     """
 
-    def __init__(self, words: list[str], folder: Path, environment: dict[str, str], log: Path, rules: dict | None = None,
-                 on_stdin: bool = False, channel: socket.socket | None = None, clean: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path,
+        environment: dict[str, str],
+        log: Path,
+        rules: dict | None = None,
+        on_stdin: bool = False,
+        channel: socket.socket | None = None,
+        clean: Callable[[str], str] | None = None,
+    ) -> None:
         self.started = time.monotonic()
         if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
-            raise UserError(f"cannot start `{shlex.join(words)}`: there is no program {words[0]}; mend the command in program.md")
+            raise UserError(
+                f"cannot start `{shlex.join(words)}`: there is no program {words[0]}; mend the command in program.md"
+            )
         handles = []
         if channel:
             handles = [channel.fileno()]
@@ -64,11 +75,18 @@ class Process:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as output:
             self._process = subprocess.Popen(
-                [*sandbox.launcher(rules), *words], cwd=folder, env=environment, stdout=subprocess.PIPE if clean else output,
-                stderr=subprocess.STDOUT, stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL, start_new_session=True,
+                [*sandbox.launcher(rules), *words],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE if clean else output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL,
+                start_new_session=True,
                 pass_fds=handles,
             )
-        self._copying = clean and threading.Thread(target=copy_lines, args=(self._process.stdout, log, clean), daemon=True)
+        self._copying = clean and threading.Thread(
+            target=copy_lines, args=(self._process.stdout, log, clean), daemon=True
+        )
         if self._copying:
             self._copying.start()
         self.identifier = identify(self._process.pid)
@@ -79,17 +97,22 @@ class Process:
             self._process.stdin.write(b"go\n")
             self._process.stdin.close()
         except BrokenPipeError:
-            pass                    # it ended already: `wait` says how
+            pass  # it ended already: `wait` says how
 
-    def wait(self, limit: float, stopped: Callable[[], bool] = lambda: False, tick: Callable[[], None] = lambda: None,
-             excess: Callable[[], str | None] = lambda: None) -> Ended:
+    def wait(
+        self,
+        limit: float,
+        stopped: Callable[[], bool] = lambda: False,
+        tick: Callable[[], None] = lambda: None,
+        excess: Callable[[], str | None] = lambda: None,
+    ) -> Ended:
         """Wait until it ends by itself, `limit` seconds after its start, `stopped()`, or `excess()` names a reason.
 
         Leaves no survivors.
         """
         handle = os.pidfd_open(self._process.pid)
         watched = time.monotonic()
-        suspended, looked = 0.0, time.clock_gettime(time.CLOCK_BOOTTIME)       # which goes on while the machine sleeps
+        suspended, looked = 0.0, time.clock_gettime(time.CLOCK_BOOTTIME)  # which goes on while the machine sleeps
         try:
             poller = select.poll()
             poller.register(handle, select.POLLIN)
@@ -110,7 +133,9 @@ class Process:
                         suspended += time.monotonic() - watched
                     watched = time.monotonic()
                 if time.monotonic() - self.started > limit + suspended:
-                    return dataclasses.replace(self.end(f"ended after its time limit of {limit:.0f} s"), suspended=suspended)
+                    return dataclasses.replace(
+                        self.end(f"ended after its time limit of {limit:.0f} s"), suspended=suspended
+                    )
         except BaseException:
             self.end("not watched any more")
             raise
@@ -128,13 +153,13 @@ class Process:
         return dataclasses.replace(self._reap(), exit_code=None, reason=reason)
 
     def _reap(self) -> Ended:
-        signal_group(self._process.pid, signal.SIGKILL)     # children that outlived it
+        signal_group(self._process.pid, signal.SIGKILL)  # children that outlived it
         _, status, usage = os.wait4(self._process.pid, 0)
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
         if self._process.stdin:
             self._process.stdin.close()
         if self._copying:
-            self._copying.join(GRACE_SECONDS)           # what has left the session may still hold the pipe
+            self._copying.join(GRACE_SECONDS)  # what has left the session may still hold the pipe
         if code < 0:
             reason = f"killed by {signal.Signals(-code).name}"
         else:
@@ -181,7 +206,7 @@ def family(pid: int) -> list[int]:
             with open(f"/proc/{name}/stat") as stat:
                 parents.setdefault(int(stat.read().rpartition(")")[2].split()[1]), []).append(int(name))
         except OSError:
-            pass                    # it has ended
+            pass  # it has ended
     found = [pid]
     for member in found:
         found += parents.get(member, [])

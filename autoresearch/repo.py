@@ -22,8 +22,9 @@ def open_repository(folder: Path) -> git.Repo:
     try:
         repository = git.Repo(folder, search_parent_directories=True)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError):
-        raise UserError(f"{folder} is not in a git repository; make it one: "
-                        "`git init && git add -A && git commit -m start`") from None
+        raise UserError(
+            f"{folder} is not in a git repository; make it one: `git init && git add -A && git commit -m start`"
+        ) from None
     if repository.bare:
         raise UserError(f"{folder} is a bare repository; clone it and run there")
     if not repository.head.is_valid():
@@ -32,8 +33,9 @@ def open_repository(folder: Path) -> git.Repo:
         try:
             repository.git.var(identity)
         except git.GitCommandError:
-            raise UserError("git does not know who commits; tell it: "
-                            "`git config user.name NAME && git config user.email ADDRESS`") from None
+            raise UserError(
+                "git does not know who commits; tell it: `git config user.name NAME && git config user.email ADDRESS`"
+            ) from None
     return repository
 
 
@@ -80,7 +82,9 @@ class RunRepo:
 
     def stage(self, worker: int = 0) -> "Stage":
         """Where the trials of a worker run."""
-        return self.stages.setdefault(worker, Stage(self, self.worktree.with_name(f"stage-{worker}" if worker else "stage")))
+        return self.stages.setdefault(
+            worker, Stage(self, self.worktree.with_name(f"stage-{worker}" if worker else "stage"))
+        )
 
     def move(self, commit: str, champion: str) -> str | None:
         """What a commit changed, as a commit on top of the champion, which stands in the scratch worktree then. None if it does not go there."""
@@ -88,7 +92,9 @@ class RunRepo:
         tree = git.Repo(self.scratch)
         try:
             tree.git.cherry_pick("--no-commit", commit)
-            tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--reuse-message", commit])
+            tree.git.execute(
+                ["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--reuse-message", commit]
+            )
             return tree.git.rev_parse("HEAD")
         except git.GitCommandError as error:
             if disk_is_full(error):
@@ -101,7 +107,11 @@ class RunRepo:
 
     def diff(self, before: str, after: str, paths: tuple[str, ...]) -> str:
         """What changed in the paths between two commits."""
-        return self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *paths).encode(errors="replace").decode()
+        return (
+            self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *paths)
+            .encode(errors="replace")
+            .decode()
+        )
 
     def reset(self, folder: Path, commit: str) -> None:
         """Make a worktree hold a commit and nothing else, whatever was done to it."""
@@ -116,7 +126,7 @@ class RunRepo:
                 tree.git.checkout("--detach", "--force", commit)
                 tree.git.clean("-ffdxq")
                 return
-            except git.GitError:            # a lock of a git that was killed, a broken .git: made anew, once
+            except git.GitError:  # a lock of a git that was killed, a broken .git: made anew, once
                 if not again:
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
@@ -126,8 +136,10 @@ class RunRepo:
         for entry in self.repository.git.worktree("list", "--porcelain").split("\n\n"):
             if f"branch refs/heads/{branch}" in entry.splitlines():
                 path = entry.splitlines()[0].removeprefix("worktree ")
-                raise UserError(f"{path} has the run's branch {branch} checked out, so the loop cannot move it; "
-                                f"switch that checkout first: `git -C {path} switch --detach`")
+                raise UserError(
+                    f"{path} has the run's branch {branch} checked out, so the loop cannot move it; "
+                    f"switch that checkout first: `git -C {path} switch --detach`"
+                )
 
     def changed(self, champion: str) -> list[str]:
         """Paths in the worktree that differ from the champion, new ones included, ignored ones not.
@@ -156,7 +168,9 @@ class RunRepo:
         """Commit the given paths in the worktree. Hooks and signing of the user's do not run."""
         tree = self._tree()
         tree.git.add("--", *paths)
-        tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message])
+        tree.git.execute(
+            ["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message]
+        )
         return tree.git.rev_parse("HEAD")
 
     def remember(self, name: int | str, commit: str) -> None:
@@ -178,9 +192,11 @@ class RunRepo:
             (Path(tree.git_dir) / "REVERT_HEAD").unlink(missing_ok=True)
         if tree.git.write_tree() == tree.git.rev_parse("HEAD^{tree}"):
             return None, stuck
-        date = tree.git.show("--no-patch", "--format=%cI", champion)        # so that it is the same commit each time
-        tree.git.execute(["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message],
-                         env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date})
+        date = tree.git.show("--no-patch", "--format=%cI", champion)  # so that it is the same commit each time
+        tree.git.execute(
+            ["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message],
+            env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date},
+        )
         return tree.git.rev_parse("HEAD"), stuck
 
     def name_branch(self, name: str, commit: str, ours: list[str]) -> None:
@@ -189,8 +205,10 @@ class RunRepo:
         if tip == commit:
             return
         if tip is not None and tip not in ours:
-            raise UserError(f"the branch {name} stands at {short(tip)}, which is not of this loop's making; name that work, "
-                            f"`git branch mine {short(tip)}`, remove the branch, `git branch -D {name}`, and run the same command again")
+            raise UserError(
+                f"the branch {name} stands at {short(tip)}, which is not of this loop's making; name that work, "
+                f"`git branch mine {short(tip)}`, remove the branch, `git branch -D {name}`, and run the same command again"
+            )
         self._require_branch_is_free(name)
         self.repository.git.update_ref(f"refs/heads/{name}", commit, m="autoresearch: pruned")
 
@@ -213,7 +231,9 @@ class Stage:
     def set(self, base: str, attempt: str, editable: tuple[str, ...]) -> None:
         """Make it hold the base commit with the attempt's editable files, and remember that."""
         with contextlib.suppress(git.GitError):
-            (Path(git.Repo(self.folder).git_dir) / "index").unlink(missing_ok=True)     # it would be believed, time stamps and all
+            (Path(git.Repo(self.folder).git_dir) / "index").unlink(
+                missing_ok=True
+            )  # it would be believed, time stamps and all
         self.repo.reset(self.folder, base)
         if attempt != base:
             git.Repo(self.folder).git.checkout(attempt, "--", *editable)

@@ -20,7 +20,7 @@ from autoresearch.task import Task
 from autoresearch.verify import BASELINE, CHAMPION, Estimate, Findings, findings, signed
 
 GREEN, GREY, RED, INK = "#1b7f4d", "#9aa3ad", "#c0392b", "#24352c"
-DIFF_LINES = 40                     # of a kept change, at most
+DIFF_LINES = 40  # of a kept change, at most
 NEAR_MISSES = 5
 
 
@@ -31,7 +31,7 @@ class Run:
     tag: str
     task: Task
     ledger: Ledger
-    diffs: dict[int, str]           # by number, of kept changes
+    diffs: dict[int, str]  # by number, of kept changes
 
     @property
     def sign(self) -> int:
@@ -56,9 +56,25 @@ def write_report(run: Run, folder: Path, pdf: bool) -> Path:
     found = findings(run.ledger, run.task.lower_is_better, run.task.line_price)
     draw_curve(run, folder / "curve.png")
     draw_gains(run, found, folder / "gains.png")
-    text = "\n\n".join(part for section in (
-        summary, asked, setup, night, what_was_kept, what_did_not_help, agents, what_verify_found, cost, threats,
-    ) for part in section(run, found)) + "\n"
+    text = (
+        "\n\n".join(
+            part
+            for section in (
+                summary,
+                asked,
+                setup,
+                night,
+                what_was_kept,
+                what_did_not_help,
+                agents,
+                what_verify_found,
+                cost,
+                threats,
+            )
+            for part in section(run, found)
+        )
+        + "\n"
+    )
     path = folder / "report.md"
     path.write_text(text, encoding="utf-8")
     return write_pdf(text, folder) if pdf else path
@@ -80,10 +96,13 @@ def summary(run: Run, found: Findings | None) -> list[str]:
     else:
         gain, failed = found.gain, [plain(line) for line in found.failed if line.startswith((BASELINE, CHAMPION))]
         word = "a gain" if gain.low > 0 else "no gain shown" if gain.high > 0 else "the champion is worse"
-        claim = (f"**Verified: {word}.** With fresh seeds, {gain.runs[1]} runs of the champion against {gain.runs[0]} of the baseline, the difference is "
-                 f"{signed(gain.gain)} ({interval(gain)}) on val"
-                 + (f" and {signed(found.holdout.gain)} ({interval(found.holdout)}) on the holdout" if found.holdout else "") + "; positive is better."
-                 + (" " + "; ".join(failed) + "." if failed else ""))
+        claim = (
+            f"**Verified: {word}.** With fresh seeds, {gain.runs[1]} runs of the champion against {gain.runs[0]} of the baseline, the difference is "
+            f"{signed(gain.gain)} ({interval(gain)}) on val"
+            + (f" and {signed(found.holdout.gain)} ({interval(found.holdout)}) on the holdout" if found.holdout else "")
+            + "; positive is better."
+            + (" " + "; ".join(failed) + "." if failed else "")
+        )
     return [
         f"# Run {plain(run.tag)}",
         claim,
@@ -96,9 +115,13 @@ def summary(run: Run, found: Findings | None) -> list[str]:
 def asked(run: Run, found: Findings | None) -> list[str]:
     lines = [line for line in run.ledger.agenda.splitlines() if not line.startswith("#")]
     paragraph = " ".join("\n".join(lines).strip().partition("\n\n")[0].split())
-    return ["## What was asked", f"> {plain(paragraph)}" if paragraph else "The record holds no agenda.",
-            f"An experiment may change {', '.join(f'`{name}`' for name in run.task.editable)} and is run by `{run.task.train}`"
-            + (f", scored by `{run.task.score}`" if run.task.score else "") + "."]
+    return [
+        "## What was asked",
+        f"> {plain(paragraph)}" if paragraph else "The record holds no agenda.",
+        f"An experiment may change {', '.join(f'`{name}`' for name in run.task.editable)} and is run by `{run.task.train}`"
+        + (f", scored by `{run.task.score}`" if run.task.score else "")
+        + ".",
+    ]
 
 
 def setup(run: Run, found: Findings | None) -> list[str]:
@@ -115,7 +138,10 @@ def setup(run: Run, found: Findings | None) -> list[str]:
         "began": day(run.ledger.run["time"]),
         "base commit": short(run.ledger.run["base"]),
     }
-    return ["## Setup", table(["", ""], [[name, str(value)] for name, value in rows.items() if value not in (None, "")])]
+    return [
+        "## Setup",
+        table(["", ""], [[name, str(value)] for name, value in rows.items() if value not in (None, "")]),
+    ]
 
 
 def night(run: Run, found: Findings | None) -> list[str]:
@@ -124,8 +150,11 @@ def night(run: Run, found: Findings | None) -> list[str]:
     return [
         "## The night",
         f"Of {len(run.ledger.tried)} changes {counts['keep']} were kept, {counts['discard']} discarded, {counts['crash']} crashed. "
-        + (f"The score of identical code has a standard deviation of {noise:.6f}, as far as this run knows." if noise else
-           "How far scores of identical code lie apart is not known: none ran twice."),
+        + (
+            f"The score of identical code has a standard deviation of {noise:.6f}, as far as this run knows."
+            if noise
+            else "How far scores of identical code lie apart is not known: none ran twice."
+        ),
         "![scores of all experiments](curve.png)",
     ]
 
@@ -138,19 +167,43 @@ def what_was_kept(run: Run, found: Findings | None) -> list[str]:
     rows = []
     for attempt in kept:
         error, part = run.error(attempt), parts.get(attempt.number)
-        worth = "" if part is None else f"{signed(part.worth.gain)} ({interval(part.worth)}): {part.says}" if part.worth else part.says
-        rows.append([str(attempt.number), one_line(attempt.description, 80), signed(run.gain(attempt)) + (f" ± {error:.6f}" if error else ""),
-                     "" if attempt.lines is None else f"{attempt.lines:+d}", worth])
-    heading = ["experiment", "change", "gain in the run ± standard error", "lines"] + ["lost when it is left out"] * bool(parts)
-    paragraphs = ["## What was kept", table(heading, [row[: len(heading)] for row in rows]), "![what each change is worth](gains.png)"]
+        worth = (
+            ""
+            if part is None
+            else f"{signed(part.worth.gain)} ({interval(part.worth)}): {part.says}"
+            if part.worth
+            else part.says
+        )
+        rows.append(
+            [
+                str(attempt.number),
+                one_line(attempt.description, 80),
+                signed(run.gain(attempt)) + (f" ± {error:.6f}" if error else ""),
+                "" if attempt.lines is None else f"{attempt.lines:+d}",
+                worth,
+            ]
+        )
+    heading = ["experiment", "change", "gain in the run ± standard error", "lines"] + [
+        "lost when it is left out"
+    ] * bool(parts)
+    paragraphs = [
+        "## What was kept",
+        table(heading, [row[: len(heading)] for row in rows]),
+        "![what each change is worth](gains.png)",
+    ]
     if within := [attempt.number for attempt in kept if run.gain(attempt) <= 2 * run.error(attempt)]:
-        paragraphs.append(f"By these runs alone, {len(within)} of the {len(kept)} gains (of experiments {listing(within)}) are within two standard errors of nothing.")
+        paragraphs.append(
+            f"By these runs alone, {len(within)} of the {len(kept)} gains (of experiments {listing(within)}) are within two standard errors of nothing."
+        )
     for attempt in kept:
         lines = run.diffs.get(attempt.number, "").splitlines()
         lines = [line for line in lines if not line.startswith(("diff --git ", "index "))]
         shown = lines[:DIFF_LINES] + [f"... {len(lines) - DIFF_LINES} more lines"] * (len(lines) > DIFF_LINES)
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(shown))), default=0))
-        paragraphs += [f"### Experiment {attempt.number}: {plain(one_line(attempt.description, 80))}", "\n".join([f"{fence}diff", *shown, fence])]
+        paragraphs += [
+            f"### Experiment {attempt.number}: {plain(one_line(attempt.description, 80))}",
+            "\n".join([f"{fence}diff", *shown, fence]),
+        ]
     return paragraphs
 
 
@@ -167,17 +220,39 @@ def what_did_not_help(run: Run, found: Findings | None) -> list[str]:
             gains = [run.gain(attempt) for attempt in group if attempt.score is not None]
             crashes = sum(attempt.status == "crash" for attempt in group)
             rows.append([name, str(len(group)), str(crashes), signed(max(gains)) if gains else ""])
-        paragraphs += [f"{len(failed)} of {len(groups)} categories brought nothing that was kept:",
-                       table(["category", "tried", "crashed", "best gain"], rows)]
+        paragraphs += [
+            f"{len(failed)} of {len(groups)} categories brought nothing that was kept:",
+            table(["category", "tried", "crashed", "best gain"], rows),
+        ]
     else:
-        paragraphs.append("Every category that was tried brought something that was kept." if tried else "Nothing was tried.")
-    near = sorted((attempt for attempt in tried if attempt.status == "discard"), key=run.gain, reverse=True)[:NEAR_MISSES]
+        paragraphs.append(
+            "Every category that was tried brought something that was kept." if tried else "Nothing was tried."
+        )
+    near = sorted((attempt for attempt in tried if attempt.status == "discard"), key=run.gain, reverse=True)[
+        :NEAR_MISSES
+    ]
     if near:
-        paragraphs += ["The nearest misses:", table(["experiment", "change", "gain", "why not"], [
-            [str(attempt.number), one_line(attempt.description, 60), signed(run.gain(attempt)), one_line(attempt.reason, 120)] for attempt in near])]
+        paragraphs += [
+            "The nearest misses:",
+            table(
+                ["experiment", "change", "gain", "why not"],
+                [
+                    [
+                        str(attempt.number),
+                        one_line(attempt.description, 60),
+                        signed(run.gain(attempt)),
+                        one_line(attempt.reason, 120),
+                    ]
+                    for attempt in near
+                ],
+            ),
+        ]
     crashes = collections.Counter(one_line(attempt.reason, 100) for attempt in tried if attempt.status == "crash")
     if crashes:
-        paragraphs += ["Crashes:", table(["times", "reason"], [[str(times), reason] for reason, times in crashes.most_common()])]
+        paragraphs += [
+            "Crashes:",
+            table(["times", "reason"], [[str(times), reason] for reason, times in crashes.most_common()]),
+        ]
     return paragraphs
 
 
@@ -188,21 +263,32 @@ def what_verify_found(run: Run, found: Findings | None) -> list[str]:
     for name, scores in found.scores.items():
         held = found.holdouts.get(name, [])
         rows.append([name, str(len(scores)), f"{mean(scores):.6f}", f"{mean(held):.6f}" if held else ""])
-    paragraphs = ["## What verify found", table(["code", "runs", f"mean {run.task.metric}", "mean on the holdout"], rows)]
+    paragraphs = [
+        "## What verify found",
+        table(["code", "runs", f"mean {run.task.metric}", "mean on the holdout"], rows),
+    ]
     if found.gain:
         first, last = run.ledger.kept[0], run.ledger.kept[-1]
         claimed = run.sign * (first.score - last.score)
         paragraphs.append(
             f"The run claimed {signed(claimed)} (from {first.score:.6f} to {last.score:.6f}). Again, with fresh seeds: {signed(found.gain.gain)} ({interval(found.gain)})"
-            + (f", {found.gain.gain / claimed:.0%} of it" if claimed > 0 else "") + ".")
+            + (f", {found.gain.gain / claimed:.0%} of it" if claimed > 0 else "")
+            + "."
+        )
     if found.parts:
         words = collections.defaultdict(list)
         for part in found.parts:
             words[part.says].append(part.attempt.number)
-        paragraphs.append("Each kept change left out alone: " + "; ".join(f"{word}: {listing(numbers)}" for word, numbers in words.items()) + ".")
+        paragraphs.append(
+            "Each kept change left out alone: "
+            + "; ".join(f"{word}: {listing(numbers)}" for word, numbers in words.items())
+            + "."
+        )
     if found.pruned:
-        paragraphs.append(f"Without what can go (`{short(found.pruned_commit)}`) the champion changes by {signed(found.pruned.gain)} ({interval(found.pruned)})"
-                          + (": what can go one by one cannot go together." if found.pruned.high < 0 else "."))
+        paragraphs.append(
+            f"Without what can go (`{short(found.pruned_commit)}`) the champion changes by {signed(found.pruned.gain)} ({interval(found.pruned)})"
+            + (": what can go one by one cannot go together." if found.pruned.high < 0 else ".")
+        )
     if found.failed:
         paragraphs.append("; ".join(map(plain, found.failed)) + ".")
     return paragraphs
@@ -213,12 +299,25 @@ def agents(run: Run, found: Findings | None) -> list[str]:
     rows = []
     for name, spent in run.ledger.spent_by.items():
         tried = [attempt for attempt in run.ledger.tried if attempt.agent == name]
-        if not tried and name == "loop":                # which made the baseline
+        if not tried and name == "loop":  # which made the baseline
             continue
         kept = [attempt for attempt in tried if attempt.status == "keep"]
-        rows.append([plain(name), str(spent.proposals), str(len(tried)), str(len(kept)), signed(math.fsum(max(0.0, run.gain(attempt)) for attempt in kept)),
-                     known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals), known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)])
-    paragraphs = ["## Who proposed", table(["agent", "proposals", "tried", "kept", "gain of these", "tokens", "dollars"], rows)] if rows else []
+        rows.append(
+            [
+                plain(name),
+                str(spent.proposals),
+                str(len(tried)),
+                str(len(kept)),
+                signed(math.fsum(max(0.0, run.gain(attempt)) for attempt in kept)),
+                known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals),
+                known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals),
+            ]
+        )
+    paragraphs = (
+        ["## Who proposed", table(["agent", "proposals", "tried", "kept", "gain of these", "tokens", "dollars"], rows)]
+        if rows
+        else []
+    )
     foretold = [attempt for attempt in run.ledger.tried if attempt.predicted and attempt.score is not None]
     right = [attempt for attempt in foretold if (attempt.predicted < 0) == (run.sign * -run.gain(attempt) < 0)]
     if foretold:
@@ -236,34 +335,57 @@ def cost(run: Run, found: Findings | None) -> list[str]:
     verify_seconds = sum(event["seconds"].get("wall", 0.0) for event in run.ledger.verified)
     device = "GPU" if (run.ledger.game or {}).get("profile") == "gpu" else "machine"
     spent = run.ledger.spent
-    return ["## What it cost", table(["", ""], [
-        [f"{device} hours, experiments", f"{night_seconds / 3600:.2f}"],
-        [f"{device} hours, verify", f"{verify_seconds / 3600:.2f}"],
-        ["tokens", known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals)],
-        ["dollars", known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)],
-    ]), *where_the_time_went(run)]
+    return [
+        "## What it cost",
+        table(
+            ["", ""],
+            [
+                [f"{device} hours, experiments", f"{night_seconds / 3600:.2f}"],
+                [f"{device} hours, verify", f"{verify_seconds / 3600:.2f}"],
+                ["tokens", known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals)],
+                ["dollars", known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)],
+            ],
+        ),
+        *where_the_time_went(run),
+    ]
 
 
 def where_the_time_went(run: Run) -> list[str]:
     """Every second of the run, by kind."""
     account = run.ledger.account
-    rows = [[kind, f"{seconds / 3600:.2f}", f"{share:.1%}" if share else ""] for kind, seconds, share in shares(account.total())]
+    rows = [
+        [kind, f"{seconds / 3600:.2f}", f"{share:.1%}" if share else ""]
+        for kind, seconds, share in shares(account.total())
+    ]
     workers = f" of each of {account.workers} workers" if account.workers > 1 else ""
-    return [f"Where the time went: a loop was at work for {account.wall() / 3600:.2f} hours by the clock, and this is every second{workers} in it, "
-            "and what lay between two calls of the loop.", table(["", "hours", "share"], rows)] if rows else []
+    return (
+        [
+            f"Where the time went: a loop was at work for {account.wall() / 3600:.2f} hours by the clock, and this is every second{workers} in it, "
+            "and what lay between two calls of the loop.",
+            table(["", "hours", "share"], rows),
+        ]
+        if rows
+        else []
+    )
 
 
 def threats(run: Run, found: Findings | None) -> list[str]:
     game, groups = run.ledger.game or {}, run.ledger.replicates()
     points = [
         f"{len(run.ledger.tried)} changes were compared with a champion on the same rows. The best of so many draws is partly luck: fresh seeds take that of the training "
-        "away, and only rows that no decision read" + (", the holdout," if run.task.holdout else ", which this task has not,") + " that of the rows.",
+        "away, and only rows that no decision read"
+        + (", the holdout," if run.task.holdout else ", which this task has not,")
+        + " that of the rows.",
         f"Changes were judged by runs with seed {run.ledger.seed}, on one machine. What they found need not hold on another, for longer training, or for larger models.",
         f"The noise was estimated from {count(len(groups), 'code')} that ran more than once"
-        + (f" and from a prior of {game['noise']:g}" if game.get("noise") is not None else "") + ".",
-        "Exact duplicates of documents are kept out of the held-out text; near ones are not." if run.task.referee else "",
-        "What was not verified is not claimed." if found is None else
-        f"The intervals of verify assume that scores of identical code are normal, with one variance for all codes, pooled over {len(found.scores)} of them.",
+        + (f" and from a prior of {game['noise']:g}" if game.get("noise") is not None else "")
+        + ".",
+        "Exact duplicates of documents are kept out of the held-out text; near ones are not."
+        if run.task.referee
+        else "",
+        "What was not verified is not claimed."
+        if found is None
+        else f"The intervals of verify assume that scores of identical code are normal, with one variance for all codes, pooled over {len(found.scores)} of them.",
     ]
     return ["## Threats to validity", "\n".join(f"- {point}" for point in points if point)]
 
@@ -322,18 +444,38 @@ def draw_curve(run: Run, path: Path) -> None:
     steps = [attempt.number for attempt in kept] + [run.ledger.finished[-1].number + 0.5]
     path_scores = [attempt.score for attempt in kept] + [kept[-1].score]
     noise = run.ledger.noise()
-    axes.fill_between(steps, [score - 2 * noise for score in path_scores], [score + 2 * noise for score in path_scores], step="post", color=GREEN, alpha=0.12,
-                      linewidth=0, label="two standard deviations of identical code")
+    axes.fill_between(
+        steps,
+        [score - 2 * noise for score in path_scores],
+        [score + 2 * noise for score in path_scores],
+        step="post",
+        color=GREEN,
+        alpha=0.12,
+        linewidth=0,
+        label="two standard deviations of identical code",
+    )
     axes.step(steps, path_scores, where="post", color=GREEN, linewidth=1.6, label="champion")
     axes.scatter([a.number for a in kept], path_scores[:-1], s=30, color=GREEN, zorder=4)
     low, high = min(path_scores), max(path_scores)
-    worst = high + max(0.6 * (high - low), 4 * noise, 1e-9) if run.task.lower_is_better else low - max(0.6 * (high - low), 4 * noise, 1e-9)
+    worst = (
+        high + max(0.6 * (high - low), 4 * noise, 1e-9)
+        if run.task.lower_is_better
+        else low - max(0.6 * (high - low), 4 * noise, 1e-9)
+    )
     inside = [run.sign * a.score <= run.sign * worst for a in others]
-    axes.scatter([a.number for a in others], [a.score if near else worst for a, near in zip(others, inside, strict=True)], s=14, color=GREY, alpha=0.7,
-                 label="discarded (at the edge: far worse)")
+    axes.scatter(
+        [a.number for a in others],
+        [a.score if near else worst for a, near in zip(others, inside, strict=True)],
+        s=14,
+        color=GREY,
+        alpha=0.7,
+        label="discarded (at the edge: far worse)",
+    )
     crashed = [a.number for a in run.ledger.tried if a.status == "crash"]
     axes.scatter(crashed, [worst] * len(crashed), marker="x", s=18, color=RED, label="crashed" if crashed else None)
-    axes.set(xlabel="experiment", ylabel=f"{run.task.metric} ({'lower' if run.task.lower_is_better else 'higher'} is better)")
+    axes.set(
+        xlabel="experiment", ylabel=f"{run.task.metric} ({'lower' if run.task.lower_is_better else 'higher'} is better)"
+    )
     axes.xaxis.get_major_locator().set_params(integer=True)
     legend_above(axes)
     figure.savefig(path)
@@ -344,13 +486,28 @@ def draw_gains(run: Run, found: Findings | None, path: Path) -> None:
     kept = run.ledger.kept[1:]
     figure, axes = new_figure(max(1.6, 0.6 + 0.36 * len(kept)))
     places = [-place for place in range(len(kept))]
-    axes.errorbar([run.gain(a) for a in kept], places, xerr=[2 * run.error(a) for a in kept], fmt="o", color=GREEN, capsize=2,
-                  label="gain in the run, two standard errors")
+    axes.errorbar(
+        [run.gain(a) for a in kept],
+        places,
+        xerr=[2 * run.error(a) for a in kept],
+        fmt="o",
+        color=GREEN,
+        capsize=2,
+        label="gain in the run, two standard errors",
+    )
     parts = {part.attempt.number: part.worth for part in found.parts if part.worth} if found else {}
     measured = [(place - 0.25, parts[a.number]) for place, a in zip(places, kept, strict=True) if a.number in parts]
     if measured:
-        axes.errorbar([worth.gain for _, worth in measured], [place for place, _ in measured], fmt="s", color=INK, capsize=2, markersize=4,
-                      xerr=[worth.high - worth.gain for _, worth in measured], label="lost when left out, 95% interval of fresh seeds")
+        axes.errorbar(
+            [worth.gain for _, worth in measured],
+            [place for place, _ in measured],
+            fmt="s",
+            color=INK,
+            capsize=2,
+            markersize=4,
+            xerr=[worth.high - worth.gain for _, worth in measured],
+            label="lost when left out, 95% interval of fresh seeds",
+        )
     axes.axvline(0, color=GREY, linewidth=0.8)
     axes.set_yticks(places, [f"{a.number}. {one_line(a.description, 44)}" for a in kept], fontsize=8, parse_math=False)
     axes.set(xlabel=f"gain in {run.task.metric}", ylim=(0.4 - max(1, len(kept)), 0.6))
@@ -380,11 +537,20 @@ def write_pdf(text: str, folder: Path) -> Path:
     page = markdown_it.MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     for name in ("curve", "gains"):
         page = page.replace(f'src="{name}.png"', f'src="{html.escape(str(folder / name))}.png" width="490"')
-    heading = {f"h{level}": fpdf.TextStyle(color=INK, font_size_pt=size, t_margin=above, b_margin=1.5) for level, size, above in ((1, 18, 0), (2, 13, 4), (3, 10, 3))}
-    pdf.write_html(page, font_family="sans", tag_styles={
-        **heading, "blockquote": fpdf.TextStyle(color=INK, font_style="I"), "code": fpdf.FontFace(family="mono"),
-        "pre": fpdf.TextStyle(font_family="mono", font_size_pt=7),
-    })
+    heading = {
+        f"h{level}": fpdf.TextStyle(color=INK, font_size_pt=size, t_margin=above, b_margin=1.5)
+        for level, size, above in ((1, 18, 0), (2, 13, 4), (3, 10, 3))
+    }
+    pdf.write_html(
+        page,
+        font_family="sans",
+        tag_styles={
+            **heading,
+            "blockquote": fpdf.TextStyle(color=INK, font_style="I"),
+            "code": fpdf.FontFace(family="mono"),
+            "pre": fpdf.TextStyle(font_family="mono", font_size_pt=7),
+        },
+    )
     path = folder / "report.pdf"
     pdf.output(str(path))
     return path

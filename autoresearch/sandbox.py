@@ -38,16 +38,41 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/opt", "/etc", "/sys", "/run/nvidia-persistenced",
-          "/run/opengl-driver", "/nix/store")
+SYSTEM = (
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/lib32",
+    "/bin",
+    "/sbin",
+    "/opt",
+    "/etc",
+    "/sys",
+    "/run/nvidia-persistenced",
+    "/run/opengl-driver",
+    "/nix/store",
+)
 # Of /proc the process itself and what belongs to nobody. The rest holds other processes' environments,
 # which a root process could read in spite of Landlock's ban on tracing.
-PROC = ("self", "cpuinfo", "devices", "driver", "filesystems", "loadavg", "meminfo", "modules", "stat", "sys", "uptime",
-        "version", "vmstat")
+PROC = (
+    "self",
+    "cpuinfo",
+    "devices",
+    "driver",
+    "filesystems",
+    "loadavg",
+    "meminfo",
+    "modules",
+    "stat",
+    "sys",
+    "uptime",
+    "version",
+    "vmstat",
+)
 DEVICES = ("null", "zero", "full", "random", "urandom")
 GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dri", "kfd", "dxg")
-DAC_OVERRIDE = 1                    # the one privilege that root keeps: files whose mode does not name it
-GRACE_SECONDS = 4.0                 # between SIGTERM and SIGKILL
+DAC_OVERRIDE = 1  # the one privilege that root keeps: files whose mode does not name it
+GRACE_SECONDS = 4.0  # between SIGTERM and SIGKILL
 
 # sys/prctl.h
 PARENT_DEATH_SIGNAL, SECCOMP, DROP_PRIVILEGE, CHILD_SUBREAPER, NO_NEW_PRIVILEGES = 1, 22, 24, 36, 38
@@ -56,17 +81,17 @@ PARENT_DEATH_SIGNAL, SECCOMP, DROP_PRIVILEGE, CHILD_SUBREAPER, NO_NEW_PRIVILEGES
 # ----------------------------------------------------------------------------------------------
 # Landlock (linux/landlock.h)
 
-CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446     # system calls, the same on every architecture
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # system calls, the same on every architecture
 VERSION_FLAG = 1
 PATH_BENEATH = 1
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 REFER, TRUNCATE, IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
 READ = EXECUTE | READ_FILE | READ_DIR
-FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE        # those that make sense for a single file
+FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE  # those that make sense for a single file
 DEVICE_RIGHTS = READ_FILE | READ_DIR | WRITE_FILE | TRUNCATE | IOCTL_DEVICE
 FILE_RIGHTS_OF_VERSION = {2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
-BOTH_TCP_RIGHTS = 0b11                                      # bind and connect, from version 4
-BOTH_SCOPES, SIGNALS = 0b11, 0b10                           # abstract sockets and signals, from version 6
+BOTH_TCP_RIGHTS = 0b11  # bind and connect, from version 4
+BOTH_SCOPES, SIGNALS = 0b11, 0b10  # abstract sockets and signals, from version 6
 
 
 def system_call(number: int, *arguments) -> int:
@@ -133,7 +158,10 @@ def enforce(rules: int) -> None:
 
 def devices() -> list[str]:
     """The device files that training needs."""
-    return [*(f"/dev/{name}" for name in DEVICES), *(path for name in GPU_DEVICES for path in sorted(glob.glob(f"/dev/{name}")))]
+    return [
+        *(f"/dev/{name}" for name in DEVICES),
+        *(path for name in GPU_DEVICES for path in sorted(glob.glob(f"/dev/{name}"))),
+    ]
 
 
 def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
@@ -146,7 +174,9 @@ def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
     if not any(other.startswith(path.rstrip("/") + "/") for other in hidden) or not os.path.isdir(path):
         return [path]
     rights[path] = READ_DIR
-    return [found for entry in os.scandir(path) if not entry.is_symlink() for found in visible(entry.path, hidden, rights)]
+    return [
+        found for entry in os.scandir(path) if not entry.is_symlink() for found in visible(entry.path, hidden, rights)
+    ]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -156,13 +186,26 @@ def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
 @functools.cache
 def bubblewrap() -> bool:
     """Whether there is a bubblewrap that can make namespaces here."""
-    works = shutil.which("bwrap") and subprocess.run([*keeper({"by": "bubblewrap"}), "true"], cwd="/", capture_output=True).returncode == 0
+    works = (
+        shutil.which("bwrap")
+        and subprocess.run([*keeper({"by": "bubblewrap"}), "true"], cwd="/", capture_output=True).returncode == 0
+    )
     return bool(works)
 
 
 def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -> list[str]:
     """The bubblewrap command that a command is appended to; it runs in `folder`."""
-    words = [shutil.which("bwrap"), "--die-with-parent", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--proc", "/proc", "--dev", "/dev"]
+    words = [
+        shutil.which("bwrap"),
+        "--die-with-parent",
+        "--unshare-net",
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+    ]
     if os.geteuid() == 0:
         words += ["--cap-drop", "ALL", "--cap-add", "CAP_DAC_OVERRIDE"]
     if program := filter_program():
@@ -173,8 +216,12 @@ def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -
     mounts = [(path, ["--ro-bind-try", path, path]) for path in (*SYSTEM, *read)]
     mounts += [(path, ["--dev-bind-try", path, path]) for path in devices() if os.path.basename(path) not in DEVICES]
     mounts += [(path, ["--bind-try", path, path]) for path in write]
-    mounts += [(path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]) for path in hidden if os.path.exists(path)]
-    for _, mount in sorted(mounts, key=lambda mount: mount[0].count("/")):      # a folder before what lies in it
+    mounts += [
+        (path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path])
+        for path in hidden
+        if os.path.exists(path)
+    ]
+    for _, mount in sorted(mounts, key=lambda mount: mount[0].count("/")):  # a folder before what lies in it
         words += mount
     for path in ("/", *filter(os.path.isdir, hidden)):
         words += ["--remount-ro", path]
@@ -186,22 +233,100 @@ def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -
 
 # machine: audit number, its number of socket(), numbers of what fails, numbers of what does nothing and seems to succeed.
 MACHINES = {
-    "x86_64": (0xC000003E, 41, (
-        42, 101, 310, 311, 76,                              # connect, ptrace, process_vm_readv and writev, truncate
-        29, 30, 31, 64, 65, 66, 68, 69, 70, 71, 220,        # System V's shared memory, semaphores, messages
-        240, 241, 248, 249, 250,                            # mq_open, mq_unlink; add_key, request_key, keyctl
-        188, 189, 190, 197, 198, 199,                       # setxattr, removexattr and their kin
-        159, 164, 227, 305,                                 # adjtimex, settimeofday, clock_settime, clock_adjtime
-    ), (
-        90, 91, 92, 93, 94, 260, 268,                       # chmod, fchmod, chown, fchown, lchown, fchownat, fchmodat
-        132, 235, 261, 280,                                 # utime, utimes, futimesat, utimensat
-    )),
-    "aarch64": (0xC00000B7, 198, (
-        203, 117, 270, 271, 45, 194, 195, 196, 190, 191, 192, 193, 186, 187, 188, 189, 180, 181, 217, 218, 219, 5, 6, 7, 14, 15, 16,
-        171, 170, 112, 266,
-    ), (
-        52, 53, 54, 55, 88,
-    )),
+    "x86_64": (
+        0xC000003E,
+        41,
+        (
+            42,
+            101,
+            310,
+            311,
+            76,  # connect, ptrace, process_vm_readv and writev, truncate
+            29,
+            30,
+            31,
+            64,
+            65,
+            66,
+            68,
+            69,
+            70,
+            71,
+            220,  # System V's shared memory, semaphores, messages
+            240,
+            241,
+            248,
+            249,
+            250,  # mq_open, mq_unlink; add_key, request_key, keyctl
+            188,
+            189,
+            190,
+            197,
+            198,
+            199,  # setxattr, removexattr and their kin
+            159,
+            164,
+            227,
+            305,  # adjtimex, settimeofday, clock_settime, clock_adjtime
+        ),
+        (
+            90,
+            91,
+            92,
+            93,
+            94,
+            260,
+            268,  # chmod, fchmod, chown, fchown, lchown, fchownat, fchmodat
+            132,
+            235,
+            261,
+            280,  # utime, utimes, futimesat, utimensat
+        ),
+    ),
+    "aarch64": (
+        0xC00000B7,
+        198,
+        (
+            203,
+            117,
+            270,
+            271,
+            45,
+            194,
+            195,
+            196,
+            190,
+            191,
+            192,
+            193,
+            186,
+            187,
+            188,
+            189,
+            180,
+            181,
+            217,
+            218,
+            219,
+            5,
+            6,
+            7,
+            14,
+            15,
+            16,
+            171,
+            170,
+            112,
+            266,
+        ),
+        (
+            52,
+            53,
+            54,
+            55,
+            88,
+        ),
+    ),
 }
 # The same on every architecture: io_uring_setup, pidfd_getfd, setxattrat, removexattrat; fchmodat2.
 YOUNG_DENIED, YOUNG_IDLE = (425, 438, 463, 466), (452,)
@@ -224,7 +349,11 @@ def filter_program() -> bytes:
         for number in numbers:
             program += [(equal, 0, 1, number), what]
     program += [(equal, 1, 0, socket), "allow", (load, 0, 0, 16), (equal, 1, 0, UNIX_SOCKET), "deny", "allow"]
-    answers = {"allow": (answer, 0, 0, 0x7FFF0000), "deny": (answer, 0, 0, 0x00050000 | PERMISSION_DENIED), "nothing": (answer, 0, 0, 0x00050000)}
+    answers = {
+        "allow": (answer, 0, 0, 0x7FFF0000),
+        "deny": (answer, 0, 0, 0x00050000 | PERMISSION_DENIED),
+        "nothing": (answer, 0, 0, 0x00050000),
+    }
     # Each step: operation, steps to skip if true, if false, value.
     return b"".join(struct.pack("=HBBI", *answers.get(step, step)) for step in program)
 
@@ -242,9 +371,9 @@ def drop_privileges() -> None:
     """Of a process of root's: everything that goes beyond its own files, for good."""
     libc = ctypes.CDLL(None)
     for privilege in set(range(64)) - {DAC_OVERRIDE}:
-        libc.prctl(DROP_PRIVILEGE, privilege, 0, 0, 0)      # fails for whom has nothing to lose
-    header = struct.pack("=Ii", 0x20080522, 0)              # linux/capability.h: its third version, this process
-    held = os.geteuid() == 0 and 1 << DAC_OVERRIDE          # effective, permitted, inheritable; low halves, then high ones
+        libc.prctl(DROP_PRIVILEGE, privilege, 0, 0, 0)  # fails for whom has nothing to lose
+    header = struct.pack("=Ii", 0x20080522, 0)  # linux/capability.h: its third version, this process
+    held = os.geteuid() == 0 and 1 << DAC_OVERRIDE  # effective, permitted, inheritable; low halves, then high ones
     libc.capset(header, struct.pack("=6I", held, held, 0, 0, 0, 0))
 
 
@@ -255,7 +384,7 @@ def drop_privileges() -> None:
 def run(rules: dict | None, command: Callable[[], None]) -> NoReturn:
     """Call `command`, which does not return, in a child that is confined; then kill all that it left, and end as it did."""
     libc = ctypes.CDLL(None)
-    libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)         # what loses its parent becomes ours
+    libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes ours
     libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
     apart = bool(rules) and rules["by"] == "Landlock" and set_apart()
     awaited = {signal.SIGCHLD, signal.SIGTERM}
@@ -267,7 +396,7 @@ def run(rules: dict | None, command: Callable[[], None]) -> NoReturn:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             if rules:
                 with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-                    score.write("1000")     # when memory runs out, this goes first
+                    score.write("1000")  # when memory runs out, this goes first
             if rules and rules["by"] == "Landlock":
                 restrict(*paths_of(rules))
                 drop_privileges()
@@ -366,7 +495,9 @@ def launcher(rules: dict[str, list[str]] | None) -> list[str]:
     packages can always be read.
     """
     if rules is not None:
-        packages = [entry.path for entry in os.scandir(sysconfig.get_path("purelib")) if entry.is_symlink()]     # an installer's choice
+        packages = [
+            entry.path for entry in os.scandir(sysconfig.get_path("purelib")) if entry.is_symlink()
+        ]  # an installer's choice
         rules = {"by": method(), **rules, "read": [sys.prefix, sys.base_prefix, *packages, *rules.get("read", [])]}
     return keeper(rules)
 

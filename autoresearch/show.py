@@ -15,10 +15,13 @@ def first_screen(lab: Lab, facts: dict, more: dict[str, str]) -> None:
     shown = {
         "device": facts.get("device"),
         "profile": facts.get("profile"),
-        "data": facts.get("data") and f"{facts['data']}" + ("" if facts.get("game") else ", not prepared yet: that comes first"),
+        "data": facts.get("data")
+        and f"{facts['data']}" + ("" if facts.get("game") else ", not prepared yet: that comes first"),
         "agent": more.get("agent"),
         "edits": ", ".join(task.editable),
-        "trial": f"{task.train}" + (f", {budget:g} s of training" if budget else "") + f"; scored by {task.metric}, {better} is better",
+        "trial": f"{task.train}"
+        + (f", {budget:g} s of training" if budget else "")
+        + f"; scored by {task.metric}, {better} is better",
         "sandbox": sandbox_says(lab.confined),
         "branch": f"{repo.branch}, in its own worktree; your checkout is not touched",
         "record": f"results.tsv and {RUNS}/{repo.tag}/",
@@ -27,7 +30,9 @@ def first_screen(lab: Lab, facts: dict, more: dict[str, str]) -> None:
     }
     edited = repo.uncommitted(task.editable)
     if edited and not ledger.attempts:
-        shown["note"] = f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from {short(lab.base)}"
+        shown["note"] = (
+            f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from {short(lab.base)}"
+        )
     done = count(len(ledger.finished), "experiment")
     title = f"autoresearch: run {repo.tag}, " + (f"continued after {done}" if ledger.attempts else "new")
     lab.console.first_screen(title, {name: text for name, text in shown.items() if text})
@@ -37,19 +42,28 @@ def show_end(lab: Lab, reason: str) -> None:
     finished, scored, spent = lab.ledger.finished, lab.ledger.kept, lab.ledger.spent
     totals = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
     lab.console.line(f"stopped: {reason}")
-    lab.console.line(f"{count(len(finished), 'experiment')}: " + ", ".join(f"{total} {status}" for status, total in totals.items()))
+    lab.console.line(
+        f"{count(len(finished), 'experiment')}: " + ", ".join(f"{total} {status}" for status, total in totals.items())
+    )
     if spent.tokens or spent.dollars or spent.unknown_dollars:
         lab.console.line(f"proposals took {spent.words()}")
     if scored:
-        lab.console.line(f"{lab.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
-                         f"best commit {short(scored[-1].commit)} on {lab.repo.branch}")
+        lab.console.line(
+            f"{lab.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
+            f"best commit {short(scored[-1].commit)} on {lab.repo.branch}"
+        )
 
 
 def answer_of(lab: Lab, attempt: Attempt | None, stages: Stages) -> dict:
     """What `try` has to say of an attempt; None: the edit was refused."""
     ledger, champion = lab.ledger, lab.ledger.champion
-    common = {"metric": lab.task.metric, "champion": champion.score, "champion_commit": champion.commit, "branch": lab.repo.branch,
-              "edit": [str((lab.repo.worktree / name).relative_to(lab.root)) for name in lab.task.editable]}
+    common = {
+        "metric": lab.task.metric,
+        "champion": champion.score,
+        "champion_commit": champion.commit,
+        "branch": lab.repo.branch,
+        "edit": [str((lab.repo.worktree / name).relative_to(lab.root)) for name in lab.task.editable],
+    }
     if attempt is None:
         reason = ledger.refused[-1]["reason"] if ledger.refused else "stopped"
         elsewhere = lab.repo.uncommitted(lab.task.editable)
@@ -58,11 +72,22 @@ def answer_of(lab: Lab, attempt: Attempt | None, stages: Stages) -> dict:
         return {"verdict": "refused", "reason": reason, **common}
     log = lab.trial_folder(attempt) / "train.log"
     return {
-        "number": attempt.number, "verdict": attempt.status, "reason": attempt.reason, "score": attempt.score, "champion_before": attempt.standing,
-        "noise": attempt.noise, "lines": attempt.lines, "figures": attempt.figures, "commit": attempt.commit, "description": attempt.description,
-        "log": str(log.relative_to(lab.root)), "log_tail": lab.log_tail(attempt) if attempt.status == "crash" else "",
+        "number": attempt.number,
+        "verdict": attempt.status,
+        "reason": attempt.reason,
+        "score": attempt.score,
+        "champion_before": attempt.standing,
+        "noise": attempt.noise,
+        "lines": attempt.lines,
+        "figures": attempt.figures,
+        "commit": attempt.commit,
+        "description": attempt.description,
+        "log": str(log.relative_to(lab.root)),
+        "log_tail": lab.log_tail(attempt) if attempt.status == "crash" else "",
         "ref": f"refs/autoresearch/{lab.repo.tag}/{attempt.number}",
-        "stage": stages.of(ledger.finished), "verdicts_without_a_keep": stages.barren(ledger.finished), **common,
+        "stage": stages.of(ledger.finished),
+        "verdicts_without_a_keep": stages.barren(ledger.finished),
+        **common,
     }
 
 
@@ -75,9 +100,16 @@ def show_answer(console: Console, answer: dict) -> None:
     console.line("---")
     for name, value in answer.get("figures", {}).items():
         console.line(f"{name + ':':<19}{value:.6f}" if name.endswith("bpb") else f"{name + ':':<19}{value:g}")
-    shown = {"experiment": answer.get("number"), "verdict": answer["verdict"], "reason": answer["reason"],
-             "champion": f"{answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])} on {answer['branch']}",
-             "tried": answer.get("ref"), "log": answer.get("log"), "stage": answer.get("stage"), "edit next": ", ".join(answer["edit"])}
+    shown = {
+        "experiment": answer.get("number"),
+        "verdict": answer["verdict"],
+        "reason": answer["reason"],
+        "champion": f"{answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])} on {answer['branch']}",
+        "tried": answer.get("ref"),
+        "log": answer.get("log"),
+        "stage": answer.get("stage"),
+        "edit next": ", ".join(answer["edit"]),
+    }
     for name, value in shown.items():
         if value is not None:
             console.line(f"{name + ':':<19}{value}")

@@ -18,10 +18,10 @@ from autoresearch.ledger import Attempt, Ledger, one_line
 from autoresearch.process import identify
 from autoresearch.task import task_of
 
-LARGEST = 1 << 16                   # bytes of a file that are read
-CURVE = 60                          # points of the curve
-LAST = 10                           # verdicts that are told
-TYPICAL = 9                         # trials from which the time of the next one is guessed
+LARGEST = 1 << 16  # bytes of a file that are read
+CURVE = 60  # points of the curve
+LAST = 10  # verdicts that are told
+TYPICAL = 9  # trials from which the time of the next one is guessed
 
 
 # ----------------------------------------------------------------------------------------------
@@ -32,8 +32,8 @@ TYPICAL = 9                         # trials from which the time of the next one
 class Progress:
     """How far a training is, by its own word."""
 
-    clock: float                    # when its clock started, seconds since 1970
-    budget: float                   # seconds of training
+    clock: float  # when its clock started, seconds since 1970
+    budget: float  # seconds of training
     loss: float | None = None
     step: int | None = None
 
@@ -44,11 +44,11 @@ class Running:
 
     number: int
     worker: int
-    label: str                      # what it is, in words
+    label: str  # what it is, in words
     folder: str
-    began: float                    # seconds since 1970, as all that follow
+    began: float  # seconds since 1970, as all that follow
     phase: str = "train"
-    since: float = 0.0              # when the phase began
+    since: float = 0.0  # when the phase began
     progress: Progress | None = None
 
 
@@ -65,12 +65,12 @@ class Thinking:
 class Now:
     """What a loop does at this moment."""
 
-    process: str                    # process id and start time, which name it for good
-    since: float                    # when it was called
-    limits: dict[str, float]        # by option, without dashes: experiments, hours, max-cost, max-tokens
+    process: str  # process id and start time, which name it for good
+    since: float  # when it was called
+    limits: dict[str, float]  # by option, without dashes: experiments, hours, max-cost, max-tokens
     trials: list[Running] = dataclasses.field(default_factory=list)
     thinking: Thinking | None = None
-    stopping: bool = False          # it was asked to stop
+    stopping: bool = False  # it was asked to stop
 
     def write(self, folder: Path) -> None:
         """Into now.json, whole or not at all. A disk that is full is no reason to stop: the present is not the record."""
@@ -98,7 +98,11 @@ def read_json(path: Path) -> dict:
 def number_in(found: dict, name: str) -> float | None:
     """A finite number of a reasonable size, or None."""
     value = found.get(name)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value) else None
+    return (
+        value
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)
+        else None
+    )
 
 
 def read_progress(folder: Path) -> Progress | None:
@@ -114,10 +118,18 @@ def read_now(folder: Path, pid: int) -> Now | None:
     """What the loop of a process does; None where it has not said, or another one has."""
     found = read_json(folder / "now.json")
     try:
-        now = Now(**{**found, "trials": [Running(**trial) for trial in found["trials"]], "thinking": found["thinking"] and Thinking(**found["thinking"])})
+        now = Now(
+            **{
+                **found,
+                "trials": [Running(**trial) for trial in found["trials"]],
+                "thinking": found["thinking"] and Thinking(**found["thinking"]),
+            }
+        )
     except (TypeError, KeyError):
         return None
-    if now.process != identify(pid) or not all(Path(trial.folder).is_relative_to(folder) and ".." not in trial.folder for trial in now.trials):
+    if now.process != identify(pid) or not all(
+        Path(trial.folder).is_relative_to(folder) and ".." not in trial.folder for trial in now.trials
+    ):
         return None
     for trial in now.trials:
         if trial.phase == "train":
@@ -151,11 +163,11 @@ class Past:
     tried: int
     baseline: float | None
     champion: Attempt | None
-    gain: float | None              # of the champion over the baseline: positive is better
-    curve: list[float]              # best score so far, at most CURVE points, the last one the champion's
-    last: list[Attempt]             # the newest first
-    typical: float | None           # seconds of a trial
-    after: float                    # seconds of it after its training
+    gain: float | None  # of the champion over the baseline: positive is better
+    curve: list[float]  # best score so far, at most CURVE points, the last one the champion's
+    last: list[Attempt]  # the newest first
+    typical: float | None  # seconds of a trial
+    after: float  # seconds of it after its training
 
 
 def past_of(ledger: Ledger) -> Past:
@@ -171,10 +183,19 @@ def past_of(ledger: Ledger) -> Past:
             curve.append(best)
     step = max(1.0, len(curve) / CURVE)
     points = [curve[min(len(curve) - 1, math.ceil((i + 1) * step) - 1)] for i in range(min(len(curve), CURVE))]
-    known = [attempt.seconds for attempt in finished[-3 * TYPICAL :] if attempt.score is not None and (attempt.seconds or {}).get("wall")][-TYPICAL:]
+    known = [
+        attempt.seconds
+        for attempt in finished[-3 * TYPICAL :]
+        if attempt.score is not None and (attempt.seconds or {}).get("wall")
+    ][-TYPICAL:]
     return Past(
-        counts, len(finished) - finished.index(kept[0]) - 1 if kept else 0, kept[0].score if kept else None, kept[-1] if kept else None,
-        sign * (kept[0].score - kept[-1].score) if kept else None, points, finished[: -LAST - 1 : -1],
+        counts,
+        len(finished) - finished.index(kept[0]) - 1 if kept else 0,
+        kept[0].score if kept else None,
+        kept[-1] if kept else None,
+        sign * (kept[0].score - kept[-1].score) if kept else None,
+        points,
+        finished[: -LAST - 1 : -1],
         statistics.median(seconds["wall"] for seconds in known) if known else None,
         statistics.median(max(0.0, seconds["wall"] - seconds.get("train", 0.0)) for seconds in known) if known else 0.0,
     )
@@ -241,33 +262,87 @@ class State:
 def state_of(ledger: Ledger, now: Now | None, process: int | None, at: float, past: Past | None = None) -> State:
     """The state of a run. process: which holds its lock. at: the present time."""
     past = past or past_of(ledger)
-    game, task, account, spent, champion = ledger.game or {}, task_of(ledger.run["task"]), ledger.account, ledger.spent, past.champion
+    game, task, account, spent, champion = (
+        ledger.game or {},
+        task_of(ledger.run["task"]),
+        ledger.account,
+        ledger.spent,
+        past.champion,
+    )
     running = process is not None
-    at_work = running and not (now and account.last_start < now.since)      # else it prepares, or verifies: an open session is an older one's
+    at_work = running and not (
+        now and account.last_start < now.since
+    )  # else it prepares, or verifies: an open session is an older one's
     present = at if at_work else None
     wall = account.wall(present)
     experiments = sum(past.counts.values())
     since = None if not running else now.since if now else at - account.session(at)
-    used = {"experiments": experiments, "hours": (at - since) / 3600 if since else 0.0, "max-cost": spent.dollars, "max-tokens": spent.tokens}
-    limits = {name: {"used": used[name], "allowed": allowed} for name, allowed in (now.limits if now else {}).items() if name in used}
+    used = {
+        "experiments": experiments,
+        "hours": (at - since) / 3600 if since else 0.0,
+        "max-cost": spent.dollars,
+        "max-tokens": spent.tokens,
+    }
+    limits = {
+        name: {"used": used[name], "allowed": allowed}
+        for name, allowed in (now.limits if now else {}).items()
+        if name in used
+    }
     away = running and not (now and now.thinking) and account.waits_until > at
     reason = account.stopped_because
     if not running and not reason and ledger.attempts:
-        reason = "its agent drives: no trial is running" if account.driven else "it ended without a word: killed, or the machine went down"
+        reason = (
+            "its agent drives: no trial is running"
+            if account.driven
+            else "it ended without a word: killed, or the machine went down"
+        )
     return State(
-        tag=ledger.run["tag"], time=at, running=running, process=process or None, stopping=bool(now and now.stopping), since=since, reason="" if running else reason,
-        device=game.get("device"), profile=game.get("profile"), data=game.get("data"), metric=task.metric,
-        direction=task.direction, baseline=past.baseline, gain=past.gain, curve=past.curve,
-        champion=champion and {"number": champion.number, "commit": champion.commit, "score": champion.score, "description": champion.description},
-        experiments=experiments, **past.counts, keep_rate=(past.counts["keep"] - 1) / past.tried if past.tried else None,
+        tag=ledger.run["tag"],
+        time=at,
+        running=running,
+        process=process or None,
+        stopping=bool(now and now.stopping),
+        since=since,
+        reason="" if running else reason,
+        device=game.get("device"),
+        profile=game.get("profile"),
+        data=game.get("data"),
+        metric=task.metric,
+        direction=task.direction,
+        baseline=past.baseline,
+        gain=past.gain,
+        curve=past.curve,
+        champion=champion
+        and {
+            "number": champion.number,
+            "commit": champion.commit,
+            "score": champion.score,
+            "description": champion.description,
+        },
+        experiments=experiments,
+        **past.counts,
+        keep_rate=(past.counts["keep"] - 1) / past.tried if past.tried else None,
         per_hour=3600 * experiments / wall if wall > 0 and experiments else None,
-        last=[{"number": attempt.number, "status": attempt.status, "score": attempt.score, "seconds": (attempt.seconds or {}).get("wall"),
-               "description": one_line(attempt.description), "reason": one_line(attempt.reason or "")} for attempt in past.last],
+        last=[
+            {
+                "number": attempt.number,
+                "status": attempt.status,
+                "score": attempt.score,
+                "seconds": (attempt.seconds or {}).get("wall"),
+                "description": one_line(attempt.description),
+                "reason": one_line(attempt.reason or ""),
+            }
+            for attempt in past.last
+        ],
         trials=[trial_of(trial, past, at) for trial in (now.trials if now else [])],
         thinking=now and now.thinking and dataclasses.asdict(now.thinking),
         waiting={"agent": account.waits_for, "until": account.waits_until} if away else None,
-        **dataclasses.asdict(spent), limits=limits, finish=finish_of(limits, at, wall) if running else None,
-        workers=account.workers, seconds={kind: round(seconds, 3) for kind, seconds in account.total(present).items()}, wall=round(wall, 3),
+        **dataclasses.asdict(spent),
+        limits=limits,
+        finish=finish_of(limits, at, wall) if running else None,
+        workers=account.workers,
+        seconds={kind: round(seconds, 3) for kind, seconds in account.total(present).items()},
+        wall=round(wall, 3),
     )
 
 
@@ -280,9 +355,20 @@ def trial_of(trial: Running, past: Past, at: float) -> dict:
         left = progress.budget - done + past.after
     elif past.typical:
         left = max(0.0, past.typical - (at - trial.began))
-    return {"number": trial.number, "worker": trial.worker, "label": trial.label, "phase": trial.phase, "since": trial.since, "began": trial.began,
-            "log": str(Path(trial.folder) / f"{trial.phase}.log"), "done": done, "budget": progress and progress.budget,
-            "loss": progress and progress.loss, "step": progress and progress.step, "left": left}
+    return {
+        "number": trial.number,
+        "worker": trial.worker,
+        "label": trial.label,
+        "phase": trial.phase,
+        "since": trial.since,
+        "began": trial.began,
+        "log": str(Path(trial.folder) / f"{trial.phase}.log"),
+        "done": done,
+        "budget": progress and progress.budget,
+        "loss": progress and progress.loss,
+        "step": progress and progress.step,
+        "left": left,
+    }
 
 
 def finish_of(limits: dict[str, dict], at: float, wall: float) -> float | None:
@@ -303,4 +389,3 @@ def look(ledger: Ledger) -> State:
     process = holder(folder)
     now = read_now(folder, process) if process else None
     return state_of(ledger, now, process, time.time())
-

@@ -31,35 +31,35 @@ import yaml
 from autoresearch import UserError, preflight
 from autoresearch.ledger import Attempt
 
-SETTINGS = ("task", "simplicity", "stages", "imports")      # of the front matter
-DRIVING = "If you drive the loop"   # chapter of program.md that is not for agents which the loop drives
+SETTINGS = ("task", "simplicity", "stages", "imports")  # of the front matter
+DRIVING = "If you drive the loop"  # chapter of program.md that is not for agents which the loop drives
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
     """What a trial runs. Commands are split as a shell splits words and run in the worktree."""
 
-    editable: tuple[str, ...]               # paths from the repository's root
+    editable: tuple[str, ...]  # paths from the repository's root
     train: str
     metric: str
     direction: str = "minimize"
-    score: str | None = None                # prints the metric; without it `train` does
-    referee: bool = False                   # `score` is trusted and starts beside `train`, joined to it by a socket (trial.py)
-    guard: str | None = None                # must end with exit code 0 before a keep
-    holdout: str | None = None              # the same, and what it measures is recorded; no decision reads it
-    setup: str | None = None                # run once, before the first trial
+    score: str | None = None  # prints the metric; without it `train` does
+    referee: bool = False  # `score` is trusted and starts beside `train`, joined to it by a socket (trial.py)
+    guard: str | None = None  # must end with exit code 0 before a keep
+    holdout: str | None = None  # the same, and what it measures is recorded; no decision reads it
+    setup: str | None = None  # run once, before the first trial
     # Prints a JSON object of facts: profile, device, data, time_budget, game (a hash of the data); noise (the usual standard
     # deviation of scores of identical code); implausible_gain (a larger one is believed only twice); paths that are `readable` to trials besides those below, and `hidden` from them.
     describe: str | None = None
-    line_price: float = 0.0                 # gain that each added line of code owes
-    preflight: bool = False                 # edits keep this project's own contract (preflight.py)
-    imports: tuple[str, ...] = ()           # and may import these modules besides
-    readable: tuple[str, ...] = ()          # files and folders outside the worktree that the commands need
-    writable: tuple[str, ...] = ()          # and those that they write to, besides their own output folder
-    time_limit: float = 600.0               # seconds for `train`; counted on top of time_budget where there is one
-    score_limit: float = 600.0              # seconds for `score`, and for `guard` and `holdout`
-    memory_limit: float | None = None       # GiB of host memory for each command; default: nine tenths of what is free
-    disk_limit: float = 20.0                # GiB that a trial may leave in its folder
+    line_price: float = 0.0  # gain that each added line of code owes
+    preflight: bool = False  # edits keep this project's own contract (preflight.py)
+    imports: tuple[str, ...] = ()  # and may import these modules besides
+    readable: tuple[str, ...] = ()  # files and folders outside the worktree that the commands need
+    writable: tuple[str, ...] = ()  # and those that they write to, besides their own output folder
+    time_limit: float = 600.0  # seconds for `train`; counted on top of time_budget where there is one
+    score_limit: float = 600.0  # seconds for `score`, and for `guard` and `holdout`
+    memory_limit: float | None = None  # GiB of host memory for each command; default: nine tenths of what is free
+    disk_limit: float = 20.0  # GiB that a trial may leave in its folder
 
     @property
     def lower_is_better(self) -> bool:
@@ -87,11 +87,15 @@ class Task:
             if path.suffix == ".py":
                 try:
                     tree = ast.parse(path.read_bytes(), filename=name)
-                    if self.preflight and (refusal := preflight.refusal(tree, ast.parse(originals[name]), set(self.imports))):
+                    if self.preflight and (
+                        refusal := preflight.refusal(tree, ast.parse(originals[name]), set(self.imports))
+                    ):
                         return f"{name}: {refusal}"
                 except (SyntaxError, ValueError) as error:
                     line = getattr(error, "lineno", None)
-                    return f"{name} does not parse: {getattr(error, 'msg', error)}" + (f" (line {line})" if line else "")
+                    return f"{name} does not parse: {getattr(error, 'msg', error)}" + (
+                        f" (line {line})" if line else ""
+                    )
                 except (RecursionError, MemoryError):
                     return f"{name} is nested too deeply to be read"
         return None
@@ -108,7 +112,7 @@ OWN_GAME = Task(
     describe="python prepare.py describe",
     line_price=0.001 / 20,
     preflight=True,
-    time_limit=300.0,                       # start-up, compiling and saving, on top of the budget
+    time_limit=300.0,  # start-up, compiling and saving, on top of the budget
     score_limit=300.0,
 )
 
@@ -117,13 +121,15 @@ OWN_GAME = Task(
 class Stages:
     """After how many verdicts without a keep an agent is told to change its ways; a keep begins anew."""
 
-    refine: int = 3                         # vary what nearly worked
-    pivot: int = 5                          # take another kind of change
-    outside: int = 2                        # pivots, after which to look outside
+    refine: int = 3  # vary what nearly worked
+    pivot: int = 5  # take another kind of change
+    outside: int = 2  # pivots, after which to look outside
 
     def barren(self, attempts: list[Attempt]) -> int:
         """Verdicts since the last keep."""
-        return next((number for number, attempt in enumerate(reversed(attempts)) if attempt.status == "keep"), len(attempts))
+        return next(
+            (number for number, attempt in enumerate(reversed(attempts)) if attempt.status == "keep"), len(attempts)
+        )
 
     def of(self, attempts: list[Attempt]) -> str:
         """The stage after these attempts: explore, refine, pivot or look outside."""
@@ -136,12 +142,20 @@ class Stages:
 def task_of(recorded: dict) -> Task:
     """The task that a journal holds."""
     known = {field.name for field in dataclasses.fields(Task)}
-    return Task(**{name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items() if name in known})
+    return Task(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in recorded.items()
+            if name in known
+        }
+    )
 
 
 def edit_hash(sources: dict[str, bytes]) -> str:
     """Names an edit by what the files do: equal for edits that differ in comments, docstrings and layout alone."""
-    return contents_hash({name: as_plain(name, source).encode(errors="surrogateescape") for name, source in sources.items()})
+    return contents_hash(
+        {name: as_plain(name, source).encode(errors="surrogateescape") for name, source in sources.items()}
+    )
 
 
 def contents_hash(sources: dict[str, bytes]) -> str:
@@ -173,7 +187,11 @@ def read_stages(path: Path) -> Stages:
     """The stages of a program.md."""
     settings = read_front_matter(path).get("stages") or {}
     known = [field.name for field in dataclasses.fields(Stages)]
-    if not isinstance(settings, dict) or settings.keys() - set(known) or not all(type(n) is int and n > 0 for n in settings.values()):
+    if (
+        not isinstance(settings, dict)
+        or settings.keys() - set(known)
+        or not all(type(n) is int and n > 0 for n in settings.values())
+    ):
         raise UserError(f"`stages` in {path} must hold whole numbers above zero for {', '.join(known)}")
     stages = Stages(**settings)
     if stages.refine > stages.pivot:
@@ -191,15 +209,23 @@ def read_front_matter(path: Path) -> dict:
         where = f" at line {mark.line + 2}" if mark else ""
         raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
     if not isinstance(settings, dict):
-        raise UserError(f"the front matter of {path} must be `key: value` lines, e.g. `task:` with its settings below it")
+        raise UserError(
+            f"the front matter of {path} must be `key: value` lines, e.g. `task:` with its settings below it"
+        )
     if unknown := sorted(str(name) for name in settings.keys() - set(SETTINGS)):
-        raise UserError(f"the front matter of {path} has unknown settings {', '.join(unknown)}; known are {', '.join(SETTINGS)}")
+        raise UserError(
+            f"the front matter of {path} has unknown settings {', '.join(unknown)}; known are {', '.join(SETTINGS)}"
+        )
     return settings
 
 
 def check_price(settings: object, path: Path) -> float:
     """The gain that a line owes, from `simplicity: {gain: 0.001, lines: 20}`."""
-    if not isinstance(settings, dict) or settings.keys() != {"gain", "lines"} or not all(isinstance(n, int | float) for n in settings.values()):
+    if (
+        not isinstance(settings, dict)
+        or settings.keys() != {"gain", "lines"}
+        or not all(isinstance(n, int | float) for n in settings.values())
+    ):
         raise UserError(f"`simplicity` in {path} must hold two numbers: the `gain` that so many added `lines` owe")
     if not (0 <= settings["gain"] < float("inf") and 0 < settings["lines"] < float("inf")):
         raise UserError(f"`simplicity` in {path}: `gain` must be 0 or more and `lines` above 0")
@@ -224,7 +250,9 @@ def plain_code(source: bytes) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
-            node.body = [item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))]
+            node.body = [
+                item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
+            ]
             if not node.body and not isinstance(node, ast.Module):
                 node.body = [ast.Pass()]
     return ast.unparse(tree)
@@ -264,7 +292,12 @@ def check_task(settings: object, path: Path) -> Task:
     for name in ("editable", "readable", "writable", "imports"):
         if name in values:
             values[name] = check_names(name, values[name], path)
-    for name, unit in (("time_limit", "seconds"), ("score_limit", "seconds"), ("memory_limit", "GiB"), ("disk_limit", "GiB")):
+    for name, unit in (
+        ("time_limit", "seconds"),
+        ("score_limit", "seconds"),
+        ("memory_limit", "GiB"),
+        ("disk_limit", "GiB"),
+    ):
         if name in values and (not isinstance(values[name], int | float) or values[name] <= 0):
             raise UserError(f"`{name}` in {path} must be a number of {unit} above zero, not {values[name]!r}")
     for name in ("train", "metric", "score", "guard", "holdout", "setup", "describe"):
@@ -272,7 +305,9 @@ def check_task(settings: object, path: Path) -> Task:
         try:
             shlex.split(text)
         except (ValueError, AttributeError) as error:
-            raise UserError(f"`{name}` in {path} must be a text that a shell could split, not {text!r}: {error}") from None
+            raise UserError(
+                f"`{name}` in {path} must be a text that a shell could split, not {text!r}: {error}"
+            ) from None
     if missing := [name for name in ("editable", "train", "metric") if not values.get(name)]:
         raise UserError(f"`task` in {path} lacks {', '.join(missing)}")
     if values.get("direction", "minimize") not in ("minimize", "maximize"):

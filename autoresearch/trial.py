@@ -32,19 +32,38 @@ from autoresearch.task import Task
 
 # What a trial sees of the user's environment. Nothing else: no keys, no tokens, no agent settings.
 ENVIRONMENT = (
-    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "LC_*", "TZ", "TMPDIR", "VIRTUAL_ENV",
-    "LD_LIBRARY_PATH", "CUDA_*", "NVIDIA_*", "PYTORCH_*", "TORCH_*", "OMP_*", "MKL_*", "OPENBLAS_*", "CC", "CXX",
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_*",
+    "TZ",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "CUDA_*",
+    "NVIDIA_*",
+    "PYTORCH_*",
+    "TORCH_*",
+    "OMP_*",
+    "MKL_*",
+    "OPENBLAS_*",
+    "CC",
+    "CXX",
     "AUTORESEARCH_*",
 )
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")      # compiled kernels, private to one run
-REHEARSAL_LIMIT = 60.0              # seconds; it takes about two
-NEARLY_NOTHING = 256 << 20          # bytes of memory, or of the disk: a trial ends before the machine suffers
-CONTAINER_LIMITS = (                # of control groups, version 2 and 1
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")  # compiled kernels, private to one run
+REHEARSAL_LIMIT = 60.0  # seconds; it takes about two
+NEARLY_NOTHING = 256 << 20  # bytes of memory, or of the disk: a trial ends before the machine suffers
+CONTAINER_LIMITS = (  # of control groups, version 2 and 1
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
-LOG_KEPT = 8 << 20                  # bytes of a log that are kept, of its beginning and of its end
-LOG_TAIL = 1 << 20                  # bytes at the end of a log in which a metric is looked for
+LOG_KEPT = 8 << 20  # bytes of a log that are kept, of its beginning and of its end
+LOG_TAIL = 1 << 20  # bytes at the end of a log in which a metric is looked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +73,10 @@ class Outcome:
     score: float | None
     reason: str
     memory_gb: float
-    figures: dict[str, float]       # the numeric `key: value` lines of the command that prints the metric
-    seconds: dict[str, float]       # wall clock of train, score, guard, holdout
-    stopped: bool = False           # ended from outside: no verdict
-    suspended: float = 0.0          # seconds for which the training stood still: it counts for nothing
+    figures: dict[str, float]  # the numeric `key: value` lines of the command that prints the metric
+    seconds: dict[str, float]  # wall clock of train, score, guard, holdout
+    stopped: bool = False  # ended from outside: no verdict
+    suspended: float = 0.0  # seconds for which the training stood still: it counts for nothing
 
 
 class TrialStopped(Exception):
@@ -96,13 +115,26 @@ class Trial:
     phase, and on every tick with None. share: how many trials share the machine's memory.
     """
 
-    def __init__(self, task: Task, stage: Path, folder: Path, environment: dict[str, str],
-                 confine: dict[str, list[str]] | None = None, time_budget: float = 0.0,
-                 changed: Callable[[], list[str]] = list, stopped: Callable[[], bool] = lambda: False,
-                 show: Callable[[str | None], None] = lambda phase: None, share: int = 1) -> None:
+    def __init__(
+        self,
+        task: Task,
+        stage: Path,
+        folder: Path,
+        environment: dict[str, str],
+        confine: dict[str, list[str]] | None = None,
+        time_budget: float = 0.0,
+        changed: Callable[[], list[str]] = list,
+        stopped: Callable[[], bool] = lambda: False,
+        show: Callable[[str | None], None] = lambda phase: None,
+        share: int = 1,
+    ) -> None:
         self.task, self.stage, self.folder, self.environment = task, stage, folder, environment
-        self.limits = {"preflight": REHEARSAL_LIMIT, "score": task.score_limit, "guard": task.score_limit,
-                       "holdout": 2.5 * task.score_limit}       # which probes every row
+        self.limits = {
+            "preflight": REHEARSAL_LIMIT,
+            "score": task.score_limit,
+            "guard": task.score_limit,
+            "holdout": 2.5 * task.score_limit,
+        }  # which probes every row
         self.limits["train"] = task.time_limit + time_budget
         self.confine, self.changed, self.stopped, self.show = confine, changed, stopped, show
         self.seconds: dict[str, float] = {}
@@ -115,14 +147,16 @@ class Trial:
 
     def run(self) -> Outcome:
         """Train and score. Never raises for what the commands do; a crash is an outcome."""
-        shutil.rmtree(self.folder, ignore_errors=True)      # what an interrupted run of it left behind
+        shutil.rmtree(self.folder, ignore_errors=True)  # what an interrupted run of it left behind
         self._make_folders()
         self.disk_used = disk_usage(self.outputs)
         self.disk_free = shutil.disk_usage(self.folder).free
         referee, joined = None, None
         try:
             if changed := self.changed():
-                return self._outcome(None, f"not run: {', '.join(changed)} is not as in the commit that the run began with")
+                return self._outcome(
+                    None, f"not run: {', '.join(changed)} is not as in the commit that the run began with"
+                )
             if self.task.referee:
                 theirs, joined = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
                 with theirs:
@@ -132,8 +166,10 @@ class Trial:
                 joined.close()
             reason = self._finish("train", training)
             if reason:
-                said = referee and last_word(self.folder / "score.log")         # which says nothing before its time
-                return self._outcome(None, "training: " + self._explain("train", reason) + (f" (the referee: {said})" if said else ""))
+                said = referee and last_word(self.folder / "score.log")  # which says nothing before its time
+                return self._outcome(
+                    None, "training: " + self._explain("train", reason) + (f" (the referee: {said})" if said else "")
+                )
             printed = "train"
             if self.task.score:
                 if referee:
@@ -166,7 +202,9 @@ class Trial:
         self._make_folders()
         for name in self.task.editable:
             try:
-                reason = self._finish("preflight", self._start("preflight", shlex.join([sys.executable, preflight.__file__, name])))
+                reason = self._finish(
+                    "preflight", self._start("preflight", shlex.join([sys.executable, preflight.__file__, name]))
+                )
             except TrialStopped:
                 return "stopped by the user"
             if reason == "exit code 1":
@@ -209,12 +247,17 @@ class Trial:
     def _start(self, phase: str, command: str, on_stdin: bool = False, channel: socket.socket | None = None) -> Process:
         environment, rules, write = self.environment, None, []
         if phase in ("score", "holdout") and self.task.referee:
-            environment = {**environment, "TMPDIR": str(self.folder / "tmp"),
-                           "AUTORESEARCH_CONFINE": json.dumps(sandbox.launcher(self._rules(["$TMPDIR"])))}
+            environment = {
+                **environment,
+                "TMPDIR": str(self.folder / "tmp"),
+                "AUTORESEARCH_CONFINE": json.dumps(sandbox.launcher(self._rules(["$TMPDIR"]))),
+            }
         else:
             write = [str(self.folder / "run"), *(environment[name] for name in CACHES), *self.task.writable]
             rules = self._rules(write)
-        process = Process(command_words(command), self.stage, environment, self.folder / f"{phase}.log", rules, on_stdin, channel)
+        process = Process(
+            command_words(command), self.stage, environment, self.folder / f"{phase}.log", rules, on_stdin, channel
+        )
         with open(self.folder / "process", "a") as file:
             file.write(process.identifier + "\n")
         return process
@@ -222,12 +265,20 @@ class Trial:
     def _rules(self, write: list[str]) -> dict[str, list[str]] | None:
         if self.confine is None:
             return None
-        read = [str(self.stage), str(self.folder / "run"), preflight.__file__, *self.task.readable, *self.confine.get("readable", [])]
+        read = [
+            str(self.stage),
+            str(self.folder / "run"),
+            preflight.__file__,
+            *self.task.readable,
+            *self.confine.get("readable", []),
+        ]
         return {"read": read, "write": write, "hidden": self.confine.get("hidden", [])}
 
     def _finish(self, phase: str, process: Process, extra: float = 0.0) -> str:
         self.show(phase)
-        ended = process.wait(self.limits[phase] + extra, self.stopped, lambda: self.show(None), lambda: self._excess(process))
+        ended = process.wait(
+            self.limits[phase] + extra, self.stopped, lambda: self.show(None), lambda: self._excess(process)
+        )
         self.seconds[phase] = ended.seconds - extra
         shorten(self.folder / f"{phase}.log")
         keys.scrub_file(self.folder / f"{phase}.log")
@@ -235,10 +286,12 @@ class Trial:
             self.peak_memory = ended.peak_memory
             if progress := read_progress(self.folder):
                 began = time.time() - ended.seconds
-                self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - max(0.0, progress.clock - began))), 3)
+                self.seconds["training"] = round(
+                    min(progress.budget, max(0.0, ended.seconds - max(0.0, progress.clock - began))), 3
+                )
         if ended.exit_code is None and self.stopped():
             raise TrialStopped
-        if ended.suspended and (phase == "train" or phase == "score" and ended.reason):
+        if ended.suspended and (phase == "train" or (phase == "score" and ended.reason)):
             raise TrialSuspended(ended.suspended)
         return ended.reason
 
@@ -254,7 +307,7 @@ class Trial:
             self.overfull = True
             return "ended because the disk was nearly full"
         limit = self.task.disk_limit * 2**30
-        if self.disk_free - free > limit:       # cheap to ask; then exactly
+        if self.disk_free - free > limit:  # cheap to ask; then exactly
             used = disk_usage(self.outputs) - self.disk_used
             if used > limit:
                 self.overfull = True
@@ -263,7 +316,7 @@ class Trial:
 
     def _explain(self, phase: str, reason: str) -> str:
         line = last_word(self.folder / f"{phase}.log")
-        if line and reason == "exit code 1":        # which says nothing that the line does not
+        if line and reason == "exit code 1":  # which says nothing that the line does not
             return line
         return f"{reason}: {line}" if line else reason
 
@@ -305,10 +358,12 @@ def free_memory() -> int:
         try:
             limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
             counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            cached = sum(int(counts[prefix + name]) for name in ("inactive_file", "active_file"))      # given up when needed
+            cached = sum(
+                int(counts[prefix + name]) for name in ("inactive_file", "active_file")
+            )  # given up when needed
             free = min(free, limit - used + cached)
         except (OSError, ValueError, KeyError):
-            pass                    # no limit, or not of this kind
+            pass  # no limit, or not of this kind
     return free
 
 
@@ -321,7 +376,7 @@ def disk_usage(folders: list[Path]) -> int:
                 try:
                     total += os.lstat(os.path.join(parent, name)).st_blocks * 512
                 except OSError:
-                    pass            # removed meanwhile
+                    pass  # removed meanwhile
     return total
 
 

@@ -37,10 +37,10 @@ from autoresearch.trial import read_tail
 from autoresearch.verify import findings
 
 PAGE = Path(__file__).with_name("watch.html")
-LOG = 32 << 10                      # characters of the running log that are shown
-PART = 8 << 10                      # and of the log of an attempt that is looked at
-DIFF = 64 << 10                     # and of its diff
-LOGS = ("preflight", "train", "score", "guard", "holdout")          # in the order in which they are written
+LOG = 32 << 10  # characters of the running log that are shown
+PART = 8 << 10  # and of the log of an attempt that is looked at
+DIFF = 64 << 10  # and of its diff
+LOGS = ("preflight", "train", "score", "guard", "holdout")  # in the order in which they are written
 
 
 class Watch:
@@ -50,7 +50,7 @@ class Watch:
         self.repo, self.task, self.ledger = repo, task, ledger
         self.folder = ledger.path.parent
         self.inode = ledger.path.stat().st_ino
-        self.rows: dict[int, dict] = {}                 # of attempts that have their verdict: they stay as they are
+        self.rows: dict[int, dict] = {}  # of attempts that have their verdict: they stay as they are
         self.state_of: tuple[object, bytes] = (None, b"")
         self.lock = threading.Lock()
 
@@ -60,7 +60,10 @@ class Watch:
             self._catch_up()
             now = self._now()
             if self.state_of[0] != (self.ledger.size, now):
-                rows = [self.rows.get(attempt.number) or self._row(attempt, now["trials"]) for attempt in self.ledger.attempts]
+                rows = [
+                    self.rows.get(attempt.number) or self._row(attempt, now["trials"])
+                    for attempt in self.ledger.attempts
+                ]
                 self.state_of = (self.ledger.size, now), as_json({"facts": self._facts(), "now": now, "attempts": rows})
             return self.state_of[1]
 
@@ -73,7 +76,12 @@ class Watch:
         last = [*trials.glob(f"{number}/"), *trials.glob(f"{number}-*/")]
         latest = max(last, key=lambda path: path.stat().st_mtime, default=None)
         folder = Path(now.trials[0].folder) if now and now.trials else latest
-        return as_json({"name": str(folder.relative_to(self.folder)) if folder else "", "text": log_of(folder, LOG) if folder else ""})
+        return as_json(
+            {
+                "name": str(folder.relative_to(self.folder)) if folder else "",
+                "text": log_of(folder, LOG) if folder else "",
+            }
+        )
 
     def attempt(self, number: int) -> bytes | None:
         """What the table has no room for, as JSON; None if there is no such attempt."""
@@ -88,14 +96,21 @@ class Watch:
             diff = "git does not have this commit any more"
         if len(diff) > DIFF:
             diff = diff[:DIFF].rpartition("\n")[0] + "\n... the rest is not shown"
-        return as_json({
-            "number": number, "hypothesis": clean(attempt.hypothesis), "predicted": attempt.predicted, "reason": clean(attempt.reason),
-            "figures": attempt.figures or {}, "diff": clean(diff), "log": log_of(self.folder / "trials" / str(number), PART),
-        })
+        return as_json(
+            {
+                "number": number,
+                "hypothesis": clean(attempt.hypothesis),
+                "predicted": attempt.predicted,
+                "reason": clean(attempt.reason),
+                "figures": attempt.figures or {},
+                "diff": clean(diff),
+                "log": log_of(self.folder / "trials" / str(number), PART),
+            }
+        )
 
     def _catch_up(self) -> None:
         found = self.ledger.path.stat()
-        if found.st_size < self.ledger.size or found.st_ino != self.inode:      # another run under the same name
+        if found.st_size < self.ledger.size or found.st_ino != self.inode:  # another run under the same name
             self.ledger, self.inode = Ledger(self.folder, repair=False), found.st_ino
             self.rows.clear()
         elif found.st_size > self.ledger.size:
@@ -107,11 +122,22 @@ class Watch:
         compared = attempt.score is not None and attempt.commit != attempt.parent
         status = attempt.status or ("running" if attempt.number in running else "waiting")
         row = {
-            "number": attempt.number, "status": status, "score": attempt.score, "gain": self._run.gain(attempt) if compared else None,
-            "description": clean(one_line(attempt.description)), "reason": clean(one_line(attempt.reason or "")),
-            "agent": clean(attempt.agent), "category": clean(attempt.category), "commit": short(attempt.commit), "time": attempt.time,
-            "seconds": (attempt.seconds or {}).get("wall"), "lines": attempt.lines, "tokens": attempt.tokens, "dollars": attempt.dollars,
-            "holdout": attempt.holdout, "repairs": attempt.repairs,
+            "number": attempt.number,
+            "status": status,
+            "score": attempt.score,
+            "gain": self._run.gain(attempt) if compared else None,
+            "description": clean(one_line(attempt.description)),
+            "reason": clean(one_line(attempt.reason or "")),
+            "agent": clean(attempt.agent),
+            "category": clean(attempt.category),
+            "commit": short(attempt.commit),
+            "time": attempt.time,
+            "seconds": (attempt.seconds or {}).get("wall"),
+            "lines": attempt.lines,
+            "tokens": attempt.tokens,
+            "dollars": attempt.dollars,
+            "holdout": attempt.holdout,
+            "repairs": attempt.repairs,
         }
         if attempt.status:
             self.rows[attempt.number] = row
@@ -126,13 +152,20 @@ class Watch:
         kept, tried, champion = ledger.kept, ledger.tried, ledger.champion
         found = findings(ledger, self.task.lower_is_better, self.task.line_price) if ledger.verified else None
         return {
-            "tag": self.repo.tag, "metric": clean(self.task.metric), "lower": self.task.lower_is_better, "began": ledger.run["time"],
+            "tag": self.repo.tag,
+            "metric": clean(self.task.metric),
+            "lower": self.task.lower_is_better,
+            "began": ledger.run["time"],
             "game": clean(", ".join(str(game[name]) for name in ("device", "profile", "data") if game.get(name))),
-            "budget": game.get("time_budget"), "noise": ledger.noise(),
-            "champion": champion and {"number": champion.number, "score": champion.score, "commit": short(champion.commit)},
+            "budget": game.get("time_budget"),
+            "noise": ledger.noise(),
+            "champion": champion
+            and {"number": champion.number, "score": champion.score, "commit": short(champion.commit)},
             "gain": self._run.sign * (kept[0].score - champion.score) if champion else None,
             "verified": str(found.gain) if found and found.gain else None,
-            "tried": len(tried), "kept": max(0, len(kept) - 1), "crashed": sum(attempt.status == "crash" for attempt in tried),
+            "tried": len(tried),
+            "kept": max(0, len(kept) - 1),
+            "crashed": sum(attempt.status == "crash" for attempt in tried),
             "seconds": sum((attempt.seconds or {}).get("wall") or 0.0 for attempt in ledger.finished),
             "tokens": spent.tokens if spent.tokens or not spent.unknown_tokens else None,
             "dollars": spent.dollars if spent.dollars or not spent.unknown_dollars else None,
@@ -161,11 +194,19 @@ class Watch:
             what = clean(f"experiment {thinking.number}: {thinking.agent} is thinking")
             doing.append({"what": what, "since": thinking.since, "of": None})
         elif account.waits_until > at:
-            doing.append({"what": f"{clean(account.waits_for)} cannot be reached; next call at {clock_time(account.waits_until, at)}",
-                          "since": account.last_time, "of": None})
+            doing.append(
+                {
+                    "what": f"{clean(account.waits_for)} cannot be reached; next call at {clock_time(account.waits_until, at)}",
+                    "since": account.last_time,
+                    "of": None,
+                }
+            )
         stopping = [{"what": "stopping after that", "since": None, "of": None}] if now and now.stopping else []
-        return {"running": True, "doing": (doing or [{"what": "between two steps", "since": None, "of": None}]) + stopping,
-                "trials": [trial.number for trial in now.trials] if now else []}
+        return {
+            "running": True,
+            "doing": (doing or [{"what": "between two steps", "since": None, "of": None}]) + stopping,
+            "trials": [trial.number for trial in now.trials] if now else [],
+        }
 
 
 def clean(text: str) -> str:
@@ -179,7 +220,7 @@ def log_of(folder: Path, size: int) -> str:
     parts = []
     for name in LOGS:
         text = read_tail(folder / f"{name}.log", 2 * size)
-        if len(text.encode()) >= 2 * size:              # cut: perhaps in a key, which would not be known by its end
+        if len(text.encode()) >= 2 * size:  # cut: perhaps in a key, which would not be known by its end
             text = text.partition("\n")[2] or text[size:]
         parts += [f"== {name} ==\n{clean(text)}"] if text else []
     text = "\n".join(parts)
@@ -201,8 +242,10 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.watch, self.token, nonce = watch, secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self.page = PAGE.read_bytes().replace(b"NONCE", nonce.encode())
-        self.policy = (f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
-                       "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'")
+        self.policy = (
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+        )
         self.hosts = [f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")]
 
     @property
@@ -219,12 +262,14 @@ class Server(http.server.ThreadingHTTPServer):
             return "text/javascript", get_plotlyjs().encode()
         if name in ("state", "log"):
             return "application/json", self.watch.state() if name == "state" else self.watch.log()
-        if (wanted := re.fullmatch(r"attempt/([1-9][0-9]{0,8})", name)) and (body := self.watch.attempt(int(wanted[1]))):
+        if (wanted := re.fullmatch(r"attempt/([1-9][0-9]{0,8})", name)) and (
+            body := self.watch.attempt(int(wanted[1]))
+        ):
             return "application/json", body
         return None
 
     def handle_error(self, request, client_address) -> None:
-        if not isinstance(sys.exception(), OSError):        # a browser that went away is none
+        if not isinstance(sys.exception(), OSError):  # a browser that went away is none
             super().handle_error(request, client_address)
 
 
@@ -250,10 +295,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status, body = 304, b""
         self.send_response(status)
         for name, value in {
-            "Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(body)), "ETag": tag, "Cache-Control": "no-store",
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "ETag": tag,
+            "Cache-Control": "no-store",
             "Content-Security-Policy": self.server.policy if kind == "text/html" else "default-src 'none'",
-            "X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY",
-            "Referrer-Policy": "no-referrer", "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Cross-Origin-Opener-Policy": "same-origin",
         }.items():
             self.send_header(name, value)
         self.end_headers()
@@ -272,12 +323,14 @@ def serve(watch: Watch, port: int) -> None:
     try:
         server = Server(watch, port)
     except OSError as fault:
-        raise UserError(f"port {port} of 127.0.0.1 cannot be had: {os.strerror(fault.errno)}. Choose another with --port, or leave that out "
-                        "for one that is free") from None
+        raise UserError(
+            f"port {port} of 127.0.0.1 cannot be had: {os.strerror(fault.errno)}. Choose another with --port, or leave that out "
+            "for one that is free"
+        ) from None
     with server:
         print(f"run {watch.repo.tag}: {server.address}\nCtrl-C ends this page; the run does not notice", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)        # uv passes it on a second time
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # uv passes it on a second time
             print("\nthe page is closed; the run goes on as it was")

@@ -19,13 +19,27 @@ sys.path.insert(0, str(ROOT))
 from autoresearch.ledger import Attempt, Ledger  # noqa: E402
 from autoresearch.task import task_of  # noqa: E402
 
-SHOWN = (0, 5, 10, 15, 20, 25, 30, 50, 75, 100)         # trials after which the best score is printed
+SHOWN = (0, 5, 10, 15, 20, 25, 30, 50, 75, 100)  # trials after which the best score is printed
 
 
 def make_night(agent: str, trials: int, profile: str | None, seed: int, folder: Path) -> Path:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    command = [sys.executable, "loop.py", "--plain", "--tag", "bench", "--data", "sotu", "--agent", agent, "--experiments", str(trials + 1), "--seed", str(seed),
-               *(("--profile", profile) if profile else ())]
+    command = [
+        sys.executable,
+        "loop.py",
+        "--plain",
+        "--tag",
+        "bench",
+        "--data",
+        "sotu",
+        "--agent",
+        agent,
+        "--experiments",
+        str(trials + 1),
+        "--seed",
+        str(seed),
+        *(("--profile", profile) if profile else ()),
+    ]
     subprocess.run(command, cwd=folder, check=True)
     return folder / ".autoresearch/bench"
 
@@ -47,13 +61,17 @@ def describe(run: Path) -> None:
     scores = best_so_far([ledger.kept[0], *tried], sign)
     kept = [attempt for attempt in tried if attempt.status == "keep"]
     crashed = sum(attempt.status == "crash" for attempt in tried)
-    print(f"\n{agents}: {len(tried)} trials, profile {game.get('profile')}, data {game.get('data')}, seed {game.get('seed')}, {game.get('device')}")
+    print(
+        f"\n{agents}: {len(tried)} trials, profile {game.get('profile')}, data {game.get('data')}, seed {game.get('seed')}, {game.get('device')}"
+    )
     print("  best after   " + "  ".join(f"{number}: {scores[number]:.6f}" for number in SHOWN if number < len(scores)))
     print(f"  gain         {sign * (scores[0] - scores[-1]):.6f} (noise of one score {ledger.noise():.6f})")
     print(f"  kept         {len(kept)} of {len(tried)} ({len(kept) / max(1, len(tried)):.0%}), {crashed} crashed")
     for attempt in kept:
         print(f"    {attempt.number:>3}  {sign * (attempt.standing - attempt.score):+.6f}  {attempt.description}")
-    print(f"  took         {sum(attempt.seconds.get('wall', 0) for attempt in tried) / 60:.0f} minutes, {ledger.spent.words()}")
+    print(
+        f"  took         {sum(attempt.seconds.get('wall', 0) for attempt in tried) / 60:.0f} minutes, {ledger.spent.words()}"
+    )
 
 
 def main() -> None:
@@ -71,7 +89,9 @@ def main() -> None:
             describe(run)
         return
     with tempfile.TemporaryDirectory() as folder:
-        describe(make_night(arguments.agent, arguments.trials, arguments.profile, arguments.seed, Path(folder) / "clone"))
+        describe(
+            make_night(arguments.agent, arguments.trials, arguments.profile, arguments.seed, Path(folder) / "clone")
+        )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,11 @@ class Night:
     def propose(self, champion: Code) -> tuple[Code, float]:
         """(an edit of the champion that has run once, its true effect)."""
         helps, kind = self.proposals.random(2)
-        size, more, fewer = self.proposals.standard_normal(), self.proposals.geometric(1 / 6), self.proposals.geometric(1 / 4)
+        size, more, fewer = (
+            self.proposals.standard_normal(),
+            self.proposals.geometric(1 / 6),
+            self.proposals.geometric(1 / 4),
+        )
         effect = 0.0006 * math.exp(1.4 * size) if helps < 0.2 else -0.001 * math.exp(1.3 * size)
         lines = 0 if kind < 0.5 else int(more) if kind < 0.8 else -int(fewer)
         edit = Code(champion.value + effect, lines, [])
@@ -78,11 +82,13 @@ EQUAL = "equal"
 
 def by_judge(rule: KeepRule) -> Rule:
     """The loop's own judge."""
+
     def decide(night: Night, edit: Code, champion: Code, best: float) -> bool | str:
         noise = night.scale()
         if judge(edit.scores, champion.scores, noise, edit.lines, rule, best=best).status != "keep":
             return False
         return gain_of(edit, champion) > rule.margin * standard_error(noise, edit.scores, champion.scores) or EQUAL
+
     return decide
 
 
@@ -96,6 +102,7 @@ def sigmas(count: float) -> Rule:
 
 def confirmed(least: float, most: float, wanted: float) -> Rule:
     """A first gain between `least` and `most` noise is measured once more; the mean must then exceed `wanted` noise."""
+
     def decide(night: Night, edit: Code, champion: Code, best: float) -> bool:
         noise, gain = night.scale(), gain_of(edit, champion)
         if not least * noise < gain < most * noise or not night.left:
@@ -103,11 +110,13 @@ def confirmed(least: float, most: float, wanted: float) -> Rule:
         night.run(edit)
         night.groups.append(edit.scores)
         return gain_of(edit, champion) > wanted * noise
+
     return decide
 
 
 def sequential(reject: float, accept: float, at_most: int) -> Rule:
     """Run again until the gain is `accept` standard errors above or `reject` below zero."""
+
     def decide(night: Night, edit: Code, champion: Code, best: float) -> bool:
         while True:
             z = gain_of(edit, champion) / standard_error(night.scale(), edit.scores, champion.scores)
@@ -116,6 +125,7 @@ def sequential(reject: float, accept: float, at_most: int) -> Rule:
                     night.groups.append(edit.scores)
                 return z > min(accept, 0.5)
             night.run(edit)
+
     return decide
 
 
@@ -133,6 +143,7 @@ def champion_again(every: int, margin: float) -> Rule:
         if kept := plain(night, edit, champion, best):
             failed = 0
         return kept
+
     return decide
 
 
@@ -149,6 +160,7 @@ def shrunk(margin: float, typical: float = 0.003) -> Rule:
         expected.clear()
         expected[id(edit)] = standing - trust * (standing - mean(edit.scores))
         return True
+
     return decide
 
 
@@ -173,7 +185,7 @@ def play(rule: Rule, noise: float, seed: int) -> dict[str, float]:
     """One night: the true gain, keeps for a gain, false ones, lines added; of keeps at an equal score the number and what they truly lost."""
     night = Night(seed, noise)
     champion = Code(0.0, 0, [])
-    for _ in range(2):                              # the baseline runs twice
+    for _ in range(2):  # the baseline runs twice
         night.run(champion)
     night.groups.append(champion.scores)
     keeps = false = lines = equal = 0
@@ -195,7 +207,10 @@ def nights(make: Callable[[], Rule], noise: float, count: int, seed: int) -> dic
     """Means over many nights; `false` as a share of the keeps for a gain."""
     played = [play(make(), noise, seed + number) for number in range(count)]
     totals = {name: sum(night[name] for night in played) for name in played[0]}
-    return {**{name: total / count for name, total in totals.items()}, "false": totals["false"] / max(1, totals["keeps"])}
+    return {
+        **{name: total / count for name, total in totals.items()},
+        "false": totals["false"] / max(1, totals["keeps"]),
+    }
 
 
 def table(count: int, seed: int) -> Iterator[str]:
@@ -206,9 +221,20 @@ def table(count: int, seed: int) -> Iterator[str]:
     for name, make in RULES.items():
         found = [nights(make, noise, count, seed * 1_000_000) for noise in NOISES]
         strict = strict or found
-        against = [statistics.mean(mine[key] / theirs[key] for mine, theirs in zip(found, strict, strict=True)) for key in ("gain", "false")]
-        cells = [", ".join(form.format(night[key]) for night in found)
-                 for key, form in (("gain", "{:.4f}"), ("keeps", "{:.1f}"), ("false", "{:.1%}"), ("equal", "{:.1f}"), ("lines", "{:+.0f}"))]
+        against = [
+            statistics.mean(mine[key] / theirs[key] for mine, theirs in zip(found, strict, strict=True))
+            for key in ("gain", "false")
+        ]
+        cells = [
+            ", ".join(form.format(night[key]) for night in found)
+            for key, form in (
+                ("gain", "{:.4f}"),
+                ("keeps", "{:.1f}"),
+                ("false", "{:.1%}"),
+                ("equal", "{:.1f}"),
+                ("lines", "{:+.0f}"),
+            )
+        ]
         yield f"| {name} | {' | '.join(cells)} | {against[0]:.1%}, {against[1]:.1%} |"
 
 

@@ -24,18 +24,18 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ |= {"AUTORESEARCH_PROFILE": "gpu", "AUTORESEARCH_DATA": "sotu"}       # prepare.py reads them when it is imported
-import prepare  # noqa: E402
+os.environ |= {"AUTORESEARCH_PROFILE": "gpu", "AUTORESEARCH_DATA": "sotu"}  # prepare.py reads them when it is imported
+import prepare
 
-ROUNDS, SECONDS = 5, 0.8                # every method runs that long in every round
-ROWS = 64                               # a batch
+ROUNDS, SECONDS = 5, 0.8  # every method runs that long in every round
+ROWS = 64  # a batch
 LENGTH = prepare.MAX_SEQ_LEN + 1
-TOKENS = ROWS * prepare.MAX_SEQ_LEN     # that a batch trains on
-MEDIAN_WORDS = 490                      # of a document: some 600 tokens, with the long tail of web text
-LARGE = 512 << 20                       # bytes: sotu's rows fit into a processor's cache, a real data set's do not
-PUBLIC_PACE = 1.65e6                    # tokens/s that the public recipe trains on with an H100
+TOKENS = ROWS * prepare.MAX_SEQ_LEN  # that a batch trains on
+MEDIAN_WORDS = 490  # of a document: some 600 tokens, with the long tail of web text
+LARGE = 512 << 20  # bytes: sotu's rows fit into a processor's cache, a real data set's do not
+PUBLIC_PACE = 1.65e6  # tokens/s that the public recipe trains on with an H100
 PACED_BATCHES = 25
-LEAST_RATIO, LEAST_PACKING = 20, 20e6   # the goals
+LEAST_RATIO, LEAST_PACKING = 20, 20e6  # the goals
 
 
 def documents() -> list[str]:
@@ -47,7 +47,9 @@ def documents() -> list[str]:
 
 def refills(items: list) -> Iterator[list]:
     """128 items at a time, over and over."""
-    return itertools.cycle([items[first : first + prepare.DOCUMENT_BATCH] for first in range(0, len(items), prepare.DOCUMENT_BATCH)])
+    return itertools.cycle(
+        [items[first : first + prepare.DOCUMENT_BATCH] for first in range(0, len(items), prepare.DOCUMENT_BATCH)]
+    )
 
 
 def public_loader(batches: Iterator[list[list[int]]]) -> Iterator:
@@ -117,7 +119,7 @@ def waits_at_the_public_pace(batches: prepare.TrainBatches) -> int:
     waits = 0
     for _ in range(PACED_BATCHES):
         time.sleep(TOKENS / PUBLIC_PACE)
-        waits += batches._full.empty()                  # what the background thread has ready
+        waits += batches._full.empty()  # what the background thread has ready
         next(batches)
     return waits
 
@@ -125,9 +127,12 @@ def waits_at_the_public_pace(batches: prepare.TrainBatches) -> int:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
     prepare.prepare()
-    with tempfile.TemporaryDirectory() as folder, batches_of_a_referee() as from_referee:   # forked before torch is imported
-        prepare.RUN_FOLDER = Path(folder)               # the clock's note goes there, not to the user's last run
-        next(from_referee)                              # the clock is one for all: who draws first starts the referee's
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        batches_of_a_referee() as from_referee,
+    ):  # forked before torch is imported
+        prepare.RUN_FOLDER = Path(folder)  # the clock's note goes there, not to the user's last run
+        next(from_referee)  # the clock is one for all: who draws first starts the referee's
         measure(from_referee)
 
 
@@ -158,25 +163,30 @@ def measure(from_referee: prepare.TrainBatches) -> None:
         "packing (pack_rows), done once": lambda: list(itertools.islice(packed, ROWS)),
     }
     for hand_out in methods.values():
-        hand_out()                                      # fills the lists of 1,000 documents, touches memory
+        hand_out()  # fills the lists of 1,000 documents, touches memory
     rounds = [{name: rate(hand_out) for name, hand_out in methods.items()} for _ in range(ROUNDS)]
     waits = waits_at_the_public_pace(from_referee)
 
     tokenizing, reference, cache, referee, *_, packing = methods
     median = {name: statistics.median(rates[name] for rates in rounds) for name in methods}
     ratio = {name: statistics.median(rates[name] / rates[reference] for rates in rounds) for name in methods}
-    print(f"{os.cpu_count()} cores; batches of {ROWS} rows of {prepare.MAX_SEQ_LEN} + 1 tokens, vocabulary {prepare.VOCAB_SIZE}; "
-          f"{len(lists):,} documents of {statistics.median(map(len, lists)):.0f} tokens (median)\n")
+    print(
+        f"{os.cpu_count()} cores; batches of {ROWS} rows of {prepare.MAX_SEQ_LEN} + 1 tokens, vocabulary {prepare.VOCAB_SIZE}; "
+        f"{len(lists):,} documents of {statistics.median(map(len, lists)):.0f} tokens (median)\n"
+    )
     print(f"{'':<46}{'million tokens/s':>18}{'least':>10}{'most':>10}{'ratio':>9}")
     for name in methods:
         every = [rates[name] / 1e6 for rates in rounds]
         print(f"{name:<46}{median[name] / 1e6:>18,.2f}{min(every):>10,.2f}{max(every):>10,.2f}{ratio[name]:>9,.1f}")
     slower = min(cache, referee, key=median.get)
-    print(f"\nTraining at {PUBLIC_PACE / 1e6:.2f} million tokens/s takes {PUBLIC_PACE / median[slower]:.2%} of what {slower} gives; "
-          f"at that pace {waits} of {PACED_BATCHES} batches were waited for.")
+    print(
+        f"\nTraining at {PUBLIC_PACE / 1e6:.2f} million tokens/s takes {PUBLIC_PACE / median[slower]:.2%} of what {slower} gives; "
+        f"at that pace {waits} of {PACED_BATCHES} batches were waited for."
+    )
     goals = {
         f"{ratio[slower]:,.0f} times the public loader (goal: {LEAST_RATIO})": ratio[slower] >= LEAST_RATIO,
-        f"packing at {median[packing] / 1e6:,.0f} million tokens/s (goal: {LEAST_PACKING / 1e6:.0f})": median[packing] >= LEAST_PACKING,
+        f"packing at {median[packing] / 1e6:,.0f} million tokens/s (goal: {LEAST_PACKING / 1e6:.0f})": median[packing]
+        >= LEAST_PACKING,
         f"{waits} waits (goal: none)": waits == 0,
     }
     missed = [goal for goal, met in goals.items() if not met]

@@ -36,8 +36,21 @@ MEANING = {
 
 def make_run(experiments: int, profile: str, folder: Path) -> Path:
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    command = [sys.executable, "loop.py", "--plain", "--tag", "bench", "--profile", profile, "--data", "sotu", "--agent", "sweep",
-               "--experiments", str(experiments)]
+    command = [
+        sys.executable,
+        "loop.py",
+        "--plain",
+        "--tag",
+        "bench",
+        "--profile",
+        profile,
+        "--data",
+        "sotu",
+        "--agent",
+        "sweep",
+        "--experiments",
+        str(experiments),
+    ]
     subprocess.run(command, cwd=folder, check=True)
     return folder / ".autoresearch/bench"
 
@@ -49,7 +62,7 @@ def measure(run: Path) -> list[dict[str, float]]:
     rehearsed = {event["number"]: event["preflight"] for event in events if event.get("preflight")}
     for event in events:
         if event["event"] in ("run", "stop", "interrupted"):
-            previous = None                 # time between two calls of the loop is nobody's overhead
+            previous = None  # time between two calls of the loop is nobody's overhead
         if event["event"] != "verdict":
             continue
         figures_file = run / f"trials/{event['number']}/run/figures.json"
@@ -87,7 +100,7 @@ TOY = {
     "train.sh": "sleep {training}\necho score: $(cat value.txt)\n",
     # For experiment n another value below one, the same for no two; now and then the best so far.
     "agent.sh": "n=$(head -1 | tr -dc 0-9)\ncat > /dev/null\nsleep {thinking}\n"
-                "echo 0.$((n * 7919 % 10007 + 10000)) > value.txt\necho description: try $n\n",
+    "echo 0.$((n * 7919 % 10007 + 10000)) > value.txt\necho description: try $n\n",
 }
 
 
@@ -95,23 +108,60 @@ def start_toy(folder: Path, training: float, thinking: float, experiments: int, 
     folder.mkdir(parents=True)
     for name, text in TOY.items():
         (folder / name).write_text(text.format(training=training, thinking=thinking) if name.endswith(".sh") else text)
-    for words in (("init", "-q"), ("add", "-A"), ("-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "-qm", "toy"),
-                  ("config", "user.name", "bench"), ("config", "user.email", "bench@localhost")):
+    for words in (
+        ("init", "-q"),
+        ("add", "-A"),
+        ("-c", "user.name=bench", "-c", "user.email=bench@localhost", "commit", "-qm", "toy"),
+        ("config", "user.name", "bench"),
+        ("config", "user.email", "bench@localhost"),
+    ):
         subprocess.run(["git", *words], cwd=folder, check=True)
-    return subprocess.Popen([sys.executable, str(ROOT / "loop.py"), "--plain", "--tag", "bench", "--agent", "command", "--agent-command", "sh agent.sh",
-                             "--experiments", str(experiments), "--baseline-runs", "1", *arguments], cwd=folder, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "loop.py"),
+            "--plain",
+            "--tag",
+            "bench",
+            "--agent",
+            "command",
+            "--agent-command",
+            "sh agent.sh",
+            "--experiments",
+            str(experiments),
+            "--baseline-runs",
+            "1",
+            *arguments,
+        ],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def night(scale: float, experiments: int, folder: Path) -> None:
     """Training as a share of wall clock, with a proposal ahead and without, side by side: both only sleep."""
-    nights = {lookahead: start_toy(folder / str(lookahead), 300 / scale, 60 / scale, experiments, "--lookahead", str(lookahead)) for lookahead in (1, 0)}
+    nights = {
+        lookahead: start_toy(
+            folder / str(lookahead), 300 / scale, 60 / scale, experiments, "--lookahead", str(lookahead)
+        )
+        for lookahead in (1, 0)
+    }
     print(f"{experiments} trials of {300 / scale:g} s, an agent that takes {60 / scale:g} s")
     for lookahead, process in nights.items():
         process.wait()
-        state = json.loads(subprocess.run([sys.executable, str(ROOT / "loop.py"), "status", "--json"], cwd=folder / str(lookahead), check=True,
-                                          capture_output=True, text=True).stdout)
+        state = json.loads(
+            subprocess.run(
+                [sys.executable, str(ROOT / "loop.py"), "status", "--json"],
+                cwd=folder / str(lookahead),
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in state["seconds"].items() if seconds >= 0.05)
-        print(f"  lookahead {lookahead}: training is {100 * state['seconds']['training'] / state['wall']:.1f}% of {state['wall']:.0f} s ({parts})")
+        print(
+            f"  lookahead {lookahead}: training is {100 * state['seconds']['training'] / state['wall']:.1f}% of {state['wall']:.0f} s ({parts})"
+        )
 
 
 def memory_of(process: int) -> float:
@@ -129,20 +179,31 @@ def long_run(experiments: int, folder: Path) -> None:
         try:
             memory[done] = memory_of(process.pid)
         except (OSError, StopIteration):
-            break                           # it has just ended
+            break  # it has just ended
         time.sleep(2)
     process.wait()
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     verdicts = [event for event in events if event["event"] == "verdict"]
-    own = [after["time"] - before["time"] - after["seconds"]["train"] for before, after in zip(verdicts, verdicts[1:], strict=False)]
+    own = [
+        after["time"] - before["time"] - after["seconds"]["train"]
+        for before, after in zip(verdicts, verdicts[1:], strict=False)
+    ]
     part = max(1, len(own) // 20)
-    print(f"{len(verdicts)} trials in {events[-1]['time'] - events[0]['time']:.0f} s, {sum(event['status'] == 'keep' for event in verdicts)} kept, exit code "
-          f"{process.returncode}")
-    print(f"  seconds a trial besides its command, the agent's process included: {statistics.median(own[:part]):.3f} in the first {part}, "
-          f"{statistics.median(own[-part:]):.3f} in the last {part} (medians)")
+    print(
+        f"{len(verdicts)} trials in {events[-1]['time'] - events[0]['time']:.0f} s, {sum(event['status'] == 'keep' for event in verdicts)} kept, exit code "
+        f"{process.returncode}"
+    )
+    print(
+        f"  seconds a trial besides its command, the agent's process included: {statistics.median(own[:part]):.3f} in the first {part}, "
+        f"{statistics.median(own[-part:]):.3f} in the last {part} (medians)"
+    )
     early = next((size for done, size in sorted(memory.items()) if done >= experiments / 20), 0.0)
-    print(f"  memory of the loop: {early:.0f} MB after a twentieth of the trials, {memory[max(memory)]:.0f} MB at the end, {max(memory.values()):.0f} MB at most")
-    print(f"  journal {journal.stat().st_size / 1e6:.1f} MB, results.tsv {(folder / 'results.tsv').stat().st_size / 1e3:.0f} kB")
+    print(
+        f"  memory of the loop: {early:.0f} MB after a twentieth of the trials, {memory[max(memory)]:.0f} MB at the end, {max(memory.values()):.0f} MB at most"
+    )
+    print(
+        f"  journal {journal.stat().st_size / 1e6:.1f} MB, results.tsv {(folder / 'results.tsv').stat().st_size / 1e3:.0f} kB"
+    )
 
 
 def main() -> None:
@@ -151,8 +212,12 @@ def main() -> None:
     parser.add_argument("--profile", default="cpu")
     parser.add_argument("--run", type=Path, help="folder of a run made before, .autoresearch/TAG")
     parser.add_argument("--night", action="store_true", help="the idle time of a night, on a toy")
-    parser.add_argument("--scale", type=float, default=20.0, help="how much faster than a real one that night is (default: %(default)g)")
-    parser.add_argument("--long", type=int, metavar="TRIALS", help="the loop's own memory and time over many trials, on a toy")
+    parser.add_argument(
+        "--scale", type=float, default=20.0, help="how much faster than a real one that night is (default: %(default)g)"
+    )
+    parser.add_argument(
+        "--long", type=int, metavar="TRIALS", help="the loop's own memory and time over many trials, on a toy"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         if arguments.night:
@@ -165,7 +230,9 @@ def main() -> None:
     print(f"\n{'seconds a trial':<18}{'median':>8}{'least':>8}{'most':>8}")
     for part in (*PARTS, "outside training", "training", "whole"):
         values = [trial[part] for trial in trials if part in trial]
-        print(f"{part:<18}{statistics.median(values):8.2f}{min(values):8.2f}{max(values):8.2f}  {MEANING.get(part, '')}")
+        print(
+            f"{part:<18}{statistics.median(values):8.2f}{min(values):8.2f}{max(values):8.2f}  {MEANING.get(part, '')}"
+        )
     print(f"\n{len(trials)} trials")
 
 

@@ -24,12 +24,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=150)
     arguments = parser.parse_args()
-    honest = sorted((ROOT / "tests/honest").glob("*.py"))
+    honest = sorted(path for path in (ROOT / "tests/honest").glob("*.py") if not path.stem.startswith("test_"))
     cheating = [*sorted((ROOT / "tests/gaming").glob("lea*.py")), ROOT / "bench/smallest_leak.py"]
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "AUTORESEARCH_PROFILE": "test", "AUTORESEARCH_CACHE": folder}
         subprocess.run([sys.executable, ROOT / "prepare.py"], env=environment, check=True)
-        command = [sys.executable, ROOT / "tests/games.py", f"{folder}/runs", str(arguments.steps), str(arguments.seeds), *honest, *cheating]
+        command = [
+            sys.executable,
+            ROOT / "tests/games.py",
+            f"{folder}/runs",
+            str(arguments.steps),
+            str(arguments.seeds),
+            *honest,
+            *cheating,
+        ]
         caught, scored, worst = collections.Counter(), collections.Counter(), 0.0
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as games:
             for line in games.stdout:

@@ -53,18 +53,29 @@ def main() -> None:
     parser.add_argument("--data", default="sotu")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        environment = {**os.environ, "AUTORESEARCH_PROFILE": arguments.profile, "AUTORESEARCH_DATA": arguments.data, "AUTORESEARCH_RUN_DIR": folder}
+        environment = {
+            **os.environ,
+            "AUTORESEARCH_PROFILE": arguments.profile,
+            "AUTORESEARCH_DATA": arguments.data,
+            "AUTORESEARCH_RUN_DIR": folder,
+        }
         for script in ("prepare.py", "train.py"):
             subprocess.run([sys.executable, ROOT / script], env=environment, check=True)
         results = {"plain": [], "probed": []}
         for _ in range(3):
             for name, code in (("plain", PLAIN), ("probed", PROBED)):
-                answer = subprocess.run([sys.executable, "-c", code, ROOT], env=environment, check=True, stdout=subprocess.PIPE, text=True)
+                answer = subprocess.run(
+                    [sys.executable, "-c", code, ROOT], env=environment, check=True, stdout=subprocess.PIPE, text=True
+                )
                 results[name].append(json.loads(answer.stdout))
     for name, runs in results.items():
         seconds = [run["seconds"] for run in runs]
-        print(f"{name:<8}{statistics.median(seconds):7.2f} s ({min(seconds):.2f} to {max(seconds):.2f})   val_bpb {runs[0]['score']:.6f}")
-    added = statistics.median(run["seconds"] for run in results["probed"]) - statistics.median(run["seconds"] for run in results["plain"])
+        print(
+            f"{name:<8}{statistics.median(seconds):7.2f} s ({min(seconds):.2f} to {max(seconds):.2f})   val_bpb {runs[0]['score']:.6f}"
+        )
+    added = statistics.median(run["seconds"] for run in results["probed"]) - statistics.median(
+        run["seconds"] for run in results["plain"]
+    )
     print(f"two processes and the probes add {added:.2f} s")
 
 

@@ -28,7 +28,9 @@ FONTS = "font-family: 'DejaVu Sans Mono', Menlo, Consolas, 'Fira Code', monospac
 
 
 def picture(console: rich.console.Console) -> str:
-    form = re.sub(r"@font-face \{\{.*?\}\}|<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace("font-family: Fira Code, monospace", FONTS)
+    form = re.sub(r"@font-face \{\{.*?\}\}|<!--.*?-->", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL).replace(
+        "font-family: Fira Code, monospace", FONTS
+    )
     lines = console.export_svg(title="autoresearch", code_format=form).splitlines()
     return "\n".join(line.rstrip() for line in lines if line.strip()) + "\n"
 
@@ -50,7 +52,9 @@ def main() -> None:
     parser.add_argument("--after", type=int, default=2)
     parser.add_argument("--status", action="store_true")
     arguments = parser.parse_args()
-    console = rich.console.Console(record=True, file=io.StringIO(), force_terminal=True, width=WIDTH, color_system="truecolor", highlight=False)
+    console = rich.console.Console(
+        record=True, file=io.StringIO(), force_terminal=True, width=WIDTH, color_system="truecolor", highlight=False
+    )
     if arguments.status:
         console.print("$ uv run loop.py status")
         console.print(panel_of(look(Ledger(arguments.run, repair=False)), WIDTH))
@@ -58,9 +62,16 @@ def main() -> None:
         ledger, state = wait_for_training(arguments.run, arguments.after)
         for attempt in ledger.finished[-4:]:
             console.print(f"experiment {attempt.number}: {one_line(attempt.description, 100)}", markup=False)
-            console.print(f"  {attempt.status}: {one_line(attempt.reason, 200)}  ({attempt.seconds['wall']:.0f} s)", style=COLORS[attempt.status], markup=False)
+            console.print(
+                f"  {attempt.status}: {one_line(attempt.reason, 200)}  ({attempt.seconds['wall']:.0f} s)",
+                style=COLORS[attempt.status],
+                markup=False,
+            )
         for trial in state.trials:
-            console.print(f"experiment {trial['number']}: {one_line(ledger.attempts[trial['number'] - 1].description, 100)}", markup=False)
+            console.print(
+                f"experiment {trial['number']}: {one_line(ledger.attempts[trial['number'] - 1].description, 100)}",
+                markup=False,
+            )
         console.print(panel_of(state, WIDTH, 40))
     path = ROOT / "docs" / ("status.svg" if arguments.status else "console.svg")
     path.write_text(picture(console))

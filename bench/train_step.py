@@ -24,13 +24,13 @@ from statistics import median
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("AUTORESEARCH_DATA", "sotu")
-SECONDS = 15.0                      # on the clock, of each run
+SECONDS = 15.0  # on the clock, of each run
 
 
 def device_is_there() -> bool:
     import prepare
 
-    return prepare.PROFILE.name != "gpu" and "AUTORESEARCH_PROFILE" in os.environ or bool(prepare.cuda_device_name())
+    return (prepare.PROFILE.name != "gpu" and "AUTORESEARCH_PROFILE" in os.environ) or bool(prepare.cuda_device_name())
 
 
 # ----------------------------------------------------------------------------------------------
@@ -58,11 +58,20 @@ def train_for(file: Path, kernel: str | None, seconds: float, data: str) -> None
         elapsed = batches.elapsed
         cuda = batches.device.type == "cuda"
         timeline = prepare._TIMELINE
-        print(json.dumps({
-            "startup": timeline["clock"], "imported": timeline["imported"], "steps": num_steps, "step_ms": 1000 * elapsed / max(1, num_steps),
-            "rate": batches.tokens / elapsed, "mfu": mfu_percent, "waited": waited[0] / elapsed,
-            "memory_gb": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
-        }))
+        print(
+            json.dumps(
+                {
+                    "startup": timeline["clock"],
+                    "imported": timeline["imported"],
+                    "steps": num_steps,
+                    "step_ms": 1000 * elapsed / max(1, num_steps),
+                    "rate": batches.tokens / elapsed,
+                    "mfu": mfu_percent,
+                    "waited": waited[0] / elapsed,
+                    "memory_gb": torch.cuda.max_memory_allocated() / 2**30 if cuda else None,
+                }
+            )
+        )
         sys.stdout.flush()
         os._exit(0)
 
@@ -79,7 +88,9 @@ def train_for(file: Path, kernel: str | None, seconds: float, data: str) -> None
     prepare.TIME_BUDGET, prepare.finish = seconds, finish
     prepare.queue = types.SimpleNamespace(Queue=Timed)
     if data == "random":
-        rows = np.random.default_rng(0).integers(0, prepare.VOCAB_SIZE, (4096, prepare.MAX_SEQ_LEN + 1), dtype=np.uint16)
+        rows = np.random.default_rng(0).integers(
+            0, prepare.VOCAB_SIZE, (4096, prepare.MAX_SEQ_LEN + 1), dtype=np.uint16
+        )
         prepare.open_rows = lambda split: rows
     if kernel is None:
         runpy.run_path(str(file), run_name="__main__")
@@ -88,15 +99,31 @@ def train_for(file: Path, kernel: str | None, seconds: float, data: str) -> None
     spec.loader.exec_module(module)
     chosen = module.choose_attention
     everywhere = prepare.PROFILE.name != "gpu"
-    module.choose_attention = lambda window: getattr(module, kernel) if everywhere or window < prepare.MAX_SEQ_LEN else chosen(window)
+    module.choose_attention = lambda window: (
+        getattr(module, kernel) if everywhere or window < prepare.MAX_SEQ_LEN else chosen(window)
+    )
     module.train()
 
 
 def measure(file: Path, kernel: str | None, caches: Path, seconds: float, data: str) -> dict | str:
     """What a run of a train.py came to; the last line that it printed where it failed."""
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"), "TRITON_CACHE_DIR": str(caches / "triton")}
+    environment = {
+        **os.environ,
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+        "TRITON_CACHE_DIR": str(caches / "triton"),
+    }
     environment.pop("AUTORESEARCH_RUN_DIR", None)
-    words = [sys.executable, __file__, "--run", str(file), "--seconds", str(seconds), "--data", data, *(["--kernel", kernel] if kernel else [])]
+    words = [
+        sys.executable,
+        __file__,
+        "--run",
+        str(file),
+        "--seconds",
+        str(seconds),
+        "--data",
+        data,
+        *(["--kernel", kernel] if kernel else []),
+    ]
     ended = subprocess.run(words, env=environment, capture_output=True, text=True, cwd=ROOT)
     try:
         return json.loads(ended.stdout.splitlines()[-1])
@@ -105,7 +132,9 @@ def measure(file: Path, kernel: str | None, caches: Path, seconds: float, data: 
         return said[-1][:100] if said else f"exit code {ended.returncode}"
 
 
-COLUMNS = f"{'':<28}{'cold s':>8}{'warm s':>8}{'steps':>7}{'ms/step':>9}{'tokens/s':>12}{'MFU %':>7}{'GB':>7}{'waited %':>10}"
+COLUMNS = (
+    f"{'':<28}{'cold s':>8}{'warm s':>8}{'steps':>7}{'ms/step':>9}{'tokens/s':>12}{'MFU %':>7}{'GB':>7}{'waited %':>10}"
+)
 
 
 def line(name: str, cold: dict | str | None, warm: dict | str) -> str:
@@ -113,8 +142,10 @@ def line(name: str, cold: dict | str | None, warm: dict | str) -> str:
         return f"{name:<28}does not run here: {warm}"
     first = f"{cold['startup']:.1f}" if isinstance(cold, dict) else ""
     mfu, memory = (format(value, ".1f") if value is not None else "n/a" for value in (warm["mfu"], warm["memory_gb"]))
-    return (f"{name:<28}{first:>8}{warm['startup']:>8.1f}{warm['steps']:>7}{warm['step_ms']:>9.1f}{warm['rate']:>12,.0f}{mfu:>7}{memory:>7}"
-            f"{100 * warm['waited']:>10.2f}")
+    return (
+        f"{name:<28}{first:>8}{warm['startup']:>8.1f}{warm['steps']:>7}{warm['step_ms']:>9.1f}{warm['rate']:>12,.0f}{mfu:>7}{memory:>7}"
+        f"{100 * warm['waited']:>10.2f}"
+    )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -159,6 +190,7 @@ def print_parts() -> None:
             if not gradients:
                 gradients.append(torch.randn_like(out))
             out.backward(gradients[0])
+
         return run
 
     def of_blocks(part) -> float:
@@ -174,7 +206,10 @@ def print_parts() -> None:
         return total
 
     parts = {
-        "attention": times * of_blocks(lambda block, table: there_and_back(train.compiled(block.attention), x, idx, table, model.cos, model.sin)),
+        "attention": times
+        * of_blocks(
+            lambda block, table: there_and_back(train.compiled(block.attention), x, idx, table, model.cos, model.sin)
+        ),
         "MLP": times * of_blocks(lambda block, table: there_and_back(train.compiled(block.mlp), x)),
         "head and loss": times * milliseconds(there_and_back(train.compiled(model.loss), x, targets)),
     }
@@ -207,8 +242,12 @@ def rows_to_use() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--compare", type=Path, metavar="FILE", help="another train.py, timed in turn with the shipped one")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="on the clock, of each run (default: %(default)g)")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="another train.py, timed in turn with the shipped one"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="on the clock, of each run (default: %(default)g)"
+    )
     for hidden in ("--run", "--kernel", "--data"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -218,14 +257,18 @@ def main() -> None:
         print(f"error: there is no file {arguments.compare}", file=sys.stderr)
         sys.exit(2)
     if not device_is_there():
-        print("there is no CUDA device here, and a step's time on one is what this measures (AUTORESEARCH_PROFILE=cpu times the CPU's)")
+        print(
+            "there is no CUDA device here, and a step's time on one is what this measures (AUTORESEARCH_PROFILE=cpu times the CPU's)"
+        )
         return
     import prepare
 
     data = rows_to_use()
     facts = prepare.machine()
-    print(f"{prepare.cuda_device_name() or 'CPU'}, driver {facts.get('driver', 'n/a')}, torch {facts['torch']}, profile {prepare.PROFILE.name}, "
-          f"{arguments.seconds:g} s a run\n")
+    print(
+        f"{prepare.cuda_device_name() or 'CPU'}, driver {facts.get('driver', 'n/a')}, torch {facts['torch']}, profile {prepare.PROFILE.name}, "
+        f"{arguments.seconds:g} s a run\n"
+    )
     print(COLUMNS, flush=True)
     caches = Path(tempfile.mkdtemp(prefix="train-step-"))
     try:
@@ -234,14 +277,22 @@ def main() -> None:
             cold = {name: measure(file, None, caches / name, 2.0, data) for name, file in files.items()}
             for _ in range(3):
                 for name, file in files.items():
-                    print(line(name, cold[name], measure(file, None, caches / name, arguments.seconds, data)), flush=True)
+                    print(
+                        line(name, cold[name], measure(file, None, caches / name, arguments.seconds, data)), flush=True
+                    )
             return
-        kernels = ("varlen_attention", "flex_attention", "masked_attention") if prepare.PROFILE.name == "gpu" \
+        kernels = (
+            ("varlen_attention", "flex_attention", "masked_attention")
+            if prepare.PROFILE.name == "gpu"
             else ("product_attention", "masked_attention")
+        )
         for kernel in (None, *kernels):
             folder = caches / (kernel or "chosen")
             cold = measure(ROOT / "train.py", kernel, folder, 2.0, data)
-            print(line(kernel or "as shipped", cold, measure(ROOT / "train.py", kernel, folder, arguments.seconds, data)), flush=True)
+            print(
+                line(kernel or "as shipped", cold, measure(ROOT / "train.py", kernel, folder, arguments.seconds, data)),
+                flush=True,
+            )
         print_parts()
     finally:
         shutil.rmtree(caches, ignore_errors=True)

@@ -9,19 +9,39 @@ import subprocess
 import time
 from pathlib import Path
 
-PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"))), None)
+PROGRAM = next(
+    filter(
+        None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"))
+    ),
+    None,
+)
 
 
 class Browser:
     """One page of a browser. `errors` holds what its console complained of: exceptions, refused content, failed requests."""
 
     def __init__(self, profile: Path) -> None:
-        ours, theirs = os.pipe(), os.pipe()             # what we write, what it writes
-        command = ["bash", "-c", f'exec "$@" 3<&{ours[0]} 4>&{theirs[1]}', "bash", PROGRAM, "--headless=new", "--no-sandbox",
-                   "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking",
-                   "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        ours, theirs = os.pipe(), os.pipe()  # what we write, what it writes
+        command = [
+            "bash",
+            "-c",
+            f'exec "$@" 3<&{ours[0]} 4>&{theirs[1]}',
+            "bash",
+            PROGRAM,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
         nothing = subprocess.DEVNULL
-        self.process = subprocess.Popen(command, pass_fds=(ours[0], theirs[1]), stdin=nothing, stdout=nothing, stderr=nothing)
+        self.process = subprocess.Popen(
+            command, pass_fds=(ours[0], theirs[1]), stdin=nothing, stdout=nothing, stderr=nothing
+        )
         os.close(ours[0])
         os.close(theirs[1])
         self.write, self.read, self.rest = ours[1], theirs[0], b""
@@ -33,7 +53,12 @@ class Browser:
 
     def call(self, method: str, **parameters) -> dict:
         number = next(self.numbers)
-        message = {"id": number, "method": method, "params": parameters, **({"sessionId": self.session} if self.session else {})}
+        message = {
+            "id": number,
+            "method": method,
+            "params": parameters,
+            **({"sessionId": self.session} if self.session else {}),
+        }
         os.write(self.write, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._receive()

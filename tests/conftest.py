@@ -12,14 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import games
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-import games
-
 ROOT = Path(__file__).resolve().parent.parent
-os.environ["AUTORESEARCH_PROFILE"] = "test"         # before any test imports prepare.py
-os.environ.setdefault("OMP_NUM_THREADS", "1")       # two processes of tests share the machine
+os.environ["AUTORESEARCH_PROFILE"] = "test"  # before any test imports prepare.py
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine
 os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 PROGRAM = """---
@@ -52,8 +51,14 @@ sys.exit(step.get("exit", 0))
 
 
 # Trainings that are timed come when the rest is done, and have a processor each: the two processes take these, one group at a time.
-TIMED = ("test_clock.py", "test_end_to_end.py", "test_driving.py::test_a_driven_night", "test_clients.py::test_real_trials", "test_gaming.py")
-WHOLE = "test_honest.py"                            # its tests share what takes long
+TIMED = (
+    "test_clock.py",
+    "test_end_to_end.py",
+    "test_driving.py::test_a_driven_night",
+    "test_clients.py::test_real_trials",
+    "test_gaming.py",
+)
+WHOLE = "test_honest.py"  # its tests share what takes long
 
 
 def pytest_collection_modifyitems(items):
@@ -113,7 +118,14 @@ class Toy:
         self.plan = folder.parent / "plan.json"
         agent = folder.parent / "agent.py"
         agent.write_text(AGENT)
-        self.agent = ["--agent", "command", "--agent-command", f"{sys.executable} {agent} {self.plan}", "--lookahead", "0"]
+        self.agent = [
+            "--agent",
+            "command",
+            "--agent-command",
+            f"{sys.executable} {agent} {self.plan}",
+            "--lookahead",
+            "0",
+        ]
         folder.mkdir()
         git(folder, "init", "-q", "-b", "main")
         self.write("program.md", PROGRAM)
@@ -131,12 +143,21 @@ class Toy:
 
     def plan_steps(self, **steps) -> None:
         """plan_steps(e2=[step(2)], otherwise=[...]): what the agent does for experiment 2, and for all others."""
-        self.plan.write_text(json.dumps({key[1:] if key != "otherwise" else "else": value for key, value in steps.items()}))
+        self.plan.write_text(
+            json.dumps({key[1:] if key != "otherwise" else "else": value for key, value in steps.items()})
+        )
 
     def start(self, *arguments: str, loop: Path = ROOT / "loop.py", **more) -> subprocess.Popen:
         command = [sys.executable, str(loop), *arguments, *(() if "--tag" in arguments else ("--tag", self.tag))]
-        return subprocess.Popen(command, cwd=self.folder, env={**self.environment, **more}, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True, preexec_fn=as_at_a_terminal)
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**self.environment, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=as_at_a_terminal,
+        )
 
     def run(self, *arguments: str, expect: int = 0, seconds: float = 120, **more) -> str:
         process = self.start(*arguments, **more)
@@ -184,8 +205,13 @@ class Toy:
         return git(self.folder, "rev-parse", f"autoresearch/{self.tag}")
 
     def references(self) -> list[str]:
-        return git(self.folder, "for-each-ref", "--format=%(objectname)", "--sort=version:refname",
-                   f"refs/autoresearch/{self.tag}/").split()
+        return git(
+            self.folder,
+            "for-each-ref",
+            "--format=%(objectname)",
+            "--sort=version:refname",
+            f"refs/autoresearch/{self.tag}/",
+        ).split()
 
     def require_whole(self) -> None:
         """What must be true of every run that stands still: nothing lost, nothing twice, all views agree."""

@@ -58,9 +58,10 @@ def train(file: Path, steps: int, seed: int) -> dict:
     import math
 
     import numpy as np
-    import prepare
     import torch
     from safetensors.torch import save_model
+
+    import prepare
 
     sys.path.insert(0, str(file.parent))
     prepare.SEED = seed
@@ -101,11 +102,12 @@ def rehearse(file: Path, fake: bool) -> dict:
 
 def main() -> None:
     sys.path.insert(0, str(TESTS.parent))
-    import prepare
     import safetensors.torch  # noqa: F401
-    import torch._subclasses.fake_tensor  # noqa: F401
+    import torch._subclasses.fake_tensor
 
-    with torch._subclasses.fake_tensor.FakeTensorMode():        # imports a second's worth of modules, once for all children
+    import prepare
+
+    with torch._subclasses.fake_tensor.FakeTensorMode():  # imports a second's worth of modules, once for all children
         torch.nn.functional.cross_entropy(torch.ones(2, 2) @ torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))
     folder, steps, seeds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     for name in sys.argv[4:]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 CUT, SLOW = "cut", "slow"
-SPOIL = None                        # a function that damages each event of an answer, or None
+SPOIL = None  # a function that damages each event of an answer, or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Asked:
     """A request for an answer."""
 
     path: str
-    headers: dict[str, str]         # names in lower case
+    headers: dict[str, str]  # names in lower case
     body: dict
-    text: str                       # the whole body
-    experiment: int                 # whose brief it holds; 0 for none
-    results: list[str]              # of the tools that the agent has called since, as text
-    tools: dict[str, list[str]]     # offered: by name its parameters
+    text: str  # the whole body
+    experiment: int  # whose brief it holds; 0 for none
+    results: list[str]  # of the tools that the agent has called since, as text
+    tools: dict[str, list[str]]  # offered: by name its parameters
 
 
 Answer = list[Say | Use] | Fault | str
@@ -54,10 +54,11 @@ Answer = list[Say | Use] | Fault | str
 
 def read_edit_say(edits: dict[int, tuple[str, str]], file: str, say: str) -> Callable[[Asked], Answer]:
     """A model that for experiment N reads the file, makes edits[N] (old text, new text), and submits, or ends with a text."""
+
     def answer(asked: Asked) -> Answer:
-        if asked.experiment not in edits or not asked.tools:            # a title for the session, or the like
+        if asked.experiment not in edits or not asked.tools:  # a title for the session, or the like
             return [Say("An edit")]
-        if "submit" in asked.tools:                                     # our own agent
+        if "submit" in asked.tools:  # our own agent
             old, new = edits[asked.experiment]
             editor = {"command": "str_replace", "path": file, "old_str": old, "new_str": new}
             given = dict(line.split(": ", 1) for line in say.format(number=asked.experiment).splitlines())
@@ -66,6 +67,7 @@ def read_edit_say(edits: dict[int, tuple[str, str]], file: str, say: str) -> Cal
         steps = [Use("read", {"path": file}), Use("edit", {"path": file, "old": old, "new": new})]
         done = len(asked.results)
         return [steps[done]] if done < len(steps) else [Say(say.format(number=asked.experiment))]
+
     return answer
 
 
@@ -88,7 +90,7 @@ class Models(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request, client_address) -> None:
-        pass                        # a client that was stopped hangs up
+        pass  # a client that was stopped hangs up
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -128,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.end_headers()          # HTTP/1.0: the end of the connection ends the answer
+        self.end_headers()  # HTTP/1.0: the end of the connection ends the answer
         for event in events[: api.cut if answer == CUT else None]:
             if SPOIL:
                 SPOIL(event)
@@ -157,15 +159,21 @@ class Handler(BaseHTTPRequestHandler):
 class API:
     """How one service is spoken to."""
 
-    read: Callable[[dict], tuple[list[str], dict[str, list[str]]]]      # a request's body: (results of tools, tools offered)
-    events: Callable[[Asked, list[Say | Use]], list[dict]]              # of the stream that answers
-    cut: int                                                            # events of it before it breaks off
+    read: Callable[
+        [dict], tuple[list[str], dict[str, list[str]]]
+    ]  # a request's body: (results of tools, tools offered)
+    events: Callable[[Asked, list[Say | Use]], list[dict]]  # of the stream that answers
+    cut: int  # events of it before it breaks off
 
 
 def read_messages(body: dict) -> tuple[list[str], dict[str, list[str]]]:
-    blocks = [block for message in body["messages"] if isinstance(message["content"], list) for block in message["content"]]
+    blocks = [
+        block for message in body["messages"] if isinstance(message["content"], list) for block in message["content"]
+    ]
     results = [json.dumps(block.get("content")) for block in blocks if block.get("type") == "tool_result"]
-    return results, {tool["name"]: list(tool.get("input_schema", {}).get("properties", {})) for tool in body.get("tools", [])}
+    return results, {
+        tool["name"]: list(tool.get("input_schema", {}).get("properties", {})) for tool in body.get("tools", [])
+    }
 
 
 def fitted(use: Use, tools: dict[str, list[str]]) -> tuple[str, dict]:
@@ -182,12 +190,27 @@ def as_message(asked: Asked, blocks: list[Say | Use]) -> dict:
     for number, block in enumerate(blocks):
         if isinstance(block, Use):
             name, arguments = fitted(block, asked.tools)
-            content.append({"type": "tool_use", "id": f"toolu_{len(asked.results)}_{number}", "name": name, "input": arguments})
+            content.append(
+                {"type": "tool_use", "id": f"toolu_{len(asked.results)}_{number}", "name": name, "input": arguments}
+            )
         else:
             content.append({"type": "text", "text": block.text})
     stop = "tool_use" if any(isinstance(block, Use) for block in blocks) else "end_turn"
-    return {"id": f"msg_{len(asked.results)}", "type": "message", "role": "assistant", "model": asked.body["model"], "content": content, "stop_reason": stop,
-            "stop_sequence": None, "usage": {"input_tokens": 100, "output_tokens": 10, "cache_read_input_tokens": 1000, "cache_creation_input_tokens": 0}}
+    return {
+        "id": f"msg_{len(asked.results)}",
+        "type": "message",
+        "role": "assistant",
+        "model": asked.body["model"],
+        "content": content,
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": 100,
+            "output_tokens": 10,
+            "cache_read_input_tokens": 1000,
+            "cache_creation_input_tokens": 0,
+        },
+    }
 
 
 def message_events(asked: Asked, blocks: list[Say | Use]) -> list[dict]:
@@ -198,15 +221,29 @@ def message_events(asked: Asked, blocks: list[Say | Use]) -> list[dict]:
         if block["type"] == "text":
             start, delta = {**block, "text": ""}, {"type": "text_delta", "text": block["text"]}
         else:
-            start, delta = {**block, "input": {}}, {"type": "input_json_delta", "partial_json": json.dumps(block["input"])}
-        events += [{"type": "content_block_start", "index": index, "content_block": start},
-                   {"type": "content_block_delta", "index": index, "delta": delta}, {"type": "content_block_stop", "index": index}]
+            start, delta = (
+                {**block, "input": {}},
+                {"type": "input_json_delta", "partial_json": json.dumps(block["input"])},
+            )
+        events += [
+            {"type": "content_block_start", "index": index, "content_block": start},
+            {"type": "content_block_delta", "index": index, "delta": delta},
+            {"type": "content_block_stop", "index": index},
+        ]
     ending = {"stop_reason": message["stop_reason"], "stop_sequence": None}
-    return [*events, {"type": "message_delta", "delta": ending, "usage": {"output_tokens": 10}}, {"type": "message_stop"}]
+    return [
+        *events,
+        {"type": "message_delta", "delta": ending, "usage": {"output_tokens": 10}},
+        {"type": "message_stop"},
+    ]
 
 
 def read_responses(body: dict) -> tuple[list[str], dict[str, list[str]]]:
-    results = [json.dumps(item.get("output")) for item in body["input"] if item.get("type") in ("function_call_output", "custom_tool_call_output")]
+    results = [
+        json.dumps(item.get("output"))
+        for item in body["input"]
+        if item.get("type") in ("function_call_output", "custom_tool_call_output")
+    ]
     return results, {tool["name"]: [] for tool in body.get("tools", []) if "name" in tool}
 
 
@@ -216,25 +253,55 @@ def response_events(asked: Asked, blocks: list[Say | Use]) -> list[dict]:
     for block in blocks:
         call = {"call_id": f"call_{len(asked.results)}"}
         if isinstance(block, Say):
-            items.append({"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": block.text}]})
+            items.append(
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": block.text}]}
+            )
         elif block.tool == "edit":
-            removed, added = (["".join((sign, line)) for line in block.arguments[name].split("\n")] for sign, name in (("-", "old"), ("+", "new")))
-            patch = "\n".join(["*** Begin Patch", f"*** Update File: {block.arguments['path']}", "@@", *removed, *added, "*** End Patch", ""])
+            removed, added = (
+                ["".join((sign, line)) for line in block.arguments[name].split("\n")]
+                for sign, name in (("-", "old"), ("+", "new"))
+            )
+            patch = "\n".join(
+                [
+                    "*** Begin Patch",
+                    f"*** Update File: {block.arguments['path']}",
+                    "@@",
+                    *removed,
+                    *added,
+                    "*** End Patch",
+                    "",
+                ]
+            )
             items.append({"type": "custom_tool_call", "name": "apply_patch", "input": patch, **call})
         else:
             command = {"cmd": f"cat {block.arguments['path']}"} if block.tool == "read" else block.arguments
             items.append({"type": "function_call", "name": "exec_command", "arguments": json.dumps(command), **call})
-    usage = {"input_tokens": 1100, "input_tokens_details": {"cached_tokens": 1000}, "output_tokens": 10, "total_tokens": 1110,
-             "output_tokens_details": {"reasoning_tokens": 0}}
-    return [{"type": "response.created", "response": {"id": "resp_1"}},
-            *({"type": "response.output_item.done", "output_index": index, "item": item} for index, item in enumerate(items)),
-            {"type": "response.completed", "response": {"id": "resp_1", "usage": usage}}]
+    usage = {
+        "input_tokens": 1100,
+        "input_tokens_details": {"cached_tokens": 1000},
+        "output_tokens": 10,
+        "total_tokens": 1110,
+        "output_tokens_details": {"reasoning_tokens": 0},
+    }
+    return [
+        {"type": "response.created", "response": {"id": "resp_1"}},
+        *(
+            {"type": "response.output_item.done", "output_index": index, "item": item}
+            for index, item in enumerate(items)
+        ),
+        {"type": "response.completed", "response": {"id": "resp_1", "usage": usage}},
+    ]
 
 
 def read_gemini(body: dict) -> tuple[list[str], dict[str, list[str]]]:
     parts = [part for content in body["contents"] for part in content.get("parts", [])]
     declared = [function for tool in body.get("tools", []) for function in tool.get("functionDeclarations", [])]
-    tools = {function["name"]: list((function.get("parametersJsonSchema") or function.get("parameters") or {}).get("properties", {})) for function in declared}
+    tools = {
+        function["name"]: list(
+            (function.get("parametersJsonSchema") or function.get("parameters") or {}).get("properties", {})
+        )
+        for function in declared
+    }
     return [json.dumps(part["functionResponse"]) for part in parts if "functionResponse" in part], tools
 
 
@@ -247,14 +314,40 @@ def gemini_events(asked: Asked, blocks: list[Say | Use]) -> list[dict]:
             case Use("read", given):
                 parts.append({"functionCall": {"name": "read_file", "args": {"file_path": given["path"]}}})
             case Use("edit", given):
-                parts.append({"functionCall": {"name": "replace", "args": {"file_path": given["path"], "instruction": "edit", "old_string": given["old"],
-                                                                           "new_string": given["new"]}}})
+                parts.append(
+                    {
+                        "functionCall": {
+                            "name": "replace",
+                            "args": {
+                                "file_path": given["path"],
+                                "instruction": "edit",
+                                "old_string": given["old"],
+                                "new_string": given["new"],
+                            },
+                        }
+                    }
+                )
             case Use(tool, given):
                 parts.append({"functionCall": {"name": tool, "args": given}})
-    usage = {"promptTokenCount": 1100, "cachedContentTokenCount": 1000, "candidatesTokenCount": 10, "thoughtsTokenCount": 0, "totalTokenCount": 1110}
-    return [{"candidates": [{"index": 0, "content": {"role": "model", "parts": parts}}]},
-            {"candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": ""}]}, "finishReason": "STOP"}], "usageMetadata": usage}]
+    usage = {
+        "promptTokenCount": 1100,
+        "cachedContentTokenCount": 1000,
+        "candidatesTokenCount": 10,
+        "thoughtsTokenCount": 0,
+        "totalTokenCount": 1110,
+    }
+    return [
+        {"candidates": [{"index": 0, "content": {"role": "model", "parts": parts}}]},
+        {
+            "candidates": [{"index": 0, "content": {"role": "model", "parts": [{"text": ""}]}, "finishReason": "STOP"}],
+            "usageMetadata": usage,
+        },
+    ]
 
 
 MESSAGES = API(read_messages, message_events, 3)
-APIS = {"/messages": MESSAGES, "/responses": API(read_responses, response_events, 1), ":streamGenerateContent": API(read_gemini, gemini_events, 1)}
+APIS = {
+    "/messages": MESSAGES,
+    "/responses": API(read_responses, response_events, 1),
+    ":streamGenerateContent": API(read_gemini, gemini_events, 1),
+}

@@ -15,24 +15,36 @@ from autoresearch import keys
 from autoresearch.brief import Brief
 from autoresearch.ledger import one_line
 
-CATEGORIES = ("architecture", "attention", "optimizer", "schedule", "initialisation", "batch", "throughput", "regularisation",
-              "simplification", "other")
-KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")        # environment variables that hold a key for a Messages API
-FIELDS = re.compile(r"[\W_]*(description|category|hypothesis|predicted|lesson)[\W_]*:[\s*_]*(.*?)[\s*_`]*", re.IGNORECASE)
+CATEGORIES = (
+    "architecture",
+    "attention",
+    "optimizer",
+    "schedule",
+    "initialisation",
+    "batch",
+    "throughput",
+    "regularisation",
+    "simplification",
+    "other",
+)
+KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")  # environment variables that hold a key for a Messages API
+FIELDS = re.compile(
+    r"[\W_]*(description|category|hypothesis|predicted|lesson)[\W_]*:[\s*_]*(.*?)[\s*_`]*", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
     """What an agent says of its edit. Texts are made fit for a line when it is made."""
 
-    description: str = ""           # what was changed, and why if there is room
-    hypothesis: str = ""            # why it should help
+    description: str = ""  # what was changed, and why if there is room
+    hypothesis: str = ""  # why it should help
     predicted: float | None = None  # change of the metric that it expects
-    category: str = ""              # what kind of change it is
-    lesson: str = ""                # what the last verdicts taught, or `L3`: that lesson 3 held again
-    tokens: int | None = None       # taken for it, input and output; None: not known
+    category: str = ""  # what kind of change it is
+    lesson: str = ""  # what the last verdicts taught, or `L3`: that lesson 3 held again
+    tokens: int | None = None  # taken for it, input and output; None: not known
     dollars: float | None = None
-    transcript: str = ""            # folder of what the agent was told and what it said
+    transcript: str = ""  # folder of what the agent was told and what it said
 
     def __post_init__(self) -> None:
         for name, limit in (("description", 300), ("hypothesis", 500), ("category", 40), ("lesson", 300)):
@@ -60,7 +72,7 @@ class NothingLeft(Exception):
 
 class Agent(Protocol):
     name: str
-    mends: bool                     # whether it reads why an edit of its own was refused, or crashed
+    mends: bool  # whether it reads why an edit of its own was refused, or crashed
 
     def propose(self, brief: Brief, folder: Path) -> Proposal:
         """Edit the task's files in `folder`.
@@ -83,7 +95,11 @@ lesson: only if the last verdicts taught something that holds beyond them: one l
 
 def how_to_reply(brief: Brief) -> str:
     """What an agent that answers in text is asked for."""
-    return REPLY.format(categories=", ".join(CATEGORIES), metric=brief.task.metric, example="-0.002" if brief.task.lower_is_better else "+0.002")
+    return REPLY.format(
+        categories=", ".join(CATEGORIES),
+        metric=brief.task.metric,
+        example="-0.002" if brief.task.lower_is_better else "+0.002",
+    )
 
 
 def read_reply(text: str, **more: object) -> Proposal:
@@ -114,7 +130,7 @@ def price(model: str | None, provider: str, taken: int, made: int, cached: int, 
 
     taken: input, with what was read from a cache and written to one; made: output.
     """
-    from genai_prices import Usage, calc_price          # which takes a fifth of a second
+    from genai_prices import Usage, calc_price  # which takes a fifth of a second
 
     try:
         usage = Usage(input_tokens=taken, output_tokens=made, cache_read_tokens=cached, cache_write_tokens=written)

@@ -23,7 +23,12 @@ def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool) -> Ag
     worth = {name: gain / cost for (name, gain), cost in zip(gains.items(), costs(agents, ledger, turns), strict=True)}
     best = max(worth.values())
     total = sum(turns.values())
-    return max(agents, key=lambda agent: (worth[agent.name] / best if best > 0 else 0.0) + math.sqrt(2 * math.log(total) / turns[agent.name]))
+    return max(
+        agents,
+        key=lambda agent: (
+            (worth[agent.name] / best if best > 0 else 0.0) + math.sqrt(2 * math.log(total) / turns[agent.name])
+        ),
+    )
 
 
 def turns_of(ledger: Ledger, name: str) -> int:
@@ -34,8 +39,11 @@ def turns_of(ledger: Ledger, name: str) -> int:
 def gain_of(ledger: Ledger, name: str, lower_is_better: bool) -> float:
     """What an agent's keeps improved, as the judge saw it."""
     sign = 1 if lower_is_better else -1
-    return math.fsum(max(0.0, sign * (attempt.standing - attempt.score)) for attempt in ledger.kept
-                     if attempt.agent == name and attempt.standing is not None)
+    return math.fsum(
+        max(0.0, sign * (attempt.standing - attempt.score))
+        for attempt in ledger.kept
+        if attempt.agent == name and attempt.standing is not None
+    )
 
 
 def costs(agents: Sequence[Agent], ledger: Ledger, turns: dict[str, int]) -> list[float]:

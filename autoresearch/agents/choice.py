@@ -14,14 +14,14 @@ AGENTS = ("auto", "claude-api", *CLIENTS, "command", "sweep")
 class AgentOptions:
     """What the user said of the agents."""
 
-    agent: str = "auto"                     # NAME, NAME:MODEL, or several with commas between them
-    model: str | None = None                # of those without one
-    base_url: str | None = None             # of claude-api
-    thinking: str | None = None             # of claude-api
-    command: str | None = None              # the program of `command`
-    limit: float = 1800.0                   # seconds for one proposal
+    agent: str = "auto"  # NAME, NAME:MODEL, or several with commas between them
+    model: str | None = None  # of those without one
+    base_url: str | None = None  # of claude-api
+    thinking: str | None = None  # of claude-api
+    command: str | None = None  # the program of `command`
+    limit: float = 1800.0  # seconds for one proposal
     web_search: bool = False
-    seed: int = 42                          # for agents that draw lots
+    seed: int = 42  # for agents that draw lots
 
 
 def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
@@ -36,15 +36,24 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
         words.append(f"--agent auto: {reason}; --agent NAME chooses another")
     agents = [make_agent(name, options) for name in names]
     kinds = {name.partition(":")[0] for name in names}
-    for option, value, kind in (("--agent-command", options.command, {"command"}), ("--base-url", options.base_url, {"claude-api"}),
-                                ("--thinking", options.thinking, {"claude-api"}), ("--model", options.model, {"claude-api", *CLIENTS})):
+    for option, value, kind in (
+        ("--agent-command", options.command, {"command"}),
+        ("--base-url", options.base_url, {"claude-api"}),
+        ("--thinking", options.thinking, {"claude-api"}),
+        ("--model", options.model, {"claude-api", *CLIENTS}),
+    ):
         if value and not kinds & kind:
-            raise UserError(f"{option} goes with --agent {' or '.join(sorted(kind))}, not with --agent {','.join(names)}")
+            raise UserError(
+                f"{option} goes with --agent {' or '.join(sorted(kind))}, not with --agent {','.join(names)}"
+            )
     if kinds == {"sweep"}:
         words.insert(0, "no model: seeded local search over the constants")
     elif len(agents) > 1:
         words.insert(0, "each as often as it earns")
-    said = ", ".join(agent.name + (f" ({agent.model})" if getattr(agent, "model", None) and ":" not in agent.name else "") for agent in agents)
+    said = ", ".join(
+        agent.name + (f" ({agent.model})" if getattr(agent, "model", None) and ":" not in agent.name else "")
+        for agent in agents
+    )
     return agents, said + (f" ({'; '.join(words)})" if words else "")
 
 
@@ -62,16 +71,21 @@ def choose_ready(options: AgentOptions) -> tuple[str, str]:
                 return name, f"{client.program} is installed and signed in"
             except UserError as error:
                 unfit = f"{error}; "
-    return "sweep", f"{unfit}no {KEYS[0]} is set, and none of {', '.join(client.program for client in CLIENTS.values())} is installed and signed in"
+    return (
+        "sweep",
+        f"{unfit}no {KEYS[0]} is set, and none of {', '.join(client.program for client in CLIENTS.values())} is installed and signed in",
+    )
 
 
 def make_agent(name: str, options: AgentOptions) -> Agent:
     """The agent of a name, or of NAME:MODEL."""
     kind, _, model = name.partition(":")
     if kind == "claude-api":
-        from autoresearch.agents.claude_api import ClaudeAPI        # which imports the SDK: a second
+        from autoresearch.agents.claude_api import ClaudeAPI  # which imports the SDK: a second
 
-        return ClaudeAPI(model or options.model, options.base_url, options.thinking, options.limit, options.web_search, name)
+        return ClaudeAPI(
+            model or options.model, options.base_url, options.thinking, options.limit, options.web_search, name
+        )
     if kind in CLIENTS:
         return Client(CLIENTS[kind], model or options.model, options.limit, options.web_search, name)
     if model:

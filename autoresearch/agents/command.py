@@ -30,17 +30,30 @@ class CommandAgent:
         return read_reply(read_tail(log), transcript=str(log.parent))
 
 
-def run_told(command: str, brief: Brief, text: str, folder: Path, limit: float, excess: Callable[[], str | None] = lambda: None,
-             **environment: str) -> tuple[Ended, Path]:
+def run_told(
+    command: str,
+    brief: Brief,
+    text: str,
+    folder: Path,
+    limit: float,
+    excess: Callable[[], str | None] = lambda: None,
+    **environment: str,
+) -> tuple[Ended, Path]:
     """(How a shell command ended that was told a text, the log of what it printed). It leaves no process behind.
 
     excess: asked now and then why it must end, or None.
     """
     told, log = brief.desk / "brief.md", brief.desk / "agent.log"
     told.write_text(keys.scrub(f"{text}\n{how_to_reply(brief)}"), encoding="utf-8")
-    environment = {**os.environ, "AUTORESEARCH_BRIEF": str(told), "AUTORESEARCH_PAGES": str(brief.pages), "AUTORESEARCH_DESK": str(brief.desk),
-                   "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    environment = {
+        **os.environ,
+        "AUTORESEARCH_BRIEF": str(told),
+        "AUTORESEARCH_PAGES": str(brief.pages),
+        "AUTORESEARCH_DESK": str(brief.desk),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **environment,
+    }
     script = ["/bin/sh", "-c", f'exec < "$AUTORESEARCH_BRIEF"; {command}']
     ended = Process(script, folder, environment, log, clean=keys.scrub).wait(limit, excess=excess)
-    keys.scrub_file(log)         # of what is longer than a line
+    keys.scrub_file(log)  # of what is longer than a line
     return ended, log

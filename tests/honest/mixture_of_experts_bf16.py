@@ -7,7 +7,9 @@ class Experts(nn.Module):
     def __init__(self):
         super().__init__()
         self.router = nn.Linear(WIDTH, 4)
-        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)) for _ in range(4))
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)) for _ in range(4)
+        )
 
     def forward(self, x):
         flat = x.flatten(0, 1)

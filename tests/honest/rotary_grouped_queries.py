@@ -11,4 +11,6 @@ def rotate(x):
 
 
 def attention(q, k, v):
-    return F.scaled_dot_product_attention(rotate(norm(q)), rotate(norm(k[:, :1])), v[:, :1], is_causal=True, enable_gqa=True)
+    return F.scaled_dot_product_attention(
+        rotate(norm(q)), rotate(norm(k[:, :1])), v[:, :1], is_causal=True, enable_gqa=True
+    )

@@ -13,10 +13,10 @@ import time
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import prepare
 from autoresearch.status import Progress, read_progress
-from conftest import ROOT
 
 # A train.py of the least size: a bigram table. Small enough that the score can be worked out by hand.
 BIGRAM = """import sys
@@ -112,7 +112,7 @@ def test_a_batch_is_not_overwritten_by_later_ones(cache, budget):
 def test_a_training_says_how_it_goes_once_a_second_at_most(cache, monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "RUN_FOLDER", tmp_path / "run")
     batches = prepare.TrainBatches(2, "cpu")
-    batches.report(loss=9.0, step=1)                    # before the clock starts there is nothing to say
+    batches.report(loss=9.0, step=1)  # before the clock starts there is nothing to say
     assert not (tmp_path / "run").exists()
     next(batches)
     first = read_progress(tmp_path)
@@ -122,10 +122,10 @@ def test_a_training_says_how_it_goes_once_a_second_at_most(cache, monkeypatch, t
     monkeypatch.setattr(batches, "REPORT_SECONDS", 0.0)
     batches.report(loss=3.0, step=50)
     assert read_progress(tmp_path) == Progress(first.clock, first.budget, 3.0, 50)
-    for loss in (torch.tensor(2.0), float("nan")):      # a mistake of the edit's is none that ends a training
+    for loss in (torch.tensor(2.0), float("nan")):  # a mistake of the edit's is none that ends a training
         batches.report(loss=loss)
     shutil.rmtree(tmp_path / "run")
-    (tmp_path / "run").write_text("no folder")          # nor is a disk that takes nothing
+    (tmp_path / "run").write_text("no folder")  # nor is a disk that takes nothing
     batches.report(loss=3.0, step=50)
 
 
@@ -133,7 +133,7 @@ def test_the_clock_starts_with_the_first_batch_and_nothing_is_handed_out_after_i
     now = [100.0]
     monkeypatch.setattr(prepare, "_now", lambda: now[0])
     batches = prepare.TrainBatches(2, "cpu")
-    now[0] += 1000                                      # building and compiling take their time
+    now[0] += 1000  # building and compiling take their time
     assert batches.elapsed == batches.progress == 0
     next(batches)
     now[0] += prepare.TIME_BUDGET / 2
@@ -185,7 +185,7 @@ def test_warm_up_rows_are_noise(cache):
     inputs, targets = prepare.warmup_batch(64, "cpu")
     assert inputs.shape == targets.shape == (64, 64) and (inputs[:, 1:] == targets[:, :-1]).all()
     counts = torch.bincount(inputs.flatten(), minlength=512)
-    assert counts.max() < 30 and (counts > 0).all()     # 8 of each on average: no word of the language is likelier
+    assert counts.max() < 30 and (counts > 0).all()  # 8 of each on average: no word of the language is likelier
     assert (prepare.warmup_batch(64, "cpu")[0] == inputs).all()
 
 
@@ -199,7 +199,9 @@ def run(cache, tmp_path_factory):
     """A whole run by hand: train.py, and the scorer that it becomes."""
     folder = tmp_path_factory.mktemp("by-hand")
     (folder / "train.py").write_text(BIGRAM.format(root=str(ROOT)))
-    answer = subprocess.run([sys.executable, "train.py"], cwd=folder, env=environment(cache), capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "train.py"], cwd=folder, env=environment(cache), capture_output=True, text=True
+    )
     assert answer.returncode == 0, answer.stderr
     _, _, block = answer.stdout.partition("---\n")
     return folder, dict(line.split(":") for line in block.splitlines())
@@ -222,52 +224,84 @@ def test_the_score_is_bits_per_byte(cache, run):
 
 
 def test_the_summary_has_the_public_keys(run):
-    assert list(run[1]) == ["val_bpb", "training_seconds", "total_seconds", "peak_vram_mb", "mfu_percent", "total_tokens_M",
-                            "num_steps", "num_params_M", "depth"]
+    assert list(run[1]) == [
+        "val_bpb",
+        "training_seconds",
+        "total_seconds",
+        "peak_vram_mb",
+        "mfu_percent",
+        "total_tokens_M",
+        "num_steps",
+        "num_params_M",
+        "depth",
+    ]
     assert 3.0 <= float(run[1]["training_seconds"]) < 3.5
     assert run[1]["mfu_percent"].strip() == run[1]["depth"].strip() == "n/a"
-    assert float(run[1]["num_params_M"]) == 0.3         # 512 x 512
+    assert float(run[1]["num_params_M"]) == 0.3  # 512 x 512
 
 
 def test_the_holdout_is_scored_on_its_own_rows(cache, run):
-    answer = subprocess.run([sys.executable, str(ROOT / "prepare.py"), "score", "--split", "holdout"],
-                            env=environment(cache), capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "prepare.py"), "score", "--split", "holdout"],
+        env=environment(cache),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     score = float(answer.stdout.partition("holdout_bpb:")[2].split()[0])
     assert score == pytest.approx(expected_score(cache, "holdout"), abs=1e-6)
     assert score != float(run[1]["val_bpb"])
 
 
 def test_scoring_what_was_never_trained(cache, tmp_path):
-    answer = subprocess.run([sys.executable, str(ROOT / "prepare.py"), "score"], capture_output=True, text=True,
-                            env=environment(cache, AUTORESEARCH_RUN_DIR=str(tmp_path)))
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "prepare.py"), "score"],
+        capture_output=True,
+        text=True,
+        env=environment(cache, AUTORESEARCH_RUN_DIR=str(tmp_path)),
+    )
     assert answer.returncode == 2 and "there is no finished run" in answer.stderr
 
 
 def test_scoring_with_the_settings_of_another_game(cache, run):
-    answer = subprocess.run([sys.executable, str(ROOT / "prepare.py"), "score"], capture_output=True, text=True,
-                            env=environment(cache, AUTORESEARCH_PROFILE="cpu"))
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "prepare.py"), "score"],
+        capture_output=True,
+        text=True,
+        env=environment(cache, AUTORESEARCH_PROFILE="cpu"),
+    )
     assert answer.returncode == 2 and "AUTORESEARCH_PROFILE=test AUTORESEARCH_DATA=sotu" in answer.stderr
 
 
-@pytest.mark.parametrize(("forward", "message"), [
-    ("return self.table(idx) * float('nan')", "not a finite number"),
-    ("return self.table(idx)[..., :100]", "must give logits (16, 64, 512) in floating point, not (16, 64, 100)"),
-])
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        ("return self.table(idx) * float('nan')", "not a finite number"),
+        ("return self.table(idx)[..., :100]", "must give logits (16, 64, 512) in floating point, not (16, 64, 100)"),
+    ],
+)
 def test_a_model_without_a_score(cache, run, tmp_path, forward, message):
     (tmp_path / "train.py").write_text(BIGRAM.format(root=str(ROOT)).replace("return self.table(idx)", forward))
     figures = json.loads((cache / "last-run/figures.json").read_text())
     (tmp_path / "figures.json").write_text(json.dumps({**figures, "train_py": str(tmp_path / "train.py")}))
     (tmp_path / "model.safetensors").write_bytes((cache / "last-run/model.safetensors").read_bytes())
-    answer = subprocess.run([sys.executable, str(ROOT / "prepare.py"), "score"], capture_output=True, text=True,
-                            env=environment(cache, AUTORESEARCH_RUN_DIR=str(tmp_path)))
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "prepare.py"), "score"],
+        capture_output=True,
+        text=True,
+        env=environment(cache, AUTORESEARCH_RUN_DIR=str(tmp_path)),
+    )
     assert answer.returncode == 1 and message in answer.stderr and "val_bpb" not in answer.stdout
 
 
 def test_training_without_prepared_data_says_what_to_run(tmp_path):
     (tmp_path / "train.py").write_text(BIGRAM.format(root=str(ROOT)))
-    answer = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, env=environment(tmp_path / "empty"),
-                            capture_output=True, text=True)
-    assert answer.returncode == 2 and "run `uv run prepare.py` first" in answer.stderr and "Traceback" not in answer.stderr
+    answer = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, env=environment(tmp_path / "empty"), capture_output=True, text=True
+    )
+    assert (
+        answer.returncode == 2 and "run `uv run prepare.py` first" in answer.stderr and "Traceback" not in answer.stderr
+    )
 
 
 # -- the referee
@@ -293,7 +327,9 @@ def test_the_referee_gives_the_rows_that_a_run_by_hand_gets(joined, monkeypatch)
     monkeypatch.delenv("AUTORESEARCH_REFEREE")
     monkeypatch.setattr(prepare.TrainBatches, "_start", None)
     by_hand = [batch[0] for batch, _ in zip(prepare.TrainBatches(4, "cpu"), range(20), strict=False)]
-    assert len(from_referee) == 20 and all((one == other).all() for one, other in zip(from_referee, by_hand, strict=True))
+    assert len(from_referee) == 20 and all(
+        (one == other).all() for one, other in zip(from_referee, by_hand, strict=True)
+    )
 
 
 def test_the_referee_gives_nothing_before_its_clock_and_nothing_after(joined):
@@ -309,7 +345,7 @@ def test_the_referee_gives_nothing_before_its_clock_and_nothing_after(joined):
         channel.send(b"next " + number)
         answers.append(channel.recv(64))
     assert answers[-1] == b"over" and len(answers) > 2 and 0.45 < time.monotonic() - began < 5.0
-    channel.send(b"start")                              # a second start is none
+    channel.send(b"start")  # a second start is none
     assert channel.recv(64) == b"go"
     channel.send(b"next " + number)
     assert channel.recv(64) == b"over"
@@ -356,7 +392,10 @@ def test_figures_are_read_as_what_a_stranger_wrote(cache, tmp_path, monkeypatch,
             prepare.read_figures()
     (tmp_path / "figures.json").unlink()
     (tmp_path / "other.json").write_text(json.dumps(good))
-    for make in (lambda: (tmp_path / "figures.json").symlink_to("other.json"), lambda: os.mkfifo(tmp_path / "figures.json")):
+    for make in (
+        lambda: (tmp_path / "figures.json").symlink_to("other.json"),
+        lambda: os.mkfifo(tmp_path / "figures.json"),
+    ):
         make()
         with pytest.raises(SystemExit):
             prepare.read_figures()
@@ -376,18 +415,31 @@ def test_cuts_cover_the_whole_row():
 @pytest.mark.parametrize("shared_by", ["handle", "host"])
 def test_the_score_on_a_gpu(cache, run, tmp_path, shared_by):
     """Logits through the device's own memory, and through the host's where that cannot be shared: the score of the CPU."""
-    (tmp_path / "train.py").write_text(BIGRAM.format(root=str(ROOT)).replace("return Bigram()", "return Bigram().cuda()"))
+    (tmp_path / "train.py").write_text(
+        BIGRAM.format(root=str(ROOT)).replace("return Bigram()", "return Bigram().cuda()")
+    )
     figures = json.loads((cache / "last-run/figures.json").read_text())
-    (tmp_path / "figures.json").write_text(json.dumps({**figures, "device": "cuda", "train_py": str(tmp_path / "train.py")}))
+    (tmp_path / "figures.json").write_text(
+        json.dumps({**figures, "device": "cuda", "train_py": str(tmp_path / "train.py")})
+    )
     (tmp_path / "model.safetensors").write_bytes((cache / "last-run/model.safetensors").read_bytes())
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare\n" \
-           "def note(memory, handle):\n    print('shared by', 'handle' if handle else 'host'); return memory, handle\n" \
-           "original = prepare.device_memory\n" \
-           + ("def none(size):\n    raise OSError\nprepare.device_memory = none\n" if shared_by == "host" else
-              "prepare.device_memory = lambda size: note(*original(size))\n") \
-           + "print('score', prepare.score()['val_bpb'])"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                            env=environment(cache, AUTORESEARCH_RUN_DIR=str(tmp_path)))
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import prepare\n"
+        "def note(memory, handle):\n    print('shared by', 'handle' if handle else 'host'); return memory, handle\n"
+        "original = prepare.device_memory\n"
+        + (
+            "def none(size):\n    raise OSError\nprepare.device_memory = none\n"
+            if shared_by == "host"
+            else "prepare.device_memory = lambda size: note(*original(size))\n"
+        )
+        + "print('score', prepare.score()['val_bpb'])"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(cache, AUTORESEARCH_RUN_DIR=str(tmp_path)),
+    )
     assert answer.returncode == 0, answer.stderr
     assert ("shared by handle" in answer.stdout) == (shared_by == "handle")
     assert float(answer.stdout.rpartition("score ")[2]) == pytest.approx(expected_score(cache, "val"), abs=1e-5)

@@ -13,11 +13,31 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-
-import prepare
 from conftest import ROOT, wait_for
 
-WORDS = "we the people of this union have spent and saved in every year since the war began to end".split()
+import prepare
+
+WORDS = [
+    "we",
+    "the",
+    "people",
+    "of",
+    "this",
+    "union",
+    "have",
+    "spent",
+    "and",
+    "saved",
+    "in",
+    "every",
+    "year",
+    "since",
+    "the",
+    "war",
+    "began",
+    "to",
+    "end",
+]
 
 
 def text_of(number: int, words: int = 60) -> str:
@@ -26,8 +46,13 @@ def text_of(number: int, words: int = 60) -> str:
 
 
 def run_prepare(environment, *arguments, **more) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "prepare.py"), *arguments], env={**environment, **more},
-                          capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "prepare.py"), *arguments],
+        env={**environment, **more},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 @pytest.fixture
@@ -158,7 +183,9 @@ def test_a_cache_that_is_not_whole_is_built_again(game, damage):
 
 
 def test_a_preparation_killed_in_its_middle(game):
-    process = subprocess.Popen([sys.executable, str(ROOT / "prepare.py")], env=game.environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "prepare.py")], env=game.environment, stderr=subprocess.DEVNULL
+    )
     wait_for(lambda: (game.cache / "sotu-test.part/tokenizer.json").exists())
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -184,7 +211,7 @@ def write_folder(folder, kind: str, texts: list[str]) -> None:
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
 def test_a_folder_of_documents(game, tmp_path, kind):
     texts = [text_of(i) for i in range(300)]
-    write_folder(tmp_path / "mine", kind, texts + texts[:40])       # some of them twice
+    write_folder(tmp_path / "mine", kind, texts + texts[:40])  # some of them twice
     game.prepare(AUTORESEARCH_DATA=str(tmp_path / "mine"))
     [folder] = [path for path in game.cache.iterdir() if path.is_dir()]
     tokenizer, seen = game.tokenizer(folder.name), {}
@@ -205,17 +232,20 @@ def test_a_folder_that_changed_is_prepared_again(game, tmp_path):
     assert game.describe(AUTORESEARCH_DATA=data)["game"] != before
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (None, "is not a folder"),
-    ({}, "holds no .parquet, .jsonl or .txt file"),
-    ({"a.csv": b"x"}, "holds no .parquet, .jsonl or .txt file"),
-    ({"a.jsonl": b"not json\n"}, "cannot be read as jsonl"),
-    ({"a.jsonl": b'{"words": "x"}\n'}, "cannot be read as jsonl"),
-    ({"a.parquet": b"PAR1"}, "cannot be read as parquet"),
-    ({"a.txt": b"\xff\xfe\x00"}, "cannot be read as txt"),
-    ({"a.txt": b"one", "b.txt": b"two"}, "holds 2 different documents; at least 3 are needed"),
-    ({"a.txt": b"one", "b.txt": b"two", "c.txt": b"three"}, "has too little text"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not a folder"),
+        ({}, "holds no .parquet, .jsonl or .txt file"),
+        ({"a.csv": b"x"}, "holds no .parquet, .jsonl or .txt file"),
+        ({"a.jsonl": b"not json\n"}, "cannot be read as jsonl"),
+        ({"a.jsonl": b'{"words": "x"}\n'}, "cannot be read as jsonl"),
+        ({"a.parquet": b"PAR1"}, "cannot be read as parquet"),
+        ({"a.txt": b"\xff\xfe\x00"}, "cannot be read as txt"),
+        ({"a.txt": b"one", "b.txt": b"two"}, "holds 2 different documents; at least 3 are needed"),
+        ({"a.txt": b"one", "b.txt": b"two", "c.txt": b"three"}, "has too little text"),
+    ],
+)
 def test_a_folder_that_cannot_be_used(game, tmp_path, content, message):
     if content is not None:
         (tmp_path / "mine").mkdir()
@@ -232,26 +262,36 @@ def test_a_folder_without_permission(game, tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_folder_without_permission_as_another_user(game, tmp_path):
-    require_permission_message(game, tmp_path, ["setpriv", "--bounding-set", "-dac_override,-dac_read_search",
-                                                "--inh-caps", "-dac_override,-dac_read_search"])
+    require_permission_message(
+        game,
+        tmp_path,
+        ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-dac_override,-dac_read_search"],
+    )
 
 
 def require_permission_message(game, tmp_path, prefix):
     write_folder(tmp_path / "mine", "jsonl", [text_of(i) for i in range(300)])
     for path in (tmp_path / "mine/data.jsonl", tmp_path / "mine"):
         path.chmod(0)
-        answer = subprocess.run([*prefix, sys.executable, str(ROOT / "prepare.py")], capture_output=True, text=True,
-                                env={**game.environment, "AUTORESEARCH_DATA": str(tmp_path / "mine")})
+        answer = subprocess.run(
+            [*prefix, sys.executable, str(ROOT / "prepare.py")],
+            capture_output=True,
+            text=True,
+            env={**game.environment, "AUTORESEARCH_DATA": str(tmp_path / "mine")},
+        )
         path.chmod(0o755)
         assert answer.returncode == 2 and "cannot be read: Permission denied" in answer.stderr, answer.stderr
         assert "chmod" in answer.stderr
 
 
-@pytest.mark.parametrize(("name", "value", "message"), [
-    ("AUTORESEARCH_PROFILE", "huge", "there is no profile 'huge'; choose one of gpu, cpu, test"),
-    ("AUTORESEARCH_SEED", "lucky", "AUTORESEARCH_SEED='lucky' is not a whole number"),
-    ("AUTORESEARCH_SHARDS", "0", "AUTORESEARCH_SHARDS=0 is out of range"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("AUTORESEARCH_PROFILE", "huge", "there is no profile 'huge'; choose one of gpu, cpu, test"),
+        ("AUTORESEARCH_SEED", "lucky", "AUTORESEARCH_SEED='lucky' is not a whole number"),
+        ("AUTORESEARCH_SHARDS", "0", "AUTORESEARCH_SHARDS=0 is out of range"),
+    ],
+)
 def test_wrong_settings(game, name, value, message):
     more = {name: value, "AUTORESEARCH_DATA": "climbmix"}
     assert message in game.prepare(expect=2, **more)
@@ -265,11 +305,13 @@ def test_a_full_disk_while_preparing(game):
     if subprocess.run(["unshare", *flags, "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("this machine allows no mount namespaces")
     script = f"{mount} && {sys.executable} {ROOT / 'prepare.py'}; code=$?; ls {game.cache}; exit $code"
-    answer = subprocess.run(["unshare", *flags, "sh", "-c", script], env=game.environment, capture_output=True, text=True)
+    answer = subprocess.run(
+        ["unshare", *flags, "sh", "-c", script], env=game.environment, capture_output=True, text=True
+    )
     assert answer.returncode == 2, answer.stderr
     assert "the disk is full" in answer.stderr and "AUTORESEARCH_CACHE=FOLDER" in answer.stderr
     assert "Traceback" not in answer.stderr
-    assert answer.stdout.split() == ["sotu-test.lock"]              # nothing half made is left
+    assert answer.stdout.split() == ["sotu-test.lock"]  # nothing half made is left
 
 
 # -- climbmix, from a server on this machine
@@ -323,8 +365,11 @@ class ShardServer:
 
     @property
     def settings(self) -> dict[str, str]:
-        return {"AUTORESEARCH_CLIMBMIX_URL": f"http://127.0.0.1:{self.server.server_port}", "AUTORESEARCH_DATA": "climbmix",
-                "AUTORESEARCH_SHARDS": "3"}
+        return {
+            "AUTORESEARCH_CLIMBMIX_URL": f"http://127.0.0.1:{self.server.server_port}",
+            "AUTORESEARCH_DATA": "climbmix",
+            "AUTORESEARCH_SHARDS": "3",
+        }
 
 
 @pytest.fixture
@@ -337,7 +382,11 @@ def shards(tmp_path):
 
 def test_climbmix_through_a_bad_network(game, shards):
     """One shard comes truncated, one breaks off, one answers 503: each is had in the end, resumed where it can be."""
-    shards.faults = {"shard_00000.parquet": ["truncated"], "shard_00001.parquet": ["dropped"], "shard_06542.parquet": [503]}
+    shards.faults = {
+        "shard_00000.parquet": ["truncated"],
+        "shard_00001.parquet": ["dropped"],
+        "shard_06542.parquet": [503],
+    }
     game.prepare(**shards.settings)
     for name, data in shards.shards.items():
         assert (game.cache / "climbmix" / name).read_bytes() == data
@@ -348,13 +397,13 @@ def test_climbmix_through_a_bad_network(game, shards):
     assert manifest["source"] == {"name": "climbmix", "shards": 3, "val": 6542, "holdout": 6541}
     requests = len(shards.requests)
     game.prepare(**shards.settings)
-    assert len(shards.requests) == requests                         # prepared once
+    assert len(shards.requests) == requests  # prepared once
 
 
 def test_documents_of_val_are_dropped_from_train(game, shards):
     game.prepare(**shards.settings)
     splits = game.manifest("climbmix-test")["splits"]
-    assert splits["train"]["documents"] == 3 * 400                  # 401 a shard, one of them in val too
+    assert splits["train"]["documents"] == 3 * 400  # 401 a shard, one of them in val too
 
 
 @pytest.mark.parametrize("name", ["shard_06542.parquet", "shard_06541.parquet", "shard_00001.parquet"])
@@ -366,7 +415,7 @@ def test_a_shard_that_is_not_there_stops_the_preparation(game, shards, name):
     shards.shards[name] = missing
     before = len(shards.requests)
     game.prepare(**shards.settings)
-    assert [request[0] for request in shards.requests[before:]] == [name]       # the others had arrived
+    assert [request[0] for request in shards.requests[before:]] == [name]  # the others had arrived
 
 
 def test_waits_grow_and_end(shards, tmp_path, monkeypatch):
@@ -383,7 +432,7 @@ def test_waits_grow_and_end(shards, tmp_path, monkeypatch):
 def test_a_part_that_does_not_fit_the_file_is_thrown_away(game, shards):
     folder = game.cache / "climbmix"
     folder.mkdir(parents=True)
-    (folder / "shard_00000.parquet.part").write_bytes(b"x" * 100)   # garbage: the resumed file will not be parquet
+    (folder / "shard_00000.parquet.part").write_bytes(b"x" * 100)  # garbage: the resumed file will not be parquet
     game.prepare(**shards.settings)
     assert (folder / "shard_00000.parquet").read_bytes() == shards.shards["shard_00000.parquet"]
 
@@ -392,4 +441,9 @@ def test_the_public_set_is_where_it_is_said_to_be():
     assert prepare.CLIMBMIX_URL.endswith("datasets/karpathy/climbmix-400b-shuffle/resolve/main")
     assert (prepare.CLIMBMIX_VAL, prepare.CLIMBMIX_HOLDOUT) == (6542, 6541)
     gpu = prepare.PROFILES["gpu"]
-    assert (gpu.time_budget, gpu.max_seq_len, gpu.vocab_size, gpu.scored_tokens // gpu.max_seq_len) == (300, 2048, 8192, 10240)
+    assert (gpu.time_budget, gpu.max_seq_len, gpu.vocab_size, gpu.scored_tokens // gpu.max_seq_len) == (
+        300,
+        2048,
+        8192,
+        10240,
+    )

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, solver, step
 
 from autoresearch import sandbox
-from conftest import ROOT, solver, step
 
 pytestmark = pytest.mark.skipif(not sandbox.method(), reason="this machine has neither Landlock nor bubblewrap")
 
@@ -68,11 +68,32 @@ seen = {
 print("seen", json.dumps(seen))
 """
 DENIED = [
-    "read home", "read a file at home", "read the repository", "read git's folder", "read the journal", "write the journal",
-    "write the results", "write another trial", "write its own source", "write the guard", "a child, confined too",
-    "read the loop's environment", "read what it shall not see", "share memory", "write the log of its trial", "connect",
-    "listen", "connect to a local socket", "send a datagram", "change a mode",
-    "leave a note in shared memory", "leave a message", "leave an attribute", "leave a time stamp", "open another device", "set the clock",
+    "read home",
+    "read a file at home",
+    "read the repository",
+    "read git's folder",
+    "read the journal",
+    "write the journal",
+    "write the results",
+    "write another trial",
+    "write its own source",
+    "write the guard",
+    "a child, confined too",
+    "read the loop's environment",
+    "read what it shall not see",
+    "share memory",
+    "write the log of its trial",
+    "connect",
+    "listen",
+    "connect to a local socket",
+    "send a datagram",
+    "change a mode",
+    "leave a note in shared memory",
+    "leave a message",
+    "leave an attribute",
+    "leave a time stamp",
+    "open another device",
+    "set the clock",
 ]
 
 
@@ -98,11 +119,13 @@ sandbox.method = lambda: %r
 @pytest.fixture
 def method(tmp_path):
     """The environment in which the loop takes a method of confinement for what the machine has."""
+
     def choose(name: str) -> dict[str, str]:
         shim = tmp_path / f"shim-{name}"
         shim.mkdir()
         (shim / "sitecustomize.py").write_text(SHIM % (str(ROOT), name))
         return {"PYTHONPATH": str(shim)}
+
     return choose
 
 
@@ -119,18 +142,32 @@ def seen(toy, tmp_path):
         with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as listener:
             listener.bind(local)
             listener.listen()
-            toy.write("target.json", json.dumps({
-                "repository": str(toy.folder), "port": server.getsockname()[1], "loop": os.getpid(), "local": local,
-                "hidden": str(texts / "hidden"), "beside": str(texts / "beside"), "device": DEVICE,
-            }))
-            toy.write("facts.py", f"print('{{\"hidden\": [\"{texts / 'hidden'}\"]}}')")
+            toy.write(
+                "target.json",
+                json.dumps(
+                    {
+                        "repository": str(toy.folder),
+                        "port": server.getsockname()[1],
+                        "loop": os.getpid(),
+                        "local": local,
+                        "hidden": str(texts / "hidden"),
+                        "beside": str(texts / "beside"),
+                        "device": DEVICE,
+                    }
+                ),
+            )
+            toy.write("facts.py", f'print(\'{{"hidden": ["{texts / "hidden"}"]}}\')')
             program = (toy.folder / "program.md").read_text()
-            toy.write("program.md", program.replace("time_limit", f"readable: [{texts}]\n  describe: python facts.py\n  time_limit"))
+            toy.write(
+                "program.md",
+                program.replace("time_limit", f"readable: [{texts}]\n  describe: python facts.py\n  time_limit"),
+            )
             toy.commit()
             toy.plan_steps(e2=[{"files": {"solver.py": SPY + solver(2)}, "say": "spy"}])
             toy.run_agent(2, *arguments, **environment)
         assert toy.statuses() == ["keep", "keep"]
         return json.loads((toy.runs / "trials/2/train.log").read_text().splitlines()[0].removeprefix("seen "))
+
     return run
 
 
@@ -155,17 +192,25 @@ def test_a_trial_confined_by_bubblewrap(seen, method):
 def test_an_unconfined_trial_does_all_of_it(seen, toy):
     """The control: what is denied above is denied by the sandbox and by nothing else."""
     answers = seen("--sandbox", "off")
-    lacking = ({"leave an attribute"} if not keeps_attributes(toy.folder) else set()) | (set() if DEVICE else {"open another device"})
+    lacking = ({"leave an attribute"} if not keeps_attributes(toy.folder) else set()) | (
+        set() if DEVICE else {"open another device"}
+    )
     assert {name for name, answer in answers.items() if answer != "done"} == lacking, answers
 
 
 def test_a_confined_process_can_compile(tmp_path):
     """torch.compile on a CPU: a C++ compiler, shared libraries, a cache, worker processes."""
     (tmp_path / "out").mkdir()
-    code = "import torch\nf = torch.compile(lambda x: (x * 2).relu() + 1)\n" \
-           "assert torch.equal(f(torch.ones(1000)), torch.full((1000,), 3.0))\nprint('compiled')"
+    code = (
+        "import torch\nf = torch.compile(lambda x: (x * 2).relu() + 1)\n"
+        "assert torch.equal(f(torch.ones(1000)), torch.full((1000,), 3.0))\nprint('compiled')"
+    )
     command = [*sandbox.launcher({"write": [str(tmp_path / "out")]}), sys.executable, "-c", code]
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "out"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "out/inductor")}
+    environment = {
+        **os.environ,
+        "TMPDIR": str(tmp_path / "out"),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "out/inductor"),
+    }
     answer = subprocess.run(command, cwd=tmp_path / "out", env=environment, capture_output=True, text=True)
     assert answer.stdout == "compiled\n", answer.stderr[-2000:]
 
@@ -187,17 +232,30 @@ def test_a_task_names_what_else_it_reads_and_writes(toy):
     assert toy.statuses() == ["keep", "keep"]
 
 
-@pytest.mark.parametrize("by", [name for name, works in (("Landlock", sandbox.version() >= 2), ("bubblewrap", sandbox.bubblewrap())) if works])
+@pytest.mark.parametrize(
+    "by",
+    [name for name, works in (("Landlock", sandbox.version() >= 2), ("bubblewrap", sandbox.bubblewrap())) if works],
+)
 def test_the_record_is_hidden_in_what_a_trial_may_read(toy, method, by):
     """As where the whole repository lies among the system's own folders, which all can be read."""
     (toy.folder / "numbers").write_text("7")
-    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit", f"readable: [{toy.folder}]\n  time_limit"))
+    toy.write(
+        "program.md",
+        (toy.folder / "program.md").read_text().replace("time_limit", f"readable: [{toy.folder}]\n  time_limit"),
+    )
     toy.commit()
     code = f"VALUE = int(open({str(toy.folder / 'numbers')!r}).read())\nprint('score:', VALUE)\n"
     for number, name in enumerate((".autoresearch/night/journal.jsonl", ".git/HEAD"), 3):
         peek = f"VALUE = len(open({str(toy.folder / name)!r}).read())\nprint('score:', VALUE)\n"
-        toy.plan_steps(e2=[{"files": {"solver.py": code}, "say": "seven"}], otherwise=[{"files": {"solver.py": peek}, "say": name}])
-        toy.run_agent(number, "--sandbox", "require", **method(by) if number == 3 else {"PYTHONPATH": str(toy.folder.parent / f"shim-{by}")})
+        toy.plan_steps(
+            e2=[{"files": {"solver.py": code}, "say": "seven"}], otherwise=[{"files": {"solver.py": peek}, "say": name}]
+        )
+        toy.run_agent(
+            number,
+            "--sandbox",
+            "require",
+            **method(by) if number == 3 else {"PYTHONPATH": str(toy.folder.parent / f"shim-{by}")},
+        )
     assert toy.statuses() == ["keep", "keep", "crash", "crash"]
 
 
@@ -224,7 +282,9 @@ os.wait()
 """
 
 
-@pytest.mark.parametrize("ending", ["", "time.sleep(600)", "import signal; signal.signal(15, lambda *_: None)\nwhile True: time.sleep(9)"])
+@pytest.mark.parametrize(
+    "ending", ["", "time.sleep(600)", "import signal; signal.signal(15, lambda *_: None)\nwhile True: time.sleep(9)"]
+)
 def test_nothing_outlives_a_trial(toy, ending):
     """A child in a session of its own, of a trial that ends by itself, at its time limit, or only when it is killed."""
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", "time_limit: 2"))
@@ -236,7 +296,9 @@ def test_nothing_outlives_a_trial(toy, ending):
     assert not os.path.exists(f"/proc/{pid}")
 
 
-@pytest.mark.skipif(sandbox.version() < 6, reason="without a signal that reaches trials alone, who forks fast enough is outrun by luck")
+@pytest.mark.skipif(
+    sandbox.version() < 6, reason="without a signal that reaches trials alone, who forks fast enough is outrun by luck"
+)
 def test_who_forks_fast_does_not_outlive_a_trial(toy):
     """A chain of processes, each of which has ended before anybody could have ended it."""
     chain = "import os\nif os.fork() == 0:\n    os.setsid()\n    while True:\n        if os.fork(): os._exit(0)\n"
@@ -252,15 +314,25 @@ def test_who_forks_fast_does_not_outlive_a_trial(toy):
     assert not alive
 
 
-@pytest.mark.parametrize(("setting", "hog", "reason"), [
-    ("memory_limit: 0.3", "held = bytearray(400 << 20)", "GiB of host memory; 0.3 are allowed"),
-    ("disk_limit: 0.1", "out = open(os.environ['AUTORESEARCH_RUN_DIR'] + '/x', 'wb', 0)\nfor _ in range(200): out.write(bytes(1 << 20))",
-     "GiB; 0.1 are allowed"),
-])
+@pytest.mark.parametrize(
+    ("setting", "hog", "reason"),
+    [
+        ("memory_limit: 0.3", "held = bytearray(400 << 20)", "GiB of host memory; 0.3 are allowed"),
+        (
+            "disk_limit: 0.1",
+            "out = open(os.environ['AUTORESEARCH_RUN_DIR'] + '/x', 'wb', 0)\nfor _ in range(200): out.write(bytes(1 << 20))",
+            "GiB; 0.1 are allowed",
+        ),
+    ],
+)
 def test_a_trial_that_takes_too_much(toy, setting, hog, reason):
-    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", f"time_limit: 20\n  {setting}"))
+    toy.write(
+        "program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", f"time_limit: 20\n  {setting}")
+    )
     toy.commit()
-    toy.plan_steps(e2=[{"files": {"solver.py": f"import os, time\n{hog}\ntime.sleep(600)\n"}, "say": "more"}], e3=[step(3)])
+    toy.plan_steps(
+        e2=[{"files": {"solver.py": f"import os, time\n{hog}\ntime.sleep(600)\n"}, "say": "more"}], e3=[step(3)]
+    )
     toy.run_agent(3)
     assert toy.statuses() == ["keep", "crash", "keep"]
     assert reason in toy.journal("verdict")[1]["reason"]

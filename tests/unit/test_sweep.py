@@ -3,9 +3,9 @@
 import ast
 
 import pytest
+from conftest import ROOT, git
 
 from autoresearch.agents import sweep
-from conftest import ROOT, git
 
 SOURCE = '''"""A file."""
 BEFORE = 3
@@ -30,8 +30,16 @@ def found(gpu: bool) -> dict:
 
 
 def test_the_constants_of_the_section():
-    assert found(gpu=False) == {"DEPTH": 4, "RATE": 0.02, "SHARE": 0.95, "BATCH": 2048, "WIDTH": 192, "PATTERN": "SSL", "FLAG": True,
-                                "OFFSET": -3}
+    assert found(gpu=False) == {
+        "DEPTH": 4,
+        "RATE": 0.02,
+        "SHARE": 0.95,
+        "BATCH": 2048,
+        "WIDTH": 192,
+        "PATTERN": "SSL",
+        "FLAG": True,
+        "OFFSET": -3,
+    }
     assert found(gpu=True)["DEPTH"] == 9
 
 
@@ -39,20 +47,23 @@ def test_without_a_section_all_constants_count():
     assert [c.name for c in sweep.constants("x.py", b"A = 1\nB = A + 1\nC = 2.5\n", False)] == ["A", "C"]
 
 
-@pytest.mark.parametrize(("value", "expected"), [
-    (True, [False]),
-    (4, [3, 5]),
-    (1, [2]),
-    (2048, [1024, 4096]),
-    (192, [128, 256]),
-    (200_000, [100_000, 400_000]),
-    (-3, [-2, -4]),
-    (0.02, [0.01, 0.014, 0.028, 0.04]),
-    (0.95, [0.975, 0.965, 0.93, 0.9]),
-    (0.0, [0.01, 0.1]),
-    ("SL", ["L", "LL", "LSL", "SS", "SSL"]),
-    ("hello world", []),
-])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (True, [False]),
+        (4, [3, 5]),
+        (1, [2]),
+        (2048, [1024, 4096]),
+        (192, [128, 256]),
+        (200_000, [100_000, 400_000]),
+        (-3, [-2, -4]),
+        (0.02, [0.01, 0.014, 0.028, 0.04]),
+        (0.95, [0.975, 0.965, 0.93, 0.9]),
+        (0.0, [0.01, 0.1]),
+        ("SL", ["L", "LL", "LSL", "SS", "SSL"]),
+        ("hello world", []),
+    ],
+)
 def test_steps_fit_the_kind(value, expected):
     assert sweep.steps(value) == expected
 

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT, git, solver, wait_for
 from test_end_to_end import Game
 
@@ -28,22 +27,44 @@ def test_keep_discard_crash_refused(toy):
     said = toy.run("start")
     assert "edit      .autoresearch/night/worktree/solver.py" in said and 'uv run loop.py try -m "what and why"' in said
     edit(toy, 5)
-    kept = attempt(toy, "-m", "raise it", "--category", "Value", "--hypothesis", "more is more", "--predicted", "3", "--lesson", "larger is better", expect=0)
+    kept = attempt(
+        toy,
+        "-m",
+        "raise it",
+        "--category",
+        "Value",
+        "--hypothesis",
+        "more is more",
+        "--predicted",
+        "3",
+        "--lesson",
+        "larger is better",
+        expect=0,
+    )
     assert (kept["verdict"], kept["score"], kept["champion_before"], kept["champion"]) == ("keep", 5.0, 1.0, 5.0)
     assert kept["champion_commit"] == toy.tip()
     entry = toy.journal("attempt")[1]
-    assert (entry["agent"], entry["category"], entry["hypothesis"], entry["predicted"]) == ("driver", "value", "more is more", 3.0)
+    assert (entry["agent"], entry["category"], entry["hypothesis"], entry["predicted"]) == (
+        "driver",
+        "value",
+        "more is more",
+        3.0,
+    )
     assert "larger is better" in (toy.folder / ".autoresearch/lessons.md").read_text()
     edit(toy, 4)
-    assert attempt(toy, "-m", "lower it", expect=1)["reason"] == "4.000000 is 1.000000 worse than the champion's 5.000000"
-    assert git(toy.runs / "worktree", "show", "HEAD:solver.py") == solver(5).strip()         # which is where the next edit begins
+    assert (
+        attempt(toy, "-m", "lower it", expect=1)["reason"] == "4.000000 is 1.000000 worse than the champion's 5.000000"
+    )
+    assert (
+        git(toy.runs / "worktree", "show", "HEAD:solver.py") == solver(5).strip()
+    )  # which is where the next edit begins
     edit(toy, "1 / 0")
     crash = attempt(toy, "-m", "divide", expect=3)
     assert "ZeroDivisionError" in crash["reason"] and "Traceback" in crash["log_tail"]
     edit(toy, "(")
     refused = attempt(toy, "-m", "half an edit", expect=4)
     assert refused["verdict"] == "refused" and "does not parse" in refused["reason"]
-    assert (toy.runs / "worktree/solver.py").read_text() == solver("(")                      # it stands, to be mended
+    assert (toy.runs / "worktree/solver.py").read_text() == solver("(")  # it stands, to be mended
     edit(toy, 5, "# a comment\n")
     assert "only comments or layout changed" in attempt(toy, "-m", "comment", expect=4)["reason"]
     edit(toy, 6)
@@ -52,21 +73,29 @@ def test_keep_discard_crash_refused(toy):
     assert toy.statuses() == ["keep", "keep", "discard", "crash", "keep"]
     git(toy.runs / "worktree", "checkout", "HEAD")
     toy.require_whole()
-    toy.run_agent(5)                                                                         # a night may go on from there
+    toy.run_agent(5)  # a night may go on from there
 
 
 def test_the_edit_in_the_wrong_place_is_said_to_be_there(toy):
     toy.run("start")
     toy.write("solver.py", solver(5))
     reason = attempt(toy, "-m", "raise it", expect=4)["reason"]
-    assert "the edit in your checkout's solver.py is not what is tried: edit .autoresearch/night/worktree/solver.py" in reason
+    assert (
+        "the edit in your checkout's solver.py is not what is tried: edit .autoresearch/night/worktree/solver.py"
+        in reason
+    )
 
 
 def test_from_inside_the_worktree(toy):
     toy.run("start")
     edit(toy, 5)
-    process = subprocess.run([sys.executable, ROOT / "loop.py", "try", "-m", "from inside", "--tag", "night"], cwd=toy.runs / "worktree",
-                             env=toy.environment, capture_output=True, text=True)
+    process = subprocess.run(
+        [sys.executable, ROOT / "loop.py", "try", "-m", "from inside", "--tag", "night"],
+        cwd=toy.runs / "worktree",
+        env=toy.environment,
+        capture_output=True,
+        text=True,
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     assert toy.statuses() == ["keep", "keep"] and not (toy.runs / "worktree/.autoresearch").exists()
 
@@ -110,7 +139,11 @@ def test_two_at_once_are_told(toy):
 
 def commands_of(program: str) -> list[list[str]]:
     """The commands that program.md shows, in order, without `uv run`."""
-    return [shlex.split(line.strip().removeprefix("uv run "), comments=True) for line in program.splitlines() if line.startswith("    uv run loop.py")]
+    return [
+        shlex.split(line.strip().removeprefix("uv run "), comments=True)
+        for line in program.splitlines()
+        if line.startswith("    uv run loop.py")
+    ]
 
 
 @pytest.mark.slow
@@ -121,15 +154,28 @@ def test_a_driven_night_as_program_md_tells_it(tmp_path, environment):
     assert start[:2] == ["loop.py", "start"] and attempt[:2] == ["loop.py", "try"]
 
     def do(command: list[str]) -> tuple[int, str]:
-        ended = subprocess.run([sys.executable, *command], cwd=game.folder, env=game.environment, stdout=subprocess.PIPE, text=True, timeout=120)
+        ended = subprocess.run(
+            [sys.executable, *command],
+            cwd=game.folder,
+            env=game.environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
         return ended.returncode, ended.stdout
 
     code, said = do([*start, "--tag", "night"])
     assert code == 0
     train = game.folder / re.search(r"^edit +(.+)$", said, re.MULTILINE)[1]
     champion, codes = train.read_text(), []
-    for old, new in [("3e-3", "6e-3"), ("ROWS = 64, 4, 2, 16", "ROWS = 64, 4, 2, 8"), ("def build_model(", "def built_model("), ("nn.GELU()", "nn.ReLU()"),
-                     ("2 * torch.randn", "1 * torch.randn"), ("lerp_(parameter.grad, 0.1)", "lerp_(parameter.grad, 0.2)")]:
+    for old, new in [
+        ("3e-3", "6e-3"),
+        ("ROWS = 64, 4, 2, 16", "ROWS = 64, 4, 2, 8"),
+        ("def build_model(", "def built_model("),
+        ("nn.GELU()", "nn.ReLU()"),
+        ("2 * torch.randn", "1 * torch.randn"),
+        ("lerp_(parameter.grad, 0.1)", "lerp_(parameter.grad, 0.2)"),
+    ]:
         source = train.read_text()
         assert old in source
         train.write_text(source.replace(old, new, 1))
@@ -137,7 +183,7 @@ def test_a_driven_night_as_program_md_tells_it(tmp_path, environment):
         verdict = re.search(r"^verdict: +(\w+)$", said, re.MULTILINE)[1]
         assert {"keep": 0, "discard": 1, "refused": 4}[verdict] == code, said
         codes.append(code)
-        if code == 4:                                   # it stands, to be mended
+        if code == 4:  # it stands, to be mended
             assert "it must define build_model()" in said and train.read_text() == source.replace(old, new, 1)
             train.write_text(source)
         else:
@@ -183,7 +229,7 @@ def test_killed_between_its_verdict_and_the_reset(toy):
     toy.run("start")
     edit(toy, -5)
     attempt(toy, "-m", "lower", expect=1)
-    edit(toy, -5)                                       # as a kill before the reset leaves it
+    edit(toy, -5)  # as a kill before the reset leaves it
     toy.run("start")
     assert (toy.runs / "worktree/solver.py").read_text() == solver(1)
 
@@ -200,4 +246,6 @@ def test_verify_leaves_it_alone(toy):
 def test_start_keeps_the_rule_and_the_seed_of_its_run(toy):
     toy.run("start", "--keep-rule", "strict", "--seed", "7")
     toy.run("start")
-    assert [entry["keep_rule"] for entry in toy.journal("start")] == ["strict", "strict"] and toy.journal("measured")[0]["seed"] == 7
+    assert [entry["keep_rule"] for entry in toy.journal("start")] == ["strict", "strict"] and toy.journal("measured")[
+        0
+    ]["seed"] == 7

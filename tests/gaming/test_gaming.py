@@ -16,10 +16,13 @@ import games
 from conftest import ROOT, Toy, git
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-TRICKS = sorted((ROOT / "tests/gaming").glob("*.py"))
-EXPECTED = {path.stem: re.search(r"^# (refused|crash|no effect): (.*)$", path.read_text(), re.MULTILINE).groups() for path in TRICKS}
+TRICKS = sorted(path for path in (ROOT / "tests/gaming").glob("*.py") if not path.stem.startswith("test_"))
+EXPECTED = {
+    path.stem: re.search(r"^# (refused|crash|no effect): (.*)$", path.read_text(), re.MULTILINE).groups()
+    for path in TRICKS
+}
 DEAR_FIRST = sorted(TRICKS, key=lambda path: EXPECTED[path.stem][0] == "refused")
-HALF = {path.stem: number % 2 for number, path in enumerate(DEAR_FIRST)}     # two nights, side by side
+HALF = {path.stem: number % 2 for number, path in enumerate(DEAR_FIRST)}  # two nights, side by side
 
 TASK = """---
 task:
@@ -52,7 +55,9 @@ left[0].unlink()
 @pytest.fixture(scope="session")
 def nights(tmp_path_factory):
     """By half: (the outcome of each of its tricks by name, the run)."""
-    return functools.cache(lambda half: play(tmp_path_factory.mktemp("gaming"), [path for path in TRICKS if HALF[path.stem] == half]))
+    return functools.cache(
+        lambda half: play(tmp_path_factory.mktemp("gaming"), [path for path in TRICKS if HALF[path.stem] == half])
+    )
 
 
 def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
@@ -60,8 +65,15 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
     home = folder / "home"
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
-    toy = Toy(folder / "repository", games.clean_environment(HOME=str(home), AUTORESEARCH_PROFILE="test", ANTHROPIC_API_KEY="sk-secret",
-                                                             AUTORESEARCH_CACHE=str(folder / "cache")))
+    toy = Toy(
+        folder / "repository",
+        games.clean_environment(
+            HOME=str(home),
+            AUTORESEARCH_PROFILE="test",
+            ANTHROPIC_API_KEY="sk-secret",
+            AUTORESEARCH_CACHE=str(folder / "cache"),
+        ),
+    )
     toy.write("program.md", TASK)
     toy.write("train.py", (ROOT / "tests/small_train.py").read_text())
     toy.write("prepare.py", (ROOT / "prepare.py").read_text())
@@ -70,11 +82,26 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
     tricks.mkdir()
     (folder / "cheat.py").write_text(CHEAT)
     mild = [path for path in all_tricks if EXPECTED[path.stem][0] != "refused"]
-    for path in all_tricks:                         # those that are refused stand between the others
+    for path in all_tricks:  # those that are refused stand between the others
         position = mild.index(path) if path in mild else 5 * all_tricks.index(path) % len(mild)
         (tricks / f"{position:03d}-{path.stem}.py").write_text(games.compose(path))
-    toy.run("--agent", "command", "--agent-command", f"{sys.executable} {folder / 'cheat.py'} {tricks}", "--sandbox", "require", "--lookahead", "0",
-            "--baseline-runs", "1", "--repairs", "0", "--experiments", str(1 + len(mild)), seconds=800)
+    toy.run(
+        "--agent",
+        "command",
+        "--agent-command",
+        f"{sys.executable} {folder / 'cheat.py'} {tricks}",
+        "--sandbox",
+        "require",
+        "--lookahead",
+        "0",
+        "--baseline-runs",
+        "1",
+        "--repairs",
+        "0",
+        "--experiments",
+        str(1 + len(mild)),
+        seconds=800,
+    )
     outcomes = {entry["description"]: ("refused", entry) for entry in toy.journal("refused")}
     names = {entry["number"]: entry["description"] for entry in toy.journal("attempt")}
     return {**outcomes, **{names[entry["number"]]: (entry["status"], entry) for entry in toy.journal("verdict")}}, toy

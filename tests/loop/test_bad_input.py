@@ -6,13 +6,18 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT, git, solver, step, wait_for
 
 
 def loop_in(folder, environment, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "loop.py"), *arguments], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "loop.py"), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def require_message(answer: subprocess.CompletedProcess, *parts: str) -> None:
@@ -50,7 +55,11 @@ def test_two_loops_on_one_tag(toy):
     try:
         wait_for(lambda: (toy.runs / "trials/1/train.log").exists())
         output = toy.run(expect=2)
-        assert "a loop is already running on tag night" in output and "uv run loop.py stop --tag night" in output and f"process {first.pid}" in output
+        assert (
+            "a loop is already running on tag night" in output
+            and "uv run loop.py stop --tag night" in output
+            and f"process {first.pid}" in output
+        )
     finally:
         first.terminate()
         first.communicate(timeout=30)
@@ -76,10 +85,10 @@ def test_an_edited_file_that_does_not_parse_in_the_repository(toy):
     assert toy.journal("attempt") == []
     toy.write("solver.py", solver(1))
     toy.commit()
-    assert "(line 1)" in toy.run(expect=2)              # the run still begins with the broken commit ...
+    assert "(line 1)" in toy.run(expect=2)  # the run still begins with the broken commit ...
     toy.tag = "mended"
     toy.plan_steps()
-    toy.run_agent(1)                                    # ... and another one does not
+    toy.run_agent(1)  # ... and another one does not
     assert toy.statuses() == ["keep"]
 
 
@@ -108,35 +117,41 @@ def test_an_edited_results_file_is_not_replaced(toy):
     assert (toy.folder / "results.tsv").read_text() == text
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--agent", "nobody"], "there is no agent 'nobody'; choose one of auto, claude-api, claude-code"),
-    (["--agent", "command"], "--agent command needs the program"),
-    (["--agent", "sweep", "--agent-command", "x"], "--agent-command goes with --agent command"),
-    (["--tag", "../up"], "'../up' cannot be a tag"),
-    (["--experiments", "0"], "--experiments"),
-    (["--bogus"], "--bogus"),
-    (["results"], "there is no run night here"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--agent", "nobody"], "there is no agent 'nobody'; choose one of auto, claude-api, claude-code"),
+        (["--agent", "command"], "--agent command needs the program"),
+        (["--agent", "sweep", "--agent-command", "x"], "--agent-command goes with --agent command"),
+        (["--tag", "../up"], "'../up' cannot be a tag"),
+        (["--experiments", "0"], "--experiments"),
+        (["--bogus"], "--bogus"),
+        (["results"], "there is no run night here"),
+    ],
+)
 def test_wrong_arguments(toy, arguments, message):
     assert message in toy.run(*arguments, expect=2)
     assert not (toy.folder / ".autoresearch").exists()
 
 
-@pytest.mark.parametrize(("front", "message"), [
-    ("task: [", "is not YAML"),
-    ("task: 3", "must hold settings"),
-    ("task: {editable: [a.py], train: x, metric: m, colour: red}", "unknown settings colour"),
-    ("task: {editable: [a.py], metric: m}", "lacks train"),
-    ("task: {editable: [a.py], train: x, metric: m, direction: up}", "must be minimize or maximize"),
-    ("task: {editable: [a.py], train: x, metric: m, time_limit: soon}", "must be a number of seconds"),
-    ("task: {editable: 7, train: x, metric: m}", "must be a list of names"),
-    ("task: {editable: [a.py], train: 'x \"', metric: m}", "must be a text that a shell could split"),
-    ("task: {editable: [solver.py], train: 7, metric: m}", "must be a text that a shell could split"),
-    ("simplicity: 7", "must hold two numbers"),
-    ("simplicity: {gain: 0.1}", "must hold two numbers"),
-    ("simplicity: {gain: 0.1, lines: 0}", "`lines` above 0"),
-    ("simplicty: {gain: 0.1, lines: 1}", "unknown settings simplicty"),
-])
+@pytest.mark.parametrize(
+    ("front", "message"),
+    [
+        ("task: [", "is not YAML"),
+        ("task: 3", "must hold settings"),
+        ("task: {editable: [a.py], train: x, metric: m, colour: red}", "unknown settings colour"),
+        ("task: {editable: [a.py], metric: m}", "lacks train"),
+        ("task: {editable: [a.py], train: x, metric: m, direction: up}", "must be minimize or maximize"),
+        ("task: {editable: [a.py], train: x, metric: m, time_limit: soon}", "must be a number of seconds"),
+        ("task: {editable: 7, train: x, metric: m}", "must be a list of names"),
+        ("task: {editable: [a.py], train: 'x \"', metric: m}", "must be a text that a shell could split"),
+        ("task: {editable: [solver.py], train: 7, metric: m}", "must be a text that a shell could split"),
+        ("simplicity: 7", "must hold two numbers"),
+        ("simplicity: {gain: 0.1}", "must hold two numbers"),
+        ("simplicity: {gain: 0.1, lines: 0}", "`lines` above 0"),
+        ("simplicty: {gain: 0.1, lines: 1}", "unknown settings simplicty"),
+    ],
+)
 def test_wrong_front_matter(toy, front, message):
     toy.write("program.md", f"---\n{front}\n---\nAgenda.\n")
     assert message in toy.run(expect=2)
@@ -144,7 +159,9 @@ def test_wrong_front_matter(toy, front, message):
 
 def test_a_command_that_is_not_there(toy):
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("python solver.py", "no-such-program"))
-    assert "cannot start `no-such-program`: there is no program no-such-program" in toy.run("--sandbox", "off", expect=2)
+    assert "cannot start `no-such-program`: there is no program no-such-program" in toy.run(
+        "--sandbox", "off", expect=2
+    )
 
 
 def test_a_slip_in_program_md_does_not_end_the_night(toy):
@@ -184,7 +201,7 @@ def test_the_branch_checked_out_by_the_user(toy):
     output = toy.run_agent(3, expect=2)
     assert "switch --detach" in output
     git(toy.folder, "switch", "-q", "main")
-    toy.run_agent(3)                                    # the verdict was recorded before git was asked
+    toy.run_agent(3)  # the verdict was recorded before git was asked
     assert [row[1] for row in toy.rows()] == ["1.000000", "5.000000", "6.000000"]
     toy.require_whole()
 
@@ -202,11 +219,18 @@ def test_a_journal_damaged_in_its_middle(toy):
 @pytest.fixture
 def small_disk(toy):
     """Runs a command with the run's folder on a file system of one megabyte, in a mount namespace of its own."""
+
     def run(script: str) -> subprocess.CompletedProcess:
         mount = f"mount -t tmpfs -o size=1m none {toy.folder / '.autoresearch'} && {script}"
         flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
-        return subprocess.run(["unshare", *flags, "sh", "-c", mount], cwd=toy.folder, env=toy.environment,
-                              capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            ["unshare", *flags, "sh", "-c", mount],
+            cwd=toy.folder,
+            env=toy.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     (toy.folder / ".autoresearch").mkdir()
     if run("true").returncode:
@@ -226,16 +250,32 @@ if not pathlib.Path({str(once)!r}).exists():
         big.write(b'x' * 512)
 """
     toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=filler)}, "say": "fill the disk"}], e3=[step(3)])
-    loop = " ".join(f"'{word}'" for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--experiments", "3", "--sandbox", "off"])
+    loop = " ".join(
+        f"'{word}'"
+        for word in [
+            sys.executable,
+            str(ROOT / "loop.py"),
+            "--tag",
+            "night",
+            *toy.agent,
+            "--experiments",
+            "3",
+            "--sandbox",
+            "off",
+        ]
+    )
     waits = f"{loop} > {said} & until grep -qs 'the disk is full' {said}; do sleep 0.1; done; cp .autoresearch/night/journal.jsonl {log}; "
     free = "rm .autoresearch/night/trials/2/run/big; "
     if stopped:
-        answer = small_disk(waits + f"{sys.executable} {ROOT / 'loop.py'} stop >&2; wait $! && exit 9; code=$?; {free} {loop} >&2 || exit 8; exit $code")
+        answer = small_disk(
+            waits
+            + f"{sys.executable} {ROOT / 'loop.py'} stop >&2; wait $! && exit 9; code=$?; {free} {loop} >&2 || exit 8; exit $code"
+        )
         require_message(answer, "the disk is full", "run the same command again")
     else:
         answer = small_disk(waits + free + f"wait $! && cat {said} >&2")
         assert answer.returncode == 0, answer.stderr
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert [event["number"] for event in events if event["event"] == "verdict"] == [1]
-    assert "3 experiments: 3 keep" in answer.stderr     # the trial that met the full disk was run again
+    assert "3 experiments: 3 keep" in answer.stderr  # the trial that met the full disk was run again
     assert len(toy.rows()) == 3

@@ -8,7 +8,6 @@ import textwrap
 import time
 
 import pytest
-
 from conftest import Toy, git, wait_for
 
 # Two constants far apart, so that an edit of one goes onto an edit of the other. It waits for what `before` says.
@@ -45,7 +44,19 @@ def edit(toy, a, b, *words: str, between: bool = False) -> dict:
 
 
 def run(toy, experiments: int, *arguments: str) -> str:
-    return toy.run(*toy.agent, "--experiments", str(experiments), "--baseline-runs", "1", "--repairs", "0", "--sandbox", "off", *arguments, seconds=60)
+    return toy.run(
+        *toy.agent,
+        "--experiments",
+        str(experiments),
+        "--baseline-runs",
+        "1",
+        "--repairs",
+        "0",
+        "--sandbox",
+        "off",
+        *arguments,
+        seconds=60,
+    )
 
 
 def seen(toy, number: int) -> str:
@@ -67,13 +78,18 @@ def test_the_agent_works_while_a_trial_trains(two):
     run(two, 3, "--lookahead", "1")
     assert [float(row[1]) for row in two.rows()] == [2.0, 3.0, 4.0] and two.statuses() == ["keep"] * 3
     baseline, second, third = (two.journal("attempt")[number]["commit"] for number in range(3))
-    assert two.journal("attempt")[2]["parent"] == baseline              # as it was proposed
+    assert two.journal("attempt")[2]["parent"] == baseline  # as it was proposed
     moved = two.journal("moved")[0]
     assert (moved["number"], moved["was"], moved["parent"]) == (3, third, second) and two.tip() == moved["commit"]
-    assert git(two.folder, "rev-parse", f"{two.tip()}^", "refs/autoresearch/night/3", f"refs/autoresearch/night/3-on-{baseline[:7]}").split() \
-        == [second, two.tip(), third]                                   # nothing is lost
+    assert git(
+        two.folder,
+        "rev-parse",
+        f"{two.tip()}^",
+        "refs/autoresearch/night/3",
+        f"refs/autoresearch/night/3-on-{baseline[:7]}",
+    ).split() == [second, two.tip(), third]  # nothing is lost
     assert constants(two, two.tip()) == ["2", "2"]
-    assert two.journal("verdict")[2]["standing"] == 3.0                 # compared with the champion that it ran on
+    assert two.journal("verdict")[2]["standing"] == 3.0  # compared with the champion that it ran on
     told = seen(two, 3)
     assert "In flight" in told and "A 2, B 1" in told.partition("In flight")[2]
 
@@ -93,14 +109,17 @@ def test_an_edit_that_does_not_go_onto_the_champion_goes_back_to_its_agent(two):
     assert [float(row[1]) for row in two.rows()] == [2.0, 3.0, 7.0]
     first, second = (entry for entry in two.journal("attempt") if entry["number"] == 3)
     assert second["parent"] == two.journal("attempt")[1]["commit"] and two.tip() == second["commit"]
-    assert len([entry for entry in two.journal("trial") if entry["number"] == 3]) == 1      # it never ran on the old one
+    assert len([entry for entry in two.journal("trial") if entry["number"] == 3]) == 1  # it never ran on the old one
     assert git(two.folder, "rev-parse", f"refs/autoresearch/night/3-on-{first['parent'][:7]}") == first["commit"]
-    assert "+A = 5" in seen(two, 3)                                     # the agent is shown what it had
+    assert "+A = 5" in seen(two, 3)  # the agent is shown what it had
 
 
 def test_two_workers(two):
     """Both run at once. The third beat the baseline that it was built on, while the second was kept: it runs again, on top of that."""
-    two.plan_steps(e2=[edit(two, 2, 1, '"trial", "time"', '"number": 3, "worker"')], e3=[edit(two, 1, 3, '"number": 2, "status": "keep"', between=True)])
+    two.plan_steps(
+        e2=[edit(two, 2, 1, '"trial", "time"', '"number": 3, "worker"')],
+        e3=[edit(two, 1, 3, '"number": 2, "status": "keep"', between=True)],
+    )
     run(two, 3, "--workers", "2")
     assert two.statuses() == ["keep"] * 3 and [float(row[1]) for row in two.rows()] == [2.0, 3.0, 5.0]
     assert {entry["worker"] for entry in two.journal("trial")} == {0, 1}
@@ -126,17 +145,19 @@ def test_verdicts_out_of_order_are_rebuilt_in_order(two):
     text = (two.folder / "results.tsv").read_text()
     two.run("results")
     assert (two.folder / "results.tsv").read_text() == text
-    run(two, 3, "--workers", "2")                                       # and the run is continued, not refused
+    run(two, 3, "--workers", "2")  # and the run is continued, not refused
 
 
 def test_an_interrupt_while_one_trains_and_the_agent_thinks(two):
     """The agent is ended; the trial comes to its verdict."""
     two.plan_steps(e2=[edit(two, 2, 1, '"go on"')])
     thinks = two.folder.parent / "thinks.py"
-    thinks.write_text(f"import re, runpy, sys, time\n"
-                      f"number = re.match(r'# Experiment (\\d+)', open(__import__('os').environ['AUTORESEARCH_BRIEF']).read()).group(1)\n"
-                      f"if number == '3':\n    open({str(two.folder.parent / 'thinking')!r}, 'w').close()\n    time.sleep(60)\n"
-                      f"sys.argv = ['agent.py', {str(two.plan)!r}]\nrunpy.run_path({str(two.folder.parent / 'agent.py')!r})\n")
+    thinks.write_text(
+        f"import re, runpy, sys, time\n"
+        f"number = re.match(r'# Experiment (\\d+)', open(__import__('os').environ['AUTORESEARCH_BRIEF']).read()).group(1)\n"
+        f"if number == '3':\n    open({str(two.folder.parent / 'thinking')!r}, 'w').close()\n    time.sleep(60)\n"
+        f"sys.argv = ['agent.py', {str(two.plan)!r}]\nrunpy.run_path({str(two.folder.parent / 'agent.py')!r})\n"
+    )
     arguments = [*two.agent, "--experiments", "5", "--baseline-runs", "1", "--sandbox", "off", "--lookahead", "1"]
     arguments[3] = arguments[3].split()[0] + f" {thinks}"
     process = two.start(*arguments)
@@ -156,7 +177,7 @@ def test_another_number_of_workers_is_another_game(two):
     run(two, 1, "--workers", "2")
     output = two.run(*two.agent, "--experiments", "2", "--workers", "1", expect=2)
     assert "has 2 workers" in output and "--workers 2" in output
-    assert two.run(*two.agent, "--experiments", "1")                    # without saying so it goes on as it was
+    assert two.run(*two.agent, "--experiments", "1")  # without saying so it goes on as it was
 
 
 CARDS = {"0": "card A", "1": "card A", "2": "card B"}
@@ -165,9 +186,22 @@ CARDS = {"0": "card A", "1": "card A", "2": "card B"}
 @pytest.fixture
 def cards(two) -> Toy:
     """A game that says which device it would use, and a trial that writes down which one it got."""
-    two.write("program.md", (two.folder / "program.md").read_text().replace("  train:", "  describe: python describe.py\n  train:"))
-    two.write("describe.py", f"import json, os\nprint(json.dumps({{'device': {CARDS}[os.environ['CUDA_VISIBLE_DEVICES']]}}))\n")
-    two.write("solver.py", SOLVER.format(a=1, b=1, before="    import os\n    print('on', os.environ['CUDA_VISIBLE_DEVICES'], os.environ['CUDA_DEVICE_ORDER'])"))
+    two.write(
+        "program.md",
+        (two.folder / "program.md").read_text().replace("  train:", "  describe: python describe.py\n  train:"),
+    )
+    two.write(
+        "describe.py",
+        f"import json, os\nprint(json.dumps({{'device': {CARDS}[os.environ['CUDA_VISIBLE_DEVICES']]}}))\n",
+    )
+    two.write(
+        "solver.py",
+        SOLVER.format(
+            a=1,
+            b=1,
+            before="    import os\n    print('on', os.environ['CUDA_VISIBLE_DEVICES'], os.environ['CUDA_DEVICE_ORDER'])",
+        ),
+    )
     two.commit()
     return two
 
@@ -176,18 +210,34 @@ def test_gpus(cards):
     def on(a, b, *words):
         text = edit(cards, a, b, *words)
         before = "    import os\n    print('on', os.environ['CUDA_VISIBLE_DEVICES'])\n    if __name__"
-        text["files"]["solver.py"] = text["files"]["solver.py"].replace("    if __name__", before).replace(
-            "    print(f'score", "    import os\n    print('on', os.environ['CUDA_VISIBLE_DEVICES'])\n    print(f'score")
+        text["files"]["solver.py"] = (
+            text["files"]["solver.py"]
+            .replace("    if __name__", before)
+            .replace(
+                "    print(f'score",
+                "    import os\n    print('on', os.environ['CUDA_VISIBLE_DEVICES'])\n    print(f'score",
+            )
+        )
         return text
 
     cards.plan_steps(e2=[on(0, 1, '"number": 3, "worker"')], e3=[on(1, 0, '"number": 2, "status"')])
     run(cards, 3, "--gpus", "1,0")
     logs = {number: (cards.runs / f"trials/{number}/train.log").read_text() for number in (1, 2, 3)}
-    assert "on 1 PCI_BUS_ID" in logs[1] and sorted(re.search(r"on (\d)", logs[number])[1] for number in (2, 3)) == ["0", "1"]
+    assert "on 1 PCI_BUS_ID" in logs[1] and sorted(re.search(r"on (\d)", logs[number])[1] for number in (2, 3)) == [
+        "0",
+        "1",
+    ]
     assert cards.journal("start")[0]["gpus"] == "1,0"
 
 
-@pytest.mark.parametrize("gpus, message", [("0,2", "GPU 2 is a card B, the first one a card A"), ("zero", "--gpus takes numbers"), ("0,0", "--gpus takes numbers")])
+@pytest.mark.parametrize(
+    "gpus, message",
+    [
+        ("0,2", "GPU 2 is a card B, the first one a card A"),
+        ("zero", "--gpus takes numbers"),
+        ("0,0", "--gpus takes numbers"),
+    ],
+)
 def test_gpus_that_do_not_go_together(cards, gpus, message):
     assert message in run_expecting_2(cards, "--gpus", gpus)
 
@@ -201,18 +251,21 @@ def test_a_trial_that_stood_still_is_void_and_runs_again(two, who):
     """Stopped with SIGSTOP, as a suspended machine is: the loop for longer than it may be away, or the trial for a moment."""
     started, release = two.folder.parent / "started", two.folder.parent / "release"
     slow = edit(two, 2, 1)
-    slow["files"]["solver.py"] = slow["files"]["solver.py"].replace("    print(f'score", f"""    import os, pathlib, time
+    slow["files"]["solver.py"] = slow["files"]["solver.py"].replace(
+        "    print(f'score",
+        f"""    import os, pathlib, time
     with open({str(started)!r}, 'a') as file:
         print(os.getpid(), file=file)
     while not pathlib.Path({str(release)!r}).exists():
         time.sleep(0.02)
-    print(f'score""")
+    print(f'score""",
+    )
     two.plan_steps(e2=[slow])
     process = two.start(*two.agent, "--experiments", "2", "--baseline-runs", "1", "--sandbox", "off")
     wait_for(lambda: started.exists() and started.read_text().endswith("\n"))
     stopped = process.pid if who == "loop" else int(started.read_text().split()[-1])
     os.kill(stopped, signal.SIGSTOP)
-    time.sleep(6 if who == "loop" else 1.5)             # what is tested: that this time passes
+    time.sleep(6 if who == "loop" else 1.5)  # what is tested: that this time passes
     os.kill(stopped, signal.SIGCONT)
     release.touch()
     output, _ = process.communicate(timeout=30)
@@ -236,10 +289,28 @@ def test_a_crash_is_mended_on_top_of_what_was_kept_meanwhile(two):
     broken["files"]["solver.py"] = broken["files"]["solver.py"].replace("B = 3", "B = 1 / 0")
     two.plan_steps(e2=[edit(two, 2, 1, '"number": 3, "worker"')], e3=[broken, {"files": {}, "say": "nothing"}])
     mends = two.folder.parent / "agent.py"
-    mends.write_text(mends.read_text().replace('for name, text in step["files"].items():', 'if "in trial" in brief or "crashed" in brief and number == "3":\n'
-                                               '    text = open("solver.py").read()\n    if "1 / 0" in text:\n        step = {"files": {"solver.py": text.replace'
-                                               '("1 / 0", "3")}, "say": "mended"}\nfor name, text in step["files"].items():'))
-    two.run(*two.agent, "--experiments", "3", "--baseline-runs", "1", "--repairs", "1", "--sandbox", "off", "--workers", "2", seconds=60)
+    mends.write_text(
+        mends.read_text().replace(
+            'for name, text in step["files"].items():',
+            'if "in trial" in brief or "crashed" in brief and number == "3":\n'
+            '    text = open("solver.py").read()\n    if "1 / 0" in text:\n        step = {"files": {"solver.py": text.replace'
+            '("1 / 0", "3")}, "say": "mended"}\nfor name, text in step["files"].items():',
+        )
+    )
+    two.run(
+        *two.agent,
+        "--experiments",
+        "3",
+        "--baseline-runs",
+        "1",
+        "--repairs",
+        "1",
+        "--sandbox",
+        "off",
+        "--workers",
+        "2",
+        seconds=60,
+    )
     assert two.statuses() == ["keep"] * 3 and constants(two, two.tip()) == ["2", "3"]
     assert [float(row[1]) for row in two.rows()] == [2.0, 3.0, 5.0]
 
@@ -255,10 +326,17 @@ def test_a_simplification_is_compared_with_its_own_base(two):
 
 def test_a_baseline_that_stood_still_in_its_second_run_runs_again(two):
     started = two.folder.parent / "started"
-    two.write("solver.py", SOLVER.format(a=1, b=1, before=f"""    import os, pathlib, time
+    two.write(
+        "solver.py",
+        SOLVER.format(
+            a=1,
+            b=1,
+            before=f"""    import os, pathlib, time
     with open({str(started)!r}, 'a') as file:
         print(os.getpid(), file=file)
-    time.sleep(2.5)"""))
+    time.sleep(2.5)""",
+        ),
+    )
     two.commit()
     process = two.start(*two.agent, "--experiments", "1", "--baseline-runs", "2", "--sandbox", "off")
     wait_for(lambda: started.exists() and started.read_text().count("\n") == 2)

@@ -6,15 +6,21 @@ import pytest
 
 from autoresearch.agents import Proposal, read_reply
 from autoresearch.brief import BYTES_PER_TOKEN, DATA_LIMIT, Brief, fence, page
+from autoresearch.keys import PLACE, scrub
 from autoresearch.ledger import Attempt, one_line
 from autoresearch.lessons import SHOWN, Lesson, Lessons
-from autoresearch.keys import PLACE, scrub
 from autoresearch.task import OWN_GAME, Stages
 
 
 def attempt(number: int, status: str = "discard", score: float | None = 1.01, **more) -> Attempt:
-    usual = {"description": f"change {number}", "category": "optimizer", "reason": f"reason {number} " + "word " * 40, "standing": 1.0,
-             "hypothesis": f"hypothesis {number}", "predicted": -0.001}
+    usual = {
+        "description": f"change {number}",
+        "category": "optimizer",
+        "reason": f"reason {number} " + "word " * 40,
+        "standing": 1.0,
+        "hypothesis": f"hypothesis {number}",
+        "predicted": -0.001,
+    }
     return Attempt(number, f"{number:040d}", "f" * 40, agent="a", status=status, score=score, **{**usual, **more})
 
 
@@ -22,16 +28,41 @@ BASELINE = Attempt(1, "b" * 40, "b" * 40, "baseline", "loop", status="keep", sco
 
 
 def brief(attempts: list[Attempt], **more) -> Brief:
-    usual = {"agenda": "Lower it.", "facts": {"time_budget": 300.0, "device": "H200"}, "champion": BASELINE, "sources": {"train.py": "x = 1\n"}}
+    usual = {
+        "agenda": "Lower it.",
+        "facts": {"time_budget": 300.0, "device": "H200"},
+        "champion": BASELINE,
+        "sources": {"train.py": "x = 1\n"},
+    }
     return Brief(len(attempts) + 2, OWN_GAME, attempts=[BASELINE, *attempts], **{**usual, **more})
 
 
 def test_says_what_counts():
-    told = brief([attempt(2, predicted=-0.002), attempt(3, "keep", 0.99), attempt(4, "crash", None, reason="training: KeyError: 'x'", standing=None)],
-                 noise=0.0007, in_flight=[attempt(5, None)], agenda="Lower it.\n\nTry warm-downs.").text()
-    for expected in ("# Experiment 5", "val_bpb` (lower is better)", "300 seconds of training on H200", "Try warm-downs.", "x = 1", "1.000000",
-                     "differently by 0.000700", "predicted -0.002000, measured +0.010000", "optimizer: 3 tried, 1 kept, best change -0.010000",
-                     "training: KeyError: 'x'", "hypothesis: hypothesis 2", "## In flight", "gain of 5e-05"):
+    told = brief(
+        [
+            attempt(2, predicted=-0.002),
+            attempt(3, "keep", 0.99),
+            attempt(4, "crash", None, reason="training: KeyError: 'x'", standing=None),
+        ],
+        noise=0.0007,
+        in_flight=[attempt(5, None)],
+        agenda="Lower it.\n\nTry warm-downs.",
+    ).text()
+    for expected in (
+        "# Experiment 5",
+        "val_bpb` (lower is better)",
+        "300 seconds of training on H200",
+        "Try warm-downs.",
+        "x = 1",
+        "1.000000",
+        "differently by 0.000700",
+        "predicted -0.002000, measured +0.010000",
+        "optimizer: 3 tried, 1 kept, best change -0.010000",
+        "training: KeyError: 'x'",
+        "hypothesis: hypothesis 2",
+        "## In flight",
+        "gain of 5e-05",
+    ):
         assert expected in told, expected
 
 
@@ -40,10 +71,21 @@ def test_says_what_counts():
 def test_stays_within_its_budget_and_forgets_the_oldest_first(number, budget):
     attempts = [attempt(2 + i, category=f"kind {i % 60}") for i in range(number)]
     lessons = [Lesson(i, 1, "cpu", "x", "r", 1, f"lesson {i} " + "word " * 50) for i in range(1, 41)]
-    told = brief(attempts, budget=budget, sources={name: "value = 1\n" * 800 for name in ("train.py", "b.py", "c.py")}, agenda="word " * 6000,
-                 lessons=lessons, crash="no " * 5000, crash_log="log\n" * 5000, refusal="why " * 5000).text()
-    assert len(told.encode()) <= budget * BYTES_PER_TOKEN * (1.0 if budget == 30_000 else 1.2) and "L1 (confirmed 1)" in told
-    assert f"verdict: {one_line(attempts[-1].reason)}" in told                          # the newest whole
+    told = brief(
+        attempts,
+        budget=budget,
+        sources=dict.fromkeys(("train.py", "b.py", "c.py"), "value = 1\n" * 800),
+        agenda="word " * 6000,
+        lessons=lessons,
+        crash="no " * 5000,
+        crash_log="log\n" * 5000,
+        refusal="why " * 5000,
+    ).text()
+    assert (
+        len(told.encode()) <= budget * BYTES_PER_TOKEN * (1.0 if budget == 30_000 else 1.2)
+        and "L1 (confirmed 1)" in told
+    )
+    assert f"verdict: {one_line(attempts[-1].reason)}" in told  # the newest whole
     if number == 2000:
         assert "\n5. discard" not in told and "are counted in the table of categories" in told
         assert told.index("(experiments 1 to") < told.rindex(attempts[-1].description)
@@ -68,13 +110,27 @@ def test_what_a_trial_printed_cannot_leave_its_fence():
     assert "\x1b" not in whole and "````diff" in whole
 
 
-@pytest.mark.parametrize(("statuses", "stage"), [
-    ("", "explore"), ("dd", "explore"), ("ddc", "refine"), ("dddd", "refine"), ("ddddd", "pivot"), ("dddddd", "pivot"), ("ddddddd", "look outside"),
-    ("ddddddddddd", "look outside"), ("dddddddk", "explore"), ("dddddkddd", "refine"),
-])
+@pytest.mark.parametrize(
+    ("statuses", "stage"),
+    [
+        ("", "explore"),
+        ("dd", "explore"),
+        ("ddc", "refine"),
+        ("dddd", "refine"),
+        ("ddddd", "pivot"),
+        ("dddddd", "pivot"),
+        ("ddddddd", "look outside"),
+        ("ddddddddddd", "look outside"),
+        ("dddddddk", "explore"),
+        ("dddddkddd", "refine"),
+    ],
+)
 def test_stages(statuses, stage):
     names = {"d": "discard", "c": "crash", "k": "keep"}
-    attempts = [attempt(2 + i, names[letter], 1.01 if letter == "d" else 0.9 if letter == "k" else None) for i, letter in enumerate(statuses)]
+    attempts = [
+        attempt(2 + i, names[letter], 1.01 if letter == "d" else 0.9 if letter == "k" else None)
+        for i, letter in enumerate(statuses)
+    ]
     told = brief(attempts)
     assert told.stage == stage and (f"## Stage: {stage}" in told.text()) == (stage != "explore")
     if stage == "pivot":
@@ -101,13 +157,16 @@ def test_lessons_are_kept_across_runs_and_confirmed(tmp_path):
     lessons = Lessons(tmp_path / "lessons.md")
     lessons.learn("a smaller batch helps", "cpu", "CPU, 2 cores", "one", 3)
     lessons.learn("depth\tcosts [much]\n", "cpu", "CPU; 2 cores", "one", 4)
-    lessons.learn("A smaller batch helps.", "cpu", "CPU, 2 cores", "two", 2)            # the same in other words: layout
+    lessons.learn("A smaller batch helps.", "cpu", "CPU, 2 cores", "two", 2)  # the same in other words: layout
     lessons.learn("L2", "cpu", "CPU, 2 cores", "two", 3)
     lessons.learn("confirms L2: here, too", "cpu", "CPU, 2 cores", "two", 4)
-    lessons.learn("L2 decay helps little", "test", "x", "two", 4)                      # is none of lesson 2
-    lessons.learn("L77", "cpu", "CPU, 2 cores", "two", 5)                               # which there is not
+    lessons.learn("L2 decay helps little", "test", "x", "two", 4)  # is none of lesson 2
+    lessons.learn("L77", "cpu", "CPU, 2 cores", "two", 5)  # which there is not
     lessons.learn("windows help", "gpu", "H200", "three", 9)
-    assert [(one.number, one.confirmed, one.text) for one in lessons.for_profile("cpu")] == [(2, 2, "depth costs [much]"), (1, 1, "a smaller batch helps")]
+    assert [(one.number, one.confirmed, one.text) for one in lessons.for_profile("cpu")] == [
+        (2, 2, "depth costs [much]"),
+        (1, 1, "a smaller batch helps"),
+    ]
     assert [one.text for one in lessons.for_profile("gpu")] == ["windows help"]
     assert (one := lessons.read()[1]) and (one.run, one.experiment, one.device) == ("one", 4, "CPU, 2 cores")
 
@@ -116,7 +175,9 @@ def test_a_file_of_lessons_that_a_person_edited(tmp_path):
     lessons = Lessons(tmp_path / "lessons.md")
     lessons.learn("one", "cpu", "x", "r", 1)
     text = (tmp_path / "lessons.md").read_text()
-    (tmp_path / "lessons.md").write_text("My own heading\n\n" + text.replace("one", "two").replace("- L1", "- L5") + "\na remark\n")
+    (tmp_path / "lessons.md").write_text(
+        "My own heading\n\n" + text.replace("one", "two").replace("- L1", "- L5") + "\na remark\n"
+    )
     lessons.learn("three", "cpu", "x", "r", 2)
     text = (tmp_path / "lessons.md").read_text()
     assert "My own heading" in text and "a remark" in text
@@ -129,20 +190,23 @@ def test_a_file_of_lessons_that_a_person_edited(tmp_path):
 # -- replies and keys
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("Done.\n[optimizer] slower", ("slower", "optimizer", None)),
-    ("I did it", ("I did it", "", None)),
-    ("description: a\ncategory: B\npredicted: -0.0021 bpb", ("a", "b", -0.0021)),
-    ("**description:** a\n- **category**: b\n`predicted: \u22120.5`", ("a", "b", -0.5)),
-    ("description: first\n\ndescription: second", ("second", "", None)),
-    ("category: b\nlesson: l\nall done", ("all done", "", None)),
-    ("description: template\n\nreading ...\n[optimizer] slower", ("slower", "optimizer", None)),
-    ("I did it.\n```\ncategory: b\npredicted: -1\n```\n", ("I did it.", "b", -1.0)),
-    ("", ("", "", None)),
-    ("predicted: a lot\nx", ("x", "", None)),
-    ("predicted: 1e999\nx", ("x", "", None)),
-    ("description: tab\there \x1b[31mred\x1b[0m \U0001f600", ("tab here red \U0001f600", "", None)),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Done.\n[optimizer] slower", ("slower", "optimizer", None)),
+        ("I did it", ("I did it", "", None)),
+        ("description: a\ncategory: B\npredicted: -0.0021 bpb", ("a", "b", -0.0021)),
+        ("**description:** a\n- **category**: b\n`predicted: \u22120.5`", ("a", "b", -0.5)),
+        ("description: first\n\ndescription: second", ("second", "", None)),
+        ("category: b\nlesson: l\nall done", ("all done", "", None)),
+        ("description: template\n\nreading ...\n[optimizer] slower", ("slower", "optimizer", None)),
+        ("I did it.\n```\ncategory: b\npredicted: -1\n```\n", ("I did it.", "b", -1.0)),
+        ("", ("", "", None)),
+        ("predicted: a lot\nx", ("x", "", None)),
+        ("predicted: 1e999\nx", ("x", "", None)),
+        ("description: tab\there \x1b[31mred\x1b[0m \U0001f600", ("tab here red \U0001f600", "", None)),
+    ],
+)
 def test_replies(text, expected):
     said = read_reply(text)
     assert (said.description, said.category, said.predicted) == expected
@@ -150,14 +214,31 @@ def test_replies(text, expected):
 
 def test_a_proposal_fits_its_columns():
     said = Proposal("x" * 10_000, "y\n" * 1000, float("nan"), "Z" * 100, "l" * 1000)
-    assert len(said.description) == 300 and len(said.hypothesis) <= 500 and said.predicted is None and len(said.category) == 40 and len(said.lesson) == 300
+    assert (
+        len(said.description) == 300
+        and len(said.hypothesis) <= 500
+        and said.predicted is None
+        and len(said.category) == 40
+        and len(said.lesson) == 300
+    )
 
 
-@pytest.mark.parametrize("key", [
-    "sk-ant-api03-" + "aB3_" * 12, "sk-proj-" + "aB3d" * 12, "ghp_" + "a1B2" * 9, "github_pat_" + "a1B2" * 9, "hf_" + "aBcD" * 8, "AIza" + "Sy-_" * 9,
-    "AKIAIOSFODNN7EXAMPLE", "xoxb-123456789012-abcdef", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abc-DEF_123",
-    "gsk_" + "a1B2" * 10, "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----",
-])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sk-ant-api03-" + "aB3_" * 12,
+        "sk-proj-" + "aB3d" * 12,
+        "ghp_" + "a1B2" * 9,
+        "github_pat_" + "a1B2" * 9,
+        "hf_" + "aBcD" * 8,
+        "AIza" + "Sy-_" * 9,
+        "AKIAIOSFODNN7EXAMPLE",
+        "xoxb-123456789012-abcdef",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.abc-DEF_123",
+        "gsk_" + "a1B2" * 10,
+        "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----",
+    ],
+)
 def test_keys_by_their_shape(key):
     for text in (key, f"say {key}.", f'{{"key": "{key}"}}', f"Authorization: Bearer {key}\nnext"):
         assert key not in scrub(text) and PLACE in scrub(text)
@@ -174,6 +255,15 @@ def test_what_is_no_key_stays(monkeypatch):
     assert scrub("Ada King of Lovelace has staple-of-the-horse") == f"Ada King of Lovelace has {PLACE}"
     assert scrub("/data/sk-transformers-corpus-2024/val") == "/data/sk-transformers-corpus-2024/val"
     from conftest import ROOT
-    for name in ("train.py", "prepare.py", "loop.py", "README.md", "program.md", "bench/RESULTS.md", "docs/report/report.md"):
+
+    for name in (
+        "train.py",
+        "prepare.py",
+        "loop.py",
+        "README.md",
+        "program.md",
+        "bench/RESULTS.md",
+        "docs/report/report.md",
+    ):
         text = (ROOT / name).read_text()
         assert scrub(text) == text, name

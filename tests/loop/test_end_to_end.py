@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT, Toy, git, wait_for
 
 
@@ -50,7 +49,7 @@ def test_a_night_from_an_empty_cache(game, tmp_path):
     assert git(game.folder, "status", "--porcelain") == ""
     game.require_whole()
 
-    other = game.run("--experiments", "4", "--seed", "7", expect=2)         # the seed is part of the game
+    other = game.run("--experiments", "4", "--seed", "7", expect=2)  # the seed is part of the game
     assert "run night has seed 42, but now it would be 7" in other
     cpu = game.run("--experiments", "4", "--profile", "cpu", expect=2)
     assert "run night has profile test, but now it would be cpu" in cpu and "ready: profile cpu" not in cpu
@@ -62,7 +61,7 @@ def test_a_training_that_is_stopped_leaves_no_process(game):
     try:
         wait_for(lambda: (game.runs / "trials/1/run/progress.json").exists(), 60)
         pids = [line.split()[0] for line in (game.runs / "trials/1/process").read_text().splitlines()]
-        assert len(pids) == 2                           # the training, and the scorer that waits beside it
+        assert len(pids) == 2  # the training, and the scorer that waits beside it
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     finally:
@@ -81,15 +80,26 @@ def test_train_py_by_hand(game):
     for name in ("prepare.py", "train.py"):
         (folder / name).write_bytes((ROOT / name).read_bytes())
     for script in ("prepare.py", "train.py"):
-        answer = subprocess.run([sys.executable, script], cwd=folder, env=game.environment, capture_output=True, text=True)
+        answer = subprocess.run(
+            [sys.executable, script], cwd=folder, env=game.environment, capture_output=True, text=True
+        )
         assert answer.returncode == 0, answer.stderr
     figures = dict(line.split(":") for line in answer.stdout.partition("---\n")[2].splitlines())
-    assert 1.0 < float(figures["val_bpb"]) < 4.2        # uniform guessing is 4.2 bits a byte
+    assert 1.0 < float(figures["val_bpb"]) < 4.2  # uniform guessing is 4.2 bits a byte
     assert int(figures["num_steps"]) > 0
 
 
 def test_the_readmes_files_are_all_there():
-    for name in ("pyproject.toml", "prepare.py", "train.py", "program.md", "loop.py", "analysis.ipynb", "README.md", "LICENSE"):
+    for name in (
+        "pyproject.toml",
+        "prepare.py",
+        "train.py",
+        "program.md",
+        "loop.py",
+        "analysis.ipynb",
+        "README.md",
+        "LICENSE",
+    ):
         assert (ROOT / name).is_file(), name
     tracked = git(ROOT, "ls-files").splitlines()
     assert "results.tsv" not in tracked and "uv.lock" not in tracked

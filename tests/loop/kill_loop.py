@@ -5,11 +5,11 @@ import signal
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import loop  # noqa: E402
-from autoresearch import lab, ledger, propose, repo, trial  # noqa: E402
-from autoresearch.agents import command  # noqa: E402
+import loop
+from autoresearch import lab, ledger, propose, repo, trial
+from autoresearch.agents import command
 
 
 def die(*_) -> None:
@@ -35,6 +35,7 @@ def kill(when: str, owner: object, name: str, turn: int = 1, wanted=lambda *argu
 
 def event(when: str, wanted: str, number: int | None = None):
     """At the journal's line of an event, of experiment `number`. half: when only a part of it is on the disk."""
+
     def of_it(self, name, **fields):
         return name == wanted and number in (None, fields.get("number"))
 
@@ -97,7 +98,9 @@ STEPS = {
     "an edit is moved": lambda: kill("after", repo.RunRepo, "move"),
     "half a move is recorded": event("half", "moved"),
     "the move is recorded": event("after", "moved"),
-    "the moved edit has its reference": lambda: kill("after", repo.RunRepo, "remember", wanted=lambda self, name, commit: str(name).startswith("3-on")),
+    "the moved edit has its reference": lambda: kill(
+        "after", repo.RunRepo, "remember", wanted=lambda self, name, commit: str(name).startswith("3-on")
+    ),
     "a trial is void": event("after", "void"),
 }
 

@@ -4,7 +4,6 @@ import json
 import signal
 
 import pytest
-
 from conftest import git, solver, step, wait_for
 
 # The agent of these tests: for experiment N it does what plan.json says for its first, second, ... call.
@@ -33,18 +32,30 @@ def brief_of(toy, desk: str) -> str:
 
 
 def test_an_early_crash_is_mended_once_under_its_number(toy):
-    steps(toy, e2=[step("1 / 0", "description: divide\nhypothesis: why not"), step(5, "description: divide by one")],
-          e3=[step("2 / 0", "crash"), step("[][7]", "crash again"), step(9, "never asked for")])
+    steps(
+        toy,
+        e2=[step("1 / 0", "description: divide\nhypothesis: why not"), step(5, "description: divide by one")],
+        e3=[step("2 / 0", "crash"), step("[][7]", "crash again"), step(9, "never asked for")],
+    )
     output = toy.run_agent(3, "--repairs", "1")
     assert toy.statuses() == ["keep", "keep", "crash"] and len(toy.rows()) == 3
     told = brief_of(toy, "2-2")
     assert "## Your edit crashed" in told and "ZeroDivisionError" in told and "Traceback" in told
     assert "crashed early" in output
-    assert [(entry["number"], "ZeroDivisionError" in entry["reason"]) for entry in toy.journal("crashed")] == [(2, True), (3, True)]
-    assert [entry["description"] for entry in toy.journal("attempt")] == ["baseline", "divide", "divide by one", "crash", "crash again"]
+    assert [(entry["number"], "ZeroDivisionError" in entry["reason"]) for entry in toy.journal("crashed")] == [
+        (2, True),
+        (3, True),
+    ]
+    assert [entry["description"] for entry in toy.journal("attempt")] == [
+        "baseline",
+        "divide",
+        "divide by one",
+        "crash",
+        "crash again",
+    ]
     assert "IndexError" in toy.journal("verdict")[2]["reason"]
     first = toy.journal("attempt")[1]["commit"]
-    assert git(toy.folder, "rev-parse", "refs/autoresearch/night/2-crashed") == first       # code is never lost
+    assert git(toy.folder, "rev-parse", "refs/autoresearch/night/2-crashed") == first  # code is never lost
     assert git(toy.folder, "show", "refs/autoresearch/night/2:solver.py") == solver(5).strip()
     assert git(toy.folder, "rev-parse", "refs/autoresearch/night/2^") == toy.journal("attempt")[0]["commit"]
     assert not (toy.runs / "proposals/3-3").exists()
@@ -53,8 +64,11 @@ def test_an_early_crash_is_mended_once_under_its_number(toy):
 
 def test_a_crash_is_final_without_repairs_and_when_the_agent_has_no_better_idea(toy):
     steps(toy, e2=[step("1 / 0", "crash")], e3=[step("2 / 0", "crash"), step(5, "mended")])
-    toy.run_agent(2, "--repairs", "1")                  # who gives the same edit again
-    assert toy.statuses() == ["keep", "crash"] and "tried before, as experiment 2 (it crashed)" in toy.journal("refused")[0]["reason"]
+    toy.run_agent(2, "--repairs", "1")  # who gives the same edit again
+    assert (
+        toy.statuses() == ["keep", "crash"]
+        and "tried before, as experiment 2 (it crashed)" in toy.journal("refused")[0]["reason"]
+    )
     toy.run_agent(3, "--repairs", "0")
     assert toy.statuses() == ["keep", "crash", "crash"]
     toy.require_whole()
@@ -64,7 +78,9 @@ def test_killed_while_a_crash_is_being_mended(toy):
     hang = {**step(5, "mended"), "files": {}}
     steps(toy, e2=[step("1 / 0", "crash"), hang])
     agent = toy.folder.parent / "agent.py"
-    agent.write_text(agent.read_text().replace("for name, text", "import time\nif call == 2: time.sleep(60)\nfor name, text"))
+    agent.write_text(
+        agent.read_text().replace("for name, text", "import time\nif call == 2: time.sleep(60)\nfor name, text")
+    )
     process = toy.start(*toy.agent, "--baseline-runs", "1", "--experiments", "2", "--repairs", "1")
     wait_for(lambda: (toy.runs / "proposals/2-2").exists())
     process.kill()
@@ -76,10 +92,18 @@ def test_killed_while_a_crash_is_being_mended(toy):
 
 @pytest.mark.parametrize("edit", [solver(5, "# a comment\n"), solver("5   "), '"""A docstring."""\n' + solver(5)])
 def test_the_same_edit_in_another_dress_is_refused(toy, edit):
-    steps(toy, e2=[step(0, "lower")], e3=[step(5, "raise")], e4=[{"files": {"solver.py": edit}, "say": "dressed up"}, step(0, "lower again"), step(6, "higher")])
+    steps(
+        toy,
+        e2=[step(0, "lower")],
+        e3=[step(5, "raise")],
+        e4=[{"files": {"solver.py": edit}, "say": "dressed up"}, step(0, "lower again"), step(6, "higher")],
+    )
     toy.run_agent(4)
     reasons = [entry["reason"] for entry in toy.journal("refused")]
-    assert reasons == ["only comments or layout changed, so it would score as the champion does", "the same edit was tried before, as experiment 2 (discard)"]
+    assert reasons == [
+        "only comments or layout changed, so it would score as the champion does",
+        "the same edit was tried before, as experiment 2 (discard)",
+    ]
     assert toy.statuses() == ["keep", "discard", "keep", "keep"]
 
 
@@ -90,12 +114,18 @@ def test_budgets_of_experiments_and_hours_warn_at_four_fifths(toy):
 
 
 def test_lessons_reach_the_next_run(toy):
-    steps(toy, e2=[step(5, "description: raise\nlesson: larger is better")], e3=[step(6, "description: raise\nlesson: L1")])
+    steps(
+        toy,
+        e2=[step(5, "description: raise\nlesson: larger is better")],
+        e3=[step(6, "description: raise\nlesson: L1")],
+    )
     toy.run_agent(3)
     assert "L1 (confirmed 0): larger is better" in brief_of(toy, "3")
     steps(toy, e2=[step(7)])
     toy.run_agent(2, "--tag", "second")
-    assert "L1 (confirmed 1): larger is better" in (toy.folder / ".autoresearch/second/proposals/2/brief.md").read_text()
+    assert (
+        "L1 (confirmed 1): larger is better" in (toy.folder / ".autoresearch/second/proposals/2/brief.md").read_text()
+    )
     assert "run night, experiment 2]" in (toy.folder / ".autoresearch/lessons.md").read_text()
 
 
@@ -103,7 +133,12 @@ def test_a_page_for_each_attempt(toy):
     steps(toy, e2=[step(5, "description: raise\nhypothesis: more is more\npredicted: 4")], e3=[step("1 / 0", "crash")])
     toy.run_agent(3)
     page = (toy.runs / "attempts/2.md").read_text()
-    assert "+VALUE = 5" in page and "Hypothesis: more is more" in page and "+4.000000" in page and "keep: 5.000000 is 4.000000 better" in page
+    assert (
+        "+VALUE = 5" in page
+        and "Hypothesis: more is more" in page
+        and "+4.000000" in page
+        and "keep: 5.000000 is 4.000000 better" in page
+    )
     assert "ZeroDivisionError" in (toy.runs / "attempts/3.md").read_text()
 
 
@@ -113,7 +148,10 @@ def test_stages_of_program_md_and_a_slip_in_them_at_night(toy):
     toy.commit()
     steps(toy, **{f"e{number}": [step(-number, f"[kind {number}] lower")] for number in range(2, 7)})
     toy.run_agent(5)
-    assert [("## Stage: " + stage in brief_of(toy, str(number))) for number, stage in ((3, "refine"), (4, "pivot"), (5, "look outside"))] == [True] * 3
+    assert [
+        ("## Stage: " + stage in brief_of(toy, str(number)))
+        for number, stage in ((3, "refine"), (4, "pivot"), (5, "look outside"))
+    ] == [True] * 3
     assert "## Stage" not in brief_of(toy, "2")
     toy.write("program.md", program.replace("---\nRaise", "stages: {refine: many}\n---\nRaise"))
     assert "`stages` in" in toy.run_agent(6, expect=2)
@@ -130,9 +168,13 @@ def test_ctrl_c_while_the_agent_thinks_stops_at_once(toy):
 
 
 def test_the_environment_s_keys_do_not_reach_the_agent_s_log(toy):
-    (toy.folder.parent / "agent.py").write_text("import os\nprint(os.environ['MY_API_KEY'])\nopen('solver.py', 'a').write('X = 1\\n')\nprint('done with ' + os.environ['MY_API_KEY'])\n")
+    (toy.folder.parent / "agent.py").write_text(
+        "import os\nprint(os.environ['MY_API_KEY'])\nopen('solver.py', 'a').write('X = 1\\n')\nprint('done with ' + os.environ['MY_API_KEY'])\n"
+    )
     output = toy.run_agent(2, MY_API_KEY="correct-horse-battery-staple")
-    assert not [path for path in toy.folder.rglob("*") if path.is_file() and b"correct-horse-battery" in path.read_bytes()]
+    assert not [
+        path for path in toy.folder.rglob("*") if path.is_file() and b"correct-horse-battery" in path.read_bytes()
+    ]
     assert "correct-horse" not in output and "[key removed]" in (toy.runs / "proposals/2/agent.log").read_text()
     assert json.dumps(toy.journal()).count("[key removed]") == 1
 
@@ -140,7 +182,9 @@ def test_the_environment_s_keys_do_not_reach_the_agent_s_log(toy):
 def test_ctrl_c_while_a_crash_is_being_mended_leaves_it_to_be_mended(toy):
     steps(toy, e2=[step("1 / 0", "crash"), step(5, "mended")])
     agent = toy.folder.parent / "agent.py"
-    agent.write_text(agent.read_text().replace("for name, text", "import time\nif call == 2: time.sleep(60)\nfor name, text"))
+    agent.write_text(
+        agent.read_text().replace("for name, text", "import time\nif call == 2: time.sleep(60)\nfor name, text")
+    )
     process = toy.start(*toy.agent, "--baseline-runs", "1", "--experiments", "2", "--repairs", "1")
     wait_for(lambda: (toy.runs / "proposals/2-2").exists())
     process.send_signal(signal.SIGINT)
@@ -154,11 +198,18 @@ def test_ctrl_c_while_a_crash_is_being_mended_leaves_it_to_be_mended(toy):
 def test_what_a_crash_was_mended_from_is_not_tried_again(toy):
     steps(toy, e2=[step("1 / 0", "crash"), step(5, "mended")], e3=[step("1 / 0", "the same crash"), step(6, "more")])
     toy.run_agent(3, "--repairs", "1")
-    assert "the same edit was tried before, as experiment 2" in toy.journal("refused")[0]["reason"] and toy.statuses() == ["keep", "keep", "keep"]
+    assert "the same edit was tried before, as experiment 2" in toy.journal("refused")[0][
+        "reason"
+    ] and toy.statuses() == ["keep", "keep", "keep"]
 
 
 def test_settings_that_look_like_keys_do_not_stop_a_run(toy):
-    toy.write("program.md", (toy.folder / "program.md").read_text().replace("python solver.py", "python solver.py --api-key=0123456789abcdef01234"))
+    toy.write(
+        "program.md",
+        (toy.folder / "program.md")
+        .read_text()
+        .replace("python solver.py", "python solver.py --api-key=0123456789abcdef01234"),
+    )
     toy.commit()
     steps(toy, e2=[step(5)], e3=[step(6)])
     toy.run_agent(2)
@@ -168,7 +219,13 @@ def test_settings_that_look_like_keys_do_not_stop_a_run(toy):
 
 def test_an_edit_with_a_key_is_refused_also_where_one_was_removed_before(toy):
     key = "ghp_" + "a1B2" * 9
-    steps(toy, e2=[{"files": {"solver.py": solver(5, f"# [key removed]\nTOKEN = '{key}'\n")}, "say": "key"}, step(5, "without")])
+    steps(
+        toy,
+        e2=[
+            {"files": {"solver.py": solver(5, f"# [key removed]\nTOKEN = '{key}'\n")}, "say": "key"},
+            step(5, "without"),
+        ],
+    )
     toy.run_agent(2)
     assert "looks like a key" in toy.journal("refused")[0]["reason"]
     assert not git(toy.folder, "log", "--all", "--format=%H", "-G", "ghp_")

@@ -8,7 +8,6 @@ import sys
 import time
 
 import pytest
-
 from conftest import ROOT, git, solver, step, wait_for
 
 
@@ -29,7 +28,7 @@ def test_improves_another_repository_with_a_guard(toy):
     assert [(row[1], row[3], row[4]) for row in toy.rows()] == [
         ("1.000000", "keep", "baseline"),
         ("5.000000", "keep", "set it to 5"),
-        ("30.000000", "discard", "set it to 30"),           # better, but the guard failed
+        ("30.000000", "discard", "set it to 30"),  # better, but the guard failed
         ("4.000000", "discard", "set it to 4"),
         ("9.000000", "keep", "more"),
     ]
@@ -57,16 +56,21 @@ def test_the_same_command_continues_and_a_new_tag_starts_another(toy):
     toy.require_whole()
     text = (toy.folder / "results.tsv").read_text()
     toy.run(*toy.agent, "--experiments", "1", "--tag", "other")
-    assert len(toy.rows()) == 1                                     # results.tsv shows the run that is on
+    assert len(toy.rows()) == 1  # results.tsv shows the run that is on
     toy.run("results")
-    assert (toy.folder / "results.tsv").read_text() == text         # and the other is not lost
+    assert (toy.folder / "results.tsv").read_text() == text  # and the other is not lost
 
 
 def test_without_a_tag_the_last_run_goes_on(toy):
     toy.plan_steps(otherwise=[step(5)])
     toy.run_agent(1)
-    output = subprocess.run([sys.executable, str(ROOT / "loop.py"), *toy.agent, "--experiments", "2"], cwd=toy.folder,
-                            env=toy.environment, capture_output=True, text=True).stdout
+    output = subprocess.run(
+        [sys.executable, str(ROOT / "loop.py"), *toy.agent, "--experiments", "2"],
+        cwd=toy.folder,
+        env=toy.environment,
+        capture_output=True,
+        text=True,
+    ).stdout
     assert "run night, continued after 1 experiment" in output and "2 experiments: 2 keep" in output
 
 
@@ -83,11 +87,14 @@ def test_a_refused_edit_goes_back_with_the_reason_and_costs_no_trial(toy):
     toy.require_whole()
 
 
-@pytest.mark.parametrize("mischief", [
-    "git commit -qam mine",                                                  # a commit of its own
-    "test -e ../once || { touch ../once; echo pass > check.py; git commit -qam mine; }",     # the first touches another file
-    "git switch -q autoresearch/night 2>/dev/null || git checkout -q -B autoresearch/night; git commit -qam mine",
-])
+@pytest.mark.parametrize(
+    "mischief",
+    [
+        "git commit -qam mine",  # a commit of its own
+        "test -e ../once || { touch ../once; echo pass > check.py; git commit -qam mine; }",  # the first touches another file
+        "git switch -q autoresearch/night 2>/dev/null || git checkout -q -B autoresearch/night; git commit -qam mine",
+    ],
+)
 def test_an_agent_that_commits_by_itself(toy, mischief):
     """What is judged and kept is one commit on top of the champion, and only the edited file differs."""
     script = toy.folder.parent / "agent.sh"
@@ -102,12 +109,15 @@ def test_an_agent_that_commits_by_itself(toy, mischief):
     toy.require_whole()
 
 
-@pytest.mark.parametrize(("mischief", "message"), [
-    ("rm solver.py", "solver.py is missing or not a plain file"),
-    ("mv solver.py other.py; ln -s other.py solver.py", "also touches other.py"),
-    ("chmod +x solver.py", "only comments or layout changed"),
-    ("true", "nothing changed in solver.py"),
-])
+@pytest.mark.parametrize(
+    ("mischief", "message"),
+    [
+        ("rm solver.py", "solver.py is missing or not a plain file"),
+        ("mv solver.py other.py; ln -s other.py solver.py", "also touches other.py"),
+        ("chmod +x solver.py", "only comments or layout changed"),
+        ("true", "nothing changed in solver.py"),
+    ],
+)
 def test_edits_that_are_none(toy, mischief, message):
     assert message in toy.run("--agent", "command", "--agent-command", mischief, "--experiments", "2", expect=2)
     assert toy.statuses() == ["keep"]
@@ -118,7 +128,7 @@ def test_an_agent_that_never_mends_its_edit_is_given_up(toy):
     toy.plan_steps(otherwise=[{"files": {}, "say": "nothing at all"}])
     output = toy.run_agent(2, expect=2)
     assert "nothing changed in solver.py" in output
-    assert len(toy.journal("refused")) == 5 * (1 + 3)   # five proposals, each sent back three times
+    assert len(toy.journal("refused")) == 5 * (1 + 3)  # five proposals, each sent back three times
     toy.require_whole()
 
 
@@ -130,15 +140,21 @@ def test_an_agent_that_fails_is_asked_again(toy):
     toy.require_whole()
 
 
-@pytest.mark.parametrize(("code", "reason"), [
-    ("raise ValueError('boom')\n", "training: ValueError: boom"),
-    ("import atexit\natexit.register(print, 'last words')\n1 / 0\n", "training: ZeroDivisionError: division by zero"),
-    ("raise SystemExit('the loss is not a finite number')\n", "training: the loss is not a finite number"),
-    ("print('no memory')\nraise SystemExit(3)\n", "training: exit code 3: no memory"),
-    ("import os\nos.kill(os.getpid(), 9)\n", "training: killed by SIGKILL"),
-    ("VALUE = float('nan')\nprint('score:', VALUE)\n", "score is nan, not a finite number"),
-    ("print('nothing')\n", "train.log holds no line `score: NUMBER`"),
-])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ValueError('boom')\n", "training: ValueError: boom"),
+        (
+            "import atexit\natexit.register(print, 'last words')\n1 / 0\n",
+            "training: ZeroDivisionError: division by zero",
+        ),
+        ("raise SystemExit('the loss is not a finite number')\n", "training: the loss is not a finite number"),
+        ("print('no memory')\nraise SystemExit(3)\n", "training: exit code 3: no memory"),
+        ("import os\nos.kill(os.getpid(), 9)\n", "training: killed by SIGKILL"),
+        ("VALUE = float('nan')\nprint('score:', VALUE)\n", "score is nan, not a finite number"),
+        ("print('nothing')\n", "train.log holds no line `score: NUMBER`"),
+    ],
+)
 def test_a_crash_is_a_row_and_the_night_goes_on(toy, code, reason):
     toy.plan_steps(e2=[{"files": {"solver.py": code}, "say": "crash it"}], e3=[step(2)])
     toy.run_agent(3)
@@ -151,9 +167,9 @@ def test_a_crash_is_a_row_and_the_night_goes_on(toy, code, reason):
 def test_a_trial_over_its_time_limit_is_ended_whole(toy):
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", "time_limit: 1"))
     toy.commit()
-    child = "import subprocess, time\n" \
-            "p = subprocess.Popen(['sleep', '600'])\n" \
-            "print(p.pid, flush=True)\ntime.sleep(600)\n"
+    child = (
+        "import subprocess, time\np = subprocess.Popen(['sleep', '600'])\nprint(p.pid, flush=True)\ntime.sleep(600)\n"
+    )
     toy.plan_steps(e2=[{"files": {"solver.py": child}, "say": "sleep"}])
     toy.run_agent(2)
     assert toy.statuses() == ["keep", "crash"]
@@ -240,7 +256,7 @@ def test_two_interrupts_stop_now_and_the_trial_runs_again(toy, waiting):
     trial = int((folder / "started").read_text())
     process.send_signal(signal.SIGINT)
     read_until(process, "stopping")
-    time.sleep(0.35)                                    # closer together they count as one
+    time.sleep(0.35)  # closer together they count as one
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode == 130
@@ -280,7 +296,7 @@ def test_killed_in_the_middle_of_a_trial_nothing_is_lost(toy, waiting):
     process.kill()
     process.communicate()
     continue_and_release(toy, folder)
-    assert not alive(trial)                             # its keeper ended it, or the loop that goes on
+    assert not alive(trial)  # its keeper ended it, or the loop that goes on
     assert toy.statuses() == ["keep", "keep", "keep"]
     toy.require_whole()
 
@@ -299,7 +315,7 @@ def test_a_line_cut_off_by_a_power_failure_is_dropped(toy):
     lines = journal.read_bytes().splitlines(keepends=True)
     verdict = next(i for i in reversed(range(len(lines))) if b'"verdict"' in lines[i])
     journal.write_bytes(b"".join(lines[:verdict]) + lines[verdict][:40])
-    results = toy.folder / "results.tsv"                # its line comes after the journal's, so it was not written either
+    results = toy.folder / "results.tsv"  # its line comes after the journal's, so it was not written either
     results.write_text("".join(results.read_text().splitlines(keepends=True)[:-1]))
     toy.run_agent(3)
     assert toy.statuses() == ["keep", "discard", "keep"]
@@ -343,7 +359,10 @@ def test_the_holdout_is_measured_of_what_is_kept_and_decides_nothing(toy):
     """Its number is recorded however bad it is; its failing takes the score away."""
     program = (toy.folder / "program.md").read_text()
     toy.write("program.md", program.replace("guard:", "holdout: python holdout.py\n  guard:"))
-    toy.write("holdout.py", "import solver\nassert solver.VALUE != 5, 'no holdout for five'\nprint('holdout_score:', -solver.VALUE)\n")
+    toy.write(
+        "holdout.py",
+        "import solver\nassert solver.VALUE != 5, 'no holdout for five'\nprint('holdout_score:', -solver.VALUE)\n",
+    )
     toy.commit()
     toy.plan_steps(e2=[step(3)], e3=[step(2)], e4=[step(5)])
     toy.run_agent(4)
@@ -357,13 +376,20 @@ def test_the_holdout_is_measured_of_what_is_kept_and_decides_nothing(toy):
 LUCK = "import os\nVALUE = {value} if os.environ['AUTORESEARCH_SEED'] == '42' else {other}\nprint('score:', VALUE)\n"
 
 
-@pytest.mark.parametrize(("other", "status", "reason"), [
-    (60, "keep", "55.000000 is 54"), (1, "discard", "in quarantine, with another seed: 1.000000 equals"),
-    ("1 / 0", "crash", "in quarantine: training: ZeroDivisionError"),
-])
+@pytest.mark.parametrize(
+    ("other", "status", "reason"),
+    [
+        (60, "keep", "55.000000 is 54"),
+        (1, "discard", "in quarantine, with another seed: 1.000000 equals"),
+        ("1 / 0", "crash", "in quarantine: training: ZeroDivisionError"),
+    ],
+)
 def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy, other, status, reason):
     toy.write("facts.py", "print('{\"implausible_gain\": 5}')")
-    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit", "describe: python facts.py\n  time_limit"))
+    toy.write(
+        "program.md",
+        (toy.folder / "program.md").read_text().replace("time_limit", "describe: python facts.py\n  time_limit"),
+    )
     toy.write("check.py", "")
     toy.commit()
     lucky = {"files": {"solver.py": LUCK.format(value=50, other=other)}, "say": "fifty"}
@@ -378,8 +404,16 @@ def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy, other, 
 
 def test_a_trial_that_changes_what_it_is_scored_with_is_void(toy):
     """Unconfined, it can; it is seen all the same. The next trial has the right files again."""
-    toy.plan_steps(e2=[{"files": {"solver.py": "open('check.py', 'w').close()\nopen('new.py', 'w').close()\n" + solver(30)}, "say": "cheat"}],
-                   e3=[step(30)], e4=[step(4)])
+    toy.plan_steps(
+        e2=[
+            {
+                "files": {"solver.py": "open('check.py', 'w').close()\nopen('new.py', 'w').close()\n" + solver(30)},
+                "say": "cheat",
+            }
+        ],
+        e3=[step(30)],
+        e4=[step(4)],
+    )
     toy.run_agent(4, "--sandbox", "off")
     assert toy.statuses() == ["keep", "crash", "discard", "keep"]
     assert toy.journal("verdict")[1]["reason"] == "void: check.py, new.py changed while the trial ran"
@@ -394,19 +428,24 @@ def test_what_git_ignores_or_converts_is_no_change(toy):
     toy.commit()
     leaves = "import os\nos.makedirs('__pycache__', exist_ok=True)\nopen('__pycache__/x', 'w').close()\n"
     hides = "open('.gitignore', 'a').write('*\\n')\nos.makedirs('a')\nopen('a/.gitignore', 'w').write('*')\nopen('a/b', 'w').close()\n"
-    toy.plan_steps(e2=[{"files": {"solver.py": leaves + solver(2)}, "say": "leave"}],
-                   e3=[{"files": {"solver.py": leaves + hides.partition("\n")[2] + solver(3)}, "say": "hide"}])
+    toy.plan_steps(
+        e2=[{"files": {"solver.py": leaves + solver(2)}, "say": "leave"}],
+        e3=[{"files": {"solver.py": leaves + hides.partition("\n")[2] + solver(3)}, "say": "hide"}],
+    )
     toy.run_agent(3, "--sandbox", "off")
     assert toy.statuses() == ["keep", "keep", "crash"]
     assert toy.journal("verdict")[2]["reason"] == "void: a/.gitignore changed while the trial ran"
 
 
-@pytest.mark.parametrize(("files", "reason"), [
-    ({".git": ""}, ""),                             # the worktree is none any more
-    ({".gitmodules": "", "\udcff\n": "x"}, "also touches"),
-    ({"solver.py": "x = " + "(" * 5000 + ")" * 5000}, "does not parse"),
-    ({"solver.py": "x = " + "+".join(["1"] * 100000)}, ""),
-])
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({".git": ""}, ""),  # the worktree is none any more
+        ({".gitmodules": "", "\udcff\n": "x"}, "also touches"),
+        ({"solver.py": "x = " + "(" * 5000 + ")" * 5000}, "does not parse"),
+        ({"solver.py": "x = " + "+".join(["1"] * 100000)}, ""),
+    ],
+)
 def test_an_agent_that_leaves_disorder(toy, files, reason):
     toy.plan_steps(e2=[{"files": {"solver.py": solver(9), **files}, "say": "disorder"}, step(2)], e3=[step(3)])
     toy.run_agent(3)
@@ -477,14 +516,19 @@ def test_a_loop_whose_own_code_changes_stops(toy):
 
 
 def test_lines_have_a_price_and_removing_them_is_worth_an_equal_score(toy):
-    toy.write("program.md", (toy.folder / "program.md").read_text().replace("---\nRaise", "simplicity: {gain: 1, lines: 2}\n---\nRaise"))
+    toy.write(
+        "program.md",
+        (toy.folder / "program.md").read_text().replace("---\nRaise", "simplicity: {gain: 1, lines: 2}\n---\nRaise"),
+    )
     toy.commit()
     longer, shorter = "A = 1\nB = 2\nC = 3\n", "# nothing\n\n"
-    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, longer)}, "say": "three lines for 1"}],
-                   e3=[{"files": {"solver.py": solver(3, longer)}, "say": "three lines for 2"}],
-                   e4=[{"files": {"solver.py": solver(3, longer.replace("1", "7") + "# why\n")}, "say": "another number"}],
-                   e5=[{"files": {"solver.py": solver(3, shorter)}, "say": "without them"}],
-                   e6=[{"files": {"solver.py": "print('score: 3')\nVALUE = 2.9\n"}, "say": "shorter still"}])
+    toy.plan_steps(
+        e2=[{"files": {"solver.py": solver(2, longer)}, "say": "three lines for 1"}],
+        e3=[{"files": {"solver.py": solver(3, longer)}, "say": "three lines for 2"}],
+        e4=[{"files": {"solver.py": solver(3, longer.replace("1", "7") + "# why\n")}, "say": "another number"}],
+        e5=[{"files": {"solver.py": solver(3, shorter)}, "say": "without them"}],
+        e6=[{"files": {"solver.py": "print('score: 3')\nVALUE = 2.9\n"}, "say": "shorter still"}],
+    )
     toy.run_agent(6)
     assert toy.statuses() == ["keep", "discard", "keep", "discard", "keep", "keep"]
     reasons = [entry["reason"] for entry in toy.journal("verdict")]
@@ -498,37 +542,58 @@ def test_lines_have_a_price_and_removing_them_is_worth_an_equal_score(toy):
 SHAKY = "import os\nVALUE = {value}\nprint('score:', VALUE + (1 if os.environ['AUTORESEARCH_SEED'] == '43' else 0))\n"
 
 
-@pytest.mark.parametrize(("rule", "statuses"), [("margin", ["keep", "discard", "keep"]), ("strict", ["keep", "keep", "keep"])])
+@pytest.mark.parametrize(
+    ("rule", "statuses"), [("margin", ["keep", "discard", "keep"]), ("strict", ["keep", "keep", "keep"])]
+)
 def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
     """The baseline scores 1 and 2, so its mean is 1.5 and its noise 0.71; half a standard error of a single run against it is 0.43."""
     toy.write("solver.py", SHAKY.format(value=1))
     toy.commit()
-    toy.plan_steps(e2=[{"files": {"solver.py": SHAKY.format(value=1.9)}, "say": "a little"}],
-                   e3=[{"files": {"solver.py": SHAKY.format(value=2.0)}, "say": "more"}])
+    toy.plan_steps(
+        e2=[{"files": {"solver.py": SHAKY.format(value=1.9)}, "say": "a little"}],
+        e3=[{"files": {"solver.py": SHAKY.format(value=2.0)}, "say": "more"}],
+    )
     toy.run_agent(3, "--keep-rule", rule, "--baseline-runs", "2")
     assert toy.statuses() == statuses
     assert toy.rows()[0][1] == "1.500000"
-    assert [(entry["number"], entry["seed"], entry["score"]) for entry in toy.journal("measured")][:2] == [(1, 42, 1), (1, 43, 2)]
+    assert [(entry["number"], entry["seed"], entry["score"]) for entry in toy.journal("measured")][:2] == [
+        (1, 42, 1),
+        (1, 43, 2),
+    ]
     assert toy.journal("verdict")[0]["noise"] == pytest.approx(0.5**0.5)
     if rule == "margin":
-        assert toy.journal("verdict")[1]["reason"] == "gain 0.400000 is not above the 0.433013 that noise alone may bring"
+        assert (
+            toy.journal("verdict")[1]["reason"] == "gain 0.400000 is not above the 0.433013 that noise alone may bring"
+        )
     toy.require_whole()
 
 
 def test_a_suspect_does_not_set_the_noise_that_it_is_judged_by(toy):
     """Its two scores lie far apart; were that taken for noise, one line less would excuse the second, and later true gains would be refused."""
-    toy.write("facts.py", "print('{\"implausible_gain\": 5, \"noise\": 0.01}')")
-    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit", "describe: python facts.py\n  time_limit"))
+    toy.write("facts.py", 'print(\'{"implausible_gain": 5, "noise": 0.01}\')')
+    toy.write(
+        "program.md",
+        (toy.folder / "program.md").read_text().replace("time_limit", "describe: python facts.py\n  time_limit"),
+    )
     toy.write("check.py", "")
     toy.write("solver.py", solver(1, "A = 1\n"))
     toy.commit()
     lucky = {"files": {"solver.py": LUCK.format(value=50, other=0.5)}, "say": "fifty"}
     longer = [{"files": {"solver.py": solver(-number, "A = 1\n")}, "say": f"minus {number}"} for number in range(4)]
-    toy.plan_steps(e2=[longer[0]], e3=[longer[1]], e4=[longer[2]], e5=[longer[3]], e6=[lucky],
-                   e7=[{"files": {"solver.py": solver(1.1, "A = 1\n")}, "say": "a true gain"}])
+    toy.plan_steps(
+        e2=[longer[0]],
+        e3=[longer[1]],
+        e4=[longer[2]],
+        e5=[longer[3]],
+        e6=[lucky],
+        e7=[{"files": {"solver.py": solver(1.1, "A = 1\n")}, "say": "a true gain"}],
+    )
     toy.run_agent(7)
     assert toy.statuses()[-2:] == ["discard", "keep"]
-    assert toy.journal("verdict")[5]["reason"] == "in quarantine, with another seed: 0.500000 is 0.500000 worse than the champion's 1.000000"
+    assert (
+        toy.journal("verdict")[5]["reason"]
+        == "in quarantine, with another seed: 0.500000 is 0.500000 worse than the champion's 1.000000"
+    )
 
 
 def test_an_edit_too_deep_to_be_counted(toy):

@@ -9,6 +9,8 @@ import sys
 import time
 
 import pytest
+from conftest import solver, step, wait_for
+from test_loop import WAITING, alive
 
 from autoresearch import UserError
 from autoresearch.background import ask_to_stop
@@ -16,12 +18,10 @@ from autoresearch.ledger import Ledger, Lock
 from autoresearch.process import identify
 from autoresearch.status import Now, Running, Thinking, finish_of, holder, look, read_now, read_progress, state_of
 from autoresearch.task import OWN_GAME
-from conftest import solver, step, wait_for
-from test_loop import WAITING, alive
 
 PROGRESS = "import json\n(run / 'progress.json').write_text(json.dumps({'clock': time.time(), 'budget': 100, 'loss': 3.25, 'step': 50}))\n"
 HEAD, TAIL = WAITING.split("while", 1)
-TRAINING = HEAD + PROGRESS + "while" + TAIL             # says how it goes, then waits to be released
+TRAINING = HEAD + PROGRESS + "while" + TAIL  # says how it goes, then waits to be released
 
 
 @pytest.fixture
@@ -43,19 +43,30 @@ def status(toy) -> dict:
 
 def test_a_run_in_another_process_and_after_its_end(toy, training):
     process, folder = training
-    with open(toy.runs / "journal.jsonl", "ab") as journal:             # the loop is about to write a line
+    with open(toy.runs / "journal.jsonl", "ab") as journal:  # the loop is about to write a line
         journal.write(b'{"event": "verd')
     before = (toy.runs / "journal.jsonl").read_bytes()
     state = status(toy)
     assert (state["running"], state["process"], state["experiments"], state["keep"]) == (True, process.pid, 1, 1)
-    trial, = state["trials"]
-    assert (trial["number"], trial["phase"], trial["budget"], trial["loss"], trial["step"]) == (2, "train", 100, 3.25, 50)
+    (trial,) = state["trials"]
+    assert (trial["number"], trial["phase"], trial["budget"], trial["loss"], trial["step"]) == (
+        2,
+        "train",
+        100,
+        3.25,
+        50,
+    )
     assert 0 <= trial["done"] < 60 and 40 < trial["left"] <= 101
     assert state["limits"] == {"experiments": {"used": 1, "allowed": 3}} and state["finish"] > time.time()
     assert state["champion"]["description"] == "baseline" and state["last"][0]["status"] == "keep"
     shown = toy.run("status")
-    assert "running for" in shown and "experiment 2: training " in shown and "left, loss 3.2500 at step 50" in shown and "\x1b" not in shown
-    assert (toy.runs / "journal.jsonl").read_bytes() == before          # who only looks repairs nothing
+    assert (
+        "running for" in shown
+        and "experiment 2: training " in shown
+        and "left, loss 3.2500 at step 50" in shown
+        and "\x1b" not in shown
+    )
+    assert (toy.runs / "journal.jsonl").read_bytes() == before  # who only looks repairs nothing
     os.truncate(toy.runs / "journal.jsonl", len(before) - 15)
 
     (folder / "release").touch()
@@ -63,8 +74,12 @@ def test_a_run_in_another_process_and_after_its_end(toy, training):
     assert process.returncode == 0, output
     state = status(toy)
     assert (state["running"], state["process"], state["trials"], state["experiments"]) == (False, None, [], 3)
-    assert state["reason"].startswith("the run has its 3 experiments") and state["curve"] == [1, 2, 3] and state["gain"] == 2
-    assert sum(state["seconds"].values()) == pytest.approx(state["wall"], abs=0.05)         # every second has a kind
+    assert (
+        state["reason"].startswith("the run has its 3 experiments")
+        and state["curve"] == [1, 2, 3]
+        and state["gain"] == 2
+    )
+    assert sum(state["seconds"].values()) == pytest.approx(state["wall"], abs=0.05)  # every second has a kind
     assert state["seconds"]["training"] > 0 and state["seconds"]["agent"] > 0 and state["seconds"]["setup"] > 0
     assert "not running" in toy.run("status") and not (toy.runs / "now.json").exists()
 
@@ -87,7 +102,7 @@ def test_stop_after_the_trial_and_at_once(toy, training):
     process, _ = training
     assert "stops when the running experiment has its verdict" in toy.run("stop")
     wait_for(lambda: status(toy)["stopping"])
-    assert "was asked before: it stops when" in toy.run("stop")         # which changes nothing
+    assert "was asked before: it stops when" in toy.run("stop")  # which changes nothing
     assert process.poll() is None and status(toy)["trials"]
     assert "stops now" in toy.run("stop", "--now")
     process.communicate(timeout=30)
@@ -105,7 +120,7 @@ def test_stop_reaches_no_other_process(tmp_path):
     bystander = subprocess.Popen(["sleep", "600"])
     try:
         (tmp_path / "lock").write_text(str(bystander.pid))
-        assert ask_to_stop(tmp_path, "night", now=True) is None         # nobody holds it
+        assert ask_to_stop(tmp_path, "night", now=True) is None  # nobody holds it
         with open(tmp_path / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             with pytest.raises(UserError, match=f"not by process {bystander.pid}"):
@@ -132,9 +147,20 @@ def test_looking_does_not_keep_a_loop_out(tmp_path):
 def test_a_loop_that_prepares_after_one_that_was_killed(tmp_path):
     """The killed one's trial does not go on meanwhile."""
     ledger = Ledger(tmp_path)
-    for event in ({"event": "run", "time": 1000.0, "tag": "night", "base": "0" * 40, "task": dataclasses.asdict(OWN_GAME)}, {"event": "start", "time": 1000.0},
-                  {"event": "attempt", "time": 1000.0, "number": 1, "commit": "1" * 40, "parent": "0" * 40, "description": "baseline", "agent": "loop"},
-                  {"event": "trial", "time": 1000.0, "number": 1}):
+    for event in (
+        {"event": "run", "time": 1000.0, "tag": "night", "base": "0" * 40, "task": dataclasses.asdict(OWN_GAME)},
+        {"event": "start", "time": 1000.0},
+        {
+            "event": "attempt",
+            "time": 1000.0,
+            "number": 1,
+            "commit": "1" * 40,
+            "parent": "0" * 40,
+            "description": "baseline",
+            "agent": "loop",
+        },
+        {"event": "trial", "time": 1000.0, "number": 1},
+    ):
         ledger._apply(event)
     assert state_of(ledger, Now("5 5", 999.0, {}), 5, 1100.0).seconds["running"] == 100
     assert state_of(ledger, Now("5 5", 5000.0, {}), 5, 5100.0).wall == 0
@@ -148,7 +174,7 @@ def test_the_present_is_read_back_as_it_was_written(tmp_path):
     now = Now(identify(os.getpid()), 5.0, {"hours": 8}, [trial], Thinking(4, "sweep", 8.0), True)
     now.write(tmp_path)
     assert read_now(tmp_path, os.getpid()) == now
-    assert read_now(tmp_path, 1) is None                # another process's
+    assert read_now(tmp_path, 1) is None  # another process's
     now.trials[0].folder = str(tmp_path / "../elsewhere")
     now.write(tmp_path)
     assert read_now(tmp_path, os.getpid()) is None
@@ -156,11 +182,26 @@ def test_the_present_is_read_back_as_it_was_written(tmp_path):
     assert read_now(tmp_path, os.getpid()) is None
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", "5", "{}", '{"clock": 1}', '{"clock": "1", "budget": 5}', '{"clock": NaN, "budget": 5}', '{"clock": 1, "budget": Infinity}',
-    '{"clock": 1, "budget": 0}', '{"clock": true, "budget": 5}', '{"clock": 1, "budget": 1e400}', '{"clock": 1, "budget": ' + "9" * 400 + "}",
-    '{"clock": 1, "budget": 5, "loss": "' + "x" * 100_000 + '"}', "[" * 50_000,
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        "{}",
+        '{"clock": 1}',
+        '{"clock": "1", "budget": 5}',
+        '{"clock": NaN, "budget": 5}',
+        '{"clock": 1, "budget": Infinity}',
+        '{"clock": 1, "budget": 0}',
+        '{"clock": true, "budget": 5}',
+        '{"clock": 1, "budget": 1e400}',
+        '{"clock": 1, "budget": ' + "9" * 400 + "}",
+        '{"clock": 1, "budget": 5, "loss": "' + "x" * 100_000 + '"}',
+        "[" * 50_000,
+    ],
+)
 def test_progress_that_cannot_be_true(tmp_path, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/progress.json").write_text(text)
@@ -181,7 +222,7 @@ def test_progress_that_is_no_plain_file(tmp_path):
     path.symlink_to(tmp_path / "secret.json")
     assert read_progress(tmp_path) is None
     path.unlink()
-    os.mkfifo(path)                                     # whoever waits for its other end waits for ever
+    os.mkfifo(path)  # whoever waits for its other end waits for ever
     assert read_progress(tmp_path) is None
     path.unlink()
     path.mkdir()
@@ -189,7 +230,11 @@ def test_progress_that_is_no_plain_file(tmp_path):
 
 
 def test_when_the_night_will_be_over():
-    limits = {"experiments": {"used": 10, "allowed": 40}, "hours": {"used": 1, "allowed": 8}, "max-cost": {"used": 0.0, "allowed": 5}}
+    limits = {
+        "experiments": {"used": 10, "allowed": 40},
+        "hours": {"used": 1, "allowed": 8},
+        "max-cost": {"used": 0.0, "allowed": 5},
+    }
     assert finish_of(limits, 1000.0, wall=3600.0) == 1000 + 3 * 3600
     assert finish_of(limits | {"max-tokens": {"used": 9, "allowed": 3}}, 1000.0, wall=3600.0) == 1000
     assert finish_of({}, 1000.0, wall=3600.0) is None

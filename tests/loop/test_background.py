@@ -9,28 +9,48 @@ import sys
 import threading
 
 import pytest
+from conftest import ROOT, solver, step, wait_for
+from test_console import Terminal
+from test_loop import WAITING, alive
 
 from autoresearch import UserError, notify
 from autoresearch.background import Reader
 from autoresearch.notify import Notifier
 from autoresearch.status import holder
-from conftest import ROOT, solver, step, wait_for
-from test_console import Terminal
-from test_loop import WAITING, alive
 
 KEY = "sk-ant-api03-0123456789abcdefghij"
-NOISY = "print('\\x1b[31mred\\x1b[0m and \\x07bell')\nprint('key', 'sk-ant-api03-' + '0123456789abcdefghij', flush=True)\n"
+NOISY = (
+    "print('\\x1b[31mred\\x1b[0m and \\x07bell')\nprint('key', 'sk-ant-api03-' + '0123456789abcdefghij', flush=True)\n"
+)
 
 
 @pytest.fixture
 def background(toy):
     """Starts the loop with --detach in a terminal, and ends it after the test. Its second trial waits to be released."""
-    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=NOISY + WAITING)}, "say": "wait, then two"}], e3=[step(3)])
+    toy.plan_steps(
+        e2=[{"files": {"solver.py": solver(2, before=NOISY + WAITING)}, "say": "wait, then two"}], e3=[step(3)]
+    )
     terminals = []
 
     def start(*arguments: str) -> Terminal:
-        words = [sys.executable, str(ROOT / "loop.py"), *toy.agent, "--detach", "--experiments", "3", "--baseline-runs", "1", "--tag", toy.tag, *arguments]
-        terminals.append(Terminal(["sh", "-c", f"{shlex.join(words)}; echo ended with $?; exec sleep 600"], toy.folder, toy.environment))
+        words = [
+            sys.executable,
+            str(ROOT / "loop.py"),
+            *toy.agent,
+            "--detach",
+            "--experiments",
+            "3",
+            "--baseline-runs",
+            "1",
+            "--tag",
+            toy.tag,
+            *arguments,
+        ]
+        terminals.append(
+            Terminal(
+                ["sh", "-c", f"{shlex.join(words)}; echo ended with $?; exec sleep 600"], toy.folder, toy.environment
+            )
+        )
         return terminals[-1]
 
     yield start
@@ -49,14 +69,14 @@ def test_it_goes_on_when_the_terminal_is_closed(toy, background):
     assert f"It goes on as process {process}" in terminal.text and "autoresearch: run night, new" in terminal.text
     assert "uv run loop.py logs -f --tag night" in terminal.text
     wait_for((toy.runs / "trials/2/run/started").exists)
-    again = toy.run(*toy.agent, "--detach", expect=2)                   # one loop a tag
+    again = toy.run(*toy.agent, "--detach", expect=2)  # one loop a tag
     assert again.startswith(f"error: a loop is already running on tag night (process {process})")
-    terminal.close()                                                    # which ends all that belongs to it
+    terminal.close()  # which ends all that belongs to it
     terminal.process.wait(10)
     assert alive(process) and os.getsid(process) == process
     follower = toy.start("logs", "-f")
     (toy.runs / "trials/2/run/release").touch()
-    output, _ = follower.communicate(timeout=30)                        # ends with the loop
+    output, _ = follower.communicate(timeout=30)  # ends with the loop
     assert follower.returncode == 0 and "  keep: 3.000000 is 1.000000 better than the champion's 2.000000" in output
     assert output.rstrip().endswith("on autoresearch/night") and "experiment 1: baseline" in output
     assert toy.statuses() == ["keep"] * 3
@@ -71,7 +91,7 @@ def test_what_the_running_trial_prints(toy, background):
     follower = toy.start("logs", "-f", "--trial")
     assert follower.stdout.readline().endswith("trials/2/train.log <==\n")
     assert [follower.stdout.readline() for _ in range(2)] == ["red and bell\n", "key [key removed]\n"]
-    follower.send_signal(signal.SIGINT)                                 # Ctrl-C is the ordinary end of it
+    follower.send_signal(signal.SIGINT)  # Ctrl-C is the ordinary end of it
     assert follower.communicate(timeout=10)[0] == "" and follower.returncode == 0
     toy.run("stop", "--now")
     wait_for(lambda: holder(toy.runs) is None)
@@ -79,9 +99,9 @@ def test_what_the_running_trial_prints(toy, background):
 
 def test_detaching_what_cannot_run_says_why(toy):
     assert toy.run("--agent", "nobody", "--detach", expect=2).startswith("error: ")
-    assert toy.run("run", "--agent", "nobody", expect=2).startswith("error: ")          # `run` may be said
+    assert toy.run("run", "--agent", "nobody", expect=2).startswith("error: ")  # `run` may be said
     toy.plan_steps(otherwise=[step(2)])
-    assert "autoresearch: run night, new" in toy.run(*toy.agent, "--hours", "0", "--detach")          # which is over at once
+    assert "autoresearch: run night, new" in toy.run(*toy.agent, "--hours", "0", "--detach")  # which is over at once
     wait_for(lambda: "0 hours are over" in (toy.runs / "loop.log").read_text() and holder(toy.runs) is None)
     assert "was not detached" in toy.run("logs", "--tag", "other", expect=2)
 
@@ -116,19 +136,32 @@ def test_a_command_is_told_of_keeps_the_stop_and_faults(toy, tmp_path):
     script.write_text(f"cat >> {tmp_path}/told\nenv > {tmp_path}/seen\n")
     toy.run_agent(4, "--notify", f"sh {script}", MY_TOKEN="0123456789abcdef", MINE=KEY, OTHER="kept")
     told = notices(tmp_path / "told")
-    assert [(one["event"], one.get("number"), one.get("score")) for one in told] == [("keep", 1, 1), ("keep", 2, 2), ("keep", 4, 4), ("stop", None, 4)]
-    assert (told[2]["before"], told[2]["run"], told[2]["metric"]) == (2, "night", "score") and told[3]["experiments"] == 4
+    assert [(one["event"], one.get("number"), one.get("score")) for one in told] == [
+        ("keep", 1, 1),
+        ("keep", 2, 2),
+        ("keep", 4, 4),
+        ("stop", None, 4),
+    ]
+    assert (told[2]["before"], told[2]["run"], told[2]["metric"]) == (2, "night", "score") and told[3][
+        "experiments"
+    ] == 4
     seen = (tmp_path / "seen").read_text()
     assert "OTHER=kept" in seen and "MY_TOKEN" not in seen and KEY not in seen + (tmp_path / "told").read_text()
     toy.run_agent(5, "--notify", f"sh {script}", expect=2)
-    assert notices(tmp_path / "told")[4]["event"] == "fault" and "came to nothing 5 times in a row" in notices(tmp_path / "told")[4]["reason"]
+    assert (
+        notices(tmp_path / "told")[4]["event"] == "fault"
+        and "came to nothing 5 times in a row" in notices(tmp_path / "told")[4]["reason"]
+    )
     assert toy.journal("stop")[-1]["reason"].startswith("a fault: ")
 
 
 def test_a_command_that_fails_is_said_once_and_disturbs_nothing(toy):
     toy.plan_steps(e2=[step(2)])
     output = toy.run_agent(2, "--notify", "sh -c 'exit 3'")
-    assert output.count("--notify: `sh` ended with exit code 3; the loop goes on") == 1 and toy.statuses() == ["keep", "keep"]
+    assert output.count("--notify: `sh` ended with exit code 3; the loop goes on") == 1 and toy.statuses() == [
+        "keep",
+        "keep",
+    ]
     assert "there is no program" in toy.run("--notify", "no-such-program x", expect=2)
 
 
@@ -136,7 +169,7 @@ def test_a_command_that_hangs_is_ended_and_delays_nobody(monkeypatch, tmp_path):
     monkeypatch.setattr(notify, "LIMIT", 0.2)
     said, told = [], threading.Event()
     notifier = Notifier(f"sh -c 'echo $$ >> {tmp_path}/pids; sleep 600'", lambda text: (said.append(text), told.set()))
-    notifier.send({"event": "keep"})                    # returns at once
+    notifier.send({"event": "keep"})  # returns at once
     notifier.send({"event": "stop"})
     assert told.wait(10)
     notifier.close()
@@ -164,6 +197,13 @@ def test_an_agent_that_cannot_be_reached_is_told_the_first_time():
 def test_a_reader_that_has_seen_enough(toy):
     (toy.runs).mkdir(parents=True)
     (toy.runs / "loop.log").write_text("line\n" * 40)
-    process = subprocess.Popen(f"{sys.executable} {ROOT / 'loop.py'} logs --tag night | head -1", shell=True, cwd=toy.folder, env=toy.environment,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        f"{sys.executable} {ROOT / 'loop.py'} logs --tag night | head -1",
+        shell=True,
+        cwd=toy.folder,
+        env=toy.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.communicate(timeout=30) == ("line\n", "")

@@ -12,7 +12,9 @@ SCORE = some.floats(-10, 10, allow_nan=False)
 SCORES = some.lists(SCORE, min_size=1, max_size=4)
 NOISE = some.floats(0, 1)
 LINES = some.integers(-50, 50)
-RULE = some.builds(KeepRule, margin=some.floats(0, 3), line_price=some.floats(0, 0.1), slack=some.sampled_from([0.0, 0.5, 1.0]))
+RULE = some.builds(
+    KeepRule, margin=some.floats(0, 3), line_price=some.floats(0, 0.1), slack=some.sampled_from([0.0, 0.5, 1.0])
+)
 
 
 def kept(*arguments, **more) -> bool:
@@ -79,23 +81,30 @@ def test_the_noise_is_in_the_unit_of_the_score(groups, prior, factor):
 
 def test_the_noise_of_replicates():
     assert noise_scale([]) == noise_scale([[1.0]]) == noise_scale([[1.0, 1.0], [2.0]]) == 0.0
-    assert noise_scale([[1.0], [2.0]], prior=0.5) == pytest.approx(0.5)                         # single runs say nothing
+    assert noise_scale([[1.0], [2.0]], prior=0.5) == pytest.approx(0.5)  # single runs say nothing
     assert noise_scale([[1.0, 1.2]]) == pytest.approx(0.02**0.5)
-    assert noise_scale([[1.0, 1.2], [5.0, 5.2, 5.4]]) == pytest.approx((0.1 / 3) ** 0.5)        # pooled: three degrees of freedom
-    assert noise_scale([[1.0, 1.2]] * 1000, prior=1.0) == pytest.approx(0.1414, abs=0.02)       # what is measured outweighs the prior
+    assert noise_scale([[1.0, 1.2], [5.0, 5.2, 5.4]]) == pytest.approx(
+        (0.1 / 3) ** 0.5
+    )  # pooled: three degrees of freedom
+    assert noise_scale([[1.0, 1.2]] * 1000, prior=1.0) == pytest.approx(
+        0.1414, abs=0.02
+    )  # what is measured outweighs the prior
 
 
-@pytest.mark.parametrize(("scores", "lines", "status", "reason"), [
-    ([0.9960], 0, "keep", "0.996000 is 0.004000 better than the champion's 1.000000; 0.000700 were owed"),
-    ([0.9995], 0, "discard", "gain 0.000500 is not above the 0.000700 that noise alone may bring"),
-    ([0.9995, 0.9992], 0, "keep", "0.999350 is 0.000650 better than the champion's 1.000000; 0.000606 were owed"),
-    ([0.9990], 30, "discard", "gain 0.001000 is not above the 0.001500 that 30 lines more owe"),
-    ([0.9980], 30, "keep", "0.998000 is 0.002000 better than the champion's 1.000000; 0.001500 were owed"),
-    ([0.9990], 1, "keep", "0.999000 is 0.001000 better than the champion's 1.000000; 0.000700 were owed"),
-    ([1.0003], -1, "keep", "1.000300 is as good as the champion's 1.000000, with 1 line less"),
-    ([1.0008], -9, "discard", "1.000800 is 0.000800 worse than the champion's 1.000000"),
-    ([1.0000], 0, "discard", "1.000000 equals the champion's"),
-])
+@pytest.mark.parametrize(
+    ("scores", "lines", "status", "reason"),
+    [
+        ([0.9960], 0, "keep", "0.996000 is 0.004000 better than the champion's 1.000000; 0.000700 were owed"),
+        ([0.9995], 0, "discard", "gain 0.000500 is not above the 0.000700 that noise alone may bring"),
+        ([0.9995, 0.9992], 0, "keep", "0.999350 is 0.000650 better than the champion's 1.000000; 0.000606 were owed"),
+        ([0.9990], 30, "discard", "gain 0.001000 is not above the 0.001500 that 30 lines more owe"),
+        ([0.9980], 30, "keep", "0.998000 is 0.002000 better than the champion's 1.000000; 0.001500 were owed"),
+        ([0.9990], 1, "keep", "0.999000 is 0.001000 better than the champion's 1.000000; 0.000700 were owed"),
+        ([1.0003], -1, "keep", "1.000300 is as good as the champion's 1.000000, with 1 line less"),
+        ([1.0008], -9, "discard", "1.000800 is 0.000800 worse than the champion's 1.000000"),
+        ([1.0000], 0, "discard", "1.000000 equals the champion's"),
+    ],
+)
 def test_what_it_says(scores, lines, status, reason):
     rule = dataclasses.replace(RULES["margin"], line_price=0.001 / 20)
     verdict = judge(scores, [1.0], noise=0.00099, lines=lines, rule=rule)

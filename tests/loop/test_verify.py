@@ -8,12 +8,12 @@ import signal
 import statistics
 
 import pytest
+from conftest import git, solver, step, wait_for
 from markdown_it import MarkdownIt
 from scipy import stats
 
 from autoresearch import UserError
 from autoresearch.repo import RunRepo, open_repository
-from conftest import git, solver, step, wait_for
 
 # Four constants far enough apart that git can take back one edit without the others; LUCK pays with the run's own seed alone.
 NOISY = """import os
@@ -50,12 +50,19 @@ def noisy(first: float, second: float, luck: float) -> str:
 def night(toy):
     """Five changes: four are kept, of which one is luck and one changes a line that another had changed."""
     program = (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
-    program = program.replace("time_limit", "holdout: env NAME=holdout_score python solver.py\n  describe: cat facts.json\n  time_limit")
+    program = program.replace(
+        "time_limit", "holdout: env NAME=holdout_score python solver.py\n  describe: cat facts.json\n  time_limit"
+    )
     toy.write("program.md", program)
-    toy.write("facts.json", json.dumps({"device": "an abacus", "machine": {"processor": "beads"}, "seed": 42, "time_budget": 0}))
+    toy.write(
+        "facts.json",
+        json.dumps({"device": "an abacus", "machine": {"processor": "beads"}, "seed": 42, "time_budget": 0}),
+    )
     toy.write("solver.py", noisy(1, 1, 0))
     toy.commit()
-    toy.plan_steps(**{name: [{"files": {"solver.py": noisy(*values)}, "say": f"set {values}"}] for name, values in STEPS.items()})
+    toy.plan_steps(
+        **{name: [{"files": {"solver.py": noisy(*values)}, "say": f"set {values}"}] for name, values in STEPS.items()}
+    )
     toy.run_agent(6, "--baseline-runs", "2")
     assert toy.statuses() == ["keep", "keep", "keep", "keep", "keep", "discard"]
     return toy
@@ -65,7 +72,8 @@ def test_the_gain_of_a_run(night):
     output = night.run("verify", "--runs", "4")
     events = night.journal("verified")
     assert [(entry["name"], entry["seed"]) for entry in events] == [
-        (name, seed) for seed in range(1042, 1046) for name in ("baseline", "champion")]
+        (name, seed) for seed in range(1042, 1046) for name in ("baseline", "champion")
+    ]
     before, after = ([entry["score"] for entry in events if entry["name"] == name] for name in ("baseline", "champion"))
     found = stats.ttest_ind(after, before).confidence_interval(0.95)
     gain = statistics.mean(after) - statistics.mean(before)
@@ -94,7 +102,10 @@ def test_an_interrupted_verify_goes_on(night):
 
 def test_which_changes_carry_the_gain(night):
     output = night.run("verify", "--prune", "--runs", "2")
-    lines = {number: next(line for line in output.splitlines() if f"without experiment {number}:" in line) for number in (2, 3, 4, 5)}
+    lines = {
+        number: next(line for line in output.splitlines() if f"without experiment {number}:" in line)
+        for number in (2, 3, 4, 5)
+    }
     assert "not measured: later keeps build on its lines" in lines[2]
     assert "no gain shown, can go" in lines[3] and "carries" in lines[4] and "carries" in lines[5]
     pruned = git(night.folder, "show", "autoresearch/night-pruned:solver.py")
@@ -102,7 +113,14 @@ def test_which_changes_carry_the_gain(night):
     assert git(night.folder, "rev-parse", "autoresearch/night-pruned^") == night.tip()
     assert "pruned   +0.000000" in output
     assert {entry["name"] for entry in night.journal("verified")} == {
-        "baseline", "champion", "without 2", "without 3", "without 4", "without 5", "pruned"}
+        "baseline",
+        "champion",
+        "without 2",
+        "without 3",
+        "without 4",
+        "without 5",
+        "pruned",
+    }
 
 
 def test_an_interrupted_ablation_goes_on(night):
@@ -113,7 +131,7 @@ def test_an_interrupted_ablation_goes_on(night):
     process.communicate(timeout=60)
     night.run("verify", "--prune", "--runs", "2")
     runs = [(entry["name"], entry["commit"], entry["seed"]) for entry in night.journal("verified")]
-    assert len(runs) == len(set(runs)) == 6 * 2 + 1             # six codes; one that could not be left out
+    assert len(runs) == len(set(runs)) == 6 * 2 + 1  # six codes; one that could not be left out
     night.run("verify", "--prune", "--runs", "2")
     assert len(night.journal("verified")) == len(runs)
 
@@ -140,7 +158,10 @@ def test_removed_lines_are_worth_keeping(toy):
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", ""))
     toy.commit()
     shorter = noisy(2, 1, 0).replace("LUCK = 0\n", "").replace("(LUCK if", "(0 if")
-    toy.plan_steps(e2=[{"files": {"solver.py": noisy(2, 1, 0)}, "say": "two"}], e3=[{"files": {"solver.py": shorter}, "say": "shorter"}])
+    toy.plan_steps(
+        e2=[{"files": {"solver.py": noisy(2, 1, 0)}, "say": "two"}],
+        e3=[{"files": {"solver.py": shorter}, "say": "shorter"}],
+    )
     toy.run_agent(3)
     assert toy.statuses() == ["keep"] * 3
     output = toy.run("verify", "--prune", "--runs", "2")
@@ -155,9 +176,14 @@ def test_a_champion_that_fails_with_other_seeds(toy):
     fragile = "import os\nVALUE = 5\nassert int(os.environ['AUTORESEARCH_SEED']) < 100, 'luck has ended'\nprint('score:', VALUE)\n"
     toy.plan_steps(e2=[{"files": {"solver.py": fragile}, "say": "fragile"}])
     toy.run_agent(2)
-    assert "champion has no score in 2 of its runs: training: AssertionError: luck has ended" in toy.run("verify", "--prune", "--runs", "2")
+    assert "champion has no score in 2 of its runs: training: AssertionError: luck has ended" in toy.run(
+        "verify", "--prune", "--runs", "2"
+    )
     toy.run("report")
-    assert "**Not verified: too few runs had a score.** champion has no score in 2 of its runs" in (toy.runs / "report/report.md").read_text()
+    assert (
+        "**Not verified: too few runs had a score.** champion has no score in 2 of its runs"
+        in (toy.runs / "report/report.md").read_text()
+    )
 
 
 def test_a_run_without_gains(toy):
@@ -176,11 +202,16 @@ def numbers_of(night) -> set[str]:
     """Every number with six decimals that a report may hold, from the journal and nothing else."""
     attempts, verdicts = night.journal("attempt"), night.journal("verdict")
     score = {attempt["commit"]: verdict["score"] for attempt, verdict in zip(attempts, verdicts, strict=True)}
-    runs = {number: [entry["score"] for entry in night.journal("measured") if entry["number"] == number] for number in range(1, len(attempts) + 1)}
+    runs = {
+        number: [entry["score"] for entry in night.journal("measured") if entry["number"] == number]
+        for number in range(1, len(attempts) + 1)
+    }
     number_of = {attempt["commit"]: attempt["number"] for attempt in attempts}
     allowed = {f"{value:.6f}" for value in score.values()} | {f"{verdict['noise']:.6f}" for verdict in verdicts}
     allowed |= set(re.findall(r"\d+\.\d{6}", " ".join(verdict["reason"] for verdict in verdicts)))
-    kept = [attempt["commit"] for attempt, verdict in zip(attempts, verdicts, strict=True) if verdict["status"] == "keep"]
+    kept = [
+        attempt["commit"] for attempt, verdict in zip(attempts, verdicts, strict=True) if verdict["status"] == "keep"
+    ]
     for attempt, verdict in zip(attempts[1:], verdicts[1:], strict=True):
         gain = score[attempt["commit"]] - score[attempt["parent"]]
         sizes = [len(runs[number_of[commit]]) for commit in (attempt["commit"], attempt["parent"])]
@@ -243,14 +274,26 @@ def test_every_number_of_the_report_follows_from_the_journal(night, verified):
         assert f"]({name})" in text and (night.runs / "report" / name).read_bytes().startswith(b"\x89PNG")
 
 
-ODD = ["set `LR` to 3 | 4", "if a<b then c>d, 2*d and 3*d", "<img src=x> <tr> dict<T> and list<a>", "# [x](y) ![z](w) \\ _under_", "模型 🚀 ```"]
+ODD = [
+    "set `LR` to 3 | 4",
+    "if a<b then c>d, 2*d and 3*d",
+    "<img src=x> <tr> dict<T> and list<a>",
+    "# [x](y) ![z](w) \\ _under_",
+    "模型 🚀 ```",
+]
 FENCED = '"""\n```\n<b>\n"""\n'
 
 
 def test_odd_words_in_a_report(toy):
     """What agents write is shown as it is, in Markdown and in the PDF; a fence in a diff does not end the diff."""
-    toy.plan_steps(**{f"e{number}": [{"files": {"solver.py": FENCED + solver(number)}, "say": say}] for number, say in enumerate(ODD, 2)},
-                   e7=[{"files": {"solver.py": solver(-1)}, "say": ODD[0]}], e8=[{"files": {"solver.py": "raise SystemExit('<a> `b` |')"}, "say": ODD[2]}])
+    toy.plan_steps(
+        **{
+            f"e{number}": [{"files": {"solver.py": FENCED + solver(number)}, "say": say}]
+            for number, say in enumerate(ODD, 2)
+        },
+        e7=[{"files": {"solver.py": solver(-1)}, "say": ODD[0]}],
+        e8=[{"files": {"solver.py": "raise SystemExit('<a> `b` |')"}, "say": ODD[2]}],
+    )
     toy.run_agent(8)
     toy.run("report", "--pdf")
     text = (toy.runs / "report/report.md").read_text()
@@ -271,7 +314,10 @@ def test_a_report_of_a_record_without_the_newer_fields(toy):
     journal.write_text("".join(lines))
     toy.run("report")
     text = (toy.runs / "report/report.md").read_text()
-    assert "How far scores of identical code lie apart is not known" in text and "| 2 | set it to 2 | +1.000000 |  |" in text
+    assert (
+        "How far scores of identical code lie apart is not known" in text
+        and "| 2 | set it to 2 | +1.000000 |  |" in text
+    )
     toy.run_agent(4)
     toy.run("verify", "--runs", "2")
 

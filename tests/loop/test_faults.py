@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-
 from conftest import ROOT, git, solver, step, wait_for
 
 
@@ -39,12 +38,22 @@ def test_a_worktree_that_is_deleted_while_a_trial_runs(toy, folder):
 def test_a_results_file_that_cannot_be_written_does_not_end_the_night(toy):
     """It is on a file system that becomes read-only. The journal has all; the file is written when it can be again."""
     toy.plan_steps(e2=[step(2)], e3=[step(3)])
-    loop = " ".join(f"'{word}'" for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--baseline-runs", "1"])
+    loop = " ".join(
+        f"'{word}'"
+        for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--baseline-runs", "1"]
+    )
     script = f"{loop} --experiments 2 && mount --bind results.tsv results.tsv && mount -o remount,bind,ro results.tsv && {loop} --experiments 3"
     flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
     if subprocess.run(["unshare", *flags, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no mount namespaces")
-    answer = subprocess.run(["unshare", *flags, "sh", "-c", script], cwd=toy.folder, env=toy.environment, capture_output=True, text=True, timeout=60)
+    answer = subprocess.run(
+        ["unshare", *flags, "sh", "-c", script],
+        cwd=toy.folder,
+        env=toy.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert answer.stdout.count("results.tsv cannot be written") == 1 and "uv run loop.py results" in answer.stdout
     assert len(toy.rows()) == 2 and len(toy.journal("verdict")) == 3
@@ -58,4 +67,8 @@ def test_a_trial_that_prints_a_gigabyte(toy):
     toy.run_agent(3)
     assert toy.statuses() == ["keep", "keep", "keep"]
     log = toy.runs / "trials/2/train.log"
-    assert log.stat().st_size < 20 << 20 and "bytes are left out" in log.read_text() and log.read_text().endswith("score: 2\n")
+    assert (
+        log.stat().st_size < 20 << 20
+        and "bytes are left out" in log.read_text()
+        and log.read_text().endswith("score: 2\n")
+    )

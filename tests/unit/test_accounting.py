@@ -1,0 +1,198 @@
+"""Where the seconds of a run went: made-up journals, and any sequence of events."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoresearch.accounting import KINDS, Account, account
+
+
+def events(*told) -> list[dict]:
+    """(time, event, fields) as a journal has them."""
+    return [{"event": event, "time": time, **(fields[0] if fields else {})} for time, event, *fields in told]
+
+
+def some(**seconds) -> dict[str, float]:
+    return {**dict.fromkeys(KINDS, 0.0), **seconds}
+
+
+def verdict(number: int, **seconds) -> dict:
+    return {"number": number, "status": "discard", "seconds": seconds}
+
+
+def test_a_night_with_one_worker():
+    night = events(
+        (0, "run"),
+        (4, "game"),
+        (5, "start", {"setup": 6.0}),
+        (5, "attempt", {"number": 1, "agent": "loop"}),
+        (6, "trial", {"number": 1}),
+        (90, "measured", {"number": 1, "seconds": {"train": 70, "training": 60, "score": 5}}),
+        (180, "measured", {"number": 1, "seconds": {"train": 72, "training": 60, "score": 6}}),
+        (186, "verdict", verdict(1, train=70, training=60, score=5, holdout=9, wall=180)),
+        (200, "refused", {"number": 2}),
+        (220, "attempt", {"number": 2, "agent": "sweep", "preflight": 3}),
+        (220, "trial", {"number": 2}),
+        (300, "interrupted", {"number": 2}),
+        (301, "stop", {"reason": "enough"}),
+    )
+    assert account(night) == pytest.approx(
+        some(setup=7, training=120, startup=22 + 3, scoring=20, rest=18, agent=31 + 1, interrupted=80)
+    )
+    assert account(night, now=9999) == account(night)  # it has ended: the present does not matter
+
+
+def test_what_is_running_now_and_what_was_killed():
+    night = events((0, "start", {"setup": 0}), (10, "attempt", {"number": 1}), (10, "trial", {"number": 1}))
+    assert account(night, now=40) == some(agent=10, running=30)
+    assert account(night) == some(agent=10)  # killed, nobody knows when
+    again = night + events(
+        (100, "start", {"setup": 4}),
+        (100, "trial", {"number": 1}),
+        (150, "verdict", verdict(1, train=40, score=10)),
+        (150, "stop"),
+    )
+    assert account(again) == some(agent=10, stopped=86, setup=4, training=40, scoring=10)
+
+
+def test_waiting_for_the_network_counts_where_a_worker_was_idle():
+    night = events(
+        (0, "start", {"workers": 2}),
+        (0, "attempt", {"number": 1}),
+        (0, "trial", {"number": 1, "worker": 1}),
+        (10, "waited", {"seconds": 60, "agent": "claude-api"}),
+        (30, "verdict", verdict(1, train=30)),
+        (75, "attempt", {"number": 2}),
+        (75, "trial", {"number": 2, "worker": 0}),
+        (80, "attempt", {"number": 3}),
+        (80, "trial", {"number": 3, "worker": 1}),
+        (90, "void", {"number": 3}),
+        (95, "trial", {"number": 3, "worker": 1}),
+        (105, "verdict", verdict(2, train=30)),
+        (125, "verdict", verdict(3, train=20, score=10)),
+        (125, "stop", {"reason": "done"}),
+    )
+    # worker 0: agent 0-10, network 10-70, agent 70-75, trial 75-105, rest. worker 1: trial 0-30, network 30-70, agent 70-80, void, agent 90-95, trial
+    assert account(night) == some(
+        training=30 + 30 + 20, scoring=10, network=60 + 40, agent=10 + 5 + 10 + 5, interrupted=10, rest=20
+    )
+    assert sum(account(night).values()) == 2 * 125
+
+
+def test_a_crash_that_is_mended_and_one_that_is_not():
+    def crashing(*then):
+        return events((0, "start"), (0, "trial", {"number": 1}), (10, "crashed", {"number": 1}), *then)
+
+    assert account(
+        crashing((30, "attempt", {"number": 1}), (30, "trial", {"number": 1}), (70, "verdict", verdict(1, train=40)))
+    ) == some(interrupted=10, agent=20, training=40)
+    assert account(crashing((30, "verdict", verdict(1, train=9, training=0)))) == some(startup=9, rest=1, agent=20)
+
+
+def test_between_calls_of_an_agent_that_drives_it_is_the_agent_that_is_waited_for():
+    calls = events(
+        (0, "start", {"driven": True}),
+        (0, "trial", {"number": 1}),
+        (10, "verdict", verdict(1, train=10)),
+        (100, "start", {"driven": True, "setup": 2}),
+        (100, "trial", {"number": 2}),
+        (110, "verdict", verdict(2, train=10)),
+    )
+    assert account(calls) == some(training=20, agent=88, setup=2)
+    assert account(calls + events((200, "start", {"setup": 0})))["stopped"] == 90
+
+
+def test_verify_between_sessions():
+    night = events(
+        (0, "start"),
+        (0, "trial", {"number": 1}),
+        (10, "verdict", verdict(1, train=10)),
+        (10, "stop"),
+        (110, "verified", {"seconds": {"wall": 60}}),
+        (180, "verified", {"seconds": {"wall": 70}}),
+        (180, "start"),
+    )
+    assert account(night) == some(training=10, verify=130, stopped=40)
+
+
+def test_a_clock_that_is_set_back():
+    night = events(
+        (1000, "start"),
+        (1000, "trial", {"number": 1}),
+        (1060, "verdict", verdict(1, train=60)),
+        (1065, "trial", {"number": 2}),
+        (500, "verdict", verdict(2, train=60)),
+        (510, "trial", {"number": 3}),
+        (570, "verdict", verdict(3, train=50)),
+        (570, "stop"),
+    )
+    assert account(night) == some(training=110, agent=15, rest=10)  # only the trial in which it was set back is lost
+
+
+def test_old_journals_have_no_set_up_and_no_training_clock():
+    night = events(
+        (0, "run"),
+        (7, "start"),
+        (7, "attempt", {"number": 1, "agent": "loop"}),
+        (8, "trial", {"number": 1}),
+        (20, "verdict", verdict(1, train=12)),
+    )
+    assert account(night) == some(setup=8, training=12)
+
+
+def test_the_oldest_journals_have_no_begin_of_a_trial():
+    night = events(
+        (0, "start"),
+        (10, "attempt", {"number": 1}),
+        (25, "verdict", verdict(1, train=10, score=2, wall=14)),
+        (30, "stop"),
+    )
+    assert account(night) == some(agent=11 + 5, training=10, scoring=2, rest=2)
+
+
+numbers = st.floats(-10, 1e4) | st.none() | st.just(float("inf"))
+anything = st.fixed_dictionaries(
+    {
+        "event": st.sampled_from(
+            [
+                "run",
+                "start",
+                "attempt",
+                "trial",
+                "measured",
+                "crashed",
+                "interrupted",
+                "void",
+                "refused",
+                "waited",
+                "verdict",
+                "verified",
+                "stop",
+                "moved",
+            ]
+        ),
+        "time": st.floats(0, 1e4),
+    },
+    optional={
+        "number": st.integers(1, 4),
+        "worker": st.integers(0, 4),
+        "workers": st.integers(0, 4),
+        "setup": numbers,
+        "preflight": numbers,
+        "driven": st.booleans(),
+        "agent": st.sampled_from(["loop", "sweep"]),
+        "seconds": numbers
+        | st.dictionaries(st.sampled_from(["train", "training", "score", "holdout", "wall"]), numbers),
+    },
+)
+
+
+@given(st.lists(anything, max_size=40), st.floats(0, 1e4) | st.none())
+def test_nothing_is_negative_nothing_is_lost_and_nothing_is_counted_twice(told, now):
+    counted = Account()
+    for event in told:
+        counted.add(event)
+    total = counted.total(now)
+    assert all(seconds >= -1e-6 for seconds in total.values())
+    open_session = counted.workers * (counted._until(now) - counted.began) if counted.began is not None else 0.0
+    assert sum(total.values()) == pytest.approx(counted.covered + open_session, abs=1e-3)

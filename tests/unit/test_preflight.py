@@ -1,0 +1,138 @@
+"""The look at an edit before it costs a trial: what is refused, in which words, and what is not."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from autoresearch import preflight
+
+BUILD = "def build_model():\n    return None\n"
+
+
+def refusal(source: str, trusted: str | None = None) -> str | None:
+    return preflight.refusal(ast.parse(source + "\n" + BUILD), ast.parse(trusted) if trusted else None)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import os", "`import os` is out of bounds; train.py may import"),
+        ("import torch, subprocess", "`import subprocess`"),
+        ("from torch.utils.cpp_extension import load_inline", "`import torch.utils.cpp_extension`"),
+        ("from torch import os", "`torch.os`"),
+        ("import torch\ntorch.os.listdir()", "line 2: `torch.os`"),
+        ("import torch\ntorch.load('x')", "`torch.load`"),
+        ("import numpy as np\nnp.load('x')", "`np.load`"),
+        ("import numpy as np\nnp.memmap('x')", "`np.memmap`"),
+        ("import torch\ngetattr(torch, 'sys')", "`sys`"),
+        ("import torch\ngetattr(torch, 'so'[::-1])", "`getattr` on what is imported"),
+        ("open('x')", "`open` is out of bounds"),
+        ("exec('1')", "`exec`"),
+        ("__import__('os')", "`__import__`"),
+        ("print.__self__", "`__self__`"),
+        ("import prepare", "names are imported from prepare"),
+        ("from prepare import *", "`*` is not for train.py"),
+        ("from prepare import open_rows", "`open_rows` is not for train.py"),
+        ("from prepare import TrainBatches\nTrainBatches.elapsed = 0", "`TrainBatches.elapsed` is written to"),
+        (
+            "import torch\ntorch.nn.functional.cross_entropy = print",
+            "`torch.nn.functional.cross_entropy` is written to",
+        ),
+        ("import torch.nn.functional as F\ndel F.gelu", "`F.gelu` is written to"),
+        ("import torch\nsetattr(torch, 'x', 1)", "`setattr` on what is imported"),
+        ("def f(batches):\n    batches._start = None", "line 2: `batches._start` belongs to the clock"),
+        ("import torch\ntorch.manual_seed(137)", "`manual_seed` takes prepare's SEED"),
+        ("import torch\ntorch.Generator().manual_seed(1)", "`manual_seed` takes"),
+        ("import numpy as np\nfrom prepare import SEED\nnp.random.default_rng(SEED + 1)", "`default_rng` takes"),
+        ("import random\nrandom.seed()", "`seed` takes"),
+    ],
+)
+def test_what_is_refused(source, reason):
+    assert reason in (refusal(source) or "nothing")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import math, functools, torch.nn as nn\nfrom torch.nn.attention.flex_attention import flex_attention",
+        "import torch\nfrom prepare import SEED\ntorch.manual_seed(SEED)\ntorch.Generator().manual_seed(SEED)",
+        "import torch\ntorch.backends.cuda.matmul.allow_tf32 = True\ntorch._dynamo.config.cache_size_limit = 64",
+        "import torch\nf = torch.compile(torch.nn.Linear(1, 1))\ngetattr(torch, 'relu')\nx = {}\nx['os'] = 1",
+        "class A:\n    def __init__(self):\n        self._start = 1\n        setattr(self, 'a', 2)",
+        "import torch._inductor.config as config\nfrom torch._dynamo import config as other\nconfig.max_autotune = other.verbose = True",
+        "class A:\n    def forward(self, input):\n        vars = input\n        return vars\n"
+        "    def __getattr__(self, name):\n        return super().__getattr__(name)",
+        (ROOT / "train.py").read_text(),
+        (ROOT / "tests/small_train.py").read_text(),
+    ],
+)
+def test_what_is_not(source):
+    assert refusal(source) is None
+
+
+def test_the_contract():
+    for source in ("x = 1", "def build_model(size):\n    pass", "class build_model:\n    pass"):
+        assert "must define build_model()" in preflight.refusal(ast.parse(source))
+    assert preflight.refusal(ast.parse("def build_model(size=1):\n    pass")) is None
+
+
+def test_what_the_human_wrote_is_no_objection():
+    own = "import einops\nimport torch\ntorch.manual_seed(7)"
+    assert refusal(own, trusted=own) is None
+    assert "`import wandb`" in refusal(own + "\nimport wandb", trusted=own)
+
+
+MODEL = """import torch
+from prepare import VOCAB_SIZE
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(VOCAB_SIZE, 8)
+        self.head = torch.nn.Linear(8, VOCAB_SIZE)
+    def forward(self, idx):
+        return self.head(self.table(idx))
+def build_model():
+    return Model()
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason", "fake"),
+    [
+        (*case, False)
+        for case in (
+            ("", "", None),
+            ("Linear(8", "Linear(9", "train.py line 9: RuntimeError:"),
+            ("self.head(self.table(idx))", "self.head(self.table(idx))[..., :100]", "must give logits"),
+            ("self.head(self.table(idx))", "(self.head(self.table(idx)) > 0)", "torch.bool"),
+            ("return Model()", "return 7", "build_model() must return a torch.nn.Module, not int"),
+            ("import torch\n", "import torch\nx = 1 / 0\n", "train.py line 2: ZeroDivisionError: division by zero"),
+            (
+                "import torch\n",
+                "import torch\nraise SystemExit('no')\n",
+                "train.py ends by itself when it is imported or built: no",
+            ),
+        )
+    ]
+    + [
+        ("", "", None, True),
+        ("Linear(8", "Linear(9", "train.py line 9: RuntimeError:", True),
+        (
+            "self.table(idx)",
+            "self.table(idx) * (2 if self.head.weight.sum().item() > 0 else 1)",
+            None,
+            True,
+        ),  # what they cannot tell
+    ],
+)
+def test_the_rehearsal(tmp_path, old, new, reason, fake):
+    (tmp_path / "train.py").write_text(MODEL.replace(old, new) if old else MODEL)
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from autoresearch import preflight; "
+        f"print(preflight.rehearse(Path({str(tmp_path / 'train.py')!r}), fake={fake}))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (reason or "None") in answer.stdout, answer.stdout + answer.stderr
