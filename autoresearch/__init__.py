@@ -1,11 +1,6 @@
-"""The loop's parts, one room for each verb of the loop: propose, tell, commit, run, judge, record, show."""
+"""autoresearch: an AI agent does language-model research overnight on one GPU."""
 
 import errno
-
-
-def count(number: int, noun: str) -> str:
-    """`1 line`, `2 lines`."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def disk_is_full(error: Exception) -> bool:
@@ -14,7 +9,7 @@ def disk_is_full(error: Exception) -> bool:
 
 
 class UserError(Exception):
-    """A mistake or a fault that a person can mend. The text says what is wrong and what to do next.
+    """A mistake or a fault that a person can put right. The text says what is wrong and what to do next.
 
-    loop.py prints it and ends with exit code 2; nothing is lost.
+    The command line prints it and ends with exit code 2; nothing is lost.
     """

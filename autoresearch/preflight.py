@@ -96,7 +96,7 @@ SEEDING = {"manual_seed", "manual_seed_all", "seed", "default_rng", "RandomState
 # Reading the source
 
 
-def refusal(tree: ast.Module, trusted: ast.Module | None = None, imports: Set[str] = frozenset()) -> str | None:
+def violation(tree: ast.Module, trusted: ast.Module | None = None, imports: Set[str] = frozenset()) -> str | None:
     """Why a parsed train.py breaks the rules, with its line, or None.
 
     What `trusted`, the human's file, does is no objection. imports: modules that are allowed besides MODULES.

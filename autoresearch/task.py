@@ -24,12 +24,13 @@ import dataclasses
 import hashlib
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import yaml
 
 from autoresearch import UserError, preflight
-from autoresearch.ledger import Attempt
 
 SETTINGS = ("task", "simplicity", "stages", "imports")  # of the front matter
 DRIVING = "If you drive the loop"  # chapter of program.md that is not for agents which the loop drives
@@ -48,9 +49,7 @@ class Task:
     guard: str | None = None  # must end with exit code 0 before a keep
     holdout: str | None = None  # the same, and what it measures is recorded; no decision reads it
     setup: str | None = None  # run once, before the first trial
-    # Prints a JSON object of facts: profile, device, data, time_budget, game (a hash of the data); noise (the usual standard
-    # deviation of scores of identical code); implausible_gain (a larger one is believed only twice); paths that are `readable` to trials besides those below, and `hidden` from them.
-    describe: str | None = None
+    describe: str | None = None  # prints what the run would use, as a JSON object: see Facts
     line_price: float = 0.0  # gain that each added line of code owes
     preflight: bool = False  # edits keep this project's own contract (preflight.py)
     imports: tuple[str, ...] = ()  # and may import these modules besides
@@ -65,7 +64,7 @@ class Task:
     def lower_is_better(self) -> bool:
         return self.direction == "minimize"
 
-    def refusal(self, folder: Path, changed: list[str], originals: dict[str, bytes]) -> str | None:
+    def objection(self, folder: Path, changed: list[str], originals: dict[str, bytes]) -> str | None:
         """Why an edit cannot be run, or None. Costs no trial: nothing of the edit is executed.
 
         folder: the worktree with the edit in it. changed: paths that differ from the champion. originals:
@@ -84,21 +83,54 @@ class Task:
             path = folder / name
             if not path.is_file() or path.is_symlink():
                 return f"{name} is missing or not a plain file"
-            if path.suffix == ".py":
-                try:
-                    tree = ast.parse(path.read_bytes(), filename=name)
-                    if self.preflight and (
-                        refusal := preflight.refusal(tree, ast.parse(originals[name]), set(self.imports))
-                    ):
-                        return f"{name}: {refusal}"
-                except (SyntaxError, ValueError) as error:
-                    line = getattr(error, "lineno", None)
-                    return f"{name} does not parse: {getattr(error, 'msg', error)}" + (
-                        f" (line {line})" if line else ""
-                    )
-                except (RecursionError, MemoryError):
-                    return f"{name} is nested too deeply to be read"
+            if path.suffix != ".py":
+                continue
+            try:
+                tree = ast.parse(path.read_bytes(), filename=name)
+                rules = (ast.parse(originals[name]), set(self.imports))
+                if self.preflight and (violation := preflight.violation(tree, *rules)):
+                    return f"{name}: {violation}"
+            except (SyntaxError, ValueError) as error:
+                line = getattr(error, "lineno", None)
+                where = f" (line {line})" if line else ""
+                return f"{name} does not parse: {getattr(error, 'msg', error)}{where}"
+            except (RecursionError, MemoryError):
+                return f"{name} is nested too deeply to be read"
         return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a task's `describe` says of the game on this machine. All of it is optional."""
+
+    profile: str | None = None
+    device: str | None = None
+    data: str | None = None
+    machine: dict = dataclasses.field(default_factory=dict)  # name: what a reader of the results should know
+    time_budget: float | None = None  # seconds of training
+    seed: int | None = None
+    game: str | None = None  # a hash of the prepared data; None before it is there
+    noise: float | None = None  # the usual standard deviation of scores of identical code
+    implausible_gain: float | None = None  # a larger one is believed only twice
+    readable: tuple[str, ...] = ()  # paths that trials need, besides the task's own
+    hidden: tuple[str, ...] = ()  # paths that trials must not read
+
+    @classmethod
+    def of(cls, said: object) -> "Facts":
+        """The facts in a JSON object; what is not known is passed over. Raises ValueError for what has another form."""
+        if not isinstance(said, dict):
+            raise ValueError("not a JSON object")
+        kinds = {"machine": dict, "noise": float, "implausible_gain": float, "time_budget": float, "seed": int}
+        kinds |= {"readable": list, "hidden": list}
+        facts = {}
+        for field in dataclasses.fields(cls):
+            if (value := said.get(field.name)) is None:
+                continue
+            kind = kinds.get(field.name, object)
+            if not isinstance(value, int | float if kind is float else kind):
+                raise ValueError(f"`{field.name}` is {value!r}")
+            facts[field.name] = tuple(value) if kind is list else value
+        return cls(**facts)
 
 
 OWN_GAME = Task(
@@ -117,6 +149,13 @@ OWN_GAME = Task(
 )
 
 
+class Judged(Protocol):
+    """Whatever has a verdict."""
+
+    @property
+    def status(self) -> str | None: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Stages:
     """After how many verdicts without a keep an agent is told to change its ways; a keep begins anew."""
@@ -125,13 +164,12 @@ class Stages:
     pivot: int = 5  # take another kind of change
     outside: int = 2  # pivots, after which to look outside
 
-    def barren(self, attempts: list[Attempt]) -> int:
+    def barren(self, attempts: Sequence[Judged]) -> int:
         """Verdicts since the last keep."""
-        return next(
-            (number for number, attempt in enumerate(reversed(attempts)) if attempt.status == "keep"), len(attempts)
-        )
+        newest = enumerate(reversed(attempts))
+        return next((number for number, attempt in newest if attempt.status == "keep"), len(attempts))
 
-    def of(self, attempts: list[Attempt]) -> str:
+    def of(self, attempts: Sequence[Judged]) -> str:
         """The stage after these attempts: explore, refine, pivot or look outside."""
         barren = self.barren(attempts)
         if barren >= self.pivot + self.outside:
@@ -142,13 +180,8 @@ class Stages:
 def task_of(recorded: dict) -> Task:
     """The task that a journal holds."""
     known = {field.name for field in dataclasses.fields(Task)}
-    return Task(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in recorded.items()
-            if name in known
-        }
-    )
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    return Task(**{name: value for name, value in values.items() if name in known})
 
 
 def edit_hash(sources: dict[str, bytes]) -> str:

@@ -1,19 +1,22 @@
 """Accounting: where every second of a run went, from its journal alone.
 
-A session is what one call of the loop did, from its begin to its `stop`; one that was killed ends with its last event. Each worker's time in it is
-cut into pieces without gaps: trials, and what it waited for between them. So the seconds of all kinds add up to the workers' time in sessions,
-and to the clock's between them. A clock that was set back costs the step in which that happened, never a negative time.
+A session is what one call of the loop did, from its begin to its `stop`; one that was killed ends with its last
+event. Each worker's time in it is cut into pieces without gaps: trials, and what it waited for between them. So the
+seconds of all kinds add up to the workers' time in sessions, and to the clock's between them. A clock that was set
+back costs the step in which that happened, never a negative time.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 
+from autoresearch.record import events
+
 KINDS = {
     "training": "training",  # the training clock ran
     "startup": "start-up",  # of trials: import, build, compile, warm up; and the rehearsals before them
     "scoring": "scoring",  # score, guard and holdout
-    "interrupted": "trials without a verdict",  # which were stopped, suspended, or mended and run again
+    "interrupted": "trials without a verdict",  # which were stopped, suspended, or repaired and run again
     "running": "running trials",  # whose verdict is still to come
     "agent": "waiting for the agent",  # a worker had nothing to run
     "network": "waiting for the network",  # it had nothing to run because no agent could be reached
@@ -51,77 +54,75 @@ class Account:
         self._time = 0.0  # of the last event, never less than before
         self._ended: float | None = None  # the session before
         self._first: float | None = None  # the `run` event
-        self.driven = False  # the session is one call of an agent that drives
+        self.external = False  # the session is one call of an external agent
         self._set_up = 0.0  # until then an idle worker waits for the set-up
         self._free: list[float] = []  # by worker: idle since
         self._busy: list[Busy | None] = []  # by worker
-        self._crashed: dict[
-            int, tuple[float, list[dict]]
-        ] = {}  # by number: a trial that may be mended: (its length, its runs)
+        # By number, of a trial that may be repaired: (its length, its runs).
+        self._crashed: dict[int, tuple[float, list[dict]]] = {}
         self._marks: list[tuple[float, float, str]] = []  # what idle time was for: (from, to, kind)
 
     # -- events
 
-    def add(self, event: dict) -> None:
+    def add(self, event: events.Event) -> None:
         before = self._time
-        time = self._clock(event.get("time"))
-        number = event.get("number")
-        match event.get("event"):
-            case "run":
+        time = self._clock(event.time)
+        if self.began is None and not isinstance(event, events.Run | events.Start | events.Stop | events.Verified):
+            return  # of no session: nothing that takes time
+        match event:
+            case events.Run():
                 self._first = time
-            case "start":
+            case events.Start():
                 self._begin(event, before, time)
-            case "stop":
+            case events.Stop():
                 self._close(time, asked=True)
-                self.stopped_because = str(event.get("reason", ""))
-            case "verified":
+                self.stopped_because = event.reason
+            case events.Verified():
                 self._close(before)
                 gap = time - (before if self._ended is None else self._ended)
-                wall = min(gap, seconds_of(event.get("seconds"), "wall"))
+                wall = min(gap, seconds_of(event.seconds, "wall"))
                 self._add("verify", wall)
                 self._add("stopped", gap - wall)
                 self.covered += gap
                 self._ended = time
-            case _ if self.began is None:
-                pass  # of no session: nothing that takes time
-            case "attempt":
-                if event.get("agent") == "loop":
+            case events.Attempt():
+                if event.agent == "loop":
                     self._set_up = math.inf  # until the baseline runs
-                if rehearsed := seconds_of(event, "preflight"):
+                if rehearsed := positive(event.preflight):
                     self._marks.append((time - rehearsed, time, "startup"))
-            case "waited":
-                self._marks.append((time, time + seconds_of(event, "seconds"), "network"))
-                self.waits_until, self.waits_for = (
-                    self.last_time + seconds_of(event, "seconds"),
-                    str(event.get("agent", "")),
-                )
-            case "trial":
-                self._crashed.pop(number, None)
-                self._start_trial(number, event.get("worker"), time)
-            case "measured":
+            case events.Waited():
+                wait = positive(event.seconds)
+                self._marks.append((time, time + wait, "network"))
+                self.waits_until, self.waits_for = self.last_time + wait, event.agent
+            case events.Trial():
+                self._crashed.pop(event.number, None)
+                self._start_trial(event.number, event.worker, time)
+            case events.Measured():
                 for busy in self._busy:
-                    if busy and busy.number == number:
-                        busy.measured.append(event.get("seconds"))
-            case "crashed":
-                if ended := self._end_trial(number, time):
-                    self._crashed[number] = ended
+                    if busy and busy.number == event.number:
+                        busy.measured.append(event.seconds)
+            case events.Crashed():
+                if ended := self._end_trial(event.number, time):
+                    self._crashed[event.number] = ended
                     self._add("interrupted", ended[0])
-            case "interrupted" | "void":
-                if ended := self._end_trial(number, time):
+            case events.Interrupted() | events.Rerun():
+                if ended := self._end_trial(event.number, time):
                     self._add("interrupted", ended[0])
-            case "verdict":
-                if number in self._crashed:  # it was not mended after all
-                    ended = self._crashed.pop(number)
-                    self._add("interrupted", -ended[0])
-                else:
-                    if self.workers == 1 and self._busy == [None]:  # the oldest records do not say when a trial began
-                        self._start_trial(
-                            number, 0, max(self._free[0], time - seconds_of(event.get("seconds"), "wall"))
-                        )
-                    ended = self._end_trial(number, time)
-                if ended:
-                    for kind, seconds in parts_of(ended[0], [event.get("seconds"), *ended[1][1:]]):
-                        self._add(kind, seconds)
+            case events.Verdict():
+                self._conclude(event, time)
+
+    def _conclude(self, event: events.Verdict, time: float) -> None:
+        if event.number in self._crashed:  # it was not repaired after all
+            ended = self._crashed.pop(event.number)
+            self._add("interrupted", -ended[0])
+        else:
+            if self.workers == 1 and self._busy == [None]:  # the oldest journals do not say when a trial began
+                began = max(self._free[0], time - seconds_of(event.seconds, "wall"))
+                self._start_trial(event.number, 0, began)
+            ended = self._end_trial(event.number, time)
+        if ended:
+            for kind, seconds in parts_of(ended[0], [event.seconds, *ended[1][1:]]):
+                self._add(kind, seconds)
 
     def _clock(self, told: object) -> float:
         """The time of an event on a clock that is never set back."""
@@ -135,20 +136,19 @@ class Account:
     def _add(self, kind: str, seconds: float) -> None:
         self.seconds[kind] += seconds
 
-    def _begin(self, event: dict, before: float, time: float) -> None:
+    def _begin(self, event: events.Start, before: float, time: float) -> None:
         self._close(before)
-        driven, workers = bool(event.get("driven")), event.get("workers")
-        if "setup" in event:
-            began = time - seconds_of(event, "setup")
+        if event.setup is not None:
+            began = time - positive(event.setup)
         else:
             began = time if self._first is None or self._ended is not None else self._first
         if self._ended is not None:
             began = max(began, self._ended)
-            self._add("agent" if driven and self.driven else "stopped", began - self._ended)
+            self._add("agent" if event.external and self.external else "stopped", began - self._ended)
             self.covered += began - self._ended
-        self.began, self._set_up, self.driven, self.stopped_because = began, time, driven, ""
+        self.began, self._set_up, self.external, self.stopped_because = began, time, event.external, ""
         self.last_start = self.last_time
-        self.workers = workers if isinstance(workers, int) and 1 <= workers <= 1024 else 1
+        self.workers = event.workers if isinstance(event.workers, int) and 1 <= event.workers <= 1024 else 1
         self._free, self._busy, self._marks = [began] * self.workers, [None] * self.workers, []
 
     def _start_trial(self, number: int, worker: object, time: float) -> None:
@@ -227,7 +227,7 @@ class Account:
         return self._time if now is None else max(self._time, now + self._offset)
 
 
-def account(events: Iterable[dict], now: float | None = None) -> dict[str, float]:
+def account(events: Iterable[events.Event], now: float | None = None) -> dict[str, float]:
     """Seconds by kind of a journal's events. now: the present time, if a loop is at work on it."""
     counted = Account()
     for event in events:
@@ -252,7 +252,11 @@ def parts_of(length: float, runs: list[dict | None]) -> Iterator[tuple[str, floa
 
 def seconds_of(fields: object, name: str) -> float:
     """A duration in a record; 0 where there is none."""
-    value = fields.get(name) if isinstance(fields, dict) else None
+    return positive(fields.get(name)) if isinstance(fields, dict) else 0.0
+
+
+def positive(value: object) -> float:
+    """A duration in seconds; 0 for what is none."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0.0
 
 

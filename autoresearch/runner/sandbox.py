@@ -72,6 +72,7 @@ PROC = (
 DEVICES = ("null", "zero", "full", "random", "urandom")
 GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dri", "kfd", "dxg")
 DAC_OVERRIDE = 1  # the one privilege that root keeps: files whose mode does not name it
+PARENT = "AUTORESEARCH_PARENT"  # environment variable: the process that started the keeper, and must not have ended
 GRACE_SECONDS = 4.0  # between SIGTERM and SIGKILL
 
 # sys/prctl.h
@@ -371,7 +372,7 @@ def drop_privileges() -> None:
     """Of a process of root's: everything that goes beyond its own files, for good."""
     libc = ctypes.CDLL(None)
     for privilege in set(range(64)) - {DAC_OVERRIDE}:
-        libc.prctl(DROP_PRIVILEGE, privilege, 0, 0, 0)  # fails for whom has nothing to lose
+        libc.prctl(DROP_PRIVILEGE, privilege, 0, 0, 0)  # fails, harmlessly, where there is nothing to lose
     header = struct.pack("=Ii", 0x20080522, 0)  # linux/capability.h: its third version, this process
     held = os.geteuid() == 0 and 1 << DAC_OVERRIDE  # effective, permitted, inheritable; low halves, then high ones
     libc.capset(header, struct.pack("=6I", held, held, 0, 0, 0, 0))
@@ -381,11 +382,16 @@ def drop_privileges() -> None:
 # The keeper
 
 
-def run(rules: dict | None, command: Callable[[], None]) -> NoReturn:
-    """Call `command`, which does not return, in a child that is confined; then kill all that it left, and end as it did."""
+def run(rules: dict | None, command: Callable[[], None], parent: int | None = None) -> NoReturn:
+    """Call `command`, which does not return, in a child that is confined; then kill all that it left, and end as it did.
+
+    parent: the process that started this one. When it has ended, so does this one, and nothing is started.
+    """
     libc = ctypes.CDLL(None)
     libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes ours
     libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+    if parent and os.getppid() != parent:  # it was killed before it could be watched
+        os._exit(1)
     apart = bool(rules) and rules["by"] == "Landlock" and set_apart()
     awaited = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
@@ -512,6 +518,7 @@ def paths_of(rules: dict) -> list[list[str]]:
 
 def main() -> None:
     rules, words = json.loads(sys.argv[1]), sys.argv[2:]
+    parent = os.environ.pop(PARENT, None)
     if rules and rules["by"] == "bubblewrap":
         words = [*wrapped(*paths_of(rules), os.getcwd()), *words]
 
@@ -522,7 +529,7 @@ def main() -> None:
             os.write(2, f"{words[0]}: {error.strerror}\n".encode())
             os._exit(127)
 
-    run(rules, command)
+    run(rules, command, parent and int(parent))
 
 
 if __name__ == "__main__":

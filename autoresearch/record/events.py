@@ -1,0 +1,260 @@
+"""What happened in a run, one dataclass for each kind of event. A line of the journal is one of these as JSON.
+
+A line holds `event` (the name below), `form` (the version of the line's form; lines of version 0.1 have none),
+`time` (seconds since 1970) and the fields. A field that a line lacks has its default: so lines of older versions
+are read as well. Lines of a newer form are refused.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+from autoresearch import UserError, keys
+
+FORM = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    name: ClassVar[str]
+    time: float = 0.0  # seconds since 1970; set when it is written
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Event):
+    """A run began."""
+
+    name = "run"
+    tag: str
+    base: str  # the commit that it starts from
+    task: dict  # the fields of its Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start(Event):
+    """The loop was started, for the first time or again."""
+
+    name = "start"
+    code: str = ""  # hash of the loop's own code
+    keep_rule: str = ""
+    agenda: str = ""  # the text of program.md
+    setup: float | None = None  # seconds since the program was called
+    external: bool = False  # an external agent works: this is one call of many
+    workers: int = 1  # trials at once
+    gpus: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Game(Event):
+    """What the run runs on: profile, device, data, time budget, as the task describes them."""
+
+    name = "game"
+    facts: dict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt(Event):
+    """An edit was committed. A second one of the same number replaces the first: repaired, or on a new champion."""
+
+    name = "attempt"
+    number: int
+    commit: str
+    parent: str
+    description: str = ""
+    agent: str = ""
+    hypothesis: str = ""
+    predicted: float | None = None
+    category: str = ""
+    lesson: str = ""
+    tokens: int | None = None
+    dollars: float | None = None
+    transcript: str = ""
+    edit: str = ""  # hash of what the editable files do
+    lines: int | None = None  # of code that the edit adds, net
+    preflight: float | None = None  # seconds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Moved(Event):
+    """An attempt that waited was moved onto a new champion."""
+
+    name = "moved"
+    number: int
+    commit: str
+    parent: str
+    edit: str
+    was: str = ""  # its commit before
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crashed(Event):
+    """An attempt crashed so early that its agent is asked to repair it."""
+
+    name = "crashed"
+    number: int
+    commit: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refused(Event):
+    """A proposal was turned down before it cost a trial, or the agent failed."""
+
+    name = "refused"
+    number: int
+    reason: str
+    description: str = ""
+    agent: str = ""
+    tokens: int | None = None
+    dollars: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Waited(Event):
+    """The agent could not be reached, or was interrupted after it had spent something."""
+
+    name = "waited"
+    reason: str
+    seconds: float = 0.0
+    agent: str = ""
+    tokens: int | None = None
+    dollars: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Interrupted(Event):
+    """The user stopped a trial before its verdict; it runs again when the run goes on."""
+
+    name = "interrupted"
+    number: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial(Event):
+    """An attempt began to run. What was measured of it before does not count."""
+
+    name = "trial"
+    number: int
+    worker: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rerun(Event):
+    """What was measured does not count, and the trial runs again: it was suspended, or its champion was replaced."""
+
+    name = "rerun"
+    number: int
+    reason: str
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured(Event):
+    """A trial has its score."""
+
+    name = "measured"
+    number: int
+    seed: int
+    score: float
+    seconds: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quarantine(Event):
+    """A gain was too large to be believed once; the attempt runs again with another seed."""
+
+    name = "quarantine"
+    number: int
+    gain: float
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict(Event):
+    """The last word on an attempt, and what the judge went by."""
+
+    name = "verdict"
+    number: int
+    status: str  # keep, discard or crash
+    score: float | None  # the mean of its runs
+    memory_gb: float = 0.0
+    reason: str = ""
+    figures: dict = dataclasses.field(default_factory=dict)
+    seconds: dict = dataclasses.field(default_factory=dict)
+    holdout: float | None = None  # the score there, of what was kept
+    noise: float | None = None  # standard deviation of one score
+    standing: float | None = None  # the champion's score
+    standing_runs: int = 1  # over how many runs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verified(Event):
+    """`verify` ran a commit again."""
+
+    name = "verified"
+    code: str  # what it is: baseline, champion, without N, pruned; in the journal the field is `name`
+    commit: str | None
+    champion: str  # the champion's commit at that time
+    seed: int | None
+    score: float | None
+    holdout: float | None = None
+    reason: str = ""  # why there is no score
+    seconds: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stop(Event):
+    """The loop ended."""
+
+    name = "stop"
+    reason: str
+
+
+KINDS: dict[str, type[Event]] = {
+    kind.name: kind
+    for kind in (
+        Run, Start, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured, Quarantine,
+        Verdict, Verified, Stop,
+    )
+}  # fmt: skip
+FIRST_NAMES, FIRST_FIELDS = {"void": "rerun"}, {"driven": "external"}  # in the journals of version 0.1
+UNSCRUBBED = (Run, Game)  # the human's own settings, which are compared later
+
+
+def to_json(event: Event) -> dict:
+    """The line of an event, without keys in its texts."""
+    fields = {name: getattr(event, name) for name in (field.name for field in dataclasses.fields(event))}
+    if isinstance(event, Verified):
+        fields["name"] = fields.pop("code")
+    line = {"event": event.name, "form": FORM, **fields}
+    return line if isinstance(event, UNSCRUBBED) else scrubbed(line)
+
+
+def from_json(line: dict) -> Event | None:
+    """The event of a line; None for an event that this version does not know. UserError for a newer form."""
+    if (form := line.get("form", 1)) > FORM:
+        raise UserError(
+            f"this run was written by a newer version of autoresearch (form {form} of the journal; this one reads up to "
+            f"{FORM}): update this one, or start another run with --tag NEW"
+        )
+    if form < 2:
+        line = {FIRST_FIELDS.get(field, field): value for field, value in line.items()}
+        line["event"] = FIRST_NAMES.get(line.get("event", ""), line.get("event"))
+    kind = KINDS.get(str(line.get("event")))
+    if kind is None:
+        return None
+    if kind is Verified:
+        line = {**line, "code": line.get("name", "")}
+    known = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: value for name, value in line.items() if name in known})
+
+
+def scrubbed(value: object) -> object:
+    """A value for the journal, without keys in its texts."""
+    match value:
+        case str():
+            return keys.scrub(value)
+        case dict():
+            return {name: scrubbed(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [scrubbed(inner) for inner in value]
+    return value

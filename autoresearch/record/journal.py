@@ -1,0 +1,115 @@
+"""The journal of a run, .autoresearch/<tag>/journal.jsonl: one event a line, each on the disk before anything else happens.
+
+Only the process that holds the lock of the run writes it; anybody may read it.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import TextIO
+
+from autoresearch import UserError
+from autoresearch.record.events import Event, from_json, to_json
+
+
+def append(path: Path, event: Event) -> tuple[Event, int]:
+    """Write an event with the present time and wait until it is on the disk. (The event as written, the journal's size.)
+
+    Raises OSError. On a full disk the journal is left as it was.
+    """
+    line = to_json(dataclasses.replace(event, time=round(time.time(), 3)))
+    raw = json.dumps(line, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    size = os.fstat(handle).st_size
+    written = 0
+    try:
+        while written < len(raw):
+            written += os.write(handle, raw[written:])
+        os.fsync(handle)
+    except OSError:
+        if written:
+            os.ftruncate(handle, size)
+        raise
+    finally:
+        os.close(handle)
+    written_event = from_json(line)
+    assert written_event is not None
+    return written_event, size + len(raw)
+
+
+def read(path: Path, start: int = 0) -> tuple[list[Event], int]:
+    """(The events from a byte on, the byte behind them.) A last line that is cut off is none: it stays in the file.
+
+    Raises UserError for a journal that is damaged before its end, or written by a newer version.
+    """
+    events, end = [], start
+    with open(path, "rb") as file:
+        file.seek(start)
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                event = from_json(json.loads(line))
+            except (ValueError, TypeError, AttributeError):
+                if file.read(1):
+                    file.seek(0)
+                    number = file.read(end).count(b"\n") + 1
+                    raise UserError(
+                        f"{path} is damaged in line {number}, before its end; restore it from a "
+                        "backup, or start another run with --tag NEW"
+                    ) from None
+                break
+            end += len(line)
+            if event is not None:
+                events.append(event)
+    return events, end
+
+
+class Lock:
+    """At most one loop a tag. Held until it is released, or the process ends."""
+
+    def __init__(self, folder: Path, tag: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / "lock", "a+")  # noqa: SIM115
+        try:
+            take(self._file)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "unknown"
+            raise UserError(
+                f"a loop is already running on tag {tag} (process {holder}); stop it first with "
+                f"`uv run loop.py stop --tag {tag}`, or start another run with --tag NEW"
+            ) from None
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def take(file: TextIO) -> None:
+    """Lock a file, or BlockingIOError. Tries twice: `status` may hold it for a moment, to see whether anybody does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.1)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def holder(folder: Path) -> int | None:
+    """The process that holds a run's lock; 0 where that is not known, None where nobody does."""
+    try:
+        with open(folder / "lock") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return None
+            except BlockingIOError:
+                text = file.read().strip()
+                return int(text) if text.isdecimal() else 0
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,259 @@
+"""The ledger: what follows from a run's journal. Attempts, champion, noise, costs, and where the time went."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from autoresearch.judge import noise_scale
+from autoresearch.record import events, journal
+from autoresearch.record.accounting import Account
+from autoresearch.task import Facts, Task, task_of
+from autoresearch.text import count
+
+OUTRUN = "its edit does not apply to the new champion"  # in the reason of an attempt that never ran
+
+
+@dataclasses.dataclass
+class Spent:
+    """What proposals took, whatever became of them."""
+
+    proposals: int = 0
+    tokens: int = 0  # as far as they are known
+    dollars: float = 0.0
+    unknown_tokens: int = 0  # proposals of which nobody knows
+    unknown_dollars: int = 0
+
+    def add(self, tokens: int | None, dollars: float | None) -> None:
+        self.proposals += 1
+        self.tokens += tokens or 0
+        self.dollars += dollars or 0.0
+        self.unknown_tokens += tokens is None
+        self.unknown_dollars += dollars is None
+
+    def words(self) -> str:
+        """`12,345 tokens and $0.67`; what nobody knows is said."""
+        tokens = f"{self.tokens:,} tokens" if self.tokens or not self.unknown_tokens else "an unknown number of tokens"
+        dollars = f"${self.dollars:.2f}" if self.dollars or not self.unknown_dollars else "an unknown cost"
+        if self.unknown_dollars and self.dollars:
+            dollars += f" (the cost of {count(self.unknown_dollars, 'proposal')} is not known)"
+        return f"{tokens} and {dollars}"
+
+
+@dataclasses.dataclass
+class Attempt:
+    """One experiment. `status` is None until there is a verdict."""
+
+    number: int
+    commit: str
+    parent: str
+    description: str
+    agent: str
+    edit: str = ""  # hash of what the editable files do: equal for equal edits
+    status: str | None = None  # keep, discard or crash
+    score: float | None = None
+    memory_gb: float = 0.0
+    reason: str = ""
+    figures: dict = dataclasses.field(default_factory=dict)
+    seconds: dict = dataclasses.field(default_factory=dict)
+    holdout: float | None = None  # the score on rows that no decision reads, of what was kept
+    noise: float | None = None  # what the judge took for the standard deviation of one score
+    standing: float | None = None  # the champion's score as the judge saw it
+    standing_runs: int = 1  # and over how many runs
+    lines: int | None = None  # of code that the edit adds, net
+    category: str = ""  # what kind of change it is
+    hypothesis: str = ""  # why it should help, as its agent saw it
+    predicted: float | None = None  # change of the metric that its agent expected
+    tokens: int | None = None  # that the agent took for it, and what they cost; None: not known
+    dollars: float | None = None
+    transcript: str = ""  # folder of what the agent was told and what it said
+    repairs: int = 0  # times that it was repaired after an early crash
+    time: float = 0.0  # when it was committed
+    runs: list[float] = dataclasses.field(default_factory=list)  # scores of this very code, the first with the run's seed
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.commit == self.parent
+
+
+class Ledger:
+    """The journal of one run, and what follows from it.
+
+    repair: remove from the file a last line that was cut off by a power failure. Not beside a loop, which may be
+    writing that line.
+    """
+
+    def __init__(self, folder: Path, repair: bool = True) -> None:
+        self.path = folder / "journal.jsonl"
+        self.run: events.Run | None = None
+        self.task: Task | None = None
+        self.game: Facts | None = None
+        self.attempts: list[Attempt] = []  # by number
+        self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
+        self.kept: list[Attempt] = []  # the baseline, and what was kept after it
+        self.verified: list[events.Verified] = []
+        self.refused: list[events.Refused] = []  # since the last attempt
+        self.repaired: dict[str, Attempt] = {}  # by edit: attempts that crashed and were repaired
+        self._crashed: set[str] = set()  # commits
+        self.spent_by: dict[str, Spent] = {}  # by agent
+        self.started = events.Start()  # the last time that the loop was started
+        self.first_seed: int | None = None
+        self.account = Account()  # where the time went
+        self.size = 0  # bytes of the journal that were taken in
+        if self.path.exists():
+            self.catch_up()
+            if repair and self.path.stat().st_size > self.size:
+                os.truncate(self.path, self.size)
+
+    def append(self, event: events.Event) -> None:
+        """Write an event, and wait until it is on the disk. Raises OSError; then nothing has changed."""
+        written, self.size = journal.append(self.path, event)
+        self._apply(written)
+
+    def catch_up(self) -> None:
+        """Take in the whole lines that another process has added."""
+        new, self.size = journal.read(self.path, self.size)
+        for event in new:
+            self._apply(event)
+
+    # -- what follows
+
+    @property
+    def tried(self) -> list[Attempt]:
+        """What has a verdict and came after the baseline."""
+        return self.finished[self.finished.index(self.kept[0]) + 1 :] if self.kept else []
+
+    @property
+    def champion(self) -> Attempt | None:
+        """The attempt kept last."""
+        return self.kept[-1] if self.kept else None
+
+    @property
+    def base(self) -> str:
+        """The commit that the run began with."""
+        assert self.run is not None
+        return self.run.base
+
+    @property
+    def champion_commit(self) -> str:
+        """The champion's commit; before there is a champion, the one that the run began with."""
+        return self.champion.commit if self.champion else self.base
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run's trials."""
+        known = self.game.seed if self.game else None
+        return self.first_seed if self.first_seed is not None else 42 if known is None else known
+
+    def scores(self, attempt: Attempt) -> list[float]:
+        """All scores of an attempt's code: its runs, and those of `verify`."""
+        own = attempt.runs or ([] if attempt.score is None else [attempt.score])
+        return [*own, *(run.score for run in self.verified if run.commit == attempt.commit and run.score is not None)]
+
+    def standing(self, attempt: Attempt) -> list[float]:
+        """The scores of the champion that an attempt was built on. Empty for the baseline."""
+        kept = reversed(self.kept)
+        base = next((other for other in kept if other.commit == attempt.parent and other is not attempt), None)
+        return self.scores(base) if base else []
+
+    def replicates(self) -> list[list[float]]:
+        """Scores of identical code, where there are several.
+
+        Not those of a suspect, nor scores that were chosen for being good beside fresh ones.
+        """
+        groups = [attempt.runs for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
+        fresh: dict[str | None, list[float]] = {}
+        for run in self.verified:
+            if run.score is not None:
+                fresh.setdefault(run.commit, []).append(run.score)
+        return [scores for scores in (*groups, *fresh.values()) if len(scores) > 1]
+
+    def noise(self) -> float:
+        """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
+        return noise_scale(self.replicates(), self.game.noise if self.game else None)
+
+    @property
+    def pending(self) -> list[Attempt]:
+        """Attempts that were committed and have no verdict yet, in order. They are among the newest."""
+        found, missing = [], len(self.attempts) - len(self.finished)
+        for attempt in reversed(self.attempts):
+            if len(found) == missing:
+                break
+            if attempt.status is None:
+                found.insert(0, attempt)
+        return found
+
+    @property
+    def spent(self) -> Spent:
+        """What all agents took."""
+        total = Spent()
+        for spent in self.spent_by.values():
+            for field in dataclasses.fields(Spent):
+                setattr(total, field.name, getattr(total, field.name) + getattr(spent, field.name))
+        return total
+
+    # -- events
+
+    def _apply(self, event: events.Event) -> None:
+        self.account.add(event)
+        match event:
+            case events.Run():
+                self.run, self.task = event, task_of(event.task)
+            case events.Start():
+                self.started = event
+            case events.Game():
+                self.game = Facts.of(event.facts)
+            case events.Attempt():
+                self._begin_attempt(event)
+                self._spend(event)
+            case events.Moved():
+                attempt = self.attempts[event.number - 1]
+                attempt.commit, attempt.parent, attempt.edit = event.commit, event.parent, event.edit
+            case events.Crashed():
+                self._crashed.add(event.commit)
+            case events.Refused():
+                self.refused.append(event)
+                self._spend(event)
+            case events.Waited() if event.tokens:
+                self._spend(event)
+            case events.Trial():
+                self.attempts[event.number - 1].runs.clear()
+            case events.Measured():
+                self.attempts[event.number - 1].runs.append(event.score)
+                self.first_seed = event.seed if self.first_seed is None else self.first_seed
+            case events.Verdict():
+                self._end_attempt(event)
+            case events.Verified():
+                self.verified.append(event)
+
+    def _begin_attempt(self, event: events.Attempt) -> None:
+        known = {field.name for field in dataclasses.fields(Attempt)} & vars(event).keys()
+        attempt = Attempt(**{name: getattr(event, name) for name in known})
+        self.refused.clear()
+        if attempt.number > len(self.attempts):
+            self.attempts.append(attempt)
+            return
+        first = self.attempts[attempt.number - 1]  # which is replaced
+        attempt.repairs = first.repairs
+        if first.commit in self._crashed:
+            self.repaired[first.edit] = first
+            attempt.repairs += 1
+        attempt.tokens, attempt.dollars = plus(first.tokens, attempt.tokens), plus(first.dollars, attempt.dollars)
+        self.attempts[attempt.number - 1] = attempt
+
+    def _end_attempt(self, event: events.Verdict) -> None:
+        attempt = self.attempts[event.number - 1]
+        for field in dataclasses.fields(event):
+            if field.name not in ("number", "time"):
+                setattr(attempt, field.name, getattr(event, field.name))
+        self.finished.append(attempt)
+        if attempt.status == "keep":
+            self.kept.append(attempt)
+
+    def _spend(self, event: events.Attempt | events.Refused | events.Waited) -> None:
+        if event.agent:
+            self.spent_by.setdefault(event.agent, Spent()).add(event.tokens, event.dollars)
+
+
+def plus(a, b):
+    """The sum of two amounts; None where one is not known."""
+    return None if a is None or b is None else a + b

@@ -1,0 +1,83 @@
+"""Where trials run. The loop hands a job to a runner and gets a measurement back; how and where is the runner's business.
+
+local.py runs jobs as confined processes on this machine. Another runner is one more class with these methods.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from autoresearch.task import Facts
+
+PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT = "preflight", "train", "score", "guard", "holdout"
+LOG_TAIL = 4000  # bytes at the end of each log that a measurement brings along
+
+
+@dataclasses.dataclass(frozen=True)
+class Seat:
+    """A place where one trial at a time can run."""
+
+    number: int
+    device: Mapping[str, str] = dataclasses.field(default_factory=dict)  # environment variables that choose it
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """All that one piece of a trial needs: the commands of these phases, on these files.
+
+    A trial's guard and holdout are a job of their own, under the trial's name: they find what its training saved.
+    """
+
+    name: str  # of the trial: 17, 17-again, verify/champion-1042
+    files: Mapping[str, bytes]  # the editable files; all others are those of the commit that the run began with
+    phases: tuple[str, ...] = (TRAIN, SCORE)  # or PREFLIGHT alone, or of GUARD and HOLDOUT
+    seed: int = 42
+    fresh_caches: bool = False  # compile anew, in caches of its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """All that came of a job."""
+
+    score: float | None = None
+    reason: str = ""  # why there is no score, or why a check failed, in one line; empty: all went well
+    figures: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the numeric `key: value` lines it printed
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)  # wall clock by phase; `training` of the clock
+    memory_gb: float = 0.0
+    suspended: float = 0.0  # seconds for which it stood still: then what was measured does not count
+    failed: str = ""  # the phase that `reason` is about
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Told when a phase of a job begins."""
+
+    name: str
+    folder: str  # where its log and progress are, for those who watch
+
+
+class Runner(Protocol):
+    seats: Sequence[Seat]  # what can run at once
+
+    async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None]) -> Measurement:
+        """Run a job; cancelling it ends it, whole. Raises UserError for what only a person can put right, and OSError
+        where a full disk kept it from running. Never raises for what the job's commands do."""
+        ...
+
+    def tidy(self, name: str, keep_weights: bool) -> None:
+        """Remove what a trial left and nobody needs: all but its logs and figures, and the weights of what is kept."""
+        ...
+
+    def log(self, name: str, limit: int = LOG_TAIL) -> str:
+        """The end of what a trial's commands printed: at most `limit` bytes of training and of scoring each."""
+        ...
+
+    def log_path(self, name: str) -> Path:
+        """Where a person finds the log of a trial's training."""
+        ...
+
+    async def open(self, show: Callable[[Facts], None], require: Callable[[Facts], None]) -> Facts:
+        """Set the game up where trials run. show: told the facts before anything takes long. require: raises UserError
+        for facts that are not those of the run. Raises UserError."""
+        ...

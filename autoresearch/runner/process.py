@@ -1,0 +1,295 @@
+"""One command, run whole: a session of its own, its output in a file, a time limit, and no survivors.
+
+    async with Process(words, folder, environment, log) as process:
+        ended = await process.wait(limit)
+
+Starting is one step, in which nothing else can happen. From then on the block owns the process: leaving the block, in
+whatever way, ends it and all that it started. The command runs below the keeper of sandbox.py, which also ends what
+has left the session, and ends it when this program is killed.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from autoresearch import UserError
+from autoresearch.runner import sandbox
+
+GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
+WATCH_SECONDS = 0.5  # between two looks at what a command uses
+SUSPENDED = 5.0  # seconds between two looks, if the command did nothing in them: it, or the machine, was suspended
+IDLE_SHARE = 0.01  # of a processor: a command that uses less does nothing
+OUTPUT_LIMIT = 8 << 20  # bytes of cleaned output that are kept
+LONGEST_LINE = 4 << 20  # bytes that are cleaned as one
+
+
+def command_words(command: str) -> list[str]:
+    """A command split as a shell splits it; `python` means this interpreter."""
+    words = shlex.split(command)
+    return [sys.executable, *words[1:]] if words[0] in ("python", "python3") else words
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """How a process ended."""
+
+    exit_code: int | None  # negative for a signal; None where it was ended from here
+    reason: str  # in words; empty for exit code 0
+    seconds: float
+    peak_memory: int  # bytes, the largest resident size of the process or a child of it
+    suspended: float = 0.0  # seconds for which it or the machine stood still, as far as was seen
+
+
+class Process:
+    """A command in a session of its own, so that Ctrl-C at the terminal does not reach it. See the module.
+
+    log: file that takes standard output and error; with `clean` each line as clean(line) gives it, OUTPUT_LIMIT bytes at
+    most. rules: what it is confined to (sandbox.launcher), None for nothing. on_stdin: keep a pipe to its standard
+    input. channel: a socket that it gets as well; its number is in AUTORESEARCH_REFEREE.
+
+    Raises UserError where there is no such program.
+    """
+
+    def __init__(
+        self,
+        words: list[str],
+        folder: Path,
+        environment: dict[str, str],
+        log: Path,
+        rules: dict | None = None,
+        on_stdin: bool = False,
+        channel: socket.socket | None = None,
+        clean: Callable[[str], str] | None = None,
+    ) -> None:
+        self.started = time.monotonic()
+        if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
+            raise UserError(
+                f"cannot start `{shlex.join(words)}`: there is no program {words[0]}; correct the command in program.md"
+            )
+        environment = {**environment, sandbox.PARENT: str(os.getpid())}
+        handles = []
+        if channel:
+            handles = [channel.fileno()]
+            environment["AUTORESEARCH_REFEREE"] = str(handles[0])
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "wb") as output:
+            self._process = subprocess.Popen(
+                [*sandbox.launcher(rules), *words],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE if clean else output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.PIPE if on_stdin else subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=handles,
+            )
+        self._ended: Ended | None = None
+        self._exit = Exit(self._process.pid)
+        copying = copy_lines(self._process.stdout, log, clean) if clean and self._process.stdout else None
+        self._copying = asyncio.create_task(copying) if copying else None
+        self.identifier = identify(self._process.pid)
+
+    async def __aenter__(self) -> "Process":
+        return self
+
+    async def __aexit__(self, *exception) -> None:
+        if self._ended is None:
+            await self.end("not needed any more")
+
+    def go(self) -> None:
+        """Send a line to a process that waits for it on its standard input."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended already: `wait` says how
+            self._process.stdin.write(b"go\n")
+            self._process.stdin.close()
+
+    async def wait(self, limit: float, excess: Callable[[], str | None] = lambda: None) -> Ended:
+        """Wait until it ends by itself, `limit` seconds after its start, or when `excess()` names a reason.
+
+        Leaves no survivors. `excess` is asked twice a second. Time for which the command stood still does not count.
+        """
+        suspended, looked, used = 0.0, clock(), 0.0
+        while True:
+            left = self.started + limit + suspended - time.monotonic()
+            exited = await self._exit.within(min(WATCH_SECONDS, max(0.0, left)))
+            now, before = clock(), looked
+            stopped, used_now = is_stopped(self._process.pid), processor_seconds(self._process.pid)
+            if stopped or now - before > SUSPENDED and used_now - used < IDLE_SHARE * (now - before):
+                suspended += now - before
+            looked, used = now, used_now
+            if exited:
+                ended = await self._reap()
+            elif reason := excess():
+                ended = await self.end(reason)
+            elif time.monotonic() - self.started > limit + suspended:
+                ended = await self.end(f"ended after its time limit of {limit:.0f} s")
+            else:
+                continue
+            return dataclasses.replace(ended, suspended=suspended)
+
+    def memory(self) -> int:
+        """Bytes of host memory that the command and all that it started hold for themselves."""
+        return sum(own_memory(process) for process in family(self._process.pid))
+
+    async def end(self, reason: str) -> Ended:
+        """SIGTERM to the whole session, SIGKILL when it does not listen. `reason` says why, in the result."""
+        try:
+            signal_group(self._process.pid, signal.SIGTERM)
+            await self._exit.within(GRACE_SECONDS)
+        finally:  # also where this was cancelled: at once then
+            self._collect()
+        return dataclasses.replace(await self._reap(), exit_code=None, reason=reason)
+
+    async def _reap(self) -> Ended:
+        ended = self._collect()
+        if self._copying:
+            await asyncio.wait({self._copying}, timeout=GRACE_SECONDS)  # what left the session may hold the pipe
+            self._copying.cancel()
+        return ended
+
+    def _collect(self) -> Ended:
+        """Kill what is left of the session and take its exit status."""
+        if self._ended:
+            return self._ended
+        signal_group(self._process.pid, signal.SIGKILL)
+        _, status, usage = os.wait4(self._process.pid, 0)
+        self._exit.close()
+        code = self._process.returncode = os.waitstatus_to_exitcode(status)
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        if code < 0:
+            reason = f"killed by {signal.Signals(-code).name}"
+        else:
+            reason = f"exit code {code}" if code else ""
+        self._ended = Ended(code, reason, time.monotonic() - self.started, usage.ru_maxrss * 1024)
+        return self._ended
+
+
+class Exit:
+    """The end of a process, as something that can be awaited."""
+
+    def __init__(self, pid: int) -> None:
+        self._handle = os.pidfd_open(pid)
+        self._loop = asyncio.get_running_loop()
+        self._seen = self._loop.create_future()
+        self._loop.add_reader(self._handle, self._see)
+
+    def _see(self) -> None:
+        self._loop.remove_reader(self._handle)
+        if not self._seen.done():
+            self._seen.set_result(None)
+
+    async def within(self, seconds: float) -> bool:
+        """Whether it has ended, at the latest in so many seconds."""
+        await asyncio.wait({self._seen}, timeout=seconds)
+        return self._seen.done()
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._handle)
+        os.close(self._handle)
+
+
+async def copy_lines(source: IO[bytes], log: Path, clean: Callable[[str], str]) -> None:
+    """Copy lines to a log, each cleaned before it is on the disk. What is too much is read and dropped."""
+    reader = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), source)
+    left, line = OUTPUT_LIMIT, b""
+    with open(log, "wb") as file, contextlib.closing(pipe):
+        while True:
+            part = await reader.read(1 << 16)
+            *lines, line = (line + part).split(b"\n")
+            if not part or len(line) > LONGEST_LINE:
+                lines, line = [*lines, line], b""
+            for number, raw in enumerate(lines):
+                ending = "" if not part and number == len(lines) - 1 else "\n"
+                text = clean(raw.decode("utf-8", "replace") + ending).encode()[: max(0, left)]
+                file.write(text)
+                left -= len(text)
+            file.flush()
+            if not part:
+                return
+
+
+def clock() -> float:
+    """Seconds on a clock that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def signal_group(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that descend from it; empty when it has ended."""
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether somebody has stopped a process or one that descends from it, as SIGSTOP does."""
+    for process in family(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() == psutil.STATUS_STOPPED:
+                return True
+    return False
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time that a process and all that descend from it have used, children that have ended included."""
+    total = 0.0
+    for process in family(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += sum(process.cpu_times()[:4])
+    return total
+
+
+def own_memory(process: psutil.Process) -> int:
+    """Resident bytes of a process that are not files'. psutil counts shared memory and mapped files as one."""
+    try:
+        with open(f"/proc/{process.pid}/status") as status:
+            fields = dict(line.split(":", 1) for line in status)
+        return sum(int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
+    except (OSError, ValueError):
+        return 0
+
+
+def identify(pid: int) -> str:
+    """`pid start-time`: names a process for good, since a pid alone is used again."""
+    try:
+        start = psutil.Process(pid).create_time() - psutil.boot_time()  # which does not move when the clock is set
+        return f"{pid} {round(100 * start)}"
+    except psutil.NoSuchProcess:
+        return f"{pid} gone"
+
+
+def end_left_over(identifier: str) -> bool:
+    """End the session of a process that a loop which was killed has left behind. True if there was one.
+
+    Waits for its end, up to GRACE_SECONDS: called before anything else runs.
+    """
+    pid = int(identifier.split()[0])
+    if identify(pid) != identifier:
+        return False
+    signal_group(pid, signal.SIGTERM)
+    with contextlib.suppress(psutil.TimeoutExpired, psutil.NoSuchProcess):
+        psutil.Process(pid).wait(GRACE_SECONDS)
+    signal_group(pid, signal.SIGKILL)
+    return True

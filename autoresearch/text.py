@@ -1,0 +1,42 @@
+"""Text that people and agents see: one place that cleans it, and the words for counts and durations."""
+
+import re
+
+from autoresearch import keys
+
+# What a terminal would obey: colours and cursor moves, window titles, single-letter escapes.
+ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
+
+
+def clean(text: str) -> str:
+    """Text that somebody else wrote, safe to show: no keys, escapes or control characters but newlines and tabs.
+
+    Of a line that was written over with carriage returns, its last state remains.
+    """
+    if not text.replace("\n", "").isprintable():
+        text = ESCAPES.sub("", text)
+        lines = (line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n"))
+        text = "\n".join("".join(c for c in line if c.isprintable() or c == "\t") for line in lines)
+    return keys.scrub(text)
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Text fit for a column: one line, no tabs, no control characters, at most `limit` characters. Keys stay: see `clean`."""
+    if len(text) <= limit and text.isprintable() and "  " not in text and text == text.strip():
+        return text  # as most are: a brief has thousands
+    text = "".join(c if c.isprintable() else " " for c in ESCAPES.sub("", text))
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 line`, `2 lines`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """About how long: `40 s`, `6 min`, `2 h 10 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{max(0.0, seconds):.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
