@@ -1,4 +1,4 @@
-"""Verify: run a run's baseline and champion again with fresh seeds, in turn, and on request the champion without its parts.
+"""Verify: train a run's baseline and champion again with fresh seeds, and on request the champion without its parts.
 
 What follows from these runs is in record/findings.py.
 """
@@ -36,7 +36,7 @@ def plan(codes: Sequence[Code], seed: int, runs: int) -> list[tuple[Code, int]]:
 
 
 def is_done(ledger: Ledger, code: Code, seed: int) -> bool:
-    """Whether this code has its score of that seed, run in turn with the present champion. What failed runs once more."""
+    """Whether this code has its score of that seed, beside the present champion. What failed runs once more."""
     wanted = code.commit, ledger.champion_commit, seed
     return any((run.commit, run.champion, run.seed) == wanted and run.score is not None for run in ledger.verified)
 
@@ -47,7 +47,7 @@ def holdout_score(measured: Measurement, task: Task) -> float | None:
 
 
 class Verification:
-    """Runs codes of a run again, each so many times, and records each as it ends. Cancelling it ends what is running."""
+    """Runs codes of a run again, each so many times, and records each as it ends. Cancelling it ends what runs."""
 
     def __init__(self, run: "Run", runs: int) -> None:
         self.run, self.runs = run, runs
@@ -144,7 +144,9 @@ class Verification:
             run.console.line(f"  no score: {reason}" if event.score is None else f"  {event.score:.6f}")
         return True
 
-    async def measure(self, code: Code, seed: int, place: tuple[str, int, int, float]) -> tuple[Measurement, Measurement]:
+    async def measure(
+        self, code: Code, seed: int, place: tuple[str, int, int, float]
+    ) -> tuple[Measurement, Measurement]:
         """(One run of a code, its check on the holdout). place: among the runs to do, as Console.verifying wants it."""
         run = self.run
         run.require_own_code()
