@@ -43,7 +43,9 @@ class Measurement:
     score: float | None = None
     reason: str = ""  # why there is no score, or why a check failed, in one line; empty: all went well
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the numeric `key: value` lines it printed
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)  # wall clock by phase; `training` of the clock
+    seconds: Mapping[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # wall clock by phase; `training` of the clock
     memory_gb: float = 0.0
     suspended: float = 0.0  # seconds for which it stood still: then what was measured does not count
     failed: str = ""  # the phase that `reason` is about
