@@ -1,6 +1,6 @@
 """Which keep rule leaves the better model after a night? Simulated nights, judged by the loop's own judge.
 
-    uv run bench/keep_rule.py                           # the table of the README: 2,000 nights, seed 1, about a minute
+    uv run bench/keep_rule.py                           # the table of docs/what-is-kept.md: 2,000 nights, seed 1, about a minute
     uv run bench/keep_rule.py --nights 200 --seed 2
 
 A night is 100 slots of one training each; every run, also a repeated one, takes a slot. A proposal's true effect is
