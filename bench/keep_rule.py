@@ -75,8 +75,8 @@ class Night:
         return noise_scale(self.groups, PRIOR)
 
 
-# A rule decides whether an edit is kept, and may spend slots on running it or the champion again. It is given the night,
-# the edit, the champion and the best mean so far, and answers no, yes, or EQUAL for what is kept because it removes lines.
+# A rule decides whether an edit is kept, and may spend slots on running it or the champion again. It is given the
+# night, the edit, the champion and the best mean so far. It answers no, yes, or EQUAL for a keep that removes lines.
 Rule = Callable[[Night, Code, Code, float], bool | str]
 EQUAL = "equal"
 
@@ -149,7 +149,7 @@ def champion_again(every: int, margin: float) -> Rule:
 
 
 def shrunk(margin: float, typical: float = 0.003) -> Rule:
-    """A new champion's score is moved towards what its predecessor's leads one to expect: against the winner's curse."""
+    """A new champion's score is moved towards what its predecessor's leads to expect: against the winner's curse."""
     expected = {}
 
     def decide(night: Night, edit: Code, champion: Code, best: float) -> bool:
@@ -183,7 +183,7 @@ RULES: dict[str, Callable[[], Rule]] = {
 
 
 def play(rule: Rule, noise: float, seed: int) -> dict[str, float]:
-    """One night: the true gain, keeps for a gain, false ones, lines added; keeps at an equal score, and what they lost."""
+    """One night: the true gain, keeps for a gain, false ones, lines added; keeps at an equal score and their loss."""
     night = Night(seed, noise)
     champion = Code(0.0, 0, [])
     for _ in range(2):  # the baseline runs twice
