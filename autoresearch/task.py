@@ -33,7 +33,7 @@ import yaml
 from autoresearch import UserError, preflight
 
 SETTINGS = ("task", "simplicity", "stages", "imports")  # of the front matter
-DRIVING = "If you drive the loop"  # chapter of program.md that is not for agents which the loop drives
+DRIVING = "Running the experiments yourself"  # chapter of program.md that is for external agents only
 
 
 @dataclasses.dataclass(frozen=True)
