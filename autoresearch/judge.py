@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from autoresearch import count
+from autoresearch.text import count
 
 PRIOR_RUNS = 3  # what a prior about the noise is worth, in runs
 

@@ -1,60 +1,55 @@
-"""Status: what can be known of a run at this moment, by the loop that works on it and by everybody else.
+"""State: what can be known of a run at one moment. Console, `status`, watch and report all draw from it.
 
-The past is in the journal. The present is in .autoresearch/<tag>/now.json, which the loop's console writes whenever a phase begins, and in
-progress.json of the running trial. The first is ours and the second is not: a trial could write anything there, so only numbers are taken from it.
-Whether a loop is at work is asked of its lock.
+The past follows from the journal. The present is in .autoresearch/<tag>/now.json, which the loop's console writes
+whenever something begins or ends, and in the progress.json of trials that train. Whether a loop runs is asked of its lock.
 """
 
+import collections
+import contextlib
 import dataclasses
-import fcntl
+import functools
 import json
 import math
-import os
 import statistics
 import time
 from pathlib import Path
 
-from autoresearch.ledger import Attempt, Ledger, one_line
-from autoresearch.process import identify
-from autoresearch.task import task_of
+from autoresearch.record.findings import Findings, findings
+from autoresearch.record.journal import holder
+from autoresearch.record.ledger import Attempt, Ledger, Spent
+from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN
+from autoresearch.runner.process import identify
+from autoresearch.runner.progress import read_json, read_progress
+from autoresearch.task import Facts
+from autoresearch.text import one_line
 
-LARGEST = 1 << 16  # bytes of a file that are read
+STATUSES = ("keep", "discard", "crash")
+PHASES = {TRAIN: "starting up", SCORE: "scoring", GUARD: "running the guard", HOLDOUT: "scoring the holdout"}
 CURVE = 60  # points of the curve
-LAST = 10  # verdicts that are told
-TYPICAL = 9  # trials from which the time of the next one is guessed
+LAST = 10  # verdicts that are shown
+TYPICAL = 9  # trials from which the time of the next one is estimated
 
 
 # ----------------------------------------------------------------------------------------------
-# The present
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a training is, by its own word."""
-
-    clock: float  # when its clock started, seconds since 1970
-    budget: float  # seconds of training
-    loss: float | None = None
-    step: int | None = None
+# The present, as the loop says it
 
 
 @dataclasses.dataclass
 class Running:
-    """A trial at work."""
+    """A trial that runs. Times are seconds since 1970."""
 
     number: int
     worker: int
     label: str  # what it is, in words
-    folder: str
-    began: float  # seconds since 1970, as all that follow
-    phase: str = "train"
+    began: float
+    phase: str = ""
     since: float = 0.0  # when the phase began
-    progress: Progress | None = None
+    folder: str = ""  # where its logs and its progress are
 
 
 @dataclasses.dataclass
 class Thinking:
-    """An agent at work."""
+    """An agent that works on a proposal."""
 
     number: int
     agent: str
@@ -73,132 +68,176 @@ class Now:
     stopping: bool = False  # it was asked to stop
 
     def write(self, folder: Path) -> None:
-        """Into now.json, whole or not at all. A disk that is full is no reason to stop: the present is not the record."""
+        """Into now.json, whole or not at all. A full disk is no reason to stop: the present is not the record."""
         part = folder / ".now.json.part"
-        entry = dataclasses.asdict(self)
-        for trial in entry["trials"]:
-            del trial["progress"]
-        try:
-            part.write_text(json.dumps(entry))
+        with contextlib.suppress(OSError):
+            part.write_text(json.dumps(dataclasses.asdict(self)))
             part.replace(folder / "now.json")
-        except OSError:
-            pass
-
-
-def read_json(path: Path) -> dict:
-    """A small JSON object in a file that others can write: no links, no pipes, no end of it. Empty where it is none."""
-    try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)) as file:
-            found = json.loads(file.read(LARGEST))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def number_in(found: dict, name: str) -> float | None:
-    """A finite number of a reasonable size, or None."""
-    value = found.get(name)
-    return (
-        value
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15 and math.isfinite(value)
-        else None
-    )
-
-
-def read_progress(folder: Path) -> Progress | None:
-    """What the training of a trial says of itself; None before its clock starts, or where it says nothing that could be true."""
-    found = read_json(folder / "run/progress.json")
-    clock, budget, loss, step = (number_in(found, name) for name in ("clock", "budget", "loss", "step"))
-    if clock is None or budget is None or budget <= 0:
-        return None
-    return Progress(clock, budget, loss, None if step is None else int(step))
 
 
 def read_now(folder: Path, pid: int) -> Now | None:
-    """What the loop of a process does; None where it has not said, or another one has."""
+    """What the loop of a process does; None where it has not said, or another loop has."""
     found = read_json(folder / "now.json")
     try:
-        now = Now(
-            **{
-                **found,
-                "trials": [Running(**trial) for trial in found["trials"]],
-                "thinking": found["thinking"] and Thinking(**found["thinking"]),
-            }
-        )
+        trials = [Running(**trial) for trial in found["trials"]]
+        thinking = found["thinking"] and Thinking(**found["thinking"])
+        now = Now(**{**found, "trials": trials, "thinking": thinking})
     except (TypeError, KeyError):
         return None
-    if now.process != identify(pid) or not all(
-        Path(trial.folder).is_relative_to(folder) and ".." not in trial.folder for trial in now.trials
-    ):
-        return None
-    for trial in now.trials:
-        if trial.phase == "train":
-            trial.progress = read_progress(Path(trial.folder))
-    return now
-
-
-def holder(folder: Path) -> int | None:
-    """The process that holds a run's lock; 0 where that is not known, None where there is none."""
-    try:
-        with open(folder / "lock") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-            except BlockingIOError:
-                text = file.read().strip()
-                return int(text) if text.isdecimal() else 0
-    except FileNotFoundError:
-        return None
+    inside = all(Path(trial.folder).is_relative_to(folder) and ".." not in trial.folder for trial in now.trials)
+    return now if inside and now.process == identify(pid) else None
 
 
 # ----------------------------------------------------------------------------------------------
-# The past
+# The past, as the journal says it
 
 
 @dataclasses.dataclass
-class Past:
-    """What follows from the verdicts. Counted again when there is a new one, and not at every look."""
+class Row:
+    """One attempt, as tables show it. What is not known is None."""
 
-    counts: dict[str, int]
-    tried: int
-    baseline: float | None
-    champion: Attempt | None
-    gain: float | None  # of the champion over the baseline: positive is better
-    curve: list[float]  # best score so far, at most CURVE points, the last one the champion's
-    last: list[Attempt]  # the newest first
-    typical: float | None  # seconds of a trial
-    after: float  # seconds of it after its training
+    number: int
+    status: str  # keep, discard, crash; waiting: it has no verdict yet
+    score: float | None
+    gain: float | None  # over the champion of its time, as the judge saw it: positive is better. None for the baseline
+    error: float  # standard error of that gain, from the noise known at its verdict; 0 where none was known
+    seconds: float | None
+    description: str
+    reason: str
+    agent: str
+    category: str
+    commit: str
+    time: float  # when it was committed
+    lines: int | None  # of code that it adds, net
+    tokens: int | None
+    dollars: float | None
+    holdout: float | None
+    repairs: int
+    predicted: float | None
 
 
-def past_of(ledger: Ledger) -> Past:
-    sign = 1 if task_of(ledger.run["task"]).lower_is_better else -1
-    finished = ledger.finished
-    counts = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
-    kept = [attempt for attempt in finished if attempt.status == "keep"]
-    curve, best = [], None
-    for attempt in finished:
-        if attempt.status == "keep":
-            best = attempt.score
-        if best is not None:
-            curve.append(best)
-    step = max(1.0, len(curve) / CURVE)
-    points = [curve[min(len(curve) - 1, math.ceil((i + 1) * step) - 1)] for i in range(min(len(curve), CURVE))]
-    known = [
-        attempt.seconds
-        for attempt in finished[-3 * TYPICAL :]
-        if attempt.score is not None and (attempt.seconds or {}).get("wall")
-    ][-TYPICAL:]
-    return Past(
-        counts,
-        len(finished) - finished.index(kept[0]) - 1 if kept else 0,
-        kept[0].score if kept else None,
-        kept[-1] if kept else None,
-        sign * (kept[0].score - kept[-1].score) if kept else None,
-        points,
-        finished[: -LAST - 1 : -1],
-        statistics.median(seconds["wall"] for seconds in known) if known else None,
-        statistics.median(max(0.0, seconds["wall"] - seconds.get("train", 0.0)) for seconds in known) if known else 0.0,
-    )
+class Record:
+    """What follows from the verdicts so far, computed when it is first asked for, once."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        assert ledger.run is not None and ledger.task is not None
+        self.ledger, self.run, self.task, self.size = ledger, ledger.run, ledger.task, ledger.size
+        self.facts = ledger.game or Facts()
+        self.sign = 1 if self.task.lower_is_better else -1
+
+    def latest(self) -> "Record":
+        """This one, or a new one when the journal has grown."""
+        return self if self.size == self.ledger.size else Record(self.ledger)
+
+    @functools.cached_property
+    def counts(self) -> dict[str, int]:
+        """Verdicts by status, the baseline's included."""
+        found = collections.Counter(attempt.status for attempt in self.ledger.finished)
+        return {status: found[status] for status in STATUSES}
+
+    @functools.cached_property
+    def tried(self) -> list[Row]:
+        """What has a verdict and came after the baseline, in the order of the verdicts."""
+        return [self.row(attempt) for attempt in self.ledger.tried]
+
+    @functools.cached_property
+    def kept(self) -> list[Row]:
+        """The baseline, and what was kept after it."""
+        return [self.row(attempt) for attempt in self.ledger.kept]
+
+    @functools.cached_property
+    def tried_counts(self) -> dict[str, int]:
+        """Verdicts by status, of what came after the baseline."""
+        found = collections.Counter(attempt.status for attempt in self.ledger.tried)
+        return {status: found[status] for status in STATUSES}
+
+    @functools.cached_property
+    def keep_rate(self) -> float | None:
+        """The share of the changes that were kept."""
+        tried = sum(self.tried_counts.values())
+        return self.tried_counts["keep"] / tried if tried else None
+
+    @functools.cached_property
+    def gain(self) -> float | None:
+        """Of the champion over the baseline: positive is better. In the run itself, so it flatters."""
+        kept = self.ledger.kept
+        if not kept or kept[0].score is None or kept[-1].score is None:
+            return None
+        return self.sign * (kept[0].score - kept[-1].score)
+
+    @functools.cached_property
+    def curve(self) -> list[float]:
+        """The best score so far, at most CURVE points, the last one the champion's."""
+        curve: list[float] = []
+        best = None
+        for attempt in self.ledger.finished:
+            best = attempt.score if attempt.status == "keep" else best
+            curve += [] if best is None else [best]
+        step = max(1.0, len(curve) / CURVE)
+        return [curve[min(len(curve) - 1, math.ceil((i + 1) * step) - 1)] for i in range(min(len(curve), CURVE))]
+
+    @functools.cached_property
+    def last(self) -> list[Row]:
+        """The last verdicts, the newest first."""
+        return [self.row(attempt) for attempt in self.ledger.finished[: -LAST - 1 : -1]]
+
+    @functools.cached_property
+    def typical(self) -> tuple[float | None, float]:
+        """(Seconds of a trial; None where that is not known; seconds of it after its training.)"""
+        newest = self.ledger.finished[-3 * TYPICAL :]
+        known = [a.seconds for a in newest if a.score is not None and (a.seconds or {}).get("wall")][-TYPICAL:]
+        if not known:
+            return None, 0.0
+        after = (max(0.0, seconds["wall"] - seconds.get("train", 0.0)) for seconds in known)
+        return statistics.median(seconds["wall"] for seconds in known), statistics.median(after)
+
+    @functools.cached_property
+    def seconds(self) -> float:
+        """Seconds of all trials that have a verdict."""
+        return sum((attempt.seconds or {}).get("wall", 0.0) for attempt in self.ledger.finished)
+
+    @functools.cached_property
+    def noise(self) -> float:
+        """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
+        return self.ledger.noise()
+
+    @functools.cached_property
+    def findings(self) -> Findings | None:
+        """What `verify` found; None where it has not run."""
+        return findings(self.ledger, self.task.lower_is_better, self.task.line_price)
+
+    @functools.cached_property
+    def _kept_by_commit(self) -> dict[str, Attempt]:
+        return {attempt.commit: attempt for attempt in self.ledger.kept}
+
+    def row(self, attempt: Attempt) -> Row:
+        gain, error = None, 0.0
+        base = None if attempt.is_baseline else self._kept_by_commit.get(attempt.parent)
+        standing = base.score if attempt.standing is None and base else attempt.standing
+        if not attempt.is_baseline and attempt.score is not None and standing is not None:
+            gain = self.sign * (standing - attempt.score)
+            runs = 1 / max(1, len(attempt.runs)) + 1 / max(1, attempt.standing_runs)
+            error = (attempt.noise or 0.0) * math.sqrt(runs)
+        return Row(
+            attempt.number,
+            attempt.status or "waiting",
+            attempt.score,
+            gain,
+            error,
+            (attempt.seconds or {}).get("wall"),
+            one_line(attempt.description),
+            one_line(attempt.reason or ""),
+            attempt.agent,
+            attempt.category,
+            attempt.commit,
+            attempt.time,
+            attempt.lines,
+            attempt.tokens,
+            attempt.dollars,
+            attempt.holdout,
+            attempt.repairs,
+            attempt.predicted,
+        )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -206,186 +245,199 @@ def past_of(ledger: Ledger) -> Past:
 
 
 @dataclasses.dataclass
-class State:
-    """A run at one moment. `loop.py status --json` prints this. Times are seconds since 1970; what is not known is null.
+class Champion:
+    number: int
+    commit: str
+    score: float | None
+    description: str
 
-    tag, time, running (a loop is at work), process (its id), stopping (it was asked to stop), since (when it was called), reason (why the last one ended)
-    device, profile, data, metric, direction (`minimize` or `maximize`)
-    baseline (its score), champion (number, commit, score, description), gain (of the champion over the baseline, positive is better)
-    experiments, keep, discard, crash (their number, the baseline included), keep_rate (of what came after it), per_hour (experiments while a loop ran)
-    curve (best score so far, oldest first, at most 60 points), last (ten verdicts, newest first: number, status, score, seconds, description, reason)
-    trials (running: number, worker, label, phase, since, began, log, done and budget in seconds of the training clock, loss, step, left in seconds)
-    thinking (number, agent, since), waiting (agent, until: it cannot be reached)
-    proposals, tokens, dollars, unknown_tokens, unknown_dollars (proposals of which nobody knows)
-    limits (by option: used, allowed), finish (when the first of them will be reached, if all goes on as it did)
-    workers, seconds (by kind, see accounting.py: worker-seconds of the whole run), wall (seconds by the clock while a loop ran)
+
+@dataclasses.dataclass
+class TrialState:
+    """A trial that runs, and how far it is."""
+
+    number: int
+    worker: int
+    label: str  # what it is, in words
+    phase: str
+    since: float  # when the phase began
+    began: float
+    log: str  # path
+    clock: float | None = None  # when the training clock started; None while it does not run, as the next four
+    done: float | None = None  # seconds of it
+    budget: float | None = None  # of it
+    loss: float | None = None
+    step: int | None = None
+    left: float | None = None  # seconds until its verdict, estimated
+
+    @property
+    def doing(self) -> str:
+        return PHASES.get(self.phase, self.phase) if self.clock is None else "training"
+
+
+@dataclasses.dataclass
+class Waiting:
+    """An agent that cannot be reached, and when it is called again."""
+
+    agent: str
+    until: float
+
+
+@dataclasses.dataclass
+class Used:
+    """What a run has used of a limit."""
+
+    used: float
+    allowed: float
+
+
+@dataclasses.dataclass
+class State:
+    """A run at one moment. `loop.py status --json` prints all but `record`.
+
+    Times are seconds since 1970; what is not known is None, in JSON null.
     """
 
     tag: str
     time: float
-    running: bool
-    process: int | None
-    stopping: bool
-    since: float | None
-    reason: str
+    running: bool  # a loop is running
+    process: int | None  # its id
+    stopping: bool  # it was asked to stop
+    since: float | None  # when it was called
+    reason: str  # why the last one ended; empty while one runs
     device: str | None
     profile: str | None
     data: str | None
     metric: str
-    direction: str
-    baseline: float | None
-    champion: dict | None
-    gain: float | None
-    experiments: int
+    direction: str  # minimize or maximize
+    baseline: float | None  # its score
+    champion: Champion | None
+    gain: float | None  # of the champion over the baseline, positive is better
+    experiments: int  # that have a verdict, the baseline included; as are the next three
     keep: int
     discard: int
     crash: int
-    keep_rate: float | None
-    per_hour: float | None
-    curve: list[float]
-    last: list[dict]
-    trials: list[dict]
-    thinking: dict | None
-    waiting: dict | None
+    keep_rate: float | None  # of what came after the baseline
+    per_hour: float | None  # experiments while a loop ran
+    curve: list[float]  # best score so far, oldest first, at most CURVE points
+    last: list[Row]  # the last verdicts, newest first, at most LAST
+    trials: list[TrialState]  # that run
+    thinking: Thinking | None
+    waiting: Waiting | None
     proposals: int
     tokens: int
     dollars: float
-    unknown_tokens: int
+    unknown_tokens: int  # proposals of which nobody knows
     unknown_dollars: int
-    limits: dict[str, dict]
-    finish: float | None
+    limits: dict[str, Used]  # by option, without dashes
+    finish: float | None  # when the first of them will be reached, if all goes on as it did
     workers: int
-    seconds: dict[str, float]
-    wall: float
+    seconds: dict[str, float]  # worker-seconds of the whole run by kind, see record/accounting.py
+    wall: float  # seconds by the clock while a loop ran
+    record: Record = dataclasses.field(repr=False)  # all the rest
+
+    @property
+    def spent(self) -> Spent:
+        return Spent(self.proposals, self.tokens, self.dollars, self.unknown_tokens, self.unknown_dollars)
+
+    def as_json(self) -> str:
+        """What `status --json` prints."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del fields["record"]
+        return json.dumps(fields, ensure_ascii=False, default=dataclasses.asdict)
 
 
-def state_of(ledger: Ledger, now: Now | None, process: int | None, at: float, past: Past | None = None) -> State:
-    """The state of a run. process: which holds its lock. at: the present time."""
-    past = past or past_of(ledger)
-    game, task, account, spent, champion = (
-        ledger.game or {},
-        task_of(ledger.run["task"]),
-        ledger.account,
-        ledger.spent,
-        past.champion,
-    )
+def look(ledger: Ledger, record: Record | None = None) -> State:
+    """The state of a run that another process may be working on. record: of an earlier look."""
+    folder = ledger.path.parent
+    process = holder(folder)
+    now = read_now(folder, process) if process else None
+    return state_of(record.latest() if record else Record(ledger), now, process, time.time())
+
+
+def state_of(record: Record, now: Now | None, process: int | None, at: float) -> State:
+    """The state of a run. process: which holds its lock, None for none. at: the present time."""
+    ledger, facts, account = record.ledger, record.facts, record.ledger.account
     running = process is not None
-    at_work = running and not (
-        now and account.last_start < now.since
-    )  # else it prepares, or verifies: an open session is an older one's
+    # A loop that prepares, or verifies, has no session of its own: then an open one is that of a loop that was killed.
+    at_work = running and not (now and account.last_start < now.since)
     present = at if at_work else None
     wall = account.wall(present)
-    experiments = sum(past.counts.values())
+    experiments = sum(record.counts.values())
+    spent, champion = ledger.spent, ledger.champion
     since = None if not running else now.since if now else at - account.session(at)
-    used = {
-        "experiments": experiments,
-        "hours": (at - since) / 3600 if since else 0.0,
-        "max-cost": spent.dollars,
-        "max-tokens": spent.tokens,
-    }
-    limits = {
-        name: {"used": used[name], "allowed": allowed}
-        for name, allowed in (now.limits if now else {}).items()
-        if name in used
-    }
+    hours = (at - since) / 3600 if since else 0.0
+    used = {"experiments": experiments, "hours": hours, "max-cost": spent.dollars, "max-tokens": spent.tokens}
+    limits = {name: Used(used[name], allowed) for name, allowed in (now.limits if now else {}).items() if name in used}
     away = running and not (now and now.thinking) and account.waits_until > at
-    reason = account.stopped_because
-    if not running and not reason and ledger.attempts:
-        reason = (
-            "its agent drives: no trial is running"
-            if account.driven
-            else "it ended without a word: killed, or the machine went down"
-        )
     return State(
-        tag=ledger.run["tag"],
+        tag=record.run.tag,
         time=at,
         running=running,
         process=process or None,
         stopping=bool(now and now.stopping),
         since=since,
-        reason="" if running else reason,
-        device=game.get("device"),
-        profile=game.get("profile"),
-        data=game.get("data"),
-        metric=task.metric,
-        direction=task.direction,
-        baseline=past.baseline,
-        gain=past.gain,
-        curve=past.curve,
-        champion=champion
-        and {
-            "number": champion.number,
-            "commit": champion.commit,
-            "score": champion.score,
-            "description": champion.description,
-        },
+        reason="" if running else why_it_ended(ledger),
+        device=facts.device,
+        profile=facts.profile,
+        data=facts.data,
+        metric=record.task.metric,
+        direction=record.task.direction,
+        baseline=ledger.kept[0].score if ledger.kept else None,
+        champion=champion and Champion(champion.number, champion.commit, champion.score, champion.description),
+        gain=record.gain,
         experiments=experiments,
-        **past.counts,
-        keep_rate=(past.counts["keep"] - 1) / past.tried if past.tried else None,
+        **record.counts,
+        keep_rate=record.keep_rate,
         per_hour=3600 * experiments / wall if wall > 0 and experiments else None,
-        last=[
-            {
-                "number": attempt.number,
-                "status": attempt.status,
-                "score": attempt.score,
-                "seconds": (attempt.seconds or {}).get("wall"),
-                "description": one_line(attempt.description),
-                "reason": one_line(attempt.reason or ""),
-            }
-            for attempt in past.last
-        ],
-        trials=[trial_of(trial, past, at) for trial in (now.trials if now else [])],
-        thinking=now and now.thinking and dataclasses.asdict(now.thinking),
-        waiting={"agent": account.waits_for, "until": account.waits_until} if away else None,
+        curve=record.curve,
+        last=record.last,
+        trials=[trial_of(trial, record, at) for trial in (now.trials if now else [])],
+        thinking=now and now.thinking,
+        waiting=Waiting(account.waits_for, account.waits_until) if away else None,
         **dataclasses.asdict(spent),
         limits=limits,
         finish=finish_of(limits, at, wall) if running else None,
         workers=account.workers,
         seconds={kind: round(seconds, 3) for kind, seconds in account.total(present).items()},
         wall=round(wall, 3),
+        record=record,
     )
 
 
-def trial_of(trial: Running, past: Past, at: float) -> dict:
-    """A running trial, as State tells it."""
-    progress = trial.progress if trial.phase == "train" else None
-    done = left = None
-    if progress:
-        done = min(progress.budget, max(0.0, at - max(progress.clock, trial.since)))
-        left = progress.budget - done + past.after
-    elif past.typical:
-        left = max(0.0, past.typical - (at - trial.began))
-    return {
-        "number": trial.number,
-        "worker": trial.worker,
-        "label": trial.label,
-        "phase": trial.phase,
-        "since": trial.since,
-        "began": trial.began,
-        "log": str(Path(trial.folder) / f"{trial.phase}.log"),
-        "done": done,
-        "budget": progress and progress.budget,
-        "loss": progress and progress.loss,
-        "step": progress and progress.step,
-        "left": left,
-    }
+def why_it_ended(ledger: Ledger) -> str:
+    """Why no loop is running any more; empty where none ever did."""
+    account = ledger.account
+    if account.stopped_because or not ledger.attempts:
+        return account.stopped_because
+    if account.external:
+        return "no trial is running; an external agent calls the next one"
+    return "it ended without a word: killed, or the machine went down"
 
 
-def finish_of(limits: dict[str, dict], at: float, wall: float) -> float | None:
+def trial_of(trial: Running, record: Record, at: float) -> TrialState:
+    """How far a running trial is."""
+    typical, after = record.typical
+    log = str(Path(trial.folder) / f"{trial.phase}.log")
+    state = TrialState(trial.number, trial.worker, trial.label, trial.phase, trial.since, trial.began, log)
+    if trial.phase == TRAIN and (progress := read_progress(Path(trial.folder))):
+        state.clock = max(progress.clock, trial.since)
+        state.done = min(progress.budget, max(0.0, at - state.clock))
+        state.budget, state.loss, state.step = progress.budget, progress.loss, progress.step
+        state.left = progress.budget - state.done + after
+    elif typical:
+        state.left = max(0.0, typical - (at - trial.began))
+    return state
+
+
+def finish_of(limits: dict[str, Used], at: float, wall: float) -> float | None:
     """When the first limit will be reached: hours pass by the clock, all else as fast as in the run so far."""
     ends = []
     for name, limit in limits.items():
-        missing = max(0.0, limit["allowed"] - limit["used"])
+        missing = max(0.0, limit.allowed - limit.used)
         if name == "hours":
             ends.append(at + 3600 * missing)
-        elif limit["used"] and wall > 0:
-            ends.append(at + missing * wall / limit["used"])
+        elif limit.used and wall > 0:
+            ends.append(at + missing * wall / limit.used)
     return min(ends, default=None)
 
-
-def look(ledger: Ledger) -> State:
-    """The state of a run that another process may be working on."""
-    folder = ledger.path.parent
-    process = holder(folder)
-    now = read_now(folder, process) if process else None
-    return state_of(ledger, now, process, time.time())
