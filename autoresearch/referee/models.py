@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from autoresearch import sandbox
+from autoresearch.runner import sandbox
 from autoresearch.referee import shared
 from autoresearch.referee.answer import answer
 from prepare import Game, NoScore, scored_batch_size
