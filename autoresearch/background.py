@@ -1,8 +1,7 @@
-"""Background: a loop that goes on when its terminal is closed, asking a running one to stop, and reading along."""
+"""Background: a loop that goes on when its terminal is closed, asking a running one to stop, and reading its logs."""
 
 import datetime
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -10,22 +9,27 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from autoresearch import UserError, keys
-from autoresearch.process import identify
-from autoresearch.status import holder, read_json, read_now
+from autoresearch.record.journal import holder
+from autoresearch.runner.process import identify
+from autoresearch.runner.progress import read_json
+from autoresearch.text import clean
+from autoresearch.views.state import Now, read_now
 
 LOG = "loop.log"  # what a detached loop printed
 TAIL = 1 << 16  # bytes of a log that are looked at first
 LINES = 50  # of these, at most
 LONGEST = 4000  # characters of a line
 POLL = 0.1  # seconds between two looks
-ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
 
 
 def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
-    """Start a loop in a session of its own, and wait for its first screen. (Its process id, or None if it has ended well; what it printed.)
+    """Start a loop in a session of its own, and wait for its first screen.
 
-    words: the command. folder: of its run. UserError with its last words if it failed.
+    words: the command. folder: of its run. Returns its process id, or None if it has ended well, and what it printed.
+    Raises UserError with its last words if it failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder.parent / ".gitignore").write_text("*\n")
@@ -47,14 +51,16 @@ def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
         log.seek(began)
         said = keys.scrub(log.read(TAIL).decode(errors="replace")).strip()
     if child.returncode:
-        raise UserError(
-            said.rpartition("error: ")[2] or f"the loop ended with exit code {child.returncode} and said nothing"
-        )
+        nothing = f"the loop ended with exit code {child.returncode} and said nothing"
+        raise UserError(said.rpartition("error: ")[2] or nothing)
     return (child.pid if child.returncode is None else None), said
 
 
 def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
-    """Send the signal to the process that holds the run's lock, and to no other. What will happen; None where no loop is running."""
+    """Send the signal to the process that holds the run's lock, and to no other.
+
+    Returns what will happen; None where no loop is running. Raises UserError where the holder is not known.
+    """
     if (process := holder(folder)) is None:
         return None
     try:
@@ -63,7 +69,8 @@ def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
         handle = None
     if handle is None or not has_open(process, folder / "lock"):
         raise UserError(
-            f"the lock of run {tag} is held, but not by process {process or 'unknown'} of this machine and user: stop it where it runs"
+            f"the lock of run {tag} is held, but not by process {process or 'unknown'} of this machine and user: "
+            "stop it where it runs"
         )
     found = read_now(folder, process)
     asked = bool(found and found.stopping)
@@ -74,38 +81,26 @@ def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
         return None
     finally:
         os.close(handle)
+    return f"process {process} " + what_follows(found, asked, now)
+
+
+def what_follows(found: Now | None, asked: bool, now: bool) -> str:
+    """What a loop does that was told to stop. asked: it had been asked before."""
     if now:
-        return f"process {process} stops now; a running experiment has no verdict, and runs again when the run is continued"
+        return "stops now; a running experiment has no verdict, and runs again when the run is continued"
     if found and not found.trials:
-        return f"process {process} stops: no experiment is running"
-    what = (
-        "the running experiments have their verdicts"
-        if found and len(found.trials) > 1
-        else "the running experiment has its verdict"
-    )
-    return (
-        f"process {process} "
-        + ("was asked before: it " if asked else "")
-        + f"stops when {what}; --now stops it at once"
-    )
+        return "stops: no experiment is running"
+    several = found and len(found.trials) > 1
+    what = "the running experiments have their verdicts" if several else "the running experiment has its verdict"
+    return ("was asked before: it " if asked else "") + f"stops when {what}; --now stops it at once"
 
 
 def has_open(process: int, path: Path) -> bool:
-    """Whether a process has a file open: a process id that was used again has not."""
-    for name in (f"/proc/{process}/fd/{handle}" for handle in list_or_nothing(f"/proc/{process}/fd")):
-        try:
-            if os.path.samestat(os.stat(name), os.stat(path)):
-                return True
-        except OSError:
-            pass  # closed meanwhile
-    return False
-
-
-def list_or_nothing(folder: str) -> list[str]:
+    """Whether a process has a file open: another one that was given its number has not."""
     try:
-        return os.listdir(folder)
-    except OSError:
-        return []
+        return any(os.path.samefile(file.path, path) for file in psutil.Process(process).open_files())
+    except (psutil.Error, OSError):
+        return False
 
 
 # ----------------------------------------------------------------------------------------------
@@ -139,16 +134,16 @@ class Reader:
             lines.pop()
         if self._skip and whole:
             self._skip, lines = False, lines[1:]
-        clean = [clean for line in lines if whole and (clean := self._clean(line)) is not None]
-        return keys.scrub("\n".join(clean)).split("\n") if clean else []
+        shown = [line for raw_line in lines if whole and (line := self._without_key(raw_line)) is not None]
+        return [line[:LONGEST] for line in clean("\n".join(shown)).split("\n")] if shown else []
 
-    def _clean(self, line: str) -> str | None:
-        """A line without what a terminal would obey; None within a key that has several."""
-        if self._secret or ("-----BEGIN" in line and "PRIVATE KEY" in line):
-            begins, self._secret = not self._secret, "-----END" not in line
-            return keys.PLACE if begins else None
-        line = ESCAPES.sub("", line.rstrip("\r").rpartition("\r")[2])
-        return "".join(c for c in line if c.isprintable() or c == "\t")[:LONGEST]
+    def _without_key(self, line: str) -> str | None:
+        """The line; of a private key, which has several lines, one that says so, and None for those after it."""
+        begins = not self._secret and "-----BEGIN" in line and "PRIVATE KEY" in line
+        if not begins and not self._secret:
+            return line
+        self._secret = "-----END" not in line
+        return keys.PLACE if begins else None
 
 
 def read_along(folder: Path, follow: bool, trial: bool) -> Iterator[str]:
@@ -176,7 +171,7 @@ def trial_log(folder: Path) -> Path | None:
     """The log that the running trial writes; where none runs, that which was written last."""
     process = holder(folder)
     if (now := read_now(folder, process) if process else None) and now.trials:
-        return Path(now.trials[0].folder) / f"{now.trials[0].phase}.log"
+        return now.trials[0].log
     logs = [path for path in folder.glob("trials/*/*.log") if path.is_file() and not path.is_symlink()]
     return max(logs, key=lambda path: path.stat().st_mtime, default=None)
 

@@ -5,7 +5,7 @@ import re
 from autoresearch import keys
 
 # What a terminal would obey: colours and cursor moves, window titles, single-letter escapes.
-ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?")
+ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|.)?")
 
 
 def clean(text: str) -> str:

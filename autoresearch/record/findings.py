@@ -1,7 +1,7 @@
 """Findings: what the record says of a run's gain, from the runs of `verify`. Pure functions; nothing runs here.
 
-The loop chose its champion because it scored well, so the score that made it champion is too good on average. Fresh scores
-are not. Leaving out one kept change after the other says which of them the gain depends on.
+The loop chose its champion because it scored well, so the score that made it champion is too good on average. Fresh
+scores are not. Leaving out one kept change after the other says which of them the gain depends on.
 """
 
 import dataclasses
@@ -116,7 +116,7 @@ def findings(ledger: Ledger, lower_is_better: bool, line_price: float) -> Findin
 def estimate(
     before: Sequence[float], after: Sequence[float], groups: Sequence[Sequence[float]], lower_is_better: bool
 ) -> Estimate | None:
-    """The gain of `after` over `before`: difference of means, and Student's interval with the variance of all groups pooled.
+    """The gain of `after` over `before`: difference of means, Student's interval, variance of all groups pooled.
 
     groups: scores of each code, these two included. None where that cannot be said: one of them has no score, or no
     code has two.

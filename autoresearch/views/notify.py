@@ -1,24 +1,27 @@
-"""Notify: hand one JSON line about each keep, stop and fault to a command of the user's, without ever waiting for it."""
+"""Notify: hand one JSON line about each keep, stop and fault to a command of the user's, and never wait for it."""
 
+import asyncio
+import contextlib
 import json
 import os
-import queue
 import shutil
 import signal
-import subprocess
-import threading
 import time
 from collections.abc import Callable
 
 from autoresearch import UserError, keys
-from autoresearch.ledger import scrubbed
-from autoresearch.process import command_words
+from autoresearch.record.events import scrubbed
+from autoresearch.runner.process import command_words
 
 LIMIT = 30.0  # seconds for one call
 
 
 class Notifier:
-    """Calls a command in the background, once a notice, one after the other, with the notice on its standard input. say: told once when it fails."""
+    """Calls a command, once a notice, one after the other, with the notice on its standard input.
+
+    Made inside a running event loop. say: told once when the command fails. Raises UserError where there is no such
+    command.
+    """
 
     def __init__(self, command: str, say: Callable[[str], None]) -> None:
         try:
@@ -28,46 +31,54 @@ class Notifier:
         if not shutil.which(self.words[0]):
             raise UserError(f"--notify: there is no program {self.words[0]}")
         self.say: Callable[[str], None] | None = say
-        self._notices: queue.Queue = queue.Queue()
-        threading.Thread(target=self._work, daemon=True, name="notify").start()
+        self._notices: asyncio.Queue[dict] = asyncio.Queue()
+        self._calls = asyncio.create_task(self._call_each())
 
     def send(self, notice: dict) -> None:
-        self._notices.put({**notice, "time": round(time.time(), 3)})
+        self._notices.put_nowait({**notice, "time": round(time.time(), 3)})
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let what was sent arrive, as long as one call may take."""
-        done = threading.Event()
-        self._notices.put(done)
-        done.wait(LIMIT + 1)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._notices.join(), LIMIT + 1)
+        finally:
+            self._calls.cancel()
+            await asyncio.wait({self._calls})
 
-    def _work(self) -> None:
+    async def _call_each(self) -> None:
         while True:
-            notice = self._notices.get()
-            if isinstance(notice, threading.Event):
-                notice.set()
-            elif (fault := self._call(json.dumps(scrubbed(notice), ensure_ascii=False) + "\n")) and self.say:
+            notice = await self._notices.get()
+            fault = await self._call(json.dumps(scrubbed(notice), ensure_ascii=False) + "\n")
+            if fault and self.say:
                 say, self.say = self.say, None
                 say(f"--notify: {fault}; the loop goes on, and this is not said again")
+            self._notices.task_done()
 
-    def _call(self, line: str) -> str | None:
+    async def _call(self, line: str) -> str | None:
         """Why a notice did not arrive, or None."""
+        nowhere = asyncio.subprocess.DEVNULL
         try:
-            process = subprocess.Popen(
-                self.words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+            process = await asyncio.create_subprocess_exec(
+                *self.words,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=nowhere,
+                stderr=nowhere,
                 env=without_keys(),
                 start_new_session=True,
             )
         except OSError as error:
             return f"{self.words[0]}: {error.strerror}"
         try:
-            process.communicate(line.encode(errors="replace"), timeout=LIMIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            async with asyncio.timeout(LIMIT):
+                await process.communicate(line.encode(errors="replace"))
+        except TimeoutError:
             return f"`{self.words[0]}` did not end within {LIMIT:.0f} s"
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                await process.wait()
         return f"`{self.words[0]}` ended with exit code {process.returncode}" if process.returncode else None
 
 

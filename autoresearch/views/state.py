@@ -1,7 +1,7 @@
 """State: what can be known of a run at one moment. Console, `status`, watch and report all draw from it.
 
 The past follows from the journal. The present is in .autoresearch/<tag>/now.json, which the loop's console writes
-whenever something begins or ends, and in the progress.json of trials that train. Whether a loop runs is asked of its lock.
+whenever something begins or ends, and in the progress.json of trials that train. The lock says whether a loop runs.
 """
 
 import collections
@@ -46,6 +46,10 @@ class Running:
     since: float = 0.0  # when the phase began
     folder: str = ""  # where its logs and its progress are
 
+    @property
+    def log(self) -> Path:
+        return Path(self.folder) / f"{self.phase}.log"
+
 
 @dataclasses.dataclass
 class Thinking:
@@ -81,7 +85,7 @@ def read_now(folder: Path, pid: int) -> Now | None:
     try:
         trials = [Running(**trial) for trial in found["trials"]]
         thinking = found["thinking"] and Thinking(**found["thinking"])
-        now = Now(**{**found, "trials": trials, "thinking": thinking})
+        now = Now(found["process"], found["since"], found["limits"], trials, thinking or None, found["stopping"])
     except (TypeError, KeyError):
         return None
     inside = all(Path(trial.folder).is_relative_to(folder) and ".." not in trial.folder for trial in now.trials)
@@ -248,7 +252,7 @@ class Record:
 class Champion:
     number: int
     commit: str
-    score: float | None
+    score: float
     description: str
 
 
@@ -364,7 +368,7 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
     present = at if at_work else None
     wall = account.wall(present)
     experiments = sum(record.counts.values())
-    spent, champion = ledger.spent, ledger.champion
+    spent = ledger.spent
     since = None if not running else now.since if now else at - account.session(at)
     hours = (at - since) / 3600 if since else 0.0
     used = {"experiments": experiments, "hours": hours, "max-cost": spent.dollars, "max-tokens": spent.tokens}
@@ -384,7 +388,7 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         metric=record.task.metric,
         direction=record.task.direction,
         baseline=ledger.kept[0].score if ledger.kept else None,
-        champion=champion and Champion(champion.number, champion.commit, champion.score, champion.description),
+        champion=champion_of(ledger),
         gain=record.gain,
         experiments=experiments,
         **record.counts,
@@ -393,7 +397,7 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         curve=record.curve,
         last=record.last,
         trials=[trial_of(trial, record, at) for trial in (now.trials if now else [])],
-        thinking=now and now.thinking,
+        thinking=now.thinking if now else None,
         waiting=Waiting(account.waits_for, account.waits_until) if away else None,
         **dataclasses.asdict(spent),
         limits=limits,
@@ -403,6 +407,13 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         wall=round(wall, 3),
         record=record,
     )
+
+
+def champion_of(ledger: Ledger) -> Champion | None:
+    kept = ledger.champion
+    if kept is None or kept.score is None:
+        return None
+    return Champion(kept.number, kept.commit, kept.score, kept.description)
 
 
 def why_it_ended(ledger: Ledger) -> str:
@@ -418,8 +429,7 @@ def why_it_ended(ledger: Ledger) -> str:
 def trial_of(trial: Running, record: Record, at: float) -> TrialState:
     """How far a running trial is."""
     typical, after = record.typical
-    log = str(Path(trial.folder) / f"{trial.phase}.log")
-    state = TrialState(trial.number, trial.worker, trial.label, trial.phase, trial.since, trial.began, log)
+    state = TrialState(trial.number, trial.worker, trial.label, trial.phase, trial.since, trial.began, str(trial.log))
     if trial.phase == TRAIN and (progress := read_progress(Path(trial.folder))):
         state.clock = max(progress.clock, trial.since)
         state.done = min(progress.budget, max(0.0, at - state.clock))
@@ -440,4 +450,3 @@ def finish_of(limits: dict[str, Used], at: float, wall: float) -> float | None:
         elif limit.used and wall > 0:
             ends.append(at + missing * wall / limit.used)
     return min(ends, default=None)
-
