@@ -63,10 +63,8 @@ def taking(kind: type) -> Callable[[Callable], Callable]:
         hints = get_type_hints(kind)
         parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         for field in dataclasses.fields(kind):
-            annotation = Annotated[hints[field.name], field.metadata["option"]]
-            keyword = inspect.Parameter.KEYWORD_ONLY
-            default = inspect.Parameter.empty if field.metadata["option"].default is ... else field.default
-            parameters.append(inspect.Parameter(field.name, keyword, default=default, annotation=annotation))
+            annotation, keyword = Annotated[hints[field.name], field.metadata["option"]], inspect.Parameter.KEYWORD_ONLY
+            parameters.append(inspect.Parameter(field.name, keyword, default=field.default, annotation=annotation))
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         call.__name__, call.__doc__ = function.__name__, function.__doc__

@@ -96,7 +96,7 @@ class Limits:
             "--max-cost": (spent.dollars, self.dollars, f"${spent.dollars:.2f} of ${self.dollars or 0:g}"),
             "--max-tokens": (spent.tokens, self.tokens, f"{spent.tokens:,} of {self.tokens or 0:,} tokens"),
         }
-        return {option: budget for option, budget in budgets.items() if budget[1] is not None}
+        return {option: (used, most, words) for option, (used, most, words) in budgets.items() if most is not None}
 
     def room(self, ledger: Ledger) -> bool:
         """Whether the run may have one more experiment than were begun."""
@@ -108,7 +108,7 @@ class Limits:
             if not spending and option.startswith("--max-"):
                 continue
             if used >= allowed and option == "--experiments":
-                return f"the run has its {count(allowed, 'experiment')}; a larger --experiments goes on, --tag NEW starts another"
+                return f"the run has its {count(int(allowed), 'experiment')}; a larger --experiments goes on, --tag NEW starts another"
             if used >= allowed and option == "--hours":
                 return f"{allowed:g} hours are over"
             if used >= allowed:

@@ -331,7 +331,7 @@ class Proposer:
             crash_log=run.runner.log(str(crashed.number)) if crashed else "",
             web_search=self.web_search,
             budget=self.brief_tokens,
-            desk=folder,
+            transcript=folder,
             pages=self.pages.folder,
             look=lambda wanted: read_tail(self.pages.path(wanted)) or f"there is no experiment {wanted}",
             check=lambda: self.refusal(number),

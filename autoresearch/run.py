@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, cast
@@ -96,8 +97,8 @@ class Run:
         before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base]
         if tip not in (None, champion, *before):
             raise UserError(
-                f"the branch {repo.branch} stands at {short(tip)}, not where the loop left it ({short(champion)}). "
-                f"To keep that work, name it: `git branch mine {short(tip)}`; then put the branch back: "
+                f"the branch {repo.branch} stands at {short(tip or '')}, not where the loop left it ({short(champion)}). "
+                f"To keep that work, name it: `git branch mine {short(tip or '')}`; then put the branch back: "
                 f"`git branch -f {repo.branch} {short(champion)}`"
             )
         last = ledger.finished[-1] if ledger.finished else None
@@ -176,7 +177,7 @@ class Run:
         return {name: value for name, value in recorded.items() if value}
 
     def note_start(self, keep_rule: str, external: bool = False) -> None:
-        setup, workers = round(self.console.seconds, 3), len(self.runner.seats)
+        setup, workers = round(time.monotonic() - self.console.began, 3), len(self.runner.seats)
         agenda = read_agenda(self.root / "program.md")
         self.ledger.append(
             events.Start(

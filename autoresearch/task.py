@@ -26,7 +26,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
@@ -122,14 +122,14 @@ class Facts:
             raise ValueError("not a JSON object")
         kinds = {"machine": dict, "noise": float, "implausible_gain": float, "time_budget": float, "seed": int}
         kinds |= {"readable": list, "hidden": list}
-        facts = {}
+        facts: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if (value := said.get(field.name)) is None:
                 continue
             kind = kinds.get(field.name, object)
             if not isinstance(value, int | float if kind is float else kind):
                 raise ValueError(f"`{field.name}` is {value!r}")
-            facts[field.name] = tuple(value) if kind is list else value
+            facts[field.name] = tuple(value) if isinstance(value, list) and kind is list else value
         return cls(**facts)
 
 
@@ -180,7 +180,7 @@ class Stages:
 def task_of(recorded: dict) -> Task:
     """The task that a journal holds."""
     known = {field.name for field in dataclasses.fields(Task)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
     return Task(**{name: value for name, value in values.items() if name in known})
 
 
@@ -283,11 +283,11 @@ def plain_code(source: bytes) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
-            node.body = [
+            body[:] = [
                 item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
             ]
-            if not node.body and not isinstance(node, ast.Module):
-                node.body = [ast.Pass()]
+            if not body and not isinstance(node, ast.Module):
+                body.append(ast.Pass())
     return ast.unparse(tree)
 
 

@@ -129,7 +129,7 @@ class Verification:
             typical = time.monotonic() - began
             reason = measured.reason or check.reason
             if reason:
-                run.require_space()
+                run.require_room()
             event = Verified(
                 code=code.name,
                 commit=code.commit,
@@ -144,7 +144,9 @@ class Verification:
             run.console.line(f"  no score: {reason}" if event.score is None else f"  {event.score:.6f}")
         return True
 
-    async def measure(self, code: Code, seed: int, place: tuple[str, int, int, float]) -> tuple[Measurement, Measurement]:
+    async def measure(
+        self, code: Code, seed: int, place: tuple[str, int, int, float]
+    ) -> tuple[Measurement, Measurement]:
         """(One run of a code, its check on the holdout). place: among the runs to do, as Console.verifying wants it."""
         run = self.run
         run.require_own_code()
