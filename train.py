@@ -26,37 +26,37 @@ GPU = torch.cuda.is_available() and PROFILE.name != "cpu"
 
 # ----------------------------------------------------------------------------------------------
 # Hyperparameters. `a if GPU else b`: the value on a GPU, and the one of the small game on a CPU.
+# fmt: off
 
 # Model
-DEPTH = 9 if GPU else 4  # blocks; on a GPU slower than an H100 fewer, see `fitted`
-WIDTH = 512 if GPU else 128  # channels of the residual stream
-HEAD_DIM = 128 if GPU else 64  # channels a head
-WINDOW_PATTERN = (
-    "SSSL" if GPU else "SSL"
-)  # attention of each block, repeated: S short window, L all; the last block is L
-SHORT_WINDOW = 256 if GPU else 64  # tokens back that an S block sees
-MLP_RATIO = 4  # hidden channels of the MLP in units of WIDTH
-ROTARY_BASE = 200_000 if GPU else 10_000  # longest wavelength of the rotary embedding
-QK_SCALE = 1.15  # queries and keys are multiplied by this after their norm
-LOGIT_CAP = 15.0 if GPU else 0.0  # logits stay within +-LOGIT_CAP, softly; 0 is no cap
-INIT_SCALE = 0.68  # of the matrices, in units of sqrt(3 / WIDTH)
-X0_INIT = 0.05  # share of the embedding that each block gets again
+DEPTH = 9 if GPU else 4                     # blocks; on a GPU slower than an H100 fewer, see `fitted`
+WIDTH = 512 if GPU else 128                 # channels of the residual stream
+HEAD_DIM = 128 if GPU else 64               # channels a head
+WINDOW_PATTERN = "SSSL" if GPU else "SSL"   # attention of each block, repeated: S short window, L all; the last is L
+SHORT_WINDOW = 256 if GPU else 64           # tokens back that an S block sees
+MLP_RATIO = 4                               # hidden channels of the MLP in units of WIDTH
+ROTARY_BASE = 200_000 if GPU else 10_000    # longest wavelength of the rotary embedding
+QK_SCALE = 1.15                             # queries and keys are multiplied by this after their norm
+LOGIT_CAP = 15.0 if GPU else 0.0            # logits stay within +-LOGIT_CAP, softly; 0 is no cap
+INIT_SCALE = 0.68                           # of the matrices, in units of sqrt(3 / WIDTH)
+X0_INIT = 0.05                              # share of the embedding that each block gets again
 
 # Optimizer
-BATCH_TOKENS = 2**18 if GPU else 2**11  # tokens an optimizer step; on a GPU slower than an H100 fewer, see `fitted`
-EMBEDDING_LR = 0.8 if GPU else 0.3  # AdamW, token embedding
-VALUE_EMBEDDING_LR = 0.8 if GPU else 0.3  # AdamW, value embeddings
-UNEMBEDDING_LR = 0.005  # AdamW, output head
-SCALAR_LR = 0.5 if GPU else 0.1  # AdamW, per-block scalars
-MATRIX_LR = 0.04 if GPU else 0.02  # Muon, all other matrices
-MATRIX_WEIGHT_DECAY = 0.2  # Muon, cautious, falls to zero on a cosine
-VALUE_EMBEDDING_WEIGHT_DECAY = 0.003  # AdamW
-EMBEDDING_BETA1 = 0.8  # AdamW, embeddings and head
-BETA2 = 0.95  # AdamW
-MUON_MOMENTUM = 0.95  # reached after the first tenth of the budget, from 0.85
-MUON_BETA2 = 0.95  # of the second moment that evens out Muon's rows
-WARMDOWN = 0.75  # last share of the budget in which learning rates fall
-FINAL_LR = 0.05  # learning rates end at this fraction
+BATCH_TOKENS = 2**18 if GPU else 2**11      # tokens an optimizer step; on a GPU slower than an H100 fewer, see `fitted`
+EMBEDDING_LR = 0.8 if GPU else 0.3          # AdamW, token embedding
+VALUE_EMBEDDING_LR = 0.8 if GPU else 0.3    # AdamW, value embeddings
+UNEMBEDDING_LR = 0.005                      # AdamW, output head
+SCALAR_LR = 0.5 if GPU else 0.1             # AdamW, per-block scalars
+MATRIX_LR = 0.04 if GPU else 0.02           # Muon, all other matrices
+MATRIX_WEIGHT_DECAY = 0.2                   # Muon, cautious, falls to zero on a cosine
+VALUE_EMBEDDING_WEIGHT_DECAY = 0.003        # AdamW
+EMBEDDING_BETA1 = 0.8                       # AdamW, embeddings and head
+BETA2 = 0.95                                # AdamW
+MUON_MOMENTUM = 0.95                        # reached after the first tenth of the budget, from 0.85
+MUON_BETA2 = 0.95                           # of the second moment that evens out Muon's rows
+WARMDOWN = 0.75                             # last share of the budget in which learning rates fall
+FINAL_LR = 0.05                             # learning rates end at this fraction
+# fmt: on
 
 # End of hyperparameters
 # ----------------------------------------------------------------------------------------------
@@ -67,40 +67,26 @@ FINAL_LR = 0.05  # learning rates end at this fraction
 # keys, betas of each group and the cosine of the weight decay. Methods name their papers where they stand. The
 # numbers behind `else` were found here, on 2 cores.
 
+# fmt: off
 DEVICE = torch.device("cuda" if GPU else "cpu")
 HEADS = WIDTH // HEAD_DIM
-GATE_CHANNELS = 32  # channels that a value embedding's gate looks at
-POLAR_EXPRESS = (  # Amsel et al. 2025, arXiv 2505.16932: five odd quintics towards sign(x)
+GATE_CHANNELS = 32                          # channels that a value embedding's gate looks at
+POLAR_EXPRESS = (                           # Amsel et al. 2025, arXiv 2505.16932: five odd quintics towards sign(x)
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
     (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-PEAK_FLOPS = {  # dense bf16, from the vendor's data sheets; the longest name that fits counts
-    "A100": 312e12,
-    "A10": 125e12,
-    "A40": 149.7e12,
-    "A6000": 154.8e12,
-    "L4": 121e12,
-    "L40S": 362e12,
-    "H100": 989.5e12,
-    "H100 PCIe": 756e12,
-    "H200": 989.5e12,
-    "B200": 2250e12,
-    "B300": 2250e12,
-    "RTX 3090": 71e12,
-    "RTX 4090": 165.2e12,
-    "RTX 5090": 209.5e12,
+PEAK_FLOPS = {                              # dense bf16, from the data sheets; the longest name that fits counts
+    "A100": 312e12, "A10": 125e12, "A40": 149.7e12, "A6000": 154.8e12, "L4": 121e12, "L40S": 362e12,
+    "H100": 989.5e12, "H100 PCIe": 756e12, "H200": 989.5e12, "B200": 2250e12, "B300": 2250e12,
+    "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12,
 }
-MULTIPROCESSOR_FLOPS = {  # the same for one multiprocessor of a capability: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090
-    (8, 0): 2.9e12,
-    (8, 6): 0.87e12,
-    (8, 9): 1.3e12,
-    (9, 0): 7.5e12,
-    (10, 0): 15.2e12,
-    (12, 0): 1.2e12,
+MULTIPROCESSOR_FLOPS = {                    # of one multiprocessor: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090
+    (8, 0): 2.9e12, (8, 6): 0.87e12, (8, 9): 1.3e12, (9, 0): 7.5e12, (10, 0): 15.2e12, (12, 0): 1.2e12,
 }
+# fmt: on
 
 
 def bf16_is_native() -> bool:
@@ -308,7 +294,7 @@ class Block(nn.Module):
             self.value_gate = nn.Linear(GATE_CHANNELS, HEADS, bias=False)
 
     def forward(self, x, x0, residual_scale, x0_scale, idx, value_table, cos, sin):
-        """x and x0, the stream and what it began as, (B, T, WIDTH); value_table (VOCAB_SIZE, HEADS * HEAD_DIM) or None."""
+        """x, x0: the stream and what it began as, (B, T, WIDTH); value_table: (VOCAB_SIZE, HEADS * HEAD_DIM) or None."""
         x = residual_scale * x + x0_scale * x0
         x = x + self.attention(norm(x), idx, value_table, cos, sin)
         return x + self.mlp(norm(x))
@@ -481,7 +467,7 @@ def build_optimizers(model: GPT) -> tuple[torch.optim.AdamW, Muon]:
     ]
     adamw = torch.optim.AdamW(
         [
-            dict(params=list(params), lr=lr, base_lr=lr, betas=betas, weight_decay=decay)
+            {"params": list(params), "lr": lr, "base_lr": lr, "betas": betas, "weight_decay": decay}
             for params, lr, betas, decay in groups
         ],
         eps=1e-10,
@@ -588,10 +574,9 @@ def train() -> None:
             copied = loss.detach().to("cpu", non_blocking=True)
         if steps > 50 and steps % 50 == 2:  # two batches on, which TrainBatches has waited for: the copy has arrived
             value = copied.item()
-            print(
-                f"step {steps:5d}  loss {value:.4f}  {batches.elapsed:5.1f} s  {batches.tokens / batches.elapsed:,.0f} tokens/s",
-                flush=True,
-            )
+            seconds = batches.elapsed
+            rate = batches.tokens / seconds
+            print(f"step {steps:5d}  loss {value:.4f}  {seconds:5.1f} s  {rate:,.0f} tokens/s", flush=True)
             batches.report(loss=value, step=steps)
             if not math.isfinite(value):
                 raise SystemExit("the loss is not a finite number")

@@ -1,6 +1,6 @@
-"""A key is never written: what looks like one is taken out of every text that this project keeps or shows.
+"""Keys are never written: whatever looks like one is removed from every text that this project keeps or shows.
 
-A key is known by its shape, or by being the value of an environment variable whose name says that it is secret.
+A key is recognised by its shape, or as the value of an environment variable whose name says that it is secret.
 """
 
 import functools
@@ -8,14 +8,15 @@ import os
 import re
 from pathlib import Path
 
+# Names of environment variables that hold secrets.
 NAMES = re.compile(
     r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|AUTH(?!OR)|_PAT$|CUSTOM_HEADERS", re.IGNORECASE
-)  # of environment variables
-SHORTEST = 12  # characters of a value that is taken for a key: shorter ones stand in ordinary text, too
+)
+SHORTEST = 12  # characters of a value that counts as a key: shorter ones occur in ordinary text, too
 PLACE = "[key removed]"
 SHAPES = re.compile(
     r"""
-    (?<![\w/])(?: sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}             # Anthropic, OpenAI and those who imitate them
+    (?<![\w/])(?: sk-(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{16,}             # Anthropic, OpenAI and their likes
         | (?:ghp|gho|ghu|ghs|ghr)_[A-Za-z0-9]{20,} | github_pat_[A-Za-z0-9_]{20,}
         | glpat-[A-Za-z0-9_-]{16,}
         | hf_[A-Za-z0-9]{20,}
@@ -37,7 +38,7 @@ HEADERS = re.compile(
 
 
 def known() -> tuple[str, ...]:
-    """Values of this process's environment that are keys by their names, the longest first."""
+    """Values of the environment variables whose names say that they are secret, the longest first."""
     values = {
         part
         for name, value in os.environ.items()
@@ -66,7 +67,7 @@ def found(text: str) -> int:
 
 
 def scrub_file(path: Path, largest: int = 64 << 20) -> None:
-    """Take keys out of a log, if its first `largest` bytes hold any: then it loses what is beyond."""
+    """Remove keys from a log, if its first `largest` bytes hold any; what lies beyond them is then lost."""
     try:
         with open(path, "rb") as file:
             raw = file.read(largest)

@@ -1,4 +1,4 @@
-"""Remember: what one run learned, for all later runs. One line each in .autoresearch/lessons.md, free to be edited by hand.
+"""Lessons: what one run learned, kept for all later runs. One line each in .autoresearch/lessons.md; edit it freely.
 
 - L3 (confirmed 2) [cpu; CPU, 2 cores; run 2026-11-21, experiment 12]: a smaller batch beats a larger learning rate
 """
@@ -9,13 +9,12 @@ import re
 from pathlib import Path
 
 from autoresearch import keys
-from autoresearch.ledger import one_line
+from autoresearch.text import one_line
 
 SHOWN = 40  # in a brief, at most
 LINE = re.compile(r"- L(\d+) \(confirmed (\d+)\) \[([^;\]]*); ([^;\]]*); run ([^,\]]*), experiment (\d+)\]: (.+)")
-AGAIN = re.compile(
-    r"(?:confirms?\s+)?L(\d+)(?:[\s.,]*|:.*)", re.IGNORECASE
-)  # `L3`, `confirms L3`, `L3: also here`; not `L2 decay helps`
+# A lesson that confirms another one: `L3`, `confirms L3`, `L3: also here`; not `L2 decay helps`.
+AGAIN = re.compile(r"(?:confirms?\s+)?L(\d+)(?:[\s.,]*|:.*)", re.IGNORECASE)
 
 
 @dataclasses.dataclass
@@ -36,7 +35,7 @@ class Lesson:
 
 
 class Lessons:
-    """The lessons of all runs of a repository. Lines of the file that are none stay as they are."""
+    """The lessons of all runs of a repository. Lines of the file that are not lessons stay as they are."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,12 +44,12 @@ class Lessons:
         return [lesson for lesson in map(parse, self._lines()) if lesson]
 
     def for_profile(self, profile: str) -> list[Lesson]:
-        """Those that a brief shows: of the same profile, the most confirmed first, of equals the newest."""
+        """The lessons that a brief shows: those of its profile, the most confirmed first, then the newest."""
         fitting = [lesson for lesson in self.read() if lesson.profile == plain(profile)]
         return sorted(fitting, key=lambda lesson: (-lesson.confirmed, -lesson.number))[:SHOWN]
 
     def learn(self, text: str, profile: str, device: str, run: str, experiment: int) -> None:
-        """Add a lesson, or confirm the one that it names (`L3`) or repeats."""
+        """Add a lesson, or confirm the one that `text` names (`L3`) or repeats."""
         text = one_line(keys.scrub(text))
         if not text:
             return
@@ -67,11 +66,11 @@ class Lessons:
                     break
             else:
                 if named:
-                    return  # confirms what is not there
+                    return  # there is no such lesson
                 number = 1 + max((lesson.number for lesson in known.values()), default=0)
                 lines.append(str(Lesson(number, 0, plain(profile), plain(device), run, experiment, text)))
             part = self.path.with_suffix(".part")
-            part.write_text("\n".join(lines or []) + "\n", encoding="utf-8")
+            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
             part.replace(self.path)
 
     def _lines(self) -> list[str]:
@@ -81,7 +80,7 @@ class Lessons:
             return [
                 "# Lessons",
                 "",
-                "What earlier runs taught, as their agents saw it. Edit or delete freely: a brief shows what stands here.",
+                "What earlier runs taught, as their agents saw it. Edit or delete freely: agents read what is here.",
                 "",
             ]
 
@@ -94,9 +93,10 @@ def parse(line: str) -> Lesson | None:
 
 
 def plain(text: str) -> str:
-    """Without what separates the parts of a line."""
+    """Text without the characters that separate the parts of a line."""
     return re.sub(r"[;\[\]]", ",", one_line(text, 80))
 
 
 def core(text: str) -> str:
+    """The words alone: equal for texts that differ in layout and punctuation."""
     return " ".join(re.findall(r"\w+", text.casefold()))

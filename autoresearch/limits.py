@@ -1,86 +1,74 @@
 """When a night is over: what the user said beforehand, and Ctrl-C."""
 
-import contextlib
+import asyncio
 import dataclasses
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
-from autoresearch import count
-from autoresearch.ledger import Ledger
+from autoresearch.record.ledger import Ledger
+from autoresearch.text import count
 
 WARN = 0.8  # of a budget: from here on the user is told
+Result = TypeVar("Result")
 
 
-class Interrupted(BaseException):
-    """The user asked to stop while an agent was thinking. Nothing between catches it by chance."""
+class Stopped(Exception):
+    """The user asked to stop before this was done."""
 
 
 class StopRequest:
-    """Counts Ctrl-C: the first asks to stop after the running trial, the second to stop now.
+    """Counts Ctrl-C: the first asks to stop after the running trials, the second to stop now. `level` is 0, 1 or 2.
 
-    SIGTERM and a closed terminal (SIGHUP) mean now. Signals closer than 0.3 s count once: a
-    terminal sends Ctrl-C to `uv` too, which passes it on.
+    SIGTERM and a closed terminal (SIGHUP) mean now. Signals closer than 0.3 s count once: a terminal sends Ctrl-C to
+    `uv` too, which passes it on. A signal only changes `level` and wakes who waits for that; nothing is raised.
+    Made inside the running event loop.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.level, self._last, self._say, self._thinking = 0, 0.0, say, False
-        self.trials = 0  # that are running
+        self.level, self.trials = 0, 0  # trials: how many are running
+        self._last, self._say, self._change = 0.0, say, asyncio.Event()
+        loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._count)
-        self._main = threading.main_thread().ident
-        signal.signal(signal.SIGUSR1, self._wake)
-        signal.signal(
-            signal.SIGTSTP, lambda *_: say("experiments are timed, so the loop does not pause; Ctrl-C stops it")
+            loop.add_signal_handler(number, self._count, number)
+        loop.add_signal_handler(
+            signal.SIGTSTP, say, "experiments are timed, so the loop does not pause; Ctrl-C stops it"
         )
 
-    def _count(self, number: int, frame) -> None:
+    def _count(self, number: int) -> None:
         previous, self._last = self._last, time.monotonic()
         if number != signal.SIGINT:
             self.level = 2
         elif self._last - previous > 0.3:
-            self.level += 1
-            if self.level == 1 and (self.trials or not self._thinking):
+            self.level = min(2, self.level + 1)
+            if self.level == 1 and self.trials:
                 self._say("stopping when the running experiment has its verdict; Ctrl-C again stops now")
-        if self._thinking:
-            self._thinking = False
-            raise Interrupted
-
-    def interrupt(self) -> None:
-        """From another thread: an agent that thinks in the main one thinks in vain."""
-        signal.pthread_kill(self._main, signal.SIGUSR1)
-
-    def _wake(self, number: int, frame) -> None:
-        if self._thinking:
-            self._thinking = False
-            raise Interrupted
+        self._change.set()
+        self._change = asyncio.Event()
 
     def now(self) -> bool:
         return self.level >= 2
 
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside `interrupts`: what runs inside this is short, and is finished first."""
-        thinking, self._thinking = self._thinking, False
-        try:
-            yield
-        finally:
-            self._thinking = thinking
-        if thinking and self.level:
-            self._thinking = False
-            raise Interrupted
+    async def reaches(self, level: int) -> None:
+        """Wait until the user has asked for this level."""
+        while self.level < level:
+            await self._change.wait()
 
-    @contextlib.contextmanager
-    def interrupts(self) -> Iterator[None]:
-        """What runs inside is worth no waiting: a request to stop raises Interrupted there."""
-        self._thinking = True
+    async def unless_asked(self, work: Awaitable[Result], level: int = 1) -> Result:
+        """The result of some work, which is cancelled when the user asks to stop: then Stopped is raised."""
+        task, asked = asyncio.ensure_future(work), asyncio.ensure_future(self.reaches(level))
         try:
-            if self.level:
-                raise Interrupted
-            yield
+            await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise Stopped
         finally:
-            self._thinking = False
+            for one in (task, asked):
+                one.cancel()
+            await asyncio.wait({task, asked})
+            if task.done() and not task.cancelled():
+                task.exception()  # has been seen
 
 
 @dataclasses.dataclass
@@ -108,7 +96,7 @@ class Limits:
             "--max-cost": (spent.dollars, self.dollars, f"${spent.dollars:.2f} of ${self.dollars or 0:g}"),
             "--max-tokens": (spent.tokens, self.tokens, f"{spent.tokens:,} of {self.tokens or 0:,} tokens"),
         }
-        return {option: budget for option, budget in budgets.items() if budget[1] is not None}
+        return {option: (used, most, words) for option, (used, most, words) in budgets.items() if most is not None}
 
     def room(self, ledger: Ledger) -> bool:
         """Whether the run may have one more experiment than were begun."""
@@ -120,7 +108,7 @@ class Limits:
             if not spending and option.startswith("--max-"):
                 continue
             if used >= allowed and option == "--experiments":
-                return f"the run has its {count(allowed, 'experiment')}; a larger --experiments goes on, --tag NEW starts another"
+                return f"the run has its {count(int(allowed), 'experiment')}; a larger --experiments goes on, --tag NEW starts another"
             if used >= allowed and option == "--hours":
                 return f"{allowed:g} hours are over"
             if used >= allowed:

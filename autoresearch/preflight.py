@@ -134,7 +134,7 @@ def objections(tree: ast.Module, imports: Set[str] = frozenset()) -> Iterator[tu
                 bound.add(name)
     for node in ast.walk(tree):
         for text in objections_to(node, imported, bound, MODULES | imports):
-            yield node.lineno, text
+            yield getattr(node, "lineno", 1), text
 
 
 def objections_to(node: ast.AST, imported: dict[str, str], bound: set[str], modules: Set[str]) -> Iterator[str]:
@@ -164,17 +164,17 @@ def objections_to(node: ast.AST, imported: dict[str, str], bound: set[str], modu
                 yield f"`{name}` is out of bounds: Python's own machinery is not part of the game"
             if name in CLOCK and root_of(node) != "self":
                 yield f"`{ast.unparse(node)}` belongs to the clock"
-            whole = [*imported.get(root_of(node), "").split("."), *ast.unparse(node).split(".")]
+            whole = [*imported.get(root_of(node) or "", "").split("."), *ast.unparse(node).split(".")]
             if not isinstance(context, ast.Load) and root_of(node) in imported and not SETTINGS & set(whole):
                 yield f"`{ast.unparse(node)}` is written to: what is imported stays as it is"
         case ast.Call(
             func=ast.Name(id="getattr" | "setattr" | "delattr" | "hasattr" as function), args=[target, *rest]
         ):
-            literal = rest and isinstance(rest[0], ast.Constant)
-            if root_of(target) in imported and (function in ("setattr", "delattr") or not literal):
+            literal = rest[0].value if rest and isinstance(rest[0], ast.Constant) else None
+            if root_of(target) in imported and (function in ("setattr", "delattr") or literal is None):
                 yield f"`{function}` on what is imported, by a name made at run time or to change it, is out of bounds"
-            elif literal and (rest[0].value in ATTRIBUTES or str(rest[0].value).startswith("__")):
-                yield f"`{rest[0].value}` is out of bounds: no files, processes, sockets or environment"
+            elif literal in ATTRIBUTES or str(literal).startswith("__"):
+                yield f"`{literal}` is out of bounds: no files, processes, sockets or environment"
         case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name), args=arguments, keywords=keywords) if (
             name in SEEDING
         ):

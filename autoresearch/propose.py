@@ -1,252 +1,360 @@
-"""Propose: from the record to an edit that stands in the worktree and can be run.
+"""From the record to an edit: choose an agent, brief it, check its edit, commit it.
 
-An agent is told (brief.py), edits, and is told again when its edit is refused; it is waited for when it cannot be reached.
+An edit that is refused goes back to its agent with the reason. An agent that cannot be reached is waited for.
 """
 
+import asyncio
+import dataclasses
 import time
 
 import git
 
 from autoresearch import UserError, keys
-from autoresearch.agents import Agent, AgentFailed, AgentUnavailable, Proposal
-from autoresearch.brief import BUDGET, DATA_LIMIT, Brief, page
-from autoresearch.console import duration
-from autoresearch.lab import LEFT, RUNS, Lab
-from autoresearch.ledger import Attempt, one_line
+from autoresearch.agents import Agent, AgentFailed, AgentStopped, AgentUnavailable, NothingLeft, Proposal
+from autoresearch.agents.bandit import choose
+from autoresearch.brief import BUDGET, Brief
+from autoresearch.experiment import Returned
 from autoresearch.lessons import Lessons
-from autoresearch.limits import Interrupted
+from autoresearch.limits import Limits
+from autoresearch.pages import Pages
+from autoresearch.record import events
+from autoresearch.record.ledger import Attempt
+from autoresearch.repo import short
+from autoresearch.run import RUNS, Run
+from autoresearch.runner import PREFLIGHT, Job
+from autoresearch.runner.logs import read_tail
 from autoresearch.task import read_agenda, read_stages
-from autoresearch.trial import read_tail
+from autoresearch.text import duration, one_line
 
-MENDS = 3  # times that a refused edit goes back to the agent
+RETRIES = 3  # times that a refused edit goes back to its agent
+FAILURES = 5  # failed proposals in a row, before the loop gives up
 PATIENCE = 2.0, 300.0  # seconds to the first next call of an agent that cannot be reached, and to the last
+ABANDONED = "its trial was interrupted, and another edit was tried instead"  # a verdict's reason
 
 
-class Proposing:
-    """Agents at work on one run.
+class Proposer:
+    """Lets agents propose, one at a time.
 
-    web_search: whether agents may look outside. brief_tokens: how much they are told. driven: the edit in the worktree is that of an agent that
-    drives; it goes back to no one, and whatever happens it stays where it is until it has a verdict.
+    agents: of several the bandit chooses one for each experiment. fill: who proposes while none can be reached.
+    web_search: whether agents may look outside. brief_tokens: how much they are told. external: the edit in the worktree
+    is that of an external agent; it goes back to no one, and whatever happens it stays where it is until its verdict.
     """
 
-    def __init__(self, lab: Lab, web_search: bool = False, brief_tokens: int = BUDGET, driven: bool = False) -> None:
-        self.lab, self.ledger, self.repo, self.task, self.console, self.stop = (
-            lab,
-            lab.ledger,
-            lab.repo,
-            lab.task,
-            lab.console,
-            lab.stop,
-        )
-        self.web_search, self.brief_tokens, self.driven = web_search, brief_tokens, driven
-        self.lessons = Lessons(lab.root / RUNS / "lessons.md")
-        self.stages = read_stages(lab.root / "program.md")
-        self.pages = lab.folder / "attempts"
-        self.written = 0  # of the finished attempts, those that have their page
+    def __init__(
+        self,
+        run: Run,
+        pages: Pages,
+        agents: list[Agent],
+        fill: Agent | None = None,
+        web_search: bool = False,
+        brief_tokens: int = BUDGET,
+        external: bool = False,
+    ) -> None:
+        self.run, self.ledger, self.repo, self.task, self.console = run, run.ledger, run.repo, run.task, run.console
+        self.pages, self.agents, self.fill, self.external = pages, agents, fill, external
+        self.web_search, self.brief_tokens = web_search, brief_tokens
+        self.lessons = Lessons(run.root / RUNS / "lessons.md")
+        self.stages = read_stages(run.root / "program.md")
+        self.nothing_left = ""  # why no agent has a proposal, until the next verdict
+        self.failures = 0  # in a row
         self.patience: dict[str, float] = {}  # by agent that could not be reached: seconds until it is called again
         self.call_again: dict[str, float] = {}  # and when that is
-        self.rehearsed: float | None = None  # seconds that the last rehearsal took
-        self.remade: int | None = None  # number of an attempt that is made anew without having run: it may be as it was
+        self.preflight_seconds: float | None = None  # that the last one took
         self.base: Attempt | None = None  # the champion that the worktree was given to the agent with
+        self.made_anew: int | None = None  # an attempt that goes back without having run: its edit may be as it was
 
-    def away(self, agent: Agent) -> bool:
-        """Whether an agent could not be reached and is not to be called yet."""
-        return time.monotonic() < self.call_again.get(agent.name, 0.0)
+    def wanted(self, limits: Limits, waiting: int, idle: int, lookahead: int) -> bool:
+        """Whether there should be one more attempt: for a seat that is idle, or to have one when a trial is over.
 
-    def ask(
+        waiting: attempts that can run next. idle: seats without a trial. lookahead: attempts to have ready.
+        """
+        if self.ledger.champion is None:
+            return not self.ledger.pending
+        return not self.nothing_left and waiting < max(idle, lookahead) and limits.room(self.ledger)
+
+    def agent_of(self, attempt: Attempt) -> Agent | None:
+        """The agent of an attempt, if it can make it anew."""
+        return next((agent for agent in self.agents if agent.name == attempt.agent and agent.retries), None)
+
+    # -- a new attempt
+
+    async def next_attempt(self) -> Attempt | None:
+        """The baseline first; then what an agent proposes. None when it proposed nothing that can run.
+
+        Raises UserError when agents have failed too often.
+        """
+        number = len(self.ledger.attempts) + 1
+        if self.ledger.champion is None:
+            base = self.ledger.base
+            return await self.commit_as(number, base, base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
+        self.reset()
+        ready = [agent for agent in self.agents if time.monotonic() >= self.call_again.get(agent.name, 0.0)]
+        agent = choose(ready or self.agents, self.ledger, self.task.lower_is_better)
+        if self.fill and not ready:
+            agent = self.fill
+        try:
+            proposal = await self.ask(number, agent)
+        except AgentUnavailable as failure:
+            self.reset()
+            others = (other.name for other in (*ready, self.fill) if other and other is not agent)
+            await self.wait_for(agent, failure, instead=next(others, None))
+            return None
+        except NothingLeft as nothing:
+            self.without(agent, str(nothing))
+            return None
+        self.patience.pop(agent.name, None)
+        if proposal:
+            self.failures = 0
+            return await self.commit(number, proposal, agent.name)
+        self.reset()
+        self.failures += 1
+        if self.failures >= FAILURES:
+            raise UserError(
+                f"{agent.name} failed {FAILURES} times in a row, the last time: {self.ledger.refused[-1].reason}. "
+                "What was measured is kept; see to the agent and run the same command again"
+            )
+        return None
+
+    def without(self, agent: Agent, reason: str) -> None:
+        """An agent has proposed all it ever will."""
+        if agent is self.fill:
+            self.fill = None
+        elif len(self.agents) > 1:
+            self.agents.remove(agent)
+        else:
+            self.nothing_left = reason
+
+    async def commit(self, number: int, proposal: Proposal, agent: str) -> Attempt:
+        assert self.base is not None
+        description = proposal.description or f"edit of {', '.join(self.task.editable)} without a description"
+        proposal = dataclasses.replace(proposal, description=description)
+        commit = await self.run.with_room(lambda: self.repo.commit(self.task.editable, description))
+        attempt = await self.commit_as(number, commit, self.base.commit, proposal, agent)
+        profile, device = self.run.facts.profile or "", self.run.facts.device or ""
+        learn = (proposal.lesson, profile, device, self.repo.tag, number)
+        await self.run.with_room(lambda: self.lessons.learn(*learn))
+        return attempt
+
+    async def commit_as(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
+        """Record a commit as an attempt."""
+        attempt = events.Attempt(
+            number=number,
+            commit=commit,
+            parent=parent,
+            **dataclasses.asdict(proposal),
+            agent=agent,
+            edit=self.run.edit(),
+            lines=self.run.lines(commit) - self.run.lines(parent),
+            preflight=self.preflight_seconds,
+        )
+        await self.run.record(attempt)
+        await self.run.with_room(lambda: self.repo.remember(number, commit))
+        return self.ledger.attempts[number - 1]
+
+    # -- an attempt made anew
+
+    async def retry(self, back: Returned) -> bool:
+        """Let an agent make an attempt anew, under the same number. False when nothing comes of it."""
+        attempt, agent = back.attempt, self.agent_of(back.attempt)
+        if agent is None:
+            return False
+        self.console.line(
+            f"experiment {attempt.number} "
+            + (
+                f"crashed early: {one_line(back.reason, 200)}; {agent.name} may repair it"
+                if back.crashed
+                else f"goes back to {agent.name}: {back.reason}"
+            ),
+            "yellow",
+        )
+        while True:
+            self.reset()
+            try:
+                proposal = await self.ask_anew(back, agent)
+                break
+            except AgentUnavailable as failure:
+                others = self.fill or len(self.agents) > 1
+                await self.wait_for(agent, failure, "its verdict is final, and another" if others else None)
+                if others:
+                    proposal = None
+                    break
+            except (AgentStopped, asyncio.CancelledError):
+                if back.crashed:
+                    self.ledger.append(events.Interrupted(number=attempt.number))
+                    again = f"experiment {attempt.number} runs again when the run goes on"
+                    self.console.line(f"  interrupted: {again}", "yellow")
+                raise
+        if proposal is None:
+            self.reset()
+            return False
+        times = f"-{attempt.repairs + 1}" if attempt.repairs else ""
+        name = f"{attempt.number}-crashed{times}" if back.crashed else f"{attempt.number}-on-{short(attempt.parent)}"
+        self.repo.remember(name, attempt.commit)
+        description = proposal.description or attempt.description
+        self.patience.pop(agent.name, None)
+        await self.commit(attempt.number, dataclasses.replace(proposal, description=description), agent.name)
+        return True
+
+    async def ask_anew(self, back: Returned, agent: Agent) -> Proposal | None:
+        attempt, commit = back.attempt, back.attempt.commit
+        if back.crashed:
+            if attempt.parent != self.ledger.champion_commit:  # another was kept meanwhile
+                commit = self.repo.move(commit, self.ledger.champion_commit)
+            if commit:
+                self.repo.take_up(commit, self.task.editable)
+                return await self.ask(attempt.number, agent, attempt, back.reason)
+        advice = f"{back.reason}. Make it again, on top of the champion. It was:\n\n{self.run.diff(attempt)}"
+        return await self.ask(attempt.number, agent, refusal=advice)
+
+    # -- asking
+
+    async def ask(
         self, number: int, agent: Agent, crashed: Attempt | None = None, crash: str = "", refusal: str | None = None
     ) -> Proposal | None:
         """An edit that stands in the worktree, on top of `base`, and can be run; None if the agent failed.
 
-        A refused one goes back to it, with the reason. crashed, crash: the attempt that is to be mended, and why. refusal: why an edit
-        that it made before is refused.
+        A refused one goes back to it, with the reason. crashed, crash: the attempt that is to be repaired, and why.
+        refusal: why an edit that it made before is refused. Raises AgentUnavailable, NothingLeft, UserError.
         """
         self.base = self.ledger.champion
-        self.remade = number if refusal and not crashed else None
-        for _ in range(1 if self.driven else 1 + MENDS):
+        assert self.base is not None
+        self.made_anew = number if refusal and not crashed else None
+        for _ in range(1 if self.external else 1 + RETRIES):
             said, failed = Proposal(), False
             self.console.proposing(number, agent.name)
             try:
-                brief = self.brief(number, refusal, crashed, crash)
-                with self.lab.unlocked(), self.stop.interrupts():
-                    said = agent.propose(brief, self.repo.worktree)
-                refusal = self.refusal() or self.rehearsal(number)
-                if refusal and self.stop.now():
-                    raise Interrupted
+                said = await agent.propose(self.brief(number, refusal, crashed, crash), self.repo.worktree)
+                refusal = await self.refusal(number)
             except AgentUnavailable:
                 raise
-            except Interrupted as stop:
-                if tokens := getattr(stop, "tokens", said.tokens):
-                    self.ledger.append(
-                        "waited",
-                        reason="interrupted",
-                        seconds=0.0,
-                        agent=agent.name,
-                        tokens=tokens,
-                        dollars=getattr(stop, "dollars", said.dollars),
-                    )
+            except AgentStopped as stopped:
+                self.note_spent(agent, stopped.tokens, stopped.dollars)
+                raise asyncio.CancelledError from None
+            except asyncio.CancelledError:
+                self.note_spent(agent, said.tokens, said.dollars)
                 raise
             except AgentFailed as failure:
-                refusal, said, failed = str(failure), Proposal(tokens=failure.tokens, dollars=failure.dollars), True
+                refusal, failed = str(failure), True
+                said = Proposal(tokens=failure.tokens, dollars=failure.dollars)
             except git.GitError as failure:  # an agent can leave git in disorder
                 refusal = str(failure)
-                self.lab.require_space()
-                if not self.driven:
+                self.run.require_room()
+                if not self.external:
                     self.repo.reset(self.repo.worktree, self.base.commit)
             finally:
-                self.console.stop_bar()
+                self.console.proposed()
             if refusal is None:
                 return said
             refusal = keys.scrub(refusal)
             self.ledger.append(
-                "refused",
-                number=number,
-                reason=refusal,
-                description=said.description,
-                agent=agent.name,
-                tokens=said.tokens,
-                dollars=said.dollars,
-            )
-            self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
-            if failed or self.stop.level:
-                return None
-            if not self.driven:
-                self.repo.restore_all_but(self.task.editable) if agent.mends else self.repo.reset(
-                    self.repo.worktree, self.base.commit
+                events.Refused(
+                    number=number, reason=refusal, description=said.description, agent=agent.name, tokens=said.tokens,
+                    dollars=said.dollars,
                 )
+            )  # fmt: skip
+            self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
+            if failed or self.run.stop.level:
+                return None
+            if not self.external and agent.retries:
+                self.repo.restore_all_but(self.task.editable)
+            elif not self.external:
+                self.repo.reset(self.repo.worktree, self.base.commit)
         return None
 
-    def settle(self) -> None:
-        """The worktree to the champion, unless somebody works in it."""
-        if not self.driven:
-            self.lab.settle()
+    def note_spent(self, agent: Agent, tokens: int | None, dollars: float | None) -> None:
+        """What a proposal took that was interrupted."""
+        if tokens:
+            self.ledger.append(events.Waited(reason="interrupted", agent=agent.name, tokens=tokens, dollars=dollars))
 
-    def learn(self, lesson: str, number: int) -> None:
-        game = self.ledger.game
-        self.lessons.learn(lesson, game.get("profile") or "", game.get("device") or "", self.repo.tag, number)
-
-    def refusal(self) -> str | None:
-        """Why the edit in the worktree cannot be run, or None."""
+    async def refusal(self, number: int) -> str | None:
+        """Why the edit in the worktree cannot be run, or None: rules first, then a short rehearsal of the model."""
+        assert self.base is not None
         changed = self.repo.changed(self.base.commit)
-        if refusal := self.task.refusal(self.repo.worktree, changed, self.lab.originals):
-            return refusal
-        for name in self.task.editable:
-            text = (self.repo.worktree / name).read_text(errors="replace")
+        if objection := self.task.objection(self.repo.worktree, changed, self.run.originals):
+            return objection
+        files = {name: (self.repo.worktree / name).read_bytes() for name in self.task.editable}
+        for name, content in files.items():
             before = self.repo.read(self.base.commit, name).decode(errors="replace")
-            if keys.found(text) > keys.found(before):
+            if keys.found(content.decode(errors="replace")) > keys.found(before):
                 return f"{name} holds something that looks like a key; it must not be in git"
-        edit = self.lab.edit()
-        earlier = self.ledger.mended.get(edit) or next(
-            (
-                attempt
-                for attempt in self.ledger.attempts
-                if attempt.edit == edit and attempt.reason != LEFT and attempt.number != self.remade
-            ),
-            None,
-        )
-        if earlier and earlier.commit == self.base.commit:
-            return "only comments or layout changed, so it would score as the champion does"
-        return (
-            earlier
-            and f"the same edit was tried before, as experiment {earlier.number} ({earlier.status or 'it crashed'})"
-        )
-
-    def rehearsal(self, number: int) -> str | None:
-        """Why the edit in the worktree cannot work, found without a trial, or None."""
+        if earlier := self.tried_before(self.run.edit()):
+            if earlier.commit == self.base.commit:
+                return "only comments or layout changed, so it would score as the champion does"
+            return f"the same edit was tried before, as experiment {earlier.number} ({earlier.status or 'it crashed'})"
         if not self.task.preflight:
             return None
-        trial = self.lab.trial(self.lab.folder / "trials" / str(number), where=self.repo.worktree)
-        with self.lab.unlocked():
-            reason = trial.rehearse()
-        self.rehearsed = trial.seconds.get("preflight")
-        self.lab.require_space()
-        return reason
+        job = Job(str(number), files, (PREFLIGHT,), seed=self.run.seed)
+        measured = await self.run.runner.run(job, self.run.runner.seats[0], lambda phase: None)
+        self.preflight_seconds = measured.seconds.get(PREFLIGHT)
+        self.run.require_room()
+        return measured.reason or None
 
-    def check(self, number: int) -> str | None:
-        """The same for an agent that is at work: why its edit cannot be run, or None."""
-        with self.stop.deferred(), self.lab.house:
-            return self.refusal() or self.rehearsal(number)
+    def tried_before(self, edit: str) -> Attempt | None:
+        """The earlier attempt that did the same."""
+        for attempt in self.ledger.attempts:
+            if attempt.edit == edit and attempt.reason != ABANDONED and attempt.number != self.made_anew:
+                return attempt
+        return self.ledger.repaired.get(edit)
 
     def brief(self, number: int, refusal: str | None = None, crashed: Attempt | None = None, crash: str = "") -> Brief:
         """Told anew for each proposal: a program.md edited in the night counts from the next one on."""
-        ledger, lab, champion = self.ledger, self.lab, self.base
+        run, ledger, champion = self.run, self.ledger, self.base
+        assert champion is not None
         try:
-            self.stages = read_stages(lab.root / "program.md")
+            self.stages = read_stages(run.root / "program.md")
         except UserError as error:  # edited in the night: not worth stopping for
             self.console.line(f"{error}; the stages stay as they were", "yellow")
-        for attempt in ledger.finished[self.written :]:
-            self.write_page(attempt)
-        self.written = len(ledger.finished)
-        taken = {path.name for path in (lab.folder / "proposals").glob(f"{number}*")}
-        desk = next(
-            name for name in (str(number), *(f"{number}-{again}" for again in range(2, 1000))) if name not in taken
-        )
-        (lab.folder / "proposals" / desk).mkdir(parents=True)
+        self.pages.catch_up()
+        proposals = run.folder / "proposals"
+        taken = {path.name for path in proposals.glob(f"{number}*")}
+        names = (str(number), *(f"{number}-{again}" for again in range(2, 1000)))
+        folder = proposals / next(name for name in names if name not in taken)
+        folder.mkdir(parents=True)
+        unfinished = (attempt for attempt in ledger.pending if attempt.number != number)
+        files = run.files(champion.commit)
         return Brief(
             number,
             self.task,
-            read_agenda(lab.root / "program.md"),
-            ledger.game,
+            read_agenda(run.root / "program.md"),
+            run.facts,
             champion,
-            sources={
-                name: self.repo.read(champion.commit, name).decode(errors="replace") for name in self.task.editable
-            },
+            sources={name: content.decode(errors="replace") for name, content in files.items()},
             attempts=ledger.finished,
-            in_flight=[attempt for attempt in ledger.pending if attempt.number != number],
+            in_flight=list(unfinished),
             noise=ledger.noise(),
             stages=self.stages,
-            lessons=self.lessons.for_profile(ledger.game.get("profile") or ""),
-            refused=[event for event in ledger.refused if event["number"] == number],
+            lessons=self.lessons.for_profile(run.facts.profile or ""),
+            refused=[event for event in ledger.refused if event.number == number],
             refusal=refusal,
-            remade=self.remade == number and not self.repo.changed(champion.commit),
+            remade=self.made_anew == number and not self.repo.changed(champion.commit),
             crash=crash or None,
-            crash_log=self.lab.log_tail(crashed) if crashed else "",
+            crash_log=run.runner.log(str(crashed.number)) if crashed else "",
             web_search=self.web_search,
             budget=self.brief_tokens,
-            desk=lab.folder / "proposals" / desk,
-            pages=self.pages,
-            look=lambda wanted: read_tail(self.pages / f"{wanted}.md") or f"there is no experiment {wanted}",
-            check=lambda: self.check(number),
+            transcript=folder,
+            pages=self.pages.folder,
+            look=lambda wanted: read_tail(self.pages.path(wanted)) or f"there is no experiment {wanted}",
+            check=lambda: self.refusal(number),
         )
 
-    def write_page(self, attempt: Attempt) -> None:
-        """What can be known of an attempt, for agents and people to read."""
-        path = self.pages / f"{attempt.number}.md"
-        if not path.exists():
-            path.parent.mkdir(exist_ok=True)
-            log = read_tail(self.lab.trial_folder(attempt) / "train.log", DATA_LIMIT)
-            part = path.with_suffix(".part")
-            part.write_text(
-                keys.scrub(
-                    page(attempt, self.task, self.repo.diff(attempt.parent, attempt.commit, self.task.editable), log)
-                )
-            )
-            part.replace(path)
+    def reset(self) -> None:
+        """The worktree to the champion, unless somebody works in it."""
+        if not self.external:
+            self.run.reset()
 
-    def reached(self, agent: Agent) -> None:
-        self.patience.pop(agent.name, None)
-
-    def wait_for(self, agent: Agent, failure: AgentUnavailable, instead: str | None) -> None:
-        """Until it is worth calling an agent again that could not be reached; not at all where another one, `instead`, goes on."""
+    async def wait_for(self, agent: Agent, failure: AgentUnavailable, instead: str | None) -> None:
+        """Until an agent that could not be reached may be called again; not at all where another, `instead`, goes on."""
         wait = self.patience.get(agent.name, PATIENCE[0])
         self.console.unreachable(agent.name, str(failure), again=agent.name in self.patience)
         self.patience[agent.name] = min(2 * wait, PATIENCE[1])
         self.call_again[agent.name] = time.monotonic() + wait
-        self.console.line(
-            f"{agent.name} cannot be reached: {one_line(keys.scrub(str(failure)), 200)}; "
-            + (f"{instead} fills in" if instead else f"next call in {duration(wait)}"),
-            "yellow",
-        )
+        reason = one_line(keys.scrub(str(failure)), 200)
+        then = f"{instead} fills in" if instead else f"next call in {duration(wait)}"
+        self.console.line(f"{agent.name} cannot be reached: {reason}; {then}", "yellow")
+        seconds = 0.0 if instead else wait
         self.ledger.append(
-            "waited",
-            reason=str(failure),
-            seconds=0.0 if instead else wait,
-            agent=agent.name,
-            tokens=failure.tokens,
-            dollars=failure.dollars,
+            events.Waited(
+                reason=str(failure), seconds=seconds, agent=agent.name, tokens=failure.tokens, dollars=failure.dollars
+            )
         )
-        try:
-            with self.lab.unlocked(), self.stop.interrupts():
-                time.sleep(0 if instead else wait)
-        except Interrupted:
-            pass
+        await asyncio.sleep(seconds)

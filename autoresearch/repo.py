@@ -1,15 +1,16 @@
 """Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in worktrees of its own.
 
-The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`; trials run in a `stage`,
-one for each worker, which holds the commit that the run began with and, of an attempt, the editable files alone. All stand on
-a detached HEAD, so the branch moves only when something is kept (and can be checked out elsewhere);
-every attempt, kept or not, stays reachable under refs/autoresearch/<tag>/<number>.
+The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`; trials run in a `stage`, one for
+each seat, which holds the commit that the run began with and, of an attempt, the editable files alone. All stand on a
+detached HEAD, so the branch moves only when something is kept (and can be checked out elsewhere); every attempt, kept
+or not, stays reachable under refs/autoresearch/<tag>/<number>.
 """
 
 import contextlib
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import git
@@ -17,10 +18,21 @@ import git
 from autoresearch import UserError, disk_is_full
 
 
+class Git(git.Git):
+    """git in a session of its own: Ctrl-C at the terminal, which reaches every process there, must not end it half-way."""
+
+    def execute(self, command, *arguments, **options):
+        return super().execute(command, *arguments, **options, start_new_session=True)
+
+
+class Repository(git.Repo):
+    GitCommandWrapperType = Git
+
+
 def open_repository(folder: Path) -> git.Repo:
     """The repository around `folder`. Raises UserError where a run could not commit."""
     try:
-        repository = git.Repo(folder, search_parent_directories=True)
+        repository = Repository(folder, search_parent_directories=True)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError):
         raise UserError(
             f"{folder} is not in a git repository; make it one: `git init && git add -A && git commit -m start`"
@@ -48,11 +60,12 @@ class RunRepo:
 
     def __init__(self, repository: git.Repo, tag: str, folder: Path) -> None:
         self.repository = repository
+        self.root = Path(os.path.realpath(repository.working_tree_dir or folder))  # the user's checkout
         self.tag = tag
         self.branch = f"autoresearch/{tag}"
         self.worktree = folder / "worktree"
         self.scratch = folder / "scratch"
-        self.stages: dict[int, Stage] = {}
+        self.stages: dict[str, Stage] = {}
 
     def head(self) -> str:
         """The commit that the user's checkout stands on."""
@@ -68,11 +81,10 @@ class RunRepo:
         except git.GitCommandError:
             return None
 
-    def settle(self, champion: str, keep_edit: bool = False) -> None:
+    def stand_at(self, champion: str, keep_edit: bool = False) -> None:
         """Make branch and worktree stand at the champion, whatever was left behind; with keep_edit the worktree's files stay.
 
-        Called after every verdict and at every start, so a run that was killed between two steps
-        goes on as if it had not been.
+        Called after every verdict and at every start, so that a run which was killed between two steps goes on.
         """
         if self.branch_tip() != champion:
             self._require_branch_is_free(self.branch)
@@ -80,16 +92,14 @@ class RunRepo:
         if not keep_edit or not (self.worktree / ".git").exists():
             self.reset(self.worktree, champion)
 
-    def stage(self, worker: int = 0) -> "Stage":
-        """Where the trials of a worker run."""
-        return self.stages.setdefault(
-            worker, Stage(self, self.worktree.with_name(f"stage-{worker}" if worker else "stage"))
-        )
+    def stage(self, name: str) -> "Stage":
+        """A worktree of that name in which trials run."""
+        return self.stages.setdefault(name, Stage(self, self.worktree.with_name(name)))
 
     def move(self, commit: str, champion: str) -> str | None:
         """What a commit changed, as a commit on top of the champion, which stands in the scratch worktree then. None if it does not go there."""
         self.reset(self.scratch, champion)
-        tree = git.Repo(self.scratch)
+        tree = Repository(self.scratch)
         try:
             tree.git.cherry_pick("--no-commit", commit)
             tree.git.execute(
@@ -121,7 +131,7 @@ class RunRepo:
                     shutil.rmtree(folder, ignore_errors=True)
                     self.repository.git.worktree("prune")
                     self.repository.git.worktree("add", "--force", "--detach", str(folder), commit)
-                tree = git.Repo(folder)
+                tree = Repository(folder)
                 tree.git.reset("--hard", commit)
                 tree.git.checkout("--detach", "--force", commit)
                 tree.git.clean("-ffdxq")
@@ -181,7 +191,7 @@ class RunRepo:
         """(The champion with kept commits left out, newest first, as a commit; those of them that could not be: others build on them.)"""
         stuck = []
         self.reset(self.scratch, champion)
-        tree = git.Repo(self.scratch)
+        tree = Repository(self.scratch)
         for commit in commits:
             before = tree.git.write_tree()
             try:
@@ -218,7 +228,7 @@ class RunRepo:
         return [entry[3:] for entry in listing.split("\0") if entry]
 
     def _tree(self) -> git.Repo:
-        return git.Repo(self.worktree)
+        return Repository(self.worktree)
 
 
 class Stage:
@@ -228,15 +238,14 @@ class Stage:
         self.repo, self.folder = repo, folder
         self.sealed: dict[str, str] = {}
 
-    def set(self, base: str, attempt: str, editable: tuple[str, ...]) -> None:
-        """Make it hold the base commit with the attempt's editable files, and remember that."""
-        with contextlib.suppress(git.GitError):
-            (Path(git.Repo(self.folder).git_dir) / "index").unlink(
-                missing_ok=True
-            )  # it would be believed, time stamps and all
+    def set(self, base: str, files: Mapping[str, bytes]) -> None:
+        """Make it hold a commit with these files instead of its own, and remember that."""
+        with contextlib.suppress(git.GitError):  # the index would be believed, time stamps and all
+            (Path(Repository(self.folder).git_dir) / "index").unlink(missing_ok=True)
         self.repo.reset(self.folder, base)
-        if attempt != base:
-            git.Repo(self.folder).git.checkout(attempt, "--", *editable)
+        for name, content in files.items():
+            if (path := self.folder / name).read_bytes() != content:
+                path.write_bytes(content)
         self.sealed = self._contents()
 
     def changed(self, ignored: bool) -> list[str]:
@@ -245,7 +254,7 @@ class Stage:
         changed = [name for name, content in self.sealed.items() if found.get(name) != content]
         new = found.keys() - self.sealed.keys()
         if new and not ignored and not changed:
-            listing = git.Repo(self.folder).git.ls_files("--others", "--exclude-standard", "-z").split("\0")
+            listing = Repository(self.folder).git.ls_files("--others", "--exclude-standard", "-z").split("\0")
             new = {name for name in new if name in listing or os.path.basename(name) == ".gitignore"}
         return sorted([*changed, *new])
 
@@ -262,13 +271,13 @@ class Stage:
         return contents
 
 
-def root_of(repository: git.Repo) -> Path:
-    """The top folder of the user's checkout."""
-    return Path(os.path.realpath(repository.working_tree_dir))
+def open_checkout(folder: Path, runs: str) -> tuple[git.Repo, Path]:
+    """(The repository around `folder`, its top folder): the user's checkout also from inside a run's own worktree.
 
-
-def repository_of(folder: Path, runs: str) -> git.Repo:
-    """The repository around `folder`, and that is the user's checkout also from inside a run's own worktree, below `runs`."""
+    runs: name of the folder that holds runs. Raises UserError.
+    """
     repository = open_repository(folder)
-    root = root_of(repository)
-    return open_repository(root.parents[2]) if len(root.parents) > 2 and root.parents[1].name == runs else repository
+    root = Path(os.path.realpath(repository.working_tree_dir or folder))
+    if len(root.parents) > 2 and root.parents[1].name == runs:
+        return open_checkout(root.parents[2], runs)
+    return repository, root

@@ -26,14 +26,14 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import yaml
 
 from autoresearch import UserError, preflight
 
 SETTINGS = ("task", "simplicity", "stages", "imports")  # of the front matter
-DRIVING = "If you drive the loop"  # chapter of program.md that is not for agents which the loop drives
+DRIVING = "Running the experiments yourself"  # chapter of program.md that is for external agents only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,14 +122,14 @@ class Facts:
             raise ValueError("not a JSON object")
         kinds = {"machine": dict, "noise": float, "implausible_gain": float, "time_budget": float, "seed": int}
         kinds |= {"readable": list, "hidden": list}
-        facts = {}
+        facts: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if (value := said.get(field.name)) is None:
                 continue
             kind = kinds.get(field.name, object)
             if not isinstance(value, int | float if kind is float else kind):
                 raise ValueError(f"`{field.name}` is {value!r}")
-            facts[field.name] = tuple(value) if kind is list else value
+            facts[field.name] = tuple(value) if isinstance(value, list) and kind is list else value
         return cls(**facts)
 
 
@@ -137,11 +137,11 @@ OWN_GAME = Task(
     editable=("train.py",),
     train="python train.py",
     metric="val_bpb",
-    score="python prepare.py score --wait --train train.py",
+    score="python -m autoresearch.referee score --wait --train train.py",
     referee=True,
-    holdout="python prepare.py score --split holdout --probe-all --train train.py",
+    holdout="python -m autoresearch.referee score --split holdout --probe-all --train train.py",
     setup="python prepare.py",
-    describe="python prepare.py describe",
+    describe="python -m autoresearch.referee describe",
     line_price=0.001 / 20,
     preflight=True,
     time_limit=300.0,  # start-up, compiling and saving, on top of the budget
@@ -180,7 +180,7 @@ class Stages:
 def task_of(recorded: dict) -> Task:
     """The task that a journal holds."""
     known = {field.name for field in dataclasses.fields(Task)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
     return Task(**{name: value for name, value in values.items() if name in known})
 
 
@@ -283,11 +283,11 @@ def plain_code(source: bytes) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(body := getattr(node, "body", None), list):
-            node.body = [
+            body[:] = [
                 item for item in body if not (isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant))
             ]
-            if not node.body and not isinstance(node, ast.Module):
-                node.body = [ast.Pass()]
+            if not body and not isinstance(node, ast.Module):
+                body.append(ast.Pass())
     return ast.unparse(tree)
 
 

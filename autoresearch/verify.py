@@ -129,7 +129,7 @@ class Verification:
             typical = time.monotonic() - began
             reason = measured.reason or check.reason
             if reason:
-                run.require_space()
+                run.require_room()
             event = Verified(
                 code=code.name,
                 commit=code.commit,

@@ -1,17 +1,18 @@
 """Which keep rule leaves the better model after a night? Simulated nights, judged by the loop's own judge.
 
-    uv run bench/keep_rule.py                           # the table of the README: 2,000 nights, seed 1, about a minute
+    uv run bench/keep_rule.py                       # the table of docs/what-is-kept.md: 2,000 nights, seed 1, a minute
     uv run bench/keep_rule.py --nights 200 --seed 2
 
 A night is 100 slots of one training each; every run, also a repeated one, takes a slot. A proposal's true effect is
-drawn once; a score is the true value of its code plus normal noise. Effects are fitted to the best-known public night (125
-proposals: 22 gains that sum to 0.028, the largest 0.0119, 14 of them below 0.0007) and to the report that four in five proposals make
-it worse: gains are log-normal with median 0.0006 (sigma 1.4), losses with median 0.001 (sigma 1.3). Half of the proposals leave the number
-of lines as it is, three in ten add some (6 on average), two in ten remove some (4 on average), whatever their effect.
+drawn once; a score is the true value of its code plus normal noise. Effects are fitted to the best-known public night
+(125 proposals: 22 gains that sum to 0.028, the largest 0.0119, 14 of them below 0.0007) and to the report that four in
+five proposals make it worse: gains are log-normal with median 0.0006 (sigma 1.4), losses with median 0.001 (sigma 1.3).
+Half of the proposals leave the number of lines as it is, three in ten add some (6 on average), two in ten remove some
+(4 on average), whatever their effect.
 
-Noise is not told to the rules: they estimate it from repeated runs and a prior of 0.0007, as the loop does. A keep is false when it was kept
-for its gain and its true effect is no gain; what was kept at an equal score because it removes lines is counted apart. All rules see
-the same nights: the same proposals in the same order.
+Noise is not told to the rules: they estimate it from repeated runs and a prior of 0.0007, as the loop does. A keep is
+false when it was kept for its gain and its true effect is no gain; what was kept at an equal score because it removes
+lines is counted apart. All rules see the same nights: the same proposals in the same order.
 """
 
 import argparse
@@ -74,8 +75,8 @@ class Night:
         return noise_scale(self.groups, PRIOR)
 
 
-# A rule decides whether an edit is kept, and may spend slots on running it or the champion again: (night, edit, champion, best mean so far).
-# It answers no, yes, or EQUAL for what is kept because it removes lines.
+# A rule decides whether an edit is kept, and may spend slots on running it or the champion again. It is given the
+# night, the edit, the champion and the best mean so far. It answers no, yes, or EQUAL for a keep that removes lines.
 Rule = Callable[[Night, Code, Code, float], bool | str]
 EQUAL = "equal"
 
@@ -130,7 +131,7 @@ def sequential(reject: float, accept: float, at_most: int) -> Rule:
 
 
 def champion_again(every: int, margin: float) -> Rule:
-    """The champion runs again, up to three times, when `every` edits in a row have failed; then the margin of the judge."""
+    """The champion runs again, up to three times, when `every` edits in a row failed; then the margin of the judge."""
     plain, failed = by_judge(KeepRule(margin=margin, slack=0.0)), 0
 
     def decide(night: Night, edit: Code, champion: Code, best: float) -> bool:
@@ -148,7 +149,7 @@ def champion_again(every: int, margin: float) -> Rule:
 
 
 def shrunk(margin: float, typical: float = 0.003) -> Rule:
-    """A new champion's score is moved towards what its predecessor's would lead one to expect: against the winner's curse."""
+    """A new champion's score is moved towards what its predecessor's leads to expect: against the winner's curse."""
     expected = {}
 
     def decide(night: Night, edit: Code, champion: Code, best: float) -> bool:
@@ -182,7 +183,7 @@ RULES: dict[str, Callable[[], Rule]] = {
 
 
 def play(rule: Rule, noise: float, seed: int) -> dict[str, float]:
-    """One night: the true gain, keeps for a gain, false ones, lines added; of keeps at an equal score the number and what they truly lost."""
+    """One night: the true gain, keeps for a gain, false ones, lines added; keeps at an equal score and their loss."""
     night = Night(seed, noise)
     champion = Code(0.0, 0, [])
     for _ in range(2):  # the baseline runs twice
@@ -215,7 +216,10 @@ def nights(make: Callable[[], Rule], noise: float, count: int, seed: int) -> dic
 
 def table(count: int, seed: int) -> Iterator[str]:
     """Lines of Markdown: a rule each, against the strict one."""
-    yield "| rule | true gain at noise 0.0003, 0.0007, 0.002 | kept for a gain | false of these | kept for fewer lines | lines added | gain, false keeps: against strict |"
+    yield (
+        "| rule | true gain at noise 0.0003, 0.0007, 0.002 | kept for a gain | false of these | kept for fewer lines "
+        "| lines added | gain, false keeps: against strict |"
+    )
     yield "|---|---|---|---|---|---|---|"
     strict = None
     for name, make in RULES.items():

@@ -1,4 +1,4 @@
-"""The pictures of the console in the README, drawn from a run that is going on.
+"""The pictures of the console in docs/running.md, drawn from a run that is going on.
 
     uv run bench/screenshot.py --run .autoresearch/TAG --after 12       # waits until experiment 12 or a later one trains and has said its loss
     uv run bench/screenshot.py --run .autoresearch/TAG --status         # what `loop.py status` shows of it, also when it has ended

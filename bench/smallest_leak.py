@@ -1,6 +1,7 @@
 """For probes.py: a head sees one token ahead at a single position of the row, and hardly learns to use it."""
 
-from small_train import *  # noqa: F403
+# ruff: noqa: F403, F405
+from small_train import *
 
 
 def attention(q, k, v):

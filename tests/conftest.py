@@ -147,7 +147,10 @@ class Toy:
             json.dumps({key[1:] if key != "otherwise" else "else": value for key, value in steps.items()})
         )
 
-    def start(self, *arguments: str, loop: Path = ROOT / "loop.py", **more) -> subprocess.Popen:
+    def start(
+        self, *arguments: str, loop: Path = ROOT / "loop.py", group: bool = False, **more
+    ) -> subprocess.Popen:
+        """The loop as a process. group: the leader of a process group, as at a terminal."""
         command = [sys.executable, str(loop), *arguments, *(() if "--tag" in arguments else ("--tag", self.tag))]
         return subprocess.Popen(
             command,
@@ -157,6 +160,7 @@ class Toy:
             stderr=subprocess.STDOUT,
             text=True,
             preexec_fn=as_at_a_terminal,
+            start_new_session=group,
         )
 
     def run(self, *arguments: str, expect: int = 0, seconds: float = 120, **more) -> str:

@@ -1,19 +1,19 @@
-"""Propose: an agent turns a brief into an edit of the worktree, and says what it did.
+"""Agents: each turns a brief into an edit of the worktree and says what it did.
 
-An agent is any object with a `name` and `propose(brief, folder) -> Proposal`. It edits the files in
-`folder` (the run's worktree, standing at the champion) and returns what it did. To add one, write a
-file here and its lines in choice.py; a command line of the kind of Claude Code needs a row of the table in clients.py only.
+An agent is any object of the form of `Agent` below: it edits the files in a folder, the run's worktree at the champion,
+and returns a Proposal. To add one, write a file here and its lines in choice.py. A program such as Claude Code needs
+no more than a row of the table in clients.py.
 """
 
 import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from autoresearch import keys
 from autoresearch.brief import Brief
-from autoresearch.ledger import one_line
+from autoresearch.text import one_line
 
 CATEGORIES = (
     "architecture",
@@ -35,14 +35,14 @@ FIELDS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Proposal:
-    """What an agent says of its edit. Texts are made fit for a line when it is made."""
+    """What an agent says about its edit. Each text is cleaned and cut to one line on creation."""
 
     description: str = ""  # what was changed, and why if there is room
     hypothesis: str = ""  # why it should help
     predicted: float | None = None  # change of the metric that it expects
     category: str = ""  # what kind of change it is
-    lesson: str = ""  # what the last verdicts taught, or `L3`: that lesson 3 held again
-    tokens: int | None = None  # taken for it, input and output; None: not known
+    lesson: str = ""  # what the last verdicts taught, or `L3` where lesson 3 held again
+    tokens: int | None = None  # input and output together; None: not known
     dollars: float | None = None
     transcript: str = ""  # folder of what the agent was told and what it said
 
@@ -55,7 +55,7 @@ class Proposal:
 
 
 class AgentFailed(Exception):
-    """The agent could not propose anything this time. The text says why; tokens and dollars were spent all the same."""
+    """The agent proposed nothing this time. The text says why; the tokens and dollars are spent all the same."""
 
     def __init__(self, reason: str, tokens: int | None = None, dollars: float | None = None) -> None:
         super().__init__(reason)
@@ -63,23 +63,29 @@ class AgentFailed(Exception):
 
 
 class AgentUnavailable(AgentFailed):
-    """The agent cannot be reached, or is overloaded. It will be, later: no failure of anybody's."""
+    """The agent cannot be reached or is overloaded. Worth another call later; it does not count as a failure."""
+
+
+class AgentStopped(AgentFailed):
+    """The agent was cancelled after it had spent tokens."""
 
 
 class NothingLeft(Exception):
-    """The agent has proposed all it ever will."""
+    """The agent has proposed everything that it can."""
 
 
 class Agent(Protocol):
     name: str
-    mends: bool  # whether it reads why an edit of its own was refused, or crashed
+    retries: bool  # whether it reads why its edit was refused or crashed, and tries again
 
-    def propose(self, brief: Brief, folder: Path) -> Proposal:
+    async def propose(self, brief: Brief, folder: Path) -> Proposal:
         """Edit the task's files in `folder`.
 
-        Raises AgentFailed, AgentUnavailable, NothingLeft, and UserError for what only a person can mend: a missing key.
-        May be interrupted at any point (limits.Interrupted).
+        Raises AgentFailed, AgentUnavailable, NothingLeft, and UserError for what only a person can fix, such as a
+        missing key. When cancelled it ends what it started, then raises AgentStopped if it knows of tokens that it
+        spent, else CancelledError.
         """
+        ...
 
 
 REPLY = """\
@@ -89,12 +95,12 @@ description: what you changed and why, in one line
 category: one of {categories}
 hypothesis: why it should help, in one line
 predicted: the change of {metric} that you expect, as a number such as {example}
-lesson: only if the last verdicts taught something that holds beyond them: one line for those who come after you (`lesson: L3` if it is what lesson L3 says)
+lesson: only if the last verdicts taught something of general use, in one line; `lesson: L3` if lesson L3 says it
 """
 
 
 def how_to_reply(brief: Brief) -> str:
-    """What an agent that answers in text is asked for."""
+    """How an agent that answers in text is asked to describe its edit."""
     return REPLY.format(
         categories=", ".join(CATEGORIES),
         metric=brief.task.metric,
@@ -103,20 +109,25 @@ def how_to_reply(brief: Brief) -> str:
 
 
 def read_reply(text: str, **more: object) -> Proposal:
-    """The proposal in an agent's last words: the `name: value` lines at the very end; without a description there, the line before is it.
+    """The proposal at the end of an agent's answer. more: fields of the Proposal that the answer does not hold.
 
-    That line may begin with a category: `[optimizer] a slower warm-down`.
+    It is in `name: value` lines at the very end. Without a description there, the line before them is the description;
+    it may begin with a category: `[optimizer] a slower warm-down`.
     """
-    said, last = {}, ""
+    said: dict[str, str] = {}
+    last = ""
     for line in reversed([line for line in text.splitlines() if re.search(r"\w", line)]):
         if not (field := FIELDS.fullmatch(line)):
             last = line
             break
         said.setdefault(field[1].lower(), field[2])
     if not said.get("description"):
-        category, said["description"] = re.fullmatch(r"(?:\[([\w -]+)\])?\s*(.*)", one_line(last, 1000)).groups()
-        said["category"] = said.get("category") or category or ""
-    return Proposal(**{**said, "predicted": read_number(said.get("predicted", "")), **more})
+        last = one_line(last, 1000)
+        category = re.match(r"\[([\w -]+)\]\s*", last)
+        said["description"] = last[category.end() :] if category else last
+        said["category"] = said.get("category") or (category[1] if category else "")
+    fields: dict[str, Any] = {**said, "predicted": read_number(said.get("predicted", "")), **more}
+    return Proposal(**fields)
 
 
 def read_number(text: str) -> float | None:
@@ -126,11 +137,11 @@ def read_number(text: str) -> float | None:
 
 
 def price(model: str | None, provider: str, taken: int, made: int, cached: int, written: int = 0) -> float | None:
-    """Dollars for tokens by public prices; None for a model that is not known.
+    """Dollars for tokens at public prices; None for a model that is not known.
 
-    taken: input, with what was read from a cache and written to one; made: output.
+    taken: input, including what was read from a cache and written to one; made: output.
     """
-    from genai_prices import Usage, calc_price  # which takes a fifth of a second
+    from genai_prices import Usage, calc_price  # takes a fifth of a second
 
     try:
         usage = Usage(input_tokens=taken, output_tokens=made, cache_read_tokens=cached, cache_write_tokens=written)

@@ -1,19 +1,19 @@
-"""Choose: of several agents the one whose turn it is, by what each has gained for what it took.
+"""Which of several agents proposes next, decided by what each has gained and cost so far.
 
-The rule is UCB1 (Auer, Cesa-Bianchi, Fischer 2002, "Finite-time Analysis of the Multiarmed Bandit Problem"): the mean reward,
-as a share of the best agent's, and a bonus for those that had few turns. The reward is the gain of what was kept, a dollar where
-the cost of every agent is known, else a trial.
+The rule is UCB1 (Auer, Cesa-Bianchi, Fischer 2002, "Finite-time Analysis of the Multiarmed Bandit Problem"): the mean
+reward, as a share of the best agent's, plus a bonus for agents that had few turns. The reward is the gain of kept edits
+per dollar where the cost of every agent is known, else per turn.
 """
 
 import math
 from collections.abc import Sequence
 
 from autoresearch.agents import Agent
-from autoresearch.ledger import Ledger
+from autoresearch.record.ledger import Ledger
 
 
 def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool) -> Agent:
-    """The agent of the next experiment; of equals the first. Decided by the record alone."""
+    """The agent of the next experiment; the first of equals. The same record gives the same choice."""
     if len(agents) == 1:
         return agents[0]
     turns = {agent.name: turns_of(ledger, agent.name) for agent in agents}
@@ -32,22 +32,22 @@ def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool) -> Ag
 
 
 def turns_of(ledger: Ledger, name: str) -> int:
-    """Proposals of an agent, refused ones included."""
+    """How often an agent has proposed, refused proposals included."""
     return ledger.spent_by[name].proposals if name in ledger.spent_by else 0
 
 
 def gain_of(ledger: Ledger, name: str, lower_is_better: bool) -> float:
-    """What an agent's keeps improved, as the judge saw it."""
+    """The sum of what an agent's kept edits improved the metric by, as judged at the time."""
     sign = 1 if lower_is_better else -1
     return math.fsum(
         max(0.0, sign * (attempt.standing - attempt.score))
         for attempt in ledger.kept
-        if attempt.agent == name and attempt.standing is not None
+        if attempt.agent == name and attempt.standing is not None and attempt.score is not None
     )
 
 
 def costs(agents: Sequence[Agent], ledger: Ledger, turns: dict[str, int]) -> list[float]:
-    """By agent: dollars if they are known of all and are something, else turns."""
+    """The cost of each agent: in dollars if all are known and above zero, else in turns."""
     spent = [ledger.spent_by[agent.name] for agent in agents]
     if all(one.dollars > 0 and not one.unknown_dollars for one in spent):
         return [one.dollars for one in spent]

@@ -1,4 +1,4 @@
-"""Which agents a run has: from what the command line says, or, for `auto`, from what is ready on this machine."""
+"""Which agents a run uses: those that the command line names or, with `auto`, one that is ready on this machine."""
 
 import dataclasses
 import os
@@ -12,20 +12,20 @@ AGENTS = ("auto", "claude-api", *CLIENTS, "command", "sweep")
 
 @dataclasses.dataclass(frozen=True)
 class AgentOptions:
-    """What the user said of the agents."""
+    """What the command line says about agents."""
 
     agent: str = "auto"  # NAME, NAME:MODEL, or several with commas between them
-    model: str | None = None  # of those without one
-    base_url: str | None = None  # of claude-api
-    thinking: str | None = None  # of claude-api
-    command: str | None = None  # the program of `command`
+    model: str | None = None  # of those that are named without one
+    base_url: str | None = None  # the server that claude-api calls
+    thinking: str | None = None  # how much claude-api's model thinks: see claude_api.thinking_settings
+    command: str | None = None  # the program that `command` runs
     limit: float = 1800.0  # seconds for one proposal
-    web_search: bool = False
-    seed: int = 42  # for agents that draw lots
+    web_search: bool = False  # whether agents may search the web when nothing else helps
+    seed: int = 42  # of agents that choose at random
 
 
 def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
-    """(The agents, what the first screen says of them). UserError for what cannot be had."""
+    """(The agents, how the first screen describes them.) UserError for an agent that is unknown or not ready."""
     names = [name.strip() for name in options.agent.split(",")]
     if len(set(names)) < len(names) or "" in names:
         raise UserError(f"--agent takes one agent, or different ones with commas between them, not {options.agent!r}")
@@ -58,30 +58,28 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
 
 
 def choose_ready(options: AgentOptions) -> tuple[str, str]:
-    """(The agent of `auto`, why)."""
+    """(The name of the agent that `auto` means here, why.)"""
     if options.command:
         return "command", "a program is given"
     if options.base_url or any(map(os.environ.get, KEYS)):
         return "claude-api", "a server is given" if options.base_url else "a key for it is set"
-    unfit = ""
+    too_old = ""
     for name, client in CLIENTS.items():
         if client.installed() and client.signed_in():
             try:
                 client.require()
                 return name, f"{client.program} is installed and signed in"
             except UserError as error:
-                unfit = f"{error}; "
-    return (
-        "sweep",
-        f"{unfit}no {KEYS[0]} is set, and none of {', '.join(client.program for client in CLIENTS.values())} is installed and signed in",
-    )
+                too_old = f"{error}; "
+    programs = ", ".join(client.program for client in CLIENTS.values())
+    return "sweep", f"{too_old}no {KEYS[0]} is set, and none of {programs} is installed and signed in"
 
 
 def make_agent(name: str, options: AgentOptions) -> Agent:
-    """The agent of a name, or of NAME:MODEL."""
+    """The agent that NAME or NAME:MODEL names."""
     kind, _, model = name.partition(":")
     if kind == "claude-api":
-        from autoresearch.agents.claude_api import ClaudeAPI  # which imports the SDK: a second
+        from autoresearch.agents.claude_api import ClaudeAPI  # imports the SDK, which takes a second
 
         return ClaudeAPI(
             model or options.model, options.base_url, options.thinking, options.limit, options.web_search, name
@@ -89,7 +87,7 @@ def make_agent(name: str, options: AgentOptions) -> Agent:
     if kind in CLIENTS:
         return Client(CLIENTS[kind], model or options.model, options.limit, options.web_search, name)
     if model:
-        raise UserError(f"{kind} has no models: --agent {kind}")
+        raise UserError(f"{kind} takes no model; use --agent {kind}")
     if kind == "sweep":
         from autoresearch.agents.sweep import Sweep
 

@@ -1,7 +1,7 @@
-"""The `sweep` agent: seeded local search over the constants of the edited file.
+"""The `sweep` agent: seeded local search over the constants of the editable files.
 
-One constant is changed at a time, by a step that fits its kind, and never the same edit twice. It
-needs no model and no key: it is the control that any language model has to beat.
+It changes one constant at a time, by a step that fits its kind, and never makes the same edit twice. It needs no model
+and no key: it is the control that any language model has to beat.
 """
 
 import ast
@@ -12,45 +12,46 @@ from pathlib import Path
 
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.brief import Brief
-from autoresearch.ledger import OUTRUN, Attempt
+from autoresearch.record.ledger import OUTRUN, Attempt
 from autoresearch.task import edit_hash
 
-SECTION = ("# Hyperparameters", "# End of hyperparameters")  # comments around the constants to vary; else all of them
+SECTION = ("# Hyperparameters", "# End of hyperparameters")  # comments around the constants to vary; without them, all
+Value = bool | int | float | str
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A literal behind an upper-case name at the top level of a file, and where it stands in its bytes."""
+    """A literal that is assigned to an upper-case name at the top level of a file: bytes `start` to `end` of it."""
 
     file: str
     name: str
-    value: object
+    value: Value
     text: str
     start: int
     end: int
 
-    def change(self, new: object) -> str:
+    def change(self, new: Value) -> str:
         """The edit in words, the same for the same edit."""
         return f"{self.name}: {self.text} -> {literal(new, self.text)}"
 
 
 class Sweep:
-    name, mends = "sweep", False
+    name, retries = "sweep", False
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def propose(self, brief: Brief, folder: Path) -> Proposal:
-        """Draw a constant and a step; first of all go on in a direction that was just kept."""
+    async def propose(self, brief: Brief, folder: Path) -> Proposal:
+        """Draw a constant and a step. A direction that was just kept is followed first."""
         draw = random.Random(f"{self.seed} {brief.number} {brief.champion.commit}")
         known = [*(attempt for attempt in brief.attempts if OUTRUN not in attempt.reason), *brief.in_flight]
-        tried = {*(attempt.description for attempt in known), *(event["description"] for event in brief.refused)}
+        tried = {*(attempt.description for attempt in known), *(event.description for event in brief.refused)}
         contents = {attempt.edit for attempt in known}
         sources = {name: (folder / name).read_bytes() for name in brief.task.editable}
         moves = [
             (constant, new)
             for name, source in sources.items()
-            for constant in constants(name, source, gpu=brief.facts.get("profile") == "gpu")
+            for constant in constants(name, source, gpu=brief.facts.profile == "gpu")
             for new in steps(constant.value)
         ]
         draw.shuffle(moves)
@@ -66,20 +67,21 @@ class Sweep:
         raise NothingLeft("every step from here has been tried")
 
 
-def continues(move: tuple[Constant, object], attempts: list[Attempt]) -> bool:
-    """Whether a move goes further in the direction of the last kept one of the same constant."""
+def continues(move: tuple[Constant, Value], attempts: list[Attempt]) -> bool:
+    """Whether a move goes further in the direction of the last attempt, which was kept and moved the same constant."""
     constant, new = move
     last = attempts[-1] if attempts else None
     if last is None or last.status != "keep" or not last.description.startswith(f"{constant.name}: "):
         return False
     old = evaluate_text(last.description.partition(": ")[2].partition(" -> ")[0])
-    if not all(isinstance(value, int | float) for value in (old, constant.value, new)):
+    now = constant.value
+    if not (isinstance(old, int | float) and isinstance(now, int | float) and isinstance(new, int | float)):
         return False
-    return (new > constant.value) == (constant.value > old)
+    return (new > now) == (now > old)
 
 
 def constants(file: str, source: bytes, gpu: bool) -> list[Constant]:
-    """The literals that can be varied. Of `a if GPU else b` it is the one that counts on this machine."""
+    """The literals that can be varied. Of `a if GPU else b`, the one that is used on this machine."""
     lines = source.split(b"\n")
     starts = [0]
     for line in lines:
@@ -102,13 +104,14 @@ def constants(file: str, source: bytes, gpu: bool) -> list[Constant]:
         literal_value = evaluate(value)
         if literal_value is not None:
             start = starts[value.lineno - 1] + value.col_offset
+            assert value.end_lineno is not None and value.end_col_offset is not None  # as always after ast.parse
             end = starts[value.end_lineno - 1] + value.end_col_offset
             found.append(Constant(file, target.id, literal_value, source[start:end].decode(), start, end))
     return found
 
 
-def evaluate(node: ast.expr) -> object:
-    """The value of a number (also as a power or with a minus), a truth value or a text; None for all else."""
+def evaluate(node: ast.expr) -> Value | None:
+    """The value of a literal: a number (also a power or negative), a bool or a string; None for all else."""
     match node:
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
@@ -119,15 +122,15 @@ def evaluate(node: ast.expr) -> object:
     return None
 
 
-def evaluate_text(text: str) -> object:
+def evaluate_text(text: str) -> Value | None:
     try:
         return evaluate(ast.parse(text, mode="eval").body)
     except SyntaxError:
         return None
 
 
-def literal(value: object, like: str) -> str:
-    """`value` as source text, a power of two if the old text was one."""
+def literal(value: Value, like: str) -> str:
+    """`value` as source text; written as a power of two where the text that it replaces was one."""
     if (
         isinstance(value, int)
         and not isinstance(value, bool)
@@ -139,8 +142,8 @@ def literal(value: object, like: str) -> str:
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def steps(value: object) -> list:
-    """Neighbouring values that fit the kind of a constant."""
+def steps(value: Value) -> list:
+    """Neighbouring values that fit a constant's kind."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, str):
@@ -149,7 +152,7 @@ def steps(value: object) -> list:
         return [step for step in int_steps(value) if step != value]
     if value == 0:
         return [0.01, 0.1]
-    if 0.5 < value < 1:  # a share, a momentum: what counts is the distance to one
+    if 0.5 < value < 1:  # a share or a momentum: what matters is the distance to one
         return [rounded(1 - (1 - value) * factor) for factor in (0.5, 0.7, 1.4, 2.0) if (1 - value) * factor < 1]
     return [rounded(value * factor) for factor in (0.5, 0.7, 1.4, 2.0)]
 
@@ -166,14 +169,14 @@ def int_steps(value: int) -> list[int]:
 
 
 def text_steps(value: str) -> list[str]:
-    """For a short pattern of letters such as "SSSL": one letter exchanged, dropped or added."""
+    """For a short pattern of letters such as "SSSL": one letter replaced, dropped or added."""
     if not (value.isalpha() and value.isupper() and 1 < len(value) <= 16):
         return []
     letters = sorted(set(value))
-    exchanged = [
+    replaced = [
         value[:i] + letter + value[i + 1 :] for i in range(len(value)) for letter in letters if letter != value[i]
     ]
-    return sorted({*exchanged, value[1:], *(letter + value for letter in letters)} - {value})
+    return sorted({*replaced, value[1:], *(letter + value for letter in letters)} - {value})
 
 
 def rounded(value: float) -> float:

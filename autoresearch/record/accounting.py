@@ -149,7 +149,9 @@ class Account:
         self.began, self._set_up, self.external, self.stopped_because = began, time, event.external, ""
         self.last_start = self.last_time
         self.workers = event.workers if isinstance(event.workers, int) and 1 <= event.workers <= 1024 else 1
-        self._free, self._busy, self._marks = [began] * self.workers, [None] * self.workers, []
+        self._free = [began] * self.workers
+        self._busy = [None for _ in range(self.workers)]
+        self._marks = []
 
     def _start_trial(self, number: int, worker: object, time: float) -> None:
         worker = worker % self.workers if isinstance(worker, int) else 0

@@ -6,7 +6,7 @@ are read as well. Lines of a newer form are refused.
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from autoresearch import UserError, keys
 
@@ -248,7 +248,7 @@ def from_json(line: dict) -> Event | None:
     return kind(**{name: value for name, value in line.items() if name in known})
 
 
-def scrubbed(value: object) -> object:
+def scrubbed(value: Any) -> Any:
     """A value for the journal, without keys in its texts."""
     match value:
         case str():

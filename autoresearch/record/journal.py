@@ -36,9 +36,9 @@ def append(path: Path, event: Event) -> tuple[Event, int]:
         raise
     finally:
         os.close(handle)
-    written_event = from_json(line)
-    assert written_event is not None
-    return written_event, size + len(raw)
+    read_again = from_json(json.loads(raw))  # as everybody else reads it
+    assert read_again is not None
+    return read_again, size + len(raw)
 
 
 def read(path: Path, start: int = 0) -> tuple[list[Event], int]:

@@ -68,7 +68,9 @@ class Attempt:
     transcript: str = ""  # folder of what the agent was told and what it said
     repairs: int = 0  # times that it was repaired after an early crash
     time: float = 0.0  # when it was committed
-    runs: list[float] = dataclasses.field(default_factory=list)  # scores of this very code, the first with the run's seed
+    runs: list[float] = dataclasses.field(
+        default_factory=list
+    )  # scores of this very code, the first with the run's seed
 
     @property
     def is_baseline(self) -> bool:

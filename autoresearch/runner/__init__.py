@@ -6,9 +6,10 @@ local.py runs jobs as confined processes on this machine. Another runner is one 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from autoresearch.task import Facts
+if TYPE_CHECKING:  # what starts in the sandbox imports this package, and needs no more than the words below
+    from autoresearch.task import Facts
 
 PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT = "preflight", "train", "score", "guard", "holdout"
 LOG_TAIL = 4000  # bytes at the end of each log that a measurement brings along
@@ -43,7 +44,9 @@ class Measurement:
     score: float | None = None
     reason: str = ""  # why there is no score, or why a check failed, in one line; empty: all went well
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the numeric `key: value` lines it printed
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)  # wall clock by phase; `training` of the clock
+    seconds: Mapping[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # wall clock by phase; `training` of the clock
     memory_gb: float = 0.0
     suspended: float = 0.0  # seconds for which it stood still: then what was measured does not count
     failed: str = ""  # the phase that `reason` is about
@@ -77,7 +80,7 @@ class Runner(Protocol):
         """Where a person finds the log of a trial's training."""
         ...
 
-    async def open(self, show: Callable[[Facts], None], require: Callable[[Facts], None]) -> Facts:
+    async def open(self, show: "Callable[[Facts], None]", require: "Callable[[Facts], None]") -> "Facts":
         """Set the game up where trials run. show: told the facts before anything takes long. require: raises UserError
         for facts that are not those of the run. Raises UserError."""
         ...

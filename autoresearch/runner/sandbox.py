@@ -356,7 +356,8 @@ def filter_program() -> bytes:
         "nothing": (answer, 0, 0, 0x00050000),
     }
     # Each step: operation, steps to skip if true, if false, value.
-    return b"".join(struct.pack("=HBBI", *answers.get(step, step)) for step in program)
+    steps = (answers[step] if isinstance(step, str) else step for step in program)
+    return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
 def cut_off() -> None:
@@ -460,7 +461,7 @@ def keep(command: int, awaited: set[signal.Signals], apart: bool) -> int:
                     status = ended
                 pid, ended = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return status
+            return signal.SIGKILL if status is None else status
 
 
 def next_ended() -> tuple[int, int] | None:
@@ -501,19 +502,22 @@ def launcher(rules: dict[str, list[str]] | None) -> list[str]:
     packages can always be read.
     """
     if rules is not None:
-        packages = [
-            entry.path for entry in os.scandir(sysconfig.get_path("purelib")) if entry.is_symlink()
-        ]  # an installer's choice
-        rules = {"by": method(), **rules, "read": [sys.prefix, sys.base_prefix, *packages, *rules.get("read", [])]}
-    return keeper(rules)
+        links = [entry.path for entry in os.scandir(sysconfig.get_path("purelib")) if entry.is_symlink()]
+        read = [sys.prefix, sys.base_prefix, *links, *rules.get("read", [])]  # links: an installer's choice
+        return keeper({**rules, "by": method(), "read": read})
+    return keeper(None)
 
 
 def keeper(rules: dict | None) -> list[str]:
     return [sys.executable, "-I", "-S", os.path.abspath(__file__), json.dumps(rules)]
 
 
-def paths_of(rules: dict) -> list[list[str]]:
-    return [[os.path.expandvars(path) for path in rules.get(name, [])] for name in ("read", "write", "hidden")]
+def paths_of(rules: dict) -> tuple[list[str], list[str], list[str]]:
+    """What may be read, what may be written, what is hidden."""
+    read, write, hidden = (
+        [os.path.expandvars(path) for path in rules.get(name, [])] for name in ("read", "write", "hidden")
+    )
+    return read, write, hidden
 
 
 def main() -> None:
@@ -529,7 +533,7 @@ def main() -> None:
             os.write(2, f"{words[0]}: {error.strerror}\n".encode())
             os._exit(127)
 
-    run(rules, command, parent and int(parent))
+    run(rules, command, int(parent) if parent else None)
 
 
 if __name__ == "__main__":

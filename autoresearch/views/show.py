@@ -1,28 +1,28 @@
 """Say what a run is about to do, what it came to, and what `try` answers."""
 
-from autoresearch import count
-from autoresearch.console import Console
-from autoresearch.lab import RUNS, Lab, sandbox_says
-from autoresearch.ledger import Attempt
+from autoresearch.record.ledger import Attempt
 from autoresearch.repo import short
-from autoresearch.task import Stages
+from autoresearch.run import RUNS, Run
+from autoresearch.runner.local import sandbox_in_words
+from autoresearch.task import Facts, Stages
+from autoresearch.text import count
+from autoresearch.views.console import Console
 
 
-def first_screen(lab: Lab, facts: dict, more: dict[str, str]) -> None:
-    ledger, repo, task = lab.ledger, lab.repo, lab.task
+def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
+    ledger, repo, task = run.ledger, run.repo, run.task
     better = "lower" if task.lower_is_better else "higher"
-    budget = facts.get("time_budget")
+    budget = facts.time_budget
     shown = {
-        "device": facts.get("device"),
-        "profile": facts.get("profile"),
-        "data": facts.get("data")
-        and f"{facts['data']}" + ("" if facts.get("game") else ", not prepared yet: that comes first"),
+        "device": facts.device,
+        "profile": facts.profile,
+        "data": facts.data and facts.data + ("" if facts.game else ", not prepared yet: that comes first"),
         "agent": more.get("agent"),
         "edits": ", ".join(task.editable),
         "trial": f"{task.train}"
         + (f", {budget:g} s of training" if budget else "")
         + f"; scored by {task.metric}, {better} is better",
-        "sandbox": sandbox_says(lab.confined),
+        "sandbox": sandbox_in_words(run.confined),
         "branch": f"{repo.branch}, in its own worktree; your checkout is not touched",
         "record": f"results.tsv and {RUNS}/{repo.tag}/",
         **more,
@@ -31,46 +31,46 @@ def first_screen(lab: Lab, facts: dict, more: dict[str, str]) -> None:
     edited = repo.uncommitted(task.editable)
     if edited and not ledger.attempts:
         shown["note"] = (
-            f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from {short(lab.base)}"
+            f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from {short(ledger.base)}"
         )
     done = count(len(ledger.finished), "experiment")
     title = f"autoresearch: run {repo.tag}, " + (f"continued after {done}" if ledger.attempts else "new")
-    lab.console.first_screen(title, {name: text for name, text in shown.items() if text})
+    run.console.first_screen(title, {name: text for name, text in shown.items() if text})
 
 
-def show_end(lab: Lab, reason: str) -> None:
-    finished, scored, spent = lab.ledger.finished, lab.ledger.kept, lab.ledger.spent
+def show_end(run: Run, reason: str) -> None:
+    finished, scored, spent = run.ledger.finished, run.ledger.kept, run.ledger.spent
     totals = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
-    lab.console.line(f"stopped: {reason}")
-    lab.console.line(
+    run.console.line(f"stopped: {reason}")
+    run.console.line(
         f"{count(len(finished), 'experiment')}: " + ", ".join(f"{total} {status}" for status, total in totals.items())
     )
     if spent.tokens or spent.dollars or spent.unknown_dollars:
-        lab.console.line(f"proposals took {spent.words()}")
+        run.console.line(f"proposals took {spent.words()}")
     if scored:
-        lab.console.line(
-            f"{lab.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
-            f"best commit {short(scored[-1].commit)} on {lab.repo.branch}"
+        run.console.line(
+            f"{run.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
+            f"best commit {short(scored[-1].commit)} on {run.repo.branch}"
         )
 
 
-def answer_of(lab: Lab, attempt: Attempt | None, stages: Stages) -> dict:
+def answer_of(run: Run, attempt: Attempt | None, stages: Stages) -> dict:
     """What `try` has to say of an attempt; None: the edit was refused."""
-    ledger, champion = lab.ledger, lab.ledger.champion
+    ledger, champion = run.ledger, run.ledger.champion
     common = {
-        "metric": lab.task.metric,
+        "metric": run.task.metric,
         "champion": champion.score,
         "champion_commit": champion.commit,
-        "branch": lab.repo.branch,
-        "edit": [str((lab.repo.worktree / name).relative_to(lab.root)) for name in lab.task.editable],
+        "branch": run.repo.branch,
+        "edit": [str((run.repo.worktree / name).relative_to(run.root)) for name in run.task.editable],
     }
     if attempt is None:
-        reason = ledger.refused[-1]["reason"] if ledger.refused else "stopped"
-        elsewhere = lab.repo.uncommitted(lab.task.editable)
+        reason = ledger.refused[-1].reason if ledger.refused else "stopped"
+        elsewhere = run.repo.uncommitted(run.task.editable)
         if reason.startswith("nothing changed") and elsewhere:
             reason += f"; the edit in your checkout's {', '.join(elsewhere)} is not what is tried: edit {', '.join(common['edit'])}"
         return {"verdict": "refused", "reason": reason, **common}
-    log = lab.trial_folder(attempt) / "train.log"
+    log = run.runner.log_path(str(attempt.number))
     return {
         "number": attempt.number,
         "verdict": attempt.status,
@@ -82,9 +82,9 @@ def answer_of(lab: Lab, attempt: Attempt | None, stages: Stages) -> dict:
         "figures": attempt.figures,
         "commit": attempt.commit,
         "description": attempt.description,
-        "log": str(log.relative_to(lab.root)),
-        "log_tail": lab.log_tail(attempt) if attempt.status == "crash" else "",
-        "ref": f"refs/autoresearch/{lab.repo.tag}/{attempt.number}",
+        "log": str(log.relative_to(run.root)),
+        "log_tail": run.runner.log(str(attempt.number), 2000) if attempt.status == "crash" else "",
+        "ref": f"refs/autoresearch/{run.repo.tag}/{attempt.number}",
         "stage": stages.of(ledger.finished),
         "verdicts_without_a_keep": stages.barren(ledger.finished),
         **common,

@@ -1,0 +1,295 @@
+"""One experiment, from its commit to its verdict: train and score, judge, guard and holdout, confirm, record.
+
+An experiment is a coroutine. What takes long, a job of the runner, is awaited; between two awaits nothing else happens.
+Cancelled, it leaves an attempt without a verdict, which runs again when the run goes on.
+"""
+
+import asyncio
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable
+
+from autoresearch import UserError, disk_is_full
+from autoresearch.judge import KeepRule, Verdict, judge, mean
+from autoresearch.pages import Pages
+from autoresearch.record import events
+from autoresearch.record.ledger import OUTRUN, Attempt
+from autoresearch.run import Run
+from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
+
+EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
+SUSPENSIONS = 3  # times that a trial which was suspended is run again
+SETTLED = 5  # verdicts after which a gain can be too large to be believed once
+
+Tell = Callable[[Phase], None]
+
+
+@dataclasses.dataclass
+class Returned:
+    """An attempt that goes back to its agent, to be made anew under its number."""
+
+    attempt: Attempt
+    reason: str
+    crashed: bool  # early in its trial; else its edit does not apply to the new champion
+    verdict: events.Verdict  # if nothing comes of that
+
+
+class Experiments:
+    """The experiments of one run.
+
+    rule: what is kept. baseline_runs: how often the baseline is trained. repairs: how often an edit that crashed early
+    goes back to its agent. can_retry: whether the agent of an attempt can make it anew.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        rule: KeepRule,
+        pages: Pages,
+        baseline_runs: int = 1,
+        repairs: int = 0,
+        can_retry: Callable[[Attempt], bool] = lambda attempt: False,
+    ) -> None:
+        self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
+        self.rule, self.pages, self.baseline_runs, self.repairs = rule, pages, baseline_runs, repairs
+        self.can_retry = can_retry
+        self.suspensions: dict[int, int] = {}  # by number of an attempt
+
+    async def stands_on_champion(self, attempt: Attempt) -> bool | Returned:
+        """Whether an attempt that waited can be run; where its edit goes back to its agent, that.
+
+        Where another one was kept meanwhile it is moved onto that.
+        """
+        if attempt.parent == self.ledger.champion_commit or await self.run.with_room(lambda: self.run.move(attempt)):
+            return True
+        champion = self.ledger.champion
+        number = champion.number if champion else 0
+        reason = f"experiment {number} was kept while this edit waited, and changed the same lines, so {OUTRUN}"
+        verdict = self.verdict_event(attempt, Verdict("crash", reason))
+        if self.can_retry(attempt):
+            return Returned(attempt, reason, False, verdict)
+        await self.conclude(verdict)
+        return False
+
+    async def try_out(self, attempt: Attempt, seat: Seat) -> Returned | None:
+        """Run an attempt to its verdict. It may have none: it goes back to its agent, or waits to be run again.
+
+        Raises UserError when the baseline crashed.
+        """
+        began = time.monotonic()
+        self.run.require_own_code()
+        self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))
+        view = self.console.trial(attempt, seat=seat.number)
+        try:
+            measured = await self.measure(attempt, str(attempt.number), self.run.seed, seat, view)
+            if rerun := self.suspended(attempt, measured):
+                return self.run_again(attempt, rerun, began)
+            verdict, checked = await self.decide(attempt, measured, seat, view)
+        except Suspended as suspended:
+            return self.run_again(attempt, str(suspended), began)
+        except asyncio.CancelledError:
+            self.ledger.append(events.Interrupted(number=attempt.number))
+            self.console.line(f"  interrupted: experiment {attempt.number} runs again when the run goes on", "yellow")
+            raise
+        finally:
+            view.close()
+        if verdict.status == "crash":
+            self.run.require_room()
+        if verdict.status == "keep" and attempt.parent != self.ledger.champion_commit:
+            number = self.ledger.champion.number if self.ledger.champion else 0
+            why = f"it beat the champion that it was built on, but experiment {number} was kept meanwhile: it is tested"
+            return self.run_again(attempt, f"{why} on top of that", began)
+        event = self.verdict_event(attempt, verdict, measured, checked, time.monotonic() - began)
+        early = verdict.status == "crash" and measured.score is None and time.monotonic() - began < EARLY
+        if early and attempt.repairs < self.repairs and not self.run.stop.level and self.can_retry(attempt):
+            crash = events.Crashed(number=attempt.number, commit=attempt.commit, reason=verdict.reason)
+            self.ledger.append(crash)
+            return Returned(attempt, verdict.reason, True, event)
+        await self.conclude(event)
+        if self.ledger.champion is None:
+            raise UserError(
+                f"the baseline crashed: {verdict.reason}\nIts log is {self.run.runner.log_path(str(attempt.number))}. "
+                f"Correct {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
+                "(or run the same command again if the fault was a passing one)"
+            )
+        return None
+
+    # -- run
+
+    async def measure(
+        self, attempt: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
+    ) -> Measurement:
+        """Train and score. What has a score counts among the attempt's runs from here on."""
+        job = Job(name, self.run.files(attempt.commit), seed=seed, fresh_caches=fresh_caches)
+        measured = await self.run.runner.run(job, seat, tell)
+        if measured.score is not None and not measured.suspended:
+            seconds, score = dict(measured.seconds), measured.score
+            await self.run.record(events.Measured(number=attempt.number, seed=seed, score=score, seconds=seconds))
+        return measured
+
+    async def check(self, name: str, seat: Seat, tell: Tell) -> Measurement:
+        """Guard and holdout of a trial that has its score."""
+        return await self.run.runner.run(Job(name, {}, (GUARD, HOLDOUT)), seat, tell)
+
+    def suspended(self, attempt: Attempt, measured: Measurement) -> str:
+        """Why a trial that was suspended runs again; empty if it was not, or has been too often."""
+        if not measured.suspended:
+            return ""
+        self.suspensions[attempt.number] = self.suspensions.get(attempt.number, 0) + 1
+        return in_words(measured) if self.suspensions[attempt.number] <= SUSPENSIONS else ""
+
+    def run_again(self, attempt: Attempt, reason: str, began: float) -> None:
+        """What was measured does not count, and the attempt waits to be run again."""
+        seconds = round(time.monotonic() - began, 3)
+        self.ledger.append(events.Rerun(number=attempt.number, reason=reason, seconds=seconds))
+        self.console.line(f"  experiment {attempt.number}: {reason}", "yellow")
+
+    # -- judge
+
+    def judge(self, attempt: Attempt, scores: list[float]) -> Verdict:
+        """The judge's word on scores of an attempt, against those of the champion that it was built on."""
+        sign = 1 if self.task.lower_is_better else -1
+        standing = self.ledger.standing(attempt)
+        bases = itertools.takewhile(lambda kept: kept.commit != attempt.parent, self.ledger.kept)
+        groups = (standing, *map(self.ledger.scores, bases))
+        best = min((mean(group) for group in groups if group), key=lambda score: sign * score, default=None)
+        lines = attempt.lines or 0
+        return judge(scores, standing, self.ledger.noise(), lines, self.rule, self.task.lower_is_better, best)
+
+    async def decide(
+        self, attempt: Attempt, measured: Measurement, seat: Seat, tell: Tell
+    ) -> tuple[Verdict, Measurement]:
+        """(The verdict on a trial, what its checks measured.) This is where it is decided that an edit is kept.
+
+        Better than the champion by more than noise (judge.py), the guard and the holdout passed, and a gain that is too
+        large to be believed repeated with another seed. Raises Suspended.
+        """
+        nothing = Measurement()
+        if measured.score is None:
+            again = f", as {SUSPENSIONS} times before" if measured.suspended else ""
+            return Verdict("crash", in_words(measured) + again if again else measured.reason), nothing
+        standing = self.ledger.standing(attempt)
+        verdict = self.judge(attempt, attempt.runs)
+        if verdict.status != "keep" or attempt.parent != self.ledger.champion_commit:  # or runs again, on top of that
+            return verdict, nothing
+        checked = await self.check(str(attempt.number), seat, tell)
+        if checked.failed == GUARD:
+            return Verdict("discard", f"the guard failed: {checked.reason}"), checked
+        if checked.failed == HOLDOUT:
+            return Verdict("crash", f"on the holdout: {checked.reason}"), checked
+        if not standing:
+            objection = await self.run_baseline_again(attempt, seat)
+        else:
+            objection = await self.confirm(attempt, measured.score, abs(measured.score - mean(standing)), seat)
+        if objection:
+            return objection, checked
+        return self.judge(attempt, attempt.runs) if len(attempt.runs) > 1 else verdict, checked
+
+    async def run_baseline_again(self, attempt: Attempt, seat: Seat) -> Verdict | None:
+        """So that the run knows its noise, and its first champion is not one lucky draw. Why it does not stand, or None."""
+        for number in range(2, self.baseline_runs + 1):
+            name, seed = f"{attempt.number}-{number}", self.run.seed + number - 1
+            again = f"again, run {number} of {self.baseline_runs}, seed {seed}"
+            view = self.console.trial(attempt, again=again, seat=seat.number)
+            measured = await self.measure(attempt, name, seed, seat, view)
+            self.run.runner.tidy(name, keep_weights=False)
+            self.require_unsuspended(attempt, measured)
+            if measured.score is None:
+                return Verdict("crash", f"in its run {number}: {measured.reason}")
+        return None
+
+    async def confirm(self, attempt: Attempt, score: float, gain: float, seat: Seat) -> Verdict | None:
+        """Quarantine: a gain larger than any honest step is believed only twice. Why it is not kept, or None.
+
+        The second trial has another seed, no compile cache of the run's, and every row of both splits probed.
+        """
+        largest = self.run.facts.implausible_gain
+        if largest is None or gain <= largest or len(self.ledger.finished) < SETTLED:
+            return None
+        self.ledger.append(events.Quarantine(number=attempt.number, gain=gain, score=score))
+        self.console.line(
+            f"  {score:.6f} is {gain:.6f} better: too good to be believed once; it runs again with another seed",
+            "yellow",
+        )
+        name, seed = f"{attempt.number}-again", self.run.seed + 1
+        view = self.console.trial(attempt, again=f"again, seed {seed}", seat=seat.number)
+        try:
+            measured = await self.measure(attempt, name, seed, seat, view, fresh_caches=True)
+            self.require_unsuspended(attempt, measured)
+            if measured.score is None:
+                return Verdict("crash", f"in quarantine: {measured.reason}")
+            second, objection = self.judge(attempt, [measured.score]), ""
+            if second.status != "keep":
+                objection = second.reason
+            elif (checked := await self.check(name, seat, view)).reason:
+                objection = f"the guard failed: {checked.reason}" if checked.failed == GUARD else checked.reason
+            return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
+        finally:
+            self.run.runner.tidy(name, keep_weights=False)
+
+    def require_unsuspended(self, attempt: Attempt, measured: Measurement) -> None:
+        """Suspended, for a repetition that stood still: then the whole attempt runs again."""
+        if reason := self.suspended(attempt, measured):
+            raise Suspended(reason)
+
+    # -- record, keep or reset
+
+    def verdict_event(
+        self,
+        attempt: Attempt,
+        verdict: Verdict,
+        measured: Measurement | None = None,
+        checked: Measurement | None = None,
+        wall: float = 0.0,
+    ) -> events.Verdict:
+        """The last word on an attempt, as the record holds it. Without a measurement it never ran."""
+        crashed, standing = verdict.status == "crash", self.ledger.standing(attempt)
+        measured, checked = measured or Measurement(), checked or Measurement()
+        holdout = checked.figures.get(f"holdout_{self.task.metric.removeprefix('val_')}")
+        return events.Verdict(
+            number=attempt.number,
+            status=verdict.status,
+            reason=verdict.reason,
+            score=None if crashed else mean(attempt.runs),
+            memory_gb=0.0 if crashed else measured.memory_gb,
+            figures=dict(measured.figures),
+            holdout=holdout if verdict.status == "keep" else None,
+            noise=self.ledger.noise(),
+            standing=mean(standing) if standing else None,
+            standing_runs=len(standing),
+            seconds={**measured.seconds, **checked.seconds, "wall": round(wall, 3)},
+        )
+
+    async def conclude(self, verdict: events.Verdict) -> None:
+        """Into the journal, into results.tsv, and the branch to the champion."""
+        await self.run.record(verdict)
+        attempt = self.ledger.attempts[verdict.number - 1]
+        await self.run.with_room(lambda: self.add_row(attempt))
+        await self.run.with_room(self.run.advance)
+        self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
+        await self.run.with_room(lambda: self.pages.write(attempt))
+        self.console.verdict(attempt, verdict.seconds["wall"])
+
+    def add_row(self, attempt: Attempt) -> None:
+        """Into results.tsv. A file that cannot be written does not end a night: the journal has it all."""
+        behind = self.run.results.behind
+        try:
+            self.run.results.add(attempt)
+        except OSError as error:
+            if disk_is_full(error):
+                raise
+            if not behind:
+                self.console.line(
+                    f"results.tsv cannot be written: {error.strerror}. Its rows are in the journal; correct that, and it "
+                    "is written with the next verdict, or by `uv run loop.py results`",
+                    "yellow",
+                )
+
+
+class Suspended(Exception):
+    """A repetition of a trial stood still; the text says for how long."""
+
+
+def in_words(measured: Measurement) -> str:
+    return f"it stood still for {measured.suspended:.0f} s"

@@ -1,0 +1,56 @@
+"""The model's side of the score: what a confined process runs. It reads token ids, writes logits, knows no target."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import NoReturn
+
+from autoresearch.referee import shared
+from prepare import Game, NoScore, PlainModel
+
+
+def answer(channel: socket.socket, game: Game) -> NoReturn:
+    """Build the model that the referee asks for, then give it logits, a batch at a time, until the channel closes.
+
+    The request is JSON with the host memory for ids and logits attached; `handle` names memory of the device for the
+    logits. It is answered by `ready`, or by `closed` where that memory cannot be opened. Then each packet is a
+    number of rows, answered by `done` or `memory` (which ran out). Everything that goes wrong ends the process.
+    """
+    import torch
+
+    with channel:
+        while True:
+            request, memories, _, _ = socket.recv_fds(channel, 4096, 1)
+            if not request:
+                os._exit(0)
+            request = json.loads(request)
+            handle, device = request["handle"], request["device"]
+            ids, logits = shared.ids_and_logits(memories[0], request["batch_size"], game.profile, bool(handle))
+            if handle:
+                try:
+                    logits = shared.open_device_memory(handle)
+                except (OSError, RuntimeError):
+                    channel.send(b"closed")
+                    continue
+                logits = logits.view(-1, game.profile.max_seq_len, game.profile.vocab_size)
+            break
+        model = PlainModel(Path(request["train_py"]), Path(request["weights"]), device, game)
+        channel.send(b"ready")
+        with torch.inference_mode():
+            while rows := channel.recv(64):
+                try:
+                    given = model.logits(ids[: int(rows)])
+                    logits[: int(rows)].copy_(given)
+                    if logits.device.type != given.device.type or given.is_cuda:
+                        torch.cuda.synchronize()
+                except NoScore as reason:
+                    print(reason, flush=True)
+                    os._exit(1)
+                except torch.OutOfMemoryError:
+                    given = None
+                    torch.cuda.empty_cache()
+                    channel.send(b"memory")
+                    continue
+                channel.send(b"done")
+    os._exit(0)

@@ -1,0 +1,51 @@
+"""What a run on this machine would use: for the loop's first screen, its journal and its sandbox. Imports no torch."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+from autoresearch.data.sources import source_folder
+from autoresearch.data.texts import digest
+from prepare import Game, cuda_device_name
+
+# The standard deviation of the scores of identical code, as far as it is known before a run has measured its own: on an
+# H100 another seed moves a score by 0.0007; a CPU shared with others trains more steps in one minute than in the next.
+NOISE = {"gpu": 0.0007, "cpu": 0.003, "test": 0.02}
+
+
+def machine() -> dict[str, str]:
+    """What a reader of the results needs to know of the machine, besides the device."""
+    facts = {
+        "system": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+    }
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
+        facts["processor"] = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    with contextlib.suppress(OSError, IndexError):
+        version = Path("/proc/driver/nvidia/version").read_text()
+        facts["driver"] = re.findall(r"Kernel Module.*?  (\d[\d.]*)", version)[0]
+    return facts
+
+
+def describe(game: Game) -> dict:
+    """The facts, ready for JSON. `game` names the prepared data; None when they are not there yet."""
+    manifest, name = game.manifest(), game.profile.name
+    cuda = cuda_device_name() if name == "gpu" else None
+    return {
+        "profile": name,
+        "device": cuda or f"CPU, {os.cpu_count()} cores",
+        "machine": machine(),
+        "data": game.data,
+        "time_budget": game.profile.time_budget,
+        "seed": game.seed,
+        "cache": str(game.folder),
+        "game": manifest and digest(json.dumps(manifest["files"], sort_keys=True)).hex()[:12],
+        "noise": NOISE[name],  # what the score's standard deviation usually is
+        "implausible_gain": 0.05 if name == "gpu" else None,  # bits a byte over the champion
+        "hidden": [str(game.folder), str(source_folder(game))],  # no trial sees text but through the referee
+    }

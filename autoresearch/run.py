@@ -1,0 +1,342 @@
+"""An open run: its folder, record and repository, held by this process alone, and the runner that its trials go to.
+
+The loop and `verify` both work on one. Everything that a run knows is in its journal, so it can be killed at any moment.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import errno
+import functools
+import inspect
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar, cast
+
+import git
+
+from autoresearch import UserError, disk_is_full
+from autoresearch.limits import StopRequest
+from autoresearch.record import events
+from autoresearch.record.journal import Lock
+from autoresearch.record.ledger import Attempt, Ledger
+from autoresearch.record.results import Results
+from autoresearch.repo import RunRepo, open_checkout, short
+from autoresearch.runner import Runner, Seat
+from autoresearch.runner.local import Local, choose_confinement, seats_of
+from autoresearch.task import Facts, Task, code_lines, contents_hash, edit_hash, read_agenda, read_task
+from autoresearch.text import count
+from autoresearch.views.console import Console
+
+RUNS = ".autoresearch"  # folder of all runs, in the user's checkout
+ENOUGH_ROOM = 1 << 16  # bytes free on a disk that was full, before the loop goes on
+Result = TypeVar("Result")
+
+
+class Run:
+    """One run. root: the user's checkout. folder: of the run's record."""
+
+    runner: Runner
+
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        task: Task,
+        ledger: Ledger,
+        repo: RunRepo,
+        confined: bool,
+        console: Console,
+        stop: StopRequest,
+    ) -> None:
+        self.root, self.folder, self.task, self.ledger, self.repo = root, folder, task, ledger, repo
+        self.confined, self.console, self.stop = confined, console, stop
+        self.seed = ledger.seed
+        self.gpus: str | None = None
+        self.code = code_hash()
+        self.results = Results(root / "results.tsv", ledger)
+
+    @property
+    def facts(self) -> Facts:
+        return self.ledger.game or Facts()
+
+    @functools.cached_property
+    def originals(self) -> dict[str, bytes]:
+        """The editable files as the human wrote them."""
+        return self.files(self.ledger.base)
+
+    # -- opening
+
+    def begin(self, keep_edit: bool = False) -> None:
+        """Record a new run, or check that an old one can go on, and put branch and worktree in order.
+
+        keep_edit: leave what stands in the worktree. Raises UserError.
+        """
+        ledger, repo = self.ledger, self.repo
+        asked = json.loads(json.dumps(dataclasses.asdict(self.task)))
+        tip = repo.branch_tip()
+        if ledger.run is None:
+            if tip is not None:
+                raise UserError(
+                    f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
+                    f"or remove it: `git branch -D {repo.branch}`"
+                )
+            ledger.append(events.Run(tag=repo.tag, base=repo.head(), task=asked))
+        elif ledger.run.task != {name: asked[name] for name in ledger.run.task if name in asked}:
+            raise UserError(
+                f"the task in program.md is not the one that run {repo.tag} began with (a run of another version of "
+                "autoresearch may have had another scorer); put it back, or start another run with --tag NEW"
+            )
+        champion = ledger.champion_commit
+        before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base]
+        if tip not in (None, champion, *before):
+            raise UserError(
+                f"the branch {repo.branch} stands at {short(tip or '')}, not where the loop left it ({short(champion)}). "
+                f"To keep that work, name it: `git branch mine {short(tip or '')}`; then put the branch back: "
+                f"`git branch -f {repo.branch} {short(champion)}`"
+            )
+        last = ledger.finished[-1] if ledger.finished else None
+        discarded = last and last is not ledger.champion
+        if keep_edit and discarded and (repo.worktree / ".git").exists() and self.edit() == last.edit:
+            keep_edit = False  # it was killed between its verdict and the reset
+        repo.stand_at(champion, keep_edit)
+        for attempt in ledger.pending:
+            repo.remember(attempt.number, attempt.commit)
+        if not keep_edit and (fault := self.task.fault(repo.worktree, self.originals)):
+            again = " with --tag NEW" if ledger.attempts else ""
+            raise UserError(
+                f"{fault}, in the commit that the run starts from ({short(champion)}). Correct it, commit, and start "
+                f"again{again}"
+            )
+
+    def choose_seats(self, gpus: str | None = None, workers: int | None = None) -> list[Seat]:
+        """Where trials run: one at a time on each GPU, or so many at a time. Default: as the run was started last.
+
+        Raises UserError for what would not compare with the run's scores.
+        """
+        started = self.ledger.started
+        if gpus is None and workers is None:
+            gpus = started.gpus
+        elif gpus is None and started.gpus:
+            raise UserError(
+                f"run {self.repo.tag} trains on GPUs {started.gpus}; continue it with --gpus, or start another with "
+                "--tag NEW"
+            )
+        self.gpus = gpus
+        if gpus is not None:
+            seats = seats_of(gpus, 1)
+            if workers not in (None, len(seats)):
+                raise UserError(f"--gpus {gpus} runs {count(len(seats), 'trial')} at a time; leave --workers out")
+            return seats
+        workers = workers or started.workers
+        if self.ledger.finished and workers != started.workers:
+            raise UserError(
+                f"run {self.repo.tag} has {count(started.workers, 'worker')}; another number of them trains at another "
+                f"speed, and the scores would not compare. Continue with --workers {started.workers}, or start another "
+                "run with --tag NEW"
+            )
+        return seats_of(None, workers)
+
+    async def open(self, seats: list[Seat], settings: dict[str, str], seed: int, show: Callable[[Facts], None]) -> None:
+        """Set the game up and make sure that it is the one that the run began with.
+
+        settings: environment variables of the game. show: called with its facts before anything takes long. Raises
+        UserError, and limits.Stopped when the user asks to stop.
+        """
+        self.seed = seed
+        settings = {**settings, "AUTORESEARCH_SEED": str(seed)}
+        hidden = [self.root / RUNS, Path(self.repo.repository.common_dir)]
+        output = self.console.output
+        base = self.ledger.base
+        self.runner = Local(self.task, self.repo, base, self.folder, seats, settings, self.confined, output, hidden)
+        facts = await self.stop.unless_asked(self.runner.open(show, self.require_same_game))
+        if self.ledger.game is None:
+            self.ledger.append(events.Game(facts=dataclasses.asdict(facts)))
+
+    def require_same_game(self, facts: Facts) -> None:
+        """A run's scores compare only on one profile, one data set, one seed and one kind of device. Raises UserError."""
+        if (game := self.ledger.game) is None:
+            return
+        for name in ("profile", "data", "seed", "device", "time_budget", "game"):
+            recorded, now = getattr(game, name), getattr(facts, name)
+            if recorded != now and not (name == "game" and now is None):  # the data may not be there yet
+                raise UserError(
+                    f"run {self.repo.tag} has {name} {recorded}, but now it would be {now}; results of two games are "
+                    "never mixed. Use the run's own settings, or start another with --tag NEW"
+                )
+
+    def recorded_settings(self) -> dict[str, str]:
+        """The settings that the run was begun with, for `open`."""
+        recorded = {"AUTORESEARCH_PROFILE": self.facts.profile, "AUTORESEARCH_DATA": self.facts.data}
+        return {name: value for name, value in recorded.items() if value}
+
+    def note_start(self, keep_rule: str, external: bool = False) -> None:
+        setup, workers = round(time.monotonic() - self.console.began, 3), len(self.runner.seats)
+        agenda = read_agenda(self.root / "program.md")
+        self.ledger.append(
+            events.Start(
+                code=self.code, keep_rule=keep_rule, agenda=agenda, setup=setup, external=external, workers=workers,
+                gpus=self.gpus,
+            )
+        )  # fmt: skip
+        self.results.rebuild()
+
+    # -- git
+
+    def advance(self) -> None:
+        """The branch to the champion. An agent may be at work in the worktree."""
+        self.repo.stand_at(self.ledger.champion_commit, keep_edit=True)
+
+    def reset(self) -> None:
+        """Branch and worktree to the champion."""
+        self.repo.stand_at(self.ledger.champion_commit)
+
+    def files(self, commit: str) -> dict[str, bytes]:
+        """The editable files as they are in a commit."""
+        return {name: self.repo.read(commit, name) for name in self.task.editable}
+
+    def edit(self, folder: Path | None = None) -> str:
+        """Names what the worktree's editable files do, apart from comments and layout. folder: another worktree."""
+        paths = {name: (folder or self.repo.worktree) / name for name in self.task.editable}
+        return edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in paths.items()})
+
+    def lines(self, commit: str) -> int:
+        """Lines of code that the editable files have in a commit."""
+        return code_lines(self.files(commit))
+
+    def diff(self, attempt: Attempt) -> str:
+        return self.repo.diff(attempt.parent, attempt.commit, self.task.editable)
+
+    def move(self, attempt: Attempt) -> bool:
+        """Put an attempt that has not run onto the present champion. False if git cannot apply its edit there."""
+        champion = self.ledger.champion_commit
+        commit = self.repo.move(attempt.commit, champion)
+        if commit is None or self.task.fault(self.repo.scratch, self.originals):
+            return False
+        edit = self.edit(self.repo.scratch)
+        self.repo.remember(f"{attempt.number}-on-{short(attempt.parent)}", attempt.commit)
+        was, number = attempt.commit, attempt.number
+        self.ledger.append(events.Moved(number=number, commit=commit, parent=champion, edit=edit, was=was))
+        self.repo.remember(number, commit)
+        return True
+
+    # -- the disk, and what is trusted
+
+    async def with_room(self, step: Callable[[], Result | Awaitable[Result]]) -> Result:
+        """Do a step. When the disk is full wait until it is not, and do it again. Raises OSError when asked to stop."""
+        wait = 0.0
+        while True:
+            try:
+                done = step()
+                return await done if inspect.isawaitable(done) else cast(Result, done)
+            except (OSError, git.GitCommandError) as error:
+                if not disk_is_full(error):
+                    raise
+                if not wait:
+                    self.console.line(
+                        "the disk is full: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
+                    )
+                    self.console.tell("fault", reason="the disk is full")
+                wait = min(2 * wait, 60.0) or 1.0  # a quota may be full where the disk is not
+                until = asyncio.get_running_loop().time() + wait
+                while asyncio.get_running_loop().time() < until or not self.has_room():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self.stop.reaches(1), 0.2)
+                        raise
+
+    async def record(self, event: events.Event) -> None:
+        """Write an event; on a full disk, as soon as there is room."""
+        await self.with_room(lambda: self.ledger.append(event))
+
+    def has_room(self) -> bool:
+        return shutil.disk_usage(self.folder).free >= ENOUGH_ROOM
+
+    def require_room(self) -> None:
+        """A failure on a full disk says nothing about the edit: OSError, so that there is no verdict and it runs again."""
+        if not self.has_room():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+
+    def require_own_code(self) -> None:
+        """What decides must be what was started: an agent, which has the user's rights, might have changed it."""
+        if code_hash() != self.code:
+            raise UserError(
+                "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what changed "
+                "with `git diff`, and run the same command again to go on with what is there now"
+            )
+
+
+def code_hash() -> str:
+    """Names the contents of loop.py and autoresearch/."""
+    here = Path(__file__).resolve().parent.parent
+    paths = (here / "loop.py", *here.glob("autoresearch/**/*.py"))
+    return contents_hash({str(path.relative_to(here)): path.read_bytes() for path in paths})
+
+
+# ----------------------------------------------------------------------------------------------
+# Finding runs
+
+
+@contextlib.contextmanager
+def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopRequest) -> Iterator[Run]:
+    """The run of a tag, old or new, locked against other loops. Raises UserError."""
+    repository, root = open_checkout(Path.cwd(), RUNS)
+    runs = root / RUNS
+    task = read_task(root / "program.md")
+    tag = choose_tag(runs, tag)
+    folder = runs / tag
+    confined = choose_confinement(sandbox_mode)
+    lock = Lock(folder, tag)
+    try:
+        (runs / ".gitignore").write_text("*\n")
+        run = Run(root, folder, task, Ledger(folder), RunRepo(repository, tag, folder), confined, console, stop)
+        run.results.require_ours(runs)
+        yield run
+    finally:
+        lock.release()
+
+
+@dataclasses.dataclass
+class Recorded:
+    """A run as it is recorded, for those who only read."""
+
+    root: Path
+    tag: str
+    task: Task
+    ledger: Ledger
+    repo: RunRepo
+
+
+def recorded_run(tag: str | None, advice: str = "") -> Recorded:
+    """A run that there is; UserError if there is none. advice: what to do then."""
+    repository, root = open_checkout(Path.cwd(), RUNS)
+    runs = root / RUNS
+    tag = choose_tag(runs, tag)
+    ledger = Ledger(runs / tag, repair=False)  # a loop may be writing it
+    if ledger.run is None or ledger.task is None:
+        known = ", ".join(sorted(path.parent.name for path in runs.glob("*/journal.jsonl"))) or "none"
+        raise UserError(f"there is no run {tag} here; runs are: {known}" + (f"; {advice}" if advice else ""))
+    return Recorded(root, tag, ledger.task, ledger, RunRepo(repository, tag, runs / tag))
+
+
+def choose_tag(runs: Path, tag: str | None) -> str:
+    """The tag asked for; else that of the run that was active last; else today's date. UserError for what is none."""
+    if tag is None:
+        journals = sorted(runs.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
+        tag = journals[-1].parent.name if journals else datetime.date.today().isoformat()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*([.][A-Za-z0-9_-]+)*", tag):
+        raise UserError(
+            f"{tag!r} cannot be a tag: use letters, digits, '-', '_' and '.', e.g. --tag {datetime.date.today()}"
+        )
+    return tag
+
+
+def folder_of(tag: str | None) -> Path:
+    """The folder of a run, whether there is one or not."""
+    runs = open_checkout(Path.cwd(), RUNS)[1] / RUNS
+    return runs / choose_tag(runs, tag)

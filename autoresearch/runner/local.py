@@ -1,0 +1,214 @@
+"""The runner of this machine: one trial at a time on each GPU, or so many at a time on the CPU."""
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO
+
+from autoresearch import UserError, keys
+from autoresearch.repo import RunRepo, Stage
+from autoresearch.runner import LOG_TAIL, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
+from autoresearch.runner.logs import read_tail
+from autoresearch.runner.process import GRACE_SECONDS, command_words
+from autoresearch.runner.trial import Trial, end_left_overs, tidy, trial_environment
+from autoresearch.task import Facts, Task
+
+
+class Local:
+    """Runs jobs of one run as processes of this machine, each in a worktree of its seat.
+
+    base: the commit whose files trials run with. folder: of the run. settings: environment variables of the game.
+    confined: whether the sandbox holds trials. output: where the set-up prints. hidden: what no trial may read,
+    besides what the game says.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        repo: RunRepo,
+        base: str,
+        folder: Path,
+        seats: Sequence[Seat],
+        settings: dict[str, str],
+        confined: bool,
+        output: IO[str],
+        hidden: Sequence[Path] = (),
+    ) -> None:
+        self.task, self.repo, self.base, self.folder, self.seats = task, repo, base, folder, seats
+        self.settings, self.confined, self.output, self.hidden = settings, confined, output, hidden
+        self.facts = Facts()
+        self._overfull: set[str] = set()  # names of trials that filled the disk
+        for trial in (*folder.glob("trials/*"), *folder.glob("verify/*")):
+            end_left_overs(trial)
+
+    async def open(self, show: Callable[[Facts], None], require: Callable[[Facts], None]) -> Facts:
+        """See Runner. Also UserError for GPUs of different kinds."""
+        stage = self._stage(self.seats[0])
+        stage.set(self.base, {})
+        environment = {**os.environ, **self.settings, **self.seats[0].device}
+        facts = await describe(self.task, stage.folder, environment)
+        require(facts)
+        show(facts)
+        await set_up(self.task, stage.folder, environment, self.output)
+        self.facts = await describe(self.task, stage.folder, environment)
+        require(self.facts)
+        for seat in self.seats[1:]:
+            if seat.device == self.seats[0].device:
+                continue
+            other = (await describe(self.task, stage.folder, {**environment, **seat.device})).device
+            if other != self.facts.device:
+                raise UserError(
+                    f"GPU {seat.device.get('CUDA_VISIBLE_DEVICES')} is a {other}, the first one a {self.facts.device}: "
+                    "scores compare only between GPUs of one kind. Give --gpus those of one kind, and the others a run "
+                    "of their own (--tag NEW)"
+                )
+        return self.facts
+
+    async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
+        stage = self._stage(None if PREFLIGHT in job.phases else seat)
+        if TRAIN in job.phases or PREFLIGHT in job.phases:
+            stage.set(self.base, job.files)
+        folder = self._folder(job.name)
+        settings = {**self.settings, **seat.device, "AUTORESEARCH_SEED": str(job.seed)}
+        caches = folder / "caches" if job.fresh_caches else self.folder / name_of("caches", seat)
+        trial = Trial(
+            self.task,
+            job,
+            self.facts,
+            stage.folder,
+            folder,
+            trial_environment(folder, caches, settings),
+            self._confinement(),
+            functools.partial(stage.changed, ignored=self.task.referee),
+            tell,
+            share=len(self.seats),
+        )
+        measured = await trial.run()
+        if trial.overfull:
+            self._overfull.add(job.name)
+        return measured
+
+    def tidy(self, name: str, keep_weights: bool) -> None:
+        folder = self._folder(name)
+        caches = [self.folder / name_of("caches", seat) for seat in self.seats] if name in self._overfull else []
+        tidy(folder, [folder / "caches", *caches], keep_weights)
+
+    def log(self, name: str, limit: int = LOG_TAIL) -> str:
+        tails = (read_tail(self._folder(name) / f"{phase}.log", limit) for phase in (TRAIN, SCORE))
+        return keys.scrub("\n".join(filter(None, tails)))
+
+    def log_path(self, name: str) -> Path:
+        return self._folder(name) / "train.log"
+
+    def _folder(self, name: str) -> Path:
+        return self.folder / (name if "/" in name else f"trials/{name}")
+
+    def _stage(self, seat: Seat | None) -> Stage:
+        """The worktree of a seat. Without one, that in which proposed edits are checked while trials run."""
+        return self.repo.stage(name_of("stage", seat) if seat else "stage-preflight")
+
+    def _confinement(self) -> dict[str, list[str]] | None:
+        """What the game says of files that trials need or must not see; copies of those in a stage, and the record, too."""
+        if not self.confined:
+            return None
+        root = self.repo.root
+        game = [Path(path) for path in self.facts.hidden]
+        inside = [path.relative_to(root) for path in game if path.is_relative_to(root)]
+        stages = [self._stage(seat).folder for seat in (*self.seats, None)]
+        copies = [folder / path for folder in (*stages, self.repo.worktree) for path in inside if path.parts]
+        hidden = [*game, *copies, *self.hidden]
+        return {"readable": list(self.facts.readable), "hidden": [str(path) for path in hidden]}
+
+
+def name_of(folder: str, seat: Seat) -> str:
+    return f"{folder}-{seat.number}" if seat.number else folder
+
+
+def seats_of(gpus: str | None, workers: int) -> list[Seat]:
+    """A seat for each GPU (numbers as nvidia-smi shows them, with commas), else so many on the CPU. Raises UserError."""
+    if gpus is None:
+        one = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        share = {} if workers == 1 or "OMP_NUM_THREADS" in os.environ else one
+        return [Seat(number, share) for number in range(workers)]
+    names = [name.strip() for name in gpus.split(",")]
+    if not all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Fa-f-]+", name) for name in names) or len(set(names)) < len(names):
+        raise UserError(f"--gpus takes numbers as nvidia-smi shows them, such as 0 or 0,1,2, not {gpus!r}")
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    return [Seat(number, {"CUDA_VISIBLE_DEVICES": name, **order}) for number, name in enumerate(names)]
+
+
+def choose_confinement(mode: str) -> bool:
+    """Whether trials run confined, for --sandbox auto, require or off. Raises UserError."""
+    if mode not in ("auto", "require", "off"):
+        raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
+    if mode == "require" and not sandbox.method():
+        raise UserError(
+            "--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no "
+            "bubblewrap that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust the "
+            "agent's code"
+        )
+    return mode != "off" and sandbox.method() != ""
+
+
+def sandbox_in_words(confined: bool) -> str:
+    if confined:
+        return f"{sandbox.method()}: trials read no home and no keys, write to their own folder, no network"
+    return "NONE: the agent's code runs with your rights (see --sandbox)"
+
+
+# ----------------------------------------------------------------------------------------------
+# The game
+
+
+async def describe(task: Task, folder: Path, environment: dict[str, str]) -> Facts:
+    """The facts of the game as the task itself states them. Raises UserError."""
+    if not task.describe:
+        return Facts()
+    code, said = await watched(task.describe, folder, environment, subprocess.PIPE)
+    try:
+        if code:
+            raise ValueError(f"exit code {code}")
+        return Facts.of(json.loads(said))
+    except ValueError as error:
+        raise UserError(f"`{task.describe}` did not say what the run would use: {error}") from None
+
+
+async def set_up(task: Task, folder: Path, environment: dict[str, str], output: IO[str]) -> None:
+    """Run the task's set-up in the user's sight: this project's own prepares the data if they are missing."""
+    if not task.setup:
+        return
+    code, _ = await watched(task.setup, folder, environment, output)
+    if code:
+        raise UserError(
+            f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
+            "Nothing is lost: run the same command again when that is put right"
+        )
+
+
+async def watched(command: str, folder: Path, environment: dict[str, str], output: IO[str] | int) -> tuple[int, bytes]:
+    """(Exit code, standard output if it was piped) of a trusted command in the user's sight. Cancelling it interrupts it."""
+    words = command_words(command)
+    if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
+        raise UserError(f"cannot start `{command}`: there is no program {words[0]}; correct the command in program.md")
+    process = await asyncio.create_subprocess_exec(
+        *words, cwd=folder, env=environment, stdout=output, stdin=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        said, _ = await process.communicate()
+        return process.returncode or 0, said or b""
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)  # it says that it can go on
+            await asyncio.wait({asyncio.ensure_future(process.wait())}, timeout=GRACE_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()

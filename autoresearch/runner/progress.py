@@ -1,0 +1,49 @@
+"""How far a training is, by its own word: progress.json in its run folder.
+
+A trial could write anything there, so only numbers are taken from it.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+LARGEST = 1 << 16  # bytes of a file that are read
+
+
+@dataclasses.dataclass
+class Progress:
+    """All times in seconds."""
+
+    clock: float  # when its clock started, since 1970
+    budget: float  # of training
+    loss: float | None = None
+    step: int | None = None
+
+
+def read_json(path: Path) -> dict:
+    """A small JSON object in a file that others can write: no links, no pipes, no end of it. Empty where it is none."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with open(path, "rb", opener=lambda name, more: os.open(name, more | flags)) as file:
+            found = json.loads(file.read(LARGEST))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def number_in(found: dict, name: str) -> float | None:
+    """A finite number of a reasonable size, or None."""
+    value = found.get(name)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
+    return value if number and math.isfinite(value) else None
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """What the training of a trial says of itself; None before its clock starts, or where what it says cannot be true."""
+    found = read_json(folder / "run/progress.json")
+    clock, budget, loss, step = (number_in(found, name) for name in ("clock", "budget", "loss", "step"))
+    if clock is None or budget is None or budget <= 0:
+        return None
+    return Progress(clock, budget, loss, None if step is None else int(step))

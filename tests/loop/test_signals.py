@@ -1,0 +1,87 @@
+"""A signal at any moment leaves no process: not between starting one and waiting for it, nor at a terminal in git."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import psutil
+import pytest
+
+from conftest import ROOT, step, wait_for
+
+# Starts a program as the loop does, again and again; each time a signal comes 0 to 12 ms later and stops it.
+RACE = """
+import asyncio, os, random, signal, sys, threading
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from autoresearch.limits import Stopped, StopRequest
+from autoresearch.runner.process import Process
+
+async def one(stop, marker):
+    async def work():
+        async with Process(["sleep", marker], Path.cwd(), dict(os.environ), Path("log")) as process:
+            await process.wait(600)
+    timer = threading.Timer(random.uniform(0, 0.012), os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        await stop.unless_asked(work())
+        raise SystemExit("it was not stopped")
+    except Stopped:
+        timer.join()
+        stop.level = 0
+
+async def main():
+    stop = StopRequest(print)
+    for number in range(int(sys.argv[2])):
+        await one(stop, f"{sys.argv[3]}.{number}")
+    print("done", flush=True)
+
+asyncio.run(main())
+"""
+
+
+def alive(marker: str) -> list[int]:
+    """Processes whose command line holds a marker."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(word.startswith(marker) for word in words):
+            found.append(process.pid)
+    return found
+
+
+@pytest.mark.slow
+def test_a_signal_just_after_a_start_leaves_no_process(tmp_path):
+    marker = f"98765{os.getpid()}"
+    words = [sys.executable, "-c", RACE, str(ROOT), "300", marker]
+    answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert answer.stdout == "done\n", answer.stderr
+    assert alive(marker) == []
+    with pytest.raises(AssertionError):  # nor later: a keeper that was slow to start would start it now
+        wait_for(lambda: alive(marker), 1.0)
+
+
+def test_ctrl_c_at_the_terminal_does_not_reach_git(toy):
+    """The whole process group gets it, as at a terminal, while git commits: the commit is made, and then the loop stops."""
+    hook = toy.folder / ".git/hooks/reference-transaction"
+    waits = toy.folder.parent / "waits"
+    hook.write_text(
+        textwrap.dedent(f"""\
+        #!/bin/sh
+        grep -q refs/autoresearch/night/2 && [ "$1" = prepared ] || exit 0
+        touch {waits}
+        while [ ! -e {waits}.go ]; do sleep 0.02; done
+        """)
+    )
+    hook.chmod(0o755)
+    toy.plan_steps(e2=[step(2)])
+    process = toy.start(*toy.agent, "--experiments", "3", "--baseline-runs", "1", group=True)
+    wait_for(waits.exists)
+    os.killpg(process.pid, signal.SIGINT)
+    (waits.parent / "waits.go").touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "you asked it to stop" in output, output
+    toy.require_whole()
