@@ -72,8 +72,8 @@ def summary(state: State) -> list[str]:
         holdout = f" and {signed(held.gain)} ({interval(held)}) on the holdout" if held else ""
         claim = (
             f"**Verified: {word}.** With fresh seeds, {gain.runs[1]} runs of the champion against {gain.runs[0]} of "
-            f"the baseline, the difference is {signed(gain.gain)} ({interval(gain)}) on val{holdout}; positive is better."
-            + (" " + "; ".join(failed) + "." if failed else "")
+            f"the baseline, the difference is {signed(gain.gain)} ({interval(gain)}) on val{holdout}; positive is "
+            "better." + (" " + "; ".join(failed) + "." if failed else "")
         )
     better = "lower" if task.lower_is_better else "higher"
     return [
