@@ -57,6 +57,7 @@ def show_end(run: Run, reason: str) -> None:
 def answer_of(run: Run, attempt: Attempt | None, stages: Stages) -> dict:
     """What `try` has to say of an attempt; None: the edit was refused."""
     ledger, champion = run.ledger, run.ledger.champion
+    assert champion is not None  # or there would be nothing to try
     common = {
         "metric": run.task.metric,
         "champion": champion.score,
