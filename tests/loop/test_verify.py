@@ -1,21 +1,32 @@
-"""What a run may claim: verify, its ablation and pruning, and the report. Real runs of the toy task, with noise that a seed moves."""
+"""What a run may claim: verify, its ablation and pruning, and the report, on the toy task with noise that a seed moves.
 
+What verify runs is real. Most tests begin with the record and the commits of a night, as the loop would have left them.
+"""
+
+import dataclasses
 import html
 import itertools
 import json
 import re
 import signal
 import statistics
+import subprocess
+import time
 
 import pytest
-from conftest import git, solver, step, wait_for
+from conftest import Toy, git, solver, step, wait_for
 from markdown_it import MarkdownIt
 from scipy import stats
 
 from autoresearch import UserError
+from autoresearch.judge import judge, mean
+from autoresearch.record import events
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.results import Results
 from autoresearch.repo import RunRepo, open_repository
+from autoresearch.task import Facts, edit_hash, read_agenda, read_task
 
-# Four constants far enough apart that git can take back one edit without the others; LUCK pays with the run's own seed alone.
+# Constants far enough apart that git can take back one edit without the others; LUCK pays with the run's own seed alone.
 NOISY = """import os
 import random
 
@@ -47,25 +58,70 @@ def noisy(first: float, second: float, luck: float) -> str:
 
 
 @pytest.fixture
-def night(toy):
+def night(toy) -> Toy:
     """Five changes: four are kept, of which one is luck and one changes a line that another had changed."""
     program = (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
     program = program.replace(
         "time_limit", "holdout: env NAME=holdout_score python solver.py\n  describe: cat facts.json\n  time_limit"
     )
+    facts = {"device": "an abacus", "machine": {"processor": "beads"}, "seed": 42, "time_budget": 0}
     toy.write("program.md", program)
-    toy.write(
-        "facts.json",
-        json.dumps({"device": "an abacus", "machine": {"processor": "beads"}, "seed": 42, "time_budget": 0}),
-    )
+    toy.write("facts.json", json.dumps(facts))
     toy.write("solver.py", noisy(1, 1, 0))
     toy.commit()
-    toy.plan_steps(
-        **{name: [{"files": {"solver.py": noisy(*values)}, "say": f"set {values}"}] for name, values in STEPS.items()}
-    )
-    toy.run_agent(6, "--baseline-runs", "2")
+    write_night(toy, Facts.of(facts))
     assert toy.statuses() == ["keep", "keep", "keep", "keep", "keep", "discard"]
     return toy
+
+
+def write_night(toy: Toy, facts: Facts) -> None:
+    """The record, the commits and results.tsv of STEPS after a baseline that ran twice, a second each."""
+    base, task = git(toy.folder, "rev-parse", "HEAD"), read_task(toy.folder / "program.md")
+    ledger = Ledger(toy.runs)
+    began = time.time() - 60
+
+    def add(event: events.Event, after: float) -> None:
+        line = events.to_json(dataclasses.replace(event, time=began + after))
+        with open(ledger.path, "a") as journal:
+            journal.write(json.dumps(line) + "\n")
+        ledger.catch_up()
+
+    toy.runs.mkdir(parents=True)
+    ledger.path.touch()
+    add(events.Run(tag=toy.tag, base=base, task=json.loads(json.dumps(dataclasses.asdict(task)))), 0)
+    add(events.Game(facts=dataclasses.asdict(facts)), 0)
+    add(events.Start(keep_rule="margin", agenda=read_agenda(toy.folder / "program.md"), setup=0.5), 0.5)
+    for number, values in enumerate([(1, 1, 0), *STEPS.values()], 1):
+        parent = ledger.champion_commit
+        commit = base if number == 1 else commit_of(toy, parent, noisy(*values), f"set {values}")
+        edit = edit_hash({"solver.py": noisy(*values).encode()})
+        description, agent = (f"set {values}", "command") if number > 1 else ("baseline", "loop")
+        fields = {"number": number, "commit": commit, "parent": parent, "description": description, "agent": agent}
+        add(events.Attempt(**fields, edit=edit, lines=0), 3 * number - 1)
+        add(events.Trial(number=number), 3 * number - 1)
+        for seed in (42, 43) if number == 1 else (42,):
+            score, seconds = sum(values) + 0.01 * seed, {"train": 0.9}
+            add(events.Measured(number=number, seed=seed, score=score, seconds=seconds), 3 * number)
+        attempt, standing = ledger.attempts[-1], [] if number == 1 else ledger.scores(ledger.champion)
+        said = judge(attempt.runs, standing, ledger.noise(), lower_is_better=False)
+        judged = {"status": said.status, "reason": said.reason, "score": mean(attempt.runs), "noise": ledger.noise()}
+        against = {"standing": mean(standing) if standing else None, "standing_runs": len(standing)}
+        add(events.Verdict(number=number, **judged, **against, seconds={"train": 0.9, "wall": 1.0}), 3 * number)
+        git(toy.folder, "update-ref", f"refs/autoresearch/{toy.tag}/{number}", commit)
+    add(events.Stop(reason="the run has its 6 experiments"), 20)
+    git(toy.folder, "update-ref", f"refs/heads/autoresearch/{toy.tag}", ledger.champion_commit)
+    Results(toy.folder / "results.tsv", ledger).rebuild()
+
+
+def commit_of(toy: Toy, parent: str, text: str, message: str) -> str:
+    """A commit that changes solver.py, made without a checkout."""
+    (toy.folder.parent / "edited.py").write_text(text)
+    blob = git(toy.folder, "hash-object", "-w", str(toy.folder.parent / "edited.py"))
+    listing = git(toy.folder, "ls-tree", parent).replace(git(toy.folder, "rev-parse", f"{parent}:solver.py"), blob)
+    tree = subprocess.run(
+        ["git", "mktree"], cwd=toy.folder, input=listing + "\n", capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return git(toy.folder, "commit-tree", tree, "-p", parent, "-m", message)
 
 
 def test_the_gain_of_a_run(night):
@@ -267,7 +323,7 @@ def test_every_number_of_the_report_follows_from_the_journal(night, verified):
     assert "-FIRST = 1\n+FIRST = 2" in text and "an abacus" in text and "> Raise the number." in text
     hours = sum(entry["seconds"]["wall"] for entry in night.journal("verdict")) / 3600
     assert f"| machine hours, experiments | {hours:.2f} |" in text
-    assert "a loop was at work for 0.00 hours by the clock" in text and "| waiting for the agent | 0.00 |" in text
+    assert "a loop was running for 0.01 hours by the clock" in text and "| waiting for the agent | 0.00 |" in text
     assert ("| verify | 0.00 |" in text) == bool(verified)
     assert ("It has not run." in text) == (not verified)
     for name in ("curve.png", "gains.png"):
