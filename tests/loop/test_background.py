@@ -28,7 +28,7 @@ print('key', 'sk-ant-api03-' + '0123456789abcdefghij', flush=True)
 
 @pytest.fixture
 def background(toy):
-    """Starts the loop with --detach in a terminal, and ends it after the test. Its second trial waits to be released."""
+    """Starts the loop with --detach in a terminal, and ends it afterwards. Its second trial waits to be released."""
     toy.plan_steps(
         e2=[{"files": {"solver.py": solver(2, before=NOISY + WAITING)}, "say": "wait, then two"}], e3=[step(3)]
     )
