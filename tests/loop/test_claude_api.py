@@ -1,6 +1,6 @@
 """Nights with the claude-api agent: the real SDK, a scripted model behind real HTTP, the toy task.
 
-What one call of it comes to is in unit/test_model_calls.py.
+unit/test_model_calls.py tests single calls of it.
 """
 
 import socket

@@ -1,7 +1,7 @@
 """Nights with agents that are programs of others: the real claude, codex, gemini and opencode, and a stand-in.
 
-The real ones speak to a scripted model on 127.0.0.1 and are installed from npm's registry where they are missing. What
-one call of an agent comes to is in unit/test_agents.py.
+The real ones speak to a scripted model on 127.0.0.1 and are installed from npm's registry where they are missing.
+Single calls of such an agent are in unit/test_agents.py.
 """
 
 import fcntl
