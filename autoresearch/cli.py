@@ -498,7 +498,7 @@ def report(context: typer.Context, options: Report) -> None:
         raise UserError(f"run {recorded.tag} has no baseline yet, so there is nothing to report")
     diff = recorded.repo.diff
     diffs = {kept.number: diff(kept.parent, kept.commit, recorded.task.editable) for kept in ledger.kept[1:]}
-    path = write_report(ledger, diffs, options.output or ledger.path.parent / "report", options.pdf)
+    path = write_report(look(ledger), diffs, options.output or ledger.path.parent / "report", options.pdf)
     print(f"{path}: {count(len(ledger.finished), 'experiment')} of run {recorded.tag}")
 
 
@@ -511,7 +511,7 @@ def watch(context: typer.Context, options: Watch) -> None:
     from autoresearch.views.watch import serve
 
     recorded = recorded_run(options.tag, "begin one: uv run loop.py")
-    serve(Page(recorded.repo, recorded.task, recorded.ledger), options.port)
+    serve(Page(recorded.repo, recorded.ledger), options.port)
 
 
 @app.command()

@@ -246,7 +246,7 @@ class Experiments:
         """The last word on an attempt, as the record holds it. Without a measurement it never ran."""
         crashed, standing = verdict.status == "crash", self.ledger.standing(attempt)
         measured, checked = measured or Measurement(), checked or Measurement()
-        holdout = checked.figures.get(f"holdout_{self.task.metric.removeprefix('val_')}")
+        holdout = checked.figures.get(self.task.holdout_metric)
         return events.Verdict(
             number=attempt.number,
             status=verdict.status,

@@ -64,6 +64,11 @@ class Task:
     def lower_is_better(self) -> bool:
         return self.direction == "minimize"
 
+    @property
+    def holdout_metric(self) -> str:
+        """What `holdout` prints the score as."""
+        return f"holdout_{self.metric.removeprefix('val_')}"
+
     def objection(self, folder: Path, changed: list[str], originals: dict[str, bytes]) -> str | None:
         """Why an edit cannot be run, or None. Costs no trial: nothing of the edit is executed.
 

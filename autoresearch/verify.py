@@ -1,4 +1,4 @@
-"""Verify: run a run's baseline and champion again with fresh seeds, in turn, and on request the champion without its parts.
+"""Verify: train a run's baseline and champion again with fresh seeds, and on request the champion without its parts.
 
 What follows from these runs is in record/findings.py.
 """
@@ -13,7 +13,6 @@ from autoresearch.record.findings import BASELINE, CHAMPION, PRUNED, Findings, f
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.repo import short
 from autoresearch.runner import HOLDOUT, Job, Measurement
-from autoresearch.task import Task
 from autoresearch.text import count, one_line
 
 if TYPE_CHECKING:
@@ -36,18 +35,13 @@ def plan(codes: Sequence[Code], seed: int, runs: int) -> list[tuple[Code, int]]:
 
 
 def is_done(ledger: Ledger, code: Code, seed: int) -> bool:
-    """Whether this code has its score of that seed, run in turn with the present champion. What failed runs once more."""
+    """Whether this code has its score of that seed, beside the present champion. What failed runs once more."""
     wanted = code.commit, ledger.champion_commit, seed
     return any((run.commit, run.champion, run.seed) == wanted and run.score is not None for run in ledger.verified)
 
 
-def holdout_score(measured: Measurement, task: Task) -> float | None:
-    """The score that the holdout command printed."""
-    return measured.figures.get(f"holdout_{task.metric.removeprefix('val_')}")
-
-
 class Verification:
-    """Runs codes of a run again, each so many times, and records each as it ends. Cancelling it ends what is running."""
+    """Runs codes of a run again, each so many times, and records each as it ends. Cancelling it ends what runs."""
 
     def __init__(self, run: "Run", runs: int) -> None:
         self.run, self.runs = run, runs
@@ -136,7 +130,7 @@ class Verification:
                 champion=champion.commit,
                 seed=seed,
                 score=None if reason else measured.score,
-                holdout=None if reason else holdout_score(check, run.task),
+                holdout=None if reason else check.figures.get(run.task.holdout_metric),
                 reason=reason,
                 seconds={**measured.seconds, **check.seconds, "wall": round(typical, 3)},
             )

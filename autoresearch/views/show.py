@@ -1,4 +1,4 @@
-"""Say what a run is about to do, what it came to, and what `try` answers."""
+"""Say what a run is about to do, how it ended, and what `try` answers."""
 
 from autoresearch.record.ledger import Attempt
 from autoresearch.repo import short
@@ -7,6 +7,7 @@ from autoresearch.runner.local import sandbox_in_words
 from autoresearch.task import Facts, Stages
 from autoresearch.text import count
 from autoresearch.views.console import Console
+from autoresearch.views.state import Record
 
 
 def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
@@ -19,7 +20,7 @@ def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
         "data": facts.data and facts.data + ("" if facts.game else ", not prepared yet: that comes first"),
         "agent": more.get("agent"),
         "edits": ", ".join(task.editable),
-        "trial": f"{task.train}"
+        "trial": task.train
         + (f", {budget:g} s of training" if budget else "")
         + f"; scored by {task.metric}, {better} is better",
         "sandbox": sandbox_in_words(run.confined),
@@ -31,7 +32,8 @@ def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
     edited = repo.uncommitted(task.editable)
     if edited and not ledger.attempts:
         shown["note"] = (
-            f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from {short(ledger.base)}"
+            f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from "
+            f"{short(ledger.base)}"
         )
     done = count(len(ledger.finished), "experiment")
     title = f"autoresearch: run {repo.tag}, " + (f"continued after {done}" if ledger.attempts else "new")
@@ -39,24 +41,23 @@ def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
 
 
 def show_end(run: Run, reason: str) -> None:
-    finished, scored, spent = run.ledger.finished, run.ledger.kept, run.ledger.spent
-    totals = {status: sum(attempt.status == status for attempt in finished) for status in ("keep", "discard", "crash")}
+    kept, spent = run.ledger.kept, run.ledger.spent
+    counts = ", ".join(f"{number} {status}" for status, number in Record(run.ledger).counts.items())
     run.console.line(f"stopped: {reason}")
-    run.console.line(
-        f"{count(len(finished), 'experiment')}: " + ", ".join(f"{total} {status}" for status, total in totals.items())
-    )
+    run.console.line(f"{count(len(run.ledger.finished), 'experiment')}: {counts}")
     if spent.tokens or spent.dollars or spent.unknown_dollars:
         run.console.line(f"proposals took {spent.words()}")
-    if scored:
+    if kept:
         run.console.line(
-            f"{run.task.metric} {scored[0].score:.6f} -> {scored[-1].score:.6f}, "
-            f"best commit {short(scored[-1].commit)} on {run.repo.branch}"
+            f"{run.task.metric} {kept[0].score:.6f} -> {kept[-1].score:.6f}, "
+            f"best commit {short(kept[-1].commit)} on {run.repo.branch}"
         )
 
 
 def answer_of(run: Run, attempt: Attempt | None, stages: Stages) -> dict:
     """What `try` has to say of an attempt; None: the edit was refused."""
     ledger, champion = run.ledger, run.ledger.champion
+    assert champion is not None  # or there would be nothing to try
     common = {
         "metric": run.task.metric,
         "champion": champion.score,
@@ -68,7 +69,10 @@ def answer_of(run: Run, attempt: Attempt | None, stages: Stages) -> dict:
         reason = ledger.refused[-1].reason if ledger.refused else "stopped"
         elsewhere = run.repo.uncommitted(run.task.editable)
         if reason.startswith("nothing changed") and elsewhere:
-            reason += f"; the edit in your checkout's {', '.join(elsewhere)} is not what is tried: edit {', '.join(common['edit'])}"
+            reason += (
+                f"; the edit in your checkout's {', '.join(elsewhere)} is not what is tried: "
+                f"edit {', '.join(common['edit'])}"
+            )
         return {"verdict": "refused", "reason": reason, **common}
     log = run.runner.log_path(str(attempt.number))
     return {
@@ -104,7 +108,8 @@ def show_answer(console: Console, answer: dict) -> None:
         "experiment": answer.get("number"),
         "verdict": answer["verdict"],
         "reason": answer["reason"],
-        "champion": f"{answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])} on {answer['branch']}",
+        "champion": f"{answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])} on "
+        f"{answer['branch']}",
         "tried": answer.get("ref"),
         "log": answer.get("log"),
         "stage": answer.get("stage"),

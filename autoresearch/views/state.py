@@ -344,11 +344,11 @@ class State:
     def spent(self) -> Spent:
         return Spent(self.proposals, self.tokens, self.dollars, self.unknown_tokens, self.unknown_dollars)
 
-    def as_json(self) -> str:
-        """What `status --json` prints."""
+    def as_json(self) -> dict:
+        """What `status --json` prints: all fields but the record, as plain values."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del fields["record"]
-        return json.dumps(fields, ensure_ascii=False, default=dataclasses.asdict)
+        return json.loads(json.dumps(fields, default=dataclasses.asdict))
 
 
 def look(ledger: Ledger, record: Record | None = None) -> State:

@@ -2,14 +2,18 @@
 
     GET /TOKEN/             the page, watch.html
     GET /TOKEN/plotly.js    the library that draws the curve, out of the installed package
-    GET /TOKEN/state        the run as it stands; with the ETag of the last answer in If-None-Match, 304 until something changes
-    GET /TOKEN/log          the end of what the running trial prints, likewise
+    GET /TOKEN/state        the run at this moment
+    GET /TOKEN/log          the end of what the running trial prints
     GET /TOKEN/attempt/17   all about one attempt: its diff, the end of its log
 
-TOKEN is random and new each time, so no other user of the machine and no page of another site can ask. What agents and
+An answer has an ETag; asked again with it in If-None-Match, the server answers 304 until something has changed. TOKEN
+is random and new each time, so no other user of the machine and no page of another site can ask. What agents and
 trials wrote is answered as JSON, cleaned of keys and control characters, and the page makes text nodes of it.
+
+A process of its own, with a thread for each connection: browsers open some in advance and leave them idle.
 """
 
+import dataclasses
 import hashlib
 import hmac
 import http.server
@@ -20,78 +24,80 @@ import secrets
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import git
 
-from autoresearch import UserError, keys
-from autoresearch.background import ESCAPES
-from autoresearch.console import PHASES, clock_time
-from autoresearch.ledger import Attempt, Ledger, one_line
+from autoresearch import UserError
+from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.repo import RunRepo, short
-from autoresearch.report import Run
-from autoresearch.status import Now, holder, read_now, state_of
-from autoresearch.task import Task
-from autoresearch.trial import read_tail
-from autoresearch.verify import findings
+from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN
+from autoresearch.runner.logs import read_tail
+from autoresearch.text import clean
+from autoresearch.views.console import clock_time
+from autoresearch.views.state import Record, State, look
 
 PAGE = Path(__file__).with_name("watch.html")
 LOG = 32 << 10  # characters of the running log that are shown
 PART = 8 << 10  # and of the log of an attempt that is looked at
 DIFF = 64 << 10  # and of its diff
-LOGS = ("preflight", "train", "score", "guard", "holdout")  # in the order in which they are written
+LOGS = (PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT)  # in the order in which they are written
+
+
+@dataclasses.dataclass
+class Doing:
+    """Something that goes on: what it is, since when, and of how many seconds where that is known."""
+
+    what: str
+    since: float | None = None
+    of: float | None = None
 
 
 class Watch:
-    """What the page asks for, of one run. Threads may call it."""
+    """What the page asks for, of one run. Threads may call it: a lock keeps them one after the other."""
 
-    def __init__(self, repo: RunRepo, task: Task, ledger: Ledger) -> None:
-        self.repo, self.task, self.ledger = repo, task, ledger
+    def __init__(self, repo: RunRepo, ledger: Ledger) -> None:
+        self.repo, self.record = repo, Record(ledger)
         self.folder = ledger.path.parent
         self.inode = ledger.path.stat().st_ino
         self.rows: dict[int, dict] = {}  # of attempts that have their verdict: they stay as they are
-        self.state_of: tuple[object, bytes] = (None, b"")
+        self.answered: tuple[object, bytes] = (None, b"")  # the last state: what it depends on, and as JSON
         self.lock = threading.Lock()
 
     def state(self) -> bytes:
         """The run as JSON."""
         with self.lock:
-            self._catch_up()
-            now = self._now()
-            if self.state_of[0] != (self.ledger.size, now):
-                rows = [
-                    self.rows.get(attempt.number) or self._row(attempt, now["trials"])
-                    for attempt in self.ledger.attempts
-                ]
-                self.state_of = (self.ledger.size, now), as_json({"facts": self._facts(), "now": now, "attempts": rows})
-            return self.state_of[1]
+            state = self._look()
+            record = self.record
+            running = [trial.number for trial in state.trials]
+            now = {"running": state.running, "doing": list(map(dataclasses.asdict, doing(state))), "trials": running}
+            if self.answered[0] != (record.size, now):
+                attempts = record.ledger.attempts
+                rows = [self.rows.get(attempt.number) or self._row(attempt, running) for attempt in attempts]
+                answer = {"facts": facts_of(state), "now": now, "attempts": rows}
+                self.answered = (record.size, now), as_json(answer)
+            return self.answered[1]
 
     def log(self) -> bytes:
         """The end of what the running trial has printed, the first of several; else the last one. As JSON."""
         with self.lock:
-            self._catch_up()
-            now = self._present()[1]
-            number, trials = len(self.ledger.attempts), self.folder / "trials"
+            state = self._look()
+            number, trials = len(self.record.ledger.attempts), self.folder / "trials"
         last = [*trials.glob(f"{number}/"), *trials.glob(f"{number}-*/")]
         latest = max(last, key=lambda path: path.stat().st_mtime, default=None)
-        folder = Path(now.trials[0].folder) if now and now.trials else latest
-        return as_json(
-            {
-                "name": str(folder.relative_to(self.folder)) if folder else "",
-                "text": log_of(folder, LOG) if folder else "",
-            }
-        )
+        folder = Path(state.trials[0].log).parent if state.trials else latest
+        name, text = (str(folder.relative_to(self.folder)), log_of(folder, LOG)) if folder else ("", "")
+        return as_json({"name": name, "text": text})
 
     def attempt(self, number: int) -> bytes | None:
         """What the table has no room for, as JSON; None if there is no such attempt."""
         with self.lock:
-            self._catch_up()
-            if number > len(self.ledger.attempts):
+            self._look()
+            if number > len(self.record.ledger.attempts):
                 return None
-            attempt = self.ledger.attempts[number - 1]
+            attempt = self.record.ledger.attempts[number - 1]
         try:
-            diff = self.repo.diff(attempt.parent, attempt.commit, self.task.editable)
+            diff = self.repo.diff(attempt.parent, attempt.commit, self.record.task.editable)
         except git.GitError:
             diff = "git does not have this commit any more"
         if len(diff) > DIFF:
@@ -108,111 +114,71 @@ class Watch:
             }
         )
 
-    def _catch_up(self) -> None:
-        found = self.ledger.path.stat()
-        if found.st_size < self.ledger.size or found.st_ino != self.inode:  # another run under the same name
-            self.ledger, self.inode = Ledger(self.folder, repair=False), found.st_ino
+    def _look(self) -> State:
+        """The run at this moment, with what the loop has written since the last look."""
+        ledger = self.record.ledger
+        found = ledger.path.stat()
+        if found.st_size < ledger.size or found.st_ino != self.inode:  # another run under the same name
+            ledger, self.inode, self.answered = Ledger(self.folder, repair=False), found.st_ino, (None, b"")
             self.rows.clear()
-        elif found.st_size > self.ledger.size:
-            self.ledger.catch_up()
-        if self.ledger.run is None:
-            raise UserError(f"{self.ledger.path} holds no run any more")
+        elif found.st_size > ledger.size:
+            ledger.catch_up()
+        if ledger.run is None:
+            raise UserError(f"{ledger.path} holds no run any more")
+        self.record = self.record.latest() if ledger is self.record.ledger else Record(ledger)
+        return look(ledger, self.record)
 
     def _row(self, attempt: Attempt, running: list[int]) -> dict:
-        compared = attempt.score is not None and attempt.commit != attempt.parent
-        status = attempt.status or ("running" if attempt.number in running else "waiting")
-        row = {
-            "number": attempt.number,
-            "status": status,
-            "score": attempt.score,
-            "gain": self._run.gain(attempt) if compared else None,
-            "description": clean(one_line(attempt.description)),
-            "reason": clean(one_line(attempt.reason or "")),
-            "agent": clean(attempt.agent),
-            "category": clean(attempt.category),
-            "commit": short(attempt.commit),
-            "time": attempt.time,
-            "seconds": (attempt.seconds or {}).get("wall"),
-            "lines": attempt.lines,
-            "tokens": attempt.tokens,
-            "dollars": attempt.dollars,
-            "holdout": attempt.holdout,
-            "repairs": attempt.repairs,
-        }
+        row: dict = dataclasses.asdict(self.record.row(attempt))
+        row |= {name: clean(row[name]) for name in ("description", "reason", "agent", "category")}
+        row["commit"] = short(attempt.commit)
         if attempt.status:
             self.rows[attempt.number] = row
+        elif attempt.number in running:
+            row["status"] = "running"
         return row
 
-    @property
-    def _run(self) -> Run:
-        return Run(self.repo.tag, self.task, self.ledger, {})
 
-    def _facts(self) -> dict:
-        ledger, game, spent = self.ledger, self.ledger.game or {}, self.ledger.spent
-        kept, tried, champion = ledger.kept, ledger.tried, ledger.champion
-        found = findings(ledger, self.task.lower_is_better, self.task.line_price) if ledger.verified else None
-        return {
-            "tag": self.repo.tag,
-            "metric": clean(self.task.metric),
-            "lower": self.task.lower_is_better,
-            "began": ledger.run["time"],
-            "game": clean(", ".join(str(game[name]) for name in ("device", "profile", "data") if game.get(name))),
-            "budget": game.get("time_budget"),
-            "noise": ledger.noise(),
-            "champion": champion
-            and {"number": champion.number, "score": champion.score, "commit": short(champion.commit)},
-            "gain": self._run.sign * (kept[0].score - champion.score) if champion else None,
-            "verified": str(found.gain) if found and found.gain else None,
-            "tried": len(tried),
-            "kept": max(0, len(kept) - 1),
-            "crashed": sum(attempt.status == "crash" for attempt in tried),
-            "seconds": sum((attempt.seconds or {}).get("wall") or 0.0 for attempt in ledger.finished),
-            "tokens": spent.tokens if spent.tokens or not spent.unknown_tokens else None,
-            "dollars": spent.dollars if spent.dollars or not spent.unknown_dollars else None,
-        }
-
-    def _present(self) -> tuple[int | None, Now | None]:
-        """(The process that works on the run, what it says that it does.)"""
-        process = holder(self.folder)
-        return process, read_now(self.folder, process) if process else None
-
-    def _now(self) -> dict:
-        """Whether a loop runs, what it does, each since when and, where it is known, of how many seconds; which trials run."""
-        process, now = self._present()
-        account, at = self.ledger.account, time.time()
-        if process is None:
-            reason = state_of(self.ledger, None, None, at).reason
-            what = f"not running{reason and ': '}{clean(reason)}"
-            return {"running": False, "doing": [{"what": what, "since": account.last_time, "of": None}], "trials": []}
-        doing = []
-        for trial in now.trials if now else ():
-            training = trial.progress
-            phase = "training" if training else PHASES.get(trial.phase, trial.phase)
-            since = max(training.clock, trial.since) if training else trial.since
-            doing.append({"what": clean(f"{trial.label}: {phase}"), "since": since, "of": training and training.budget})
-        if now and (thinking := now.thinking):
-            what = clean(f"experiment {thinking.number}: {thinking.agent} is thinking")
-            doing.append({"what": what, "since": thinking.since, "of": None})
-        elif account.waits_until > at:
-            doing.append(
-                {
-                    "what": f"{clean(account.waits_for)} cannot be reached; next call at {clock_time(account.waits_until, at)}",
-                    "since": account.last_time,
-                    "of": None,
-                }
-            )
-        stopping = [{"what": "stopping after that", "since": None, "of": None}] if now and now.stopping else []
-        return {
-            "running": True,
-            "doing": (doing or [{"what": "between two steps", "since": None, "of": None}]) + stopping,
-            "trials": [trial.number for trial in now.trials] if now else [],
-        }
+def facts_of(state: State) -> dict:
+    """What the head of the page says of a run."""
+    record, champion, spent = state.record, state.champion, state.spent
+    found = record.findings
+    return {
+        "tag": state.tag,
+        "metric": clean(state.metric),
+        "lower": record.task.lower_is_better,
+        "began": record.run.time,
+        "game": clean(", ".join(str(fact) for fact in (state.device, state.profile, state.data) if fact)),
+        "budget": record.facts.time_budget,
+        "noise": record.noise,
+        "champion": champion and {"number": champion.number, "score": champion.score, "commit": short(champion.commit)},
+        "gain": state.gain,
+        "verified": str(found.gain) if found and found.gain else None,
+        "tried": sum(record.tried_counts.values()),
+        "kept": record.tried_counts["keep"],
+        "crashed": record.tried_counts["crash"],
+        "seconds": record.seconds,
+        "tokens": spent.tokens if spent.tokens or not spent.unknown_tokens else None,
+        "dollars": spent.dollars if spent.dollars or not spent.unknown_dollars else None,
+    }
 
 
-def clean(text: str) -> str:
-    """Text that somebody else wrote, without keys, colours and control characters; of a line that was written over, its last state."""
-    lines = (line.rstrip("\r").rpartition("\r")[2] for line in ESCAPES.sub("", text).split("\n"))
-    return keys.scrub("\n".join("".join(c for c in line if c.isprintable() or c == "\t") for line in lines))
+def doing(state: State) -> list[Doing]:
+    """What the page says of the present. The same until something changes: the page itself counts the seconds."""
+    last = state.record.ledger.account.last_time
+    if not state.running:
+        return [Doing(f"not running{state.reason and ': '}{clean(state.reason)}", last)]
+    found = []
+    for trial in state.trials:
+        since = trial.since if trial.clock is None else trial.clock
+        found.append(Doing(clean(f"{trial.label}: {trial.doing}"), since, trial.budget))
+    if thinking := state.thinking:
+        found.append(Doing(clean(f"experiment {thinking.number}: {thinking.agent} is thinking"), thinking.since))
+    if waiting := state.waiting:
+        at = clock_time(waiting.until, state.time)
+        found.append(Doing(clean(f"{waiting.agent} cannot be reached; next call at {at}"), last))
+    stopping = [Doing("stopping after that")] if state.stopping else []
+    return (found or [Doing("between two steps")]) + stopping
 
 
 def log_of(folder: Path, size: int) -> str:
@@ -243,8 +209,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.watch, self.token, nonce = watch, secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self.page = PAGE.read_bytes().replace(b"NONCE", nonce.encode())
         self.policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
+            "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+            "require-trusted-types-for 'script'"
         )
         self.hosts = [f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")]
 
@@ -276,16 +243,21 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     server_version, sys_version, timeout = "autoresearch", "", 30
 
+    @property
+    def served(self) -> Server:
+        assert isinstance(self.server, Server)
+        return self.server
+
     def do_GET(self) -> None:
-        _, token, name = (*self.path.split("/", 2), None, None)[:3]
-        known = name is not None and hmac.compare_digest(token.encode(), self.server.token.encode())
-        if not known or self.headers.get("Host") not in self.server.hosts:
+        _, token, name = (*self.path.split("/", 2), "", "")[:3]
+        known = self.path.count("/") > 1 and hmac.compare_digest(token.encode(), self.served.token.encode())
+        if not known or self.headers.get("Host") not in self.served.hosts:
             return self.send_error(404)
         try:
-            found = self.server.find(name)
+            found = self.served.find(name)
         except (UserError, OSError) as fault:
-            found = "application/json", as_json({"fault": clean(str(fault))})
-        return self.answer(200, *found) if found else self.send_error(404)
+            found = ("application/json", as_json({"fault": clean(str(fault))}))
+        return self.answer(200, found[0], found[1]) if found else self.send_error(404)
 
     do_HEAD = do_GET
 
@@ -299,7 +271,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "Content-Length": str(len(body)),
             "ETag": tag,
             "Cache-Control": "no-store",
-            "Content-Security-Policy": self.server.policy if kind == "text/html" else "default-src 'none'",
+            "Content-Security-Policy": self.served.policy if kind == "text/html" else "default-src 'none'",
             "X-Content-Type-Options": "nosniff",
             "X-Frame-Options": "DENY",
             "Referrer-Policy": "no-referrer",
@@ -314,7 +286,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         self.answer(code, "text/plain", http.HTTPStatus(code).phrase.encode() + b"\n")
 
-    def log_message(self, *arguments) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:
         pass
 
 
@@ -324,8 +296,8 @@ def serve(watch: Watch, port: int) -> None:
         server = Server(watch, port)
     except OSError as fault:
         raise UserError(
-            f"port {port} of 127.0.0.1 cannot be had: {os.strerror(fault.errno)}. Choose another with --port, or leave that out "
-            "for one that is free"
+            f"port {port} of 127.0.0.1 cannot be used: {os.strerror(fault.errno or 0)}. Choose another with --port, or "
+            "leave that out for one that is free"
         ) from None
     with server:
         print(f"run {watch.repo.tag}: {server.address}\nCtrl-C ends this page; the run does not notice", flush=True)

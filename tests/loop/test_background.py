@@ -1,22 +1,24 @@
 """A loop in the background, its log, and what it tells a command."""
 
+import asyncio
 import json
 import os
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 
 import pytest
 from conftest import ROOT, solver, step, wait_for
 from test_console import Terminal
 from test_loop import WAITING, alive
 
-from autoresearch import UserError, notify
-from autoresearch.background import Reader
-from autoresearch.notify import Notifier
-from autoresearch.status import holder
+from autoresearch import UserError
+from autoresearch.background import Reader, has_open
+from autoresearch.record.journal import holder
+from autoresearch.views import notify
+from autoresearch.views.console import Console
+from autoresearch.views.notify import Notifier
 
 KEY = "sk-ant-api03-0123456789abcdefghij"
 NOISY = (
@@ -123,6 +125,21 @@ def test_a_log_that_grows_and_one_that_is_written_anew(tmp_path):
     assert set(Reader(path).lines()) == {"x"}
 
 
+def test_keys_and_escapes_do_not_hide_what_comes_after_them(tmp_path):
+    """A private key that is whole in one look, and a window title that never ends."""
+    path = tmp_path / "log"
+    key = "-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----\n"
+    path.write_text(f"before\n{key}after\n\x1b]0;title\nthe rest {KEY}\n")
+    assert Reader(path).lines() == ["before", "[key removed]", "after", "", "the rest [key removed]"]
+
+
+def test_who_has_a_file_open(tmp_path):
+    path = tmp_path / "lock"
+    with open(path, "w"):
+        assert has_open(os.getpid(), path)
+    assert not has_open(os.getpid(), path) and not has_open(2**22 + 1, path)  # there is no such process
+
+
 # -- notices
 
 
@@ -166,27 +183,42 @@ def test_a_command_that_fails_is_said_once_and_disturbs_nothing(toy):
 
 
 def test_a_command_that_hangs_is_ended_and_delays_nobody(monkeypatch, tmp_path):
-    monkeypatch.setattr(notify, "LIMIT", 0.2)
-    said, told = [], threading.Event()
-    notifier = Notifier(f"sh -c 'echo $$ >> {tmp_path}/pids; sleep 600'", lambda text: (said.append(text), told.set()))
-    notifier.send({"event": "keep"})  # returns at once
-    notifier.send({"event": "stop"})
-    assert told.wait(10)
-    notifier.close()
+    async def night() -> None:
+        notifier = Notifier(f"sh -c 'echo $$ >> {tmp_path}/pids; sleep 600'", said.append)
+        notifier.send({"event": "keep"})  # returns at once
+        notifier.send({"event": "stop"})
+        await notifier.close()
+
+    monkeypatch.setattr(notify, "LIMIT", 0.5)
+    said: list[str] = []
+    asyncio.run(night())
     assert len(said) == 1 and "did not end within" in said[0]
-    wait_for(lambda: not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split()))
+    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_what_was_sent_arrives_in_order_before_the_end(tmp_path):
+    async def night() -> None:
+        notifier = Notifier(f"sh -c 'sleep 0.05; cat >> {tmp_path}/told'", said.append)
+        for number in range(5):
+            notifier.send({"event": "keep", "number": number})
+        await notifier.close()
+
+    said: list[str] = []
+    asyncio.run(night())
+    assert [notice["number"] for notice in notices(tmp_path / "told")] == [0, 1, 2, 3, 4] and said == []
 
 
 @pytest.mark.parametrize("command", ["", "'", "no-such-program"])
 def test_commands_that_are_none(command):
-    with pytest.raises(UserError, match="--notify"):
+    async def night() -> None:
         Notifier(command, print)
+
+    with pytest.raises(UserError, match="--notify"):
+        asyncio.run(night())
 
 
 def test_an_agent_that_cannot_be_reached_is_told_the_first_time():
     """Not each time that it is called in vain."""
-    from autoresearch.console import Console
-
     console, told = Console(), []
     console.tell = lambda event, **fields: told.append((event, fields["reason"]))
     for again in (False, True, True):

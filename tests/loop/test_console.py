@@ -1,9 +1,10 @@
 """What a person sees while the loop runs: a panel on a terminal, lines elsewhere."""
 
+import asyncio
 import contextlib
-import dataclasses
 import fcntl
 import io
+import json
 import os
 import pty
 import re
@@ -12,9 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
-import threading
 import time
-import types
 
 import pytest
 import rich.console
@@ -23,12 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_status import TRAINING
 
-from autoresearch import console as console_module
-from autoresearch.background import ESCAPES
-from autoresearch.console import Console, clock_time, lines_of, panel_of, sparkline
-from autoresearch.ledger import Attempt, Ledger
-from autoresearch.status import read_now, state_of
+from autoresearch.limits import Limits
+from autoresearch.record import events
+from autoresearch.record.ledger import Attempt, Ledger
+from autoresearch.runner import SCORE, TRAIN, Phase
 from autoresearch.task import OWN_GAME
+from autoresearch.text import ESCAPES
+from autoresearch.views.console import Console, clock_time, lines_of, panel_of, sparkline
+from autoresearch.views.state import Record, read_now, state_of
 
 
 def own_the_terminal() -> None:
@@ -75,7 +76,7 @@ class Terminal:
 
     @property
     def screen(self) -> list[str]:
-        """What stands there in the end: as much of a terminal as the panel needs, which writes, goes up and clears lines."""
+        """What stands there in the end, as far as a panel needs a terminal: it writes, goes up and clears lines."""
         lines, row, column = [""], 0, 0
         for found in re.finditer(r"\x1b\[(\d*)([A-Za-z])|\x1b\[\?\d+[hl]|(\r)|(\n)|([^\x1b])", self.raw):
             number, letter, carriage, newline, character = found.groups()
@@ -188,138 +189,179 @@ def test_only_lines(toy, terminal, arguments, more):
 
 
 @pytest.fixture
-def lab(tmp_path):
-    """As much of a run as the console asks for."""
-    ledger = Ledger(tmp_path)
-    ledger.append("run", tag="night", base="0" * 40, task=dataclasses.asdict(OWN_GAME))
-    ledger.append("start", workers=2, setup=1.0)
-    return types.SimpleNamespace(ledger=ledger, folder=tmp_path, task=OWN_GAME, stop=types.SimpleNamespace(level=0))
+def ledger(tmp_path) -> Ledger:
+    """The record of a run that has begun, with two workers."""
+    found = Ledger(tmp_path)
+    found.append(events.Run(tag="night", base="0" * 40, task=vars(OWN_GAME)))
+    found.append(events.Start(workers=2, setup=1.0))
+    return found
 
 
-def attempt(lab, number: int, description: str = "wider") -> Attempt:
-    lab.ledger.append(
-        "attempt", number=number, commit=f"{number:040x}", parent="0" * 40, description=description, agent="sweep"
+class Asked:
+    """What the user asked for; a StopRequest without signals."""
+
+    level = 0
+
+
+def attempt(ledger: Ledger, number: int, description: str = "wider") -> Attempt:
+    parent = f"{max(1, number - 1):040x}"
+    ledger.append(
+        events.Attempt(
+            number=number, commit=f"{number:040x}", parent=parent, description=description, agent="sweep", time=1.0
+        )
     )
-    return lab.ledger.attempts[-1]
+    return ledger.attempts[-1]
 
 
-def verdict(lab, number: int, status: str, score: float | None) -> None:
-    lab.ledger.append(
-        "verdict",
-        number=number,
-        status=status,
-        score=score,
-        memory_gb=0.0,
-        reason="why",
-        figures={},
-        seconds={"wall": 70, "train": 60},
-    )
+def verdict(ledger: Ledger, number: int, status: str, score: float | None) -> None:
+    seconds = {"wall": 70, "train": 60}
+    ledger.append(events.Verdict(number=number, status=status, score=score, reason="why", seconds=seconds))
 
 
-def test_what_is_written_down_for_status(lab, capsys):
-    console = Console()
+def test_what_is_written_down_for_status(ledger, tmp_path, capsys):
+    async def night() -> None:
+        async with console.follow(ledger, tmp_path, stop, Limits(experiments=9)):
+            assert not (tmp_path / "now.json").exists()  # --detach waits for the first screen
+            console.first_screen("the title", {"agent": "sweep"})
+            assert read_now(tmp_path, os.getpid()).limits == {"experiments": 9}
+            view = console.trial(attempt(ledger, 1))
+            view(Phase(TRAIN, str(tmp_path / "trials/1")))
+            console.proposing(2, "sweep")
+            now = read_now(tmp_path, os.getpid())
+            assert [(trial.number, trial.phase, trial.worker) for trial in now.trials] == [(1, TRAIN, 0)]
+            assert now.trials[0].log == tmp_path / "trials/1/train.log" and now.thinking.agent == "sweep"
+            other = console.trial(attempt(ledger, 2), "again, seed 43", seat=1)
+            other(Phase(TRAIN, str(tmp_path / "trials/2-again")))
+            view(Phase(SCORE, str(tmp_path / "trials/1")))
+            console.proposed()
+            now = read_now(tmp_path, os.getpid())
+            assert [(trial.label, trial.phase) for trial in now.trials] == [
+                ("experiment 1", SCORE),
+                ("experiment 2, again, seed 43", TRAIN),
+            ]
+            assert now.thinking is None and not now.stopping
+            stop.level = 1
+            console.line("stopping")
+            assert read_now(tmp_path, os.getpid()).stopping
+            verdict(ledger, 1, "keep", 1.0)
+            console.verdict(ledger.attempts[0], 70.0)
+            other.close()
+            assert read_now(tmp_path, os.getpid()).trials == []
+
+    console, stop = Console(), Asked()
     assert console.plain  # pytest's output is no terminal
-    with console.following(lab):
-        view = console.trial(attempt(lab, 1), lab.folder / "trials/1", 60)
-        view("train")
-        console.proposing(2, "sweep")
-        now = read_now(lab.folder, os.getpid())
-        assert [(trial.number, trial.phase, trial.worker) for trial in now.trials] == [
-            (1, "train", 0)
-        ] and now.thinking.agent == "sweep"
-        other = console.trial(attempt(lab, 2), lab.folder / "trials/2", 60, "again, seed 43", worker=1)
-        other("train")
-        view("score")
-        console.stop_bar()
-        now = read_now(lab.folder, os.getpid())
-        assert [(trial.label, trial.phase) for trial in now.trials] == [
-            ("experiment 1", "score"),
-            ("experiment 2, again, seed 43", "train"),
-        ]
-        assert now.thinking is None
-        verdict(lab, 1, "keep", 1.0)
-        console.verdict(lab.ledger.attempts[0], 70.0)
-        other.close()
-        assert read_now(lab.folder, os.getpid()).trials == []
-    assert not (lab.folder / "now.json").exists()
+    asyncio.run(night())
+    assert not (tmp_path / "now.json").exists()
     assert capsys.readouterr().out.splitlines() == [
+        "the title",
+        "  agent     sweep",
         "experiment 1: wider",
         "experiment 2: again, seed 43",
+        "stopping",
         "experiment 1: keep: why  (70 s)",
     ]
 
 
+class Screen(io.StringIO):
+    """What was drawn so far. Can be awaited."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        self.drawn.set()
+        return super().write(text)
+
+    @property
+    def text(self) -> str:
+        return ESCAPES.sub("", self.getvalue())
+
+    async def shows(self, words: str) -> None:
+        async with asyncio.timeout(20):
+            while words not in self.text:
+                self.drawn.clear()
+                await self.drawn.wait()
+
+
 def on_a_terminal() -> Console:
     console = Console()
-    console.plain, console._console = (
-        False,
-        rich.console.Console(file=io.StringIO(), force_terminal=True, width=100, height=40),
-    )
+    console.plain = False
+    console._console = rich.console.Console(file=Screen(), force_terminal=True, width=100, height=40)
     return console
 
 
-def test_ticks_cost_next_to_nothing(lab, monkeypatch):
-    looks = []
-    monkeypatch.setattr(console_module, "read_progress", lambda folder: looks.append(folder))
+def test_the_panel_is_redrawn_by_itself(ledger, tmp_path):
+    """While nothing happens the panel still says how far the training is, and now.json that the user asked to stop."""
+
+    async def night() -> None:
+        async with console.follow(ledger, tmp_path, stop):
+            view = console.trial(attempt(ledger, 1))
+            view(Phase(TRAIN, str(tmp_path)))
+            (tmp_path / "run").mkdir()
+            (tmp_path / "run/progress.json").write_text(json.dumps({"clock": time.time(), "budget": 60, "loss": 3.25}))
+            await screen.shows("loss 3.2500")
+            stop.level = 1
+            await screen.shows("stopping after the running experiment")
+            assert read_now(tmp_path, os.getpid()).stopping
+
+    console, stop = on_a_terminal(), Asked()
+    screen = console._console.file
+    asyncio.run(night())
+    assert "experiment 1: starting up" in screen.text and "experiment 1: training ━" in screen.text
+
+
+def test_many_at_once(ledger, tmp_path):
+    """No line is lost, now.json is whole at every moment, and a drawing does not count all verdicts anew."""
     console = on_a_terminal()
-    with console.following(lab):
-        view = console.trial(attempt(lab, 1), lab.folder / "trials/1", 60)
-        view("train")
-        began = time.monotonic()
-        for _ in range(1000):
-            view(None)
-        assert len(looks) <= 2 + (time.monotonic() - began)
+    attempts = [attempt(ledger, number) for number in range(1, 5)]
 
-
-def test_many_threads_and_a_signal_among_them(lab):
-    """Nothing is lost, nothing hangs, and what stands in now.json is whole at every moment."""
-    console = on_a_terminal()
-    attempts = [attempt(lab, number) for number in range(1, 5)]
-    done = threading.Event()
-
-    def work(worker: int) -> None:
+    async def work(worker: int) -> None:
         for turn in range(30):
-            view = console.trial(attempts[worker], lab.folder / "trials", 60, f"turn {turn}", worker=worker)
-            view("train")
-            view(None)
+            view = console.trial(attempts[worker], f"turn {turn}", seat=worker)
+            view(Phase(TRAIN, str(tmp_path / "trials")))
+            assert worker in [trial.worker for trial in read_now(tmp_path, os.getpid()).trials]
+            await asyncio.sleep(0)
             view.close()
 
-    def look() -> None:
-        while not done.is_set():
-            if (lab.folder / "now.json").exists():
-                assert read_now(lab.folder, os.getpid()) is not None
-                seen.append(1)
+    async def night() -> None:
+        async with console.follow(ledger, tmp_path, Asked()):
+            console.proposing(5, "sweep")
+            record = console._followed.record
+            await asyncio.gather(*map(work, range(4)))
+            assert record is not None and console._followed.record is record  # the journal has not grown
+            assert read_now(tmp_path, os.getpid()).thinking.number == 5
 
-    seen: list[int] = []
-    with console.following(lab):
-        console.proposing(5, "sweep")
-        threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in range(4)]
-        looker = threading.Thread(target=look, daemon=True)
-        for thread in (*threads, looker):
-            thread.start()
-        for number in range(50):
-            with console._lock:  # where a signal may strike; its handler prints
-                console.line(f"signal {number}")
-        for thread in threads:
-            thread.join(30)
-            assert not thread.is_alive()
-        done.set()
-        looker.join(30)
-    assert seen
-    text = ESCAPES.sub("", console._console.file.getvalue())
+    asyncio.run(night())
+    text = console._console.file.text
     assert all(f"experiment {number}: turn {turn}\n" in text for number in range(1, 5) for turn in range(30))
-    assert all(f"signal {number}\n" in text for number in range(50))
+
+
+def test_an_error_is_told_and_a_cancelled_night_is_not(ledger, tmp_path):
+    told: list[dict] = []
+
+    class Told:
+        send = staticmethod(told.append)
+
+    async def night(error: BaseException) -> None:
+        async with Console().follow(ledger, tmp_path, Asked(), notifier=Told()):
+            raise error
+
+    for error in (ValueError("it broke"), asyncio.CancelledError()):
+        with pytest.raises(type(error)):
+            asyncio.run(night(error))
+    assert told == [{"event": "fault", "run": "night", "metric": "val_bpb", "reason": "it broke"}]
 
 
 # -- what is drawn
 
 
-def test_a_state_with_two_workers_and_an_agent_that_is_away(lab):
+def test_a_state_with_two_workers_and_an_agent_that_is_away(ledger):
     for number, (status, score) in enumerate([("keep", 1.4), ("discard", 1.5), ("crash", None), ("keep", 1.3)], 1):
-        attempt(lab, number, "x" * 500 if number == 3 else "[bold]wider[/]")
-        verdict(lab, number, status, score)
-    lab.ledger.append("waited", reason="no network", seconds=200.0, agent="claude-api")
-    state = state_of(lab.ledger, None, 5, time.time())
+        attempt(ledger, number, "x" * 500 if number == 3 else "[bold]wider[/]")
+        verdict(ledger, number, status, score)
+    ledger.append(events.Waited(reason="no network", seconds=200.0, agent="claude-api"))
+    state = state_of(Record(ledger), None, 5, time.time())
     text = "\n".join(lines_of(state))
     assert (
         "claude-api cannot be reached; next call in 3 min" in text
@@ -337,9 +379,17 @@ def test_a_state_with_two_workers_and_an_agent_that_is_away(lab):
     )
 
 
-def test_before_anything_was_done(lab):
-    assert "nothing done yet" in "\n".join(lines_of(state_of(lab.ledger, None, None, time.time())))
-    assert "between two steps" in "\n".join(lines_of(state_of(lab.ledger, None, 5, time.time())))
+def test_before_anything_was_done(ledger):
+    assert "nothing done yet" in "\n".join(lines_of(state_of(Record(ledger), None, None, time.time())))
+    assert "between two steps" in "\n".join(lines_of(state_of(Record(ledger), None, 5, time.time())))
+
+
+def test_status_is_there_at_once():
+    """What it imports: nothing that takes long, and that it has no use for."""
+    words = ["pandas", "matplotlib", "anthropic", "scipy", "torch", "plotly", "numpy"]
+    code = "import sys, autoresearch.views.console, autoresearch.background\n"
+    code += f"print([name for name in {words} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
 
 
 def test_a_curve():

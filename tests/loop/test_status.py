@@ -1,6 +1,5 @@
 """`loop.py status` and `loop.py stop`: what another process knows of a run, and how it ends one."""
 
-import dataclasses
 import fcntl
 import json
 import os
@@ -14,12 +13,17 @@ from test_loop import WAITING, alive
 
 from autoresearch import UserError
 from autoresearch.background import ask_to_stop
-from autoresearch.ledger import Ledger, Lock
-from autoresearch.process import identify
-from autoresearch.status import Now, Running, Thinking, finish_of, holder, look, read_now, read_progress, state_of
+from autoresearch.record import events
+from autoresearch.record.journal import Lock, holder
+from autoresearch.record.ledger import Ledger
+from autoresearch.runner.process import identify
+from autoresearch.runner.progress import read_progress
 from autoresearch.task import OWN_GAME
+from autoresearch.views.state import Now, Record, Running, Thinking, Used, finish_of, look, read_now, state_of
 
-PROGRESS = "import json\n(run / 'progress.json').write_text(json.dumps({'clock': time.time(), 'budget': 100, 'loss': 3.25, 'step': 50}))\n"
+PROGRESS = """import json
+(run / 'progress.json').write_text(json.dumps({'clock': time.time(), 'budget': 100, 'loss': 3.25, 'step': 50}))
+"""
 HEAD, TAIL = WAITING.split("while", 1)
 TRAINING = HEAD + PROGRESS + "while" + TAIL  # says how it goes, then waits to be released
 
@@ -133,7 +137,12 @@ def test_stop_reaches_no_other_process(tmp_path):
 
 def test_looking_does_not_keep_a_loop_out(tmp_path):
     """The lock is asked for by holding it for a moment; whoever comes in that moment tries again."""
-    look_on = f"import fcntl, time\nfile = open({str(tmp_path / 'lock')!r})\nfcntl.flock(file, fcntl.LOCK_SH)\nprint(flush=True)\ntime.sleep(0.03)\n"
+    look_on = f"""import fcntl, time
+file = open({str(tmp_path / "lock")!r})
+fcntl.flock(file, fcntl.LOCK_SH)
+print(flush=True)
+time.sleep(0.03)
+"""
     (tmp_path / "lock").touch()
     onlooker = subprocess.Popen([sys.executable, "-c", look_on], stdout=subprocess.PIPE)
     onlooker.stdout.readline()
@@ -148,29 +157,21 @@ def test_a_loop_that_prepares_after_one_that_was_killed(tmp_path):
     """The killed one's trial does not go on meanwhile."""
     ledger = Ledger(tmp_path)
     for event in (
-        {"event": "run", "time": 1000.0, "tag": "night", "base": "0" * 40, "task": dataclasses.asdict(OWN_GAME)},
-        {"event": "start", "time": 1000.0},
-        {
-            "event": "attempt",
-            "time": 1000.0,
-            "number": 1,
-            "commit": "1" * 40,
-            "parent": "0" * 40,
-            "description": "baseline",
-            "agent": "loop",
-        },
-        {"event": "trial", "time": 1000.0, "number": 1},
+        events.Run(time=1000.0, tag="night", base="0" * 40, task=vars(OWN_GAME)),
+        events.Start(time=1000.0),
+        events.Attempt(time=1000.0, number=1, commit="1" * 40, parent="1" * 40, agent="loop"),
+        events.Trial(time=1000.0, number=1),
     ):
         ledger._apply(event)
-    assert state_of(ledger, Now("5 5", 999.0, {}), 5, 1100.0).seconds["running"] == 100
-    assert state_of(ledger, Now("5 5", 5000.0, {}), 5, 5100.0).wall == 0
+    assert state_of(Record(ledger), Now("5 5", 999.0, {}), 5, 1100.0).seconds["running"] == 100
+    assert state_of(Record(ledger), Now("5 5", 5000.0, {}), 5, 5100.0).wall == 0
 
 
 # -- files that others may have written
 
 
 def test_the_present_is_read_back_as_it_was_written(tmp_path):
-    trial = Running(3, 1, "experiment 3", str(tmp_path / "trials/3"), 6.0, "score", 7.0)
+    trial = Running(3, 1, "experiment 3", 6.0, "score", 7.0, str(tmp_path / "trials/3"))
     now = Now(identify(os.getpid()), 5.0, {"hours": 8}, [trial], Thinking(4, "sweep", 8.0), True)
     now.write(tmp_path)
     assert read_now(tmp_path, os.getpid()) == now
@@ -231,10 +232,10 @@ def test_progress_that_is_no_plain_file(tmp_path):
 
 def test_when_the_night_will_be_over():
     limits = {
-        "experiments": {"used": 10, "allowed": 40},
-        "hours": {"used": 1, "allowed": 8},
-        "max-cost": {"used": 0.0, "allowed": 5},
+        "experiments": Used(10, 40),
+        "hours": Used(1, 8),
+        "max-cost": Used(0.0, 5),
     }
     assert finish_of(limits, 1000.0, wall=3600.0) == 1000 + 3 * 3600
-    assert finish_of(limits | {"max-tokens": {"used": 9, "allowed": 3}}, 1000.0, wall=3600.0) == 1000
+    assert finish_of(limits | {"max-tokens": Used(9, 3)}, 1000.0, wall=3600.0) == 1000
     assert finish_of({}, 1000.0, wall=3600.0) is None

@@ -14,8 +14,9 @@ from conftest import PROGRAM, solver, step, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch.status import read_progress
-from autoresearch.watch import clean, log_of
+from autoresearch.runner.progress import read_progress
+from autoresearch.text import clean
+from autoresearch.views.watch import log_of
 
 KEY = "sk-ant-api03-" + "a1B2c3D4" * 4  # put together by the trials, too: an edit that holds one is refused
 TRICK = "<b>bold</b> <a href='javascript:pwned=1'>x</a> <script>pwned=1</script> <img src=x onerror=pwned=1> &lt;i&gt;"
@@ -150,7 +151,7 @@ def test_who_may_ask_what(toy, watch):
         socket.create_connection(("127.0.0.2", page.port), timeout=5)
 
     other = toy.run("watch", "--port", str(page.port), expect=2)
-    assert f"error: port {page.port} of 127.0.0.1 cannot be had" in other
+    assert f"error: port {page.port} of 127.0.0.1 cannot be used" in other
     assert "there is no run none here; runs are: night" in toy.run("watch", "--tag", "none", expect=2)
 
 

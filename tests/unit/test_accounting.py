@@ -4,12 +4,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch.accounting import KINDS, Account, account
+from autoresearch.record.accounting import KINDS, Account, account
+from autoresearch.record.events import Event, from_json
+
+NEEDED = {  # fields without which an event is none, whatever else these tests leave out
+    "run": {"tag": "night", "base": "0" * 40, "task": {}},
+    "game": {"facts": {}},
+    "attempt": {"commit": "1" * 40, "parent": "0" * 40},
+    "moved": {"commit": "1" * 40, "parent": "0" * 40, "edit": "e"},
+    "crashed": {"commit": "1" * 40, "reason": "it broke"},
+    "refused": {"reason": "nothing changed"},
+    "waited": {"reason": "no network"},
+    "rerun": {"reason": "suspended"},
+    "void": {"reason": "suspended"},
+    "measured": {"seed": 42, "score": 1.0},
+    "verdict": {"status": "discard", "score": None},
+    "verified": {"name": "baseline", "commit": None, "champion": "1" * 40, "seed": None, "score": None},
+    "stop": {"reason": "enough"},
+}
 
 
-def events(*told) -> list[dict]:
-    """(time, event, fields) as a journal has them."""
-    return [{"event": event, "time": time, **(fields[0] if fields else {})} for time, event, *fields in told]
+def event(time: float, name: str, fields: dict) -> Event:
+    """An event of a journal of the first form, in which `external` was called `driven` and `rerun` void."""
+    found = from_json({"event": name, "time": time, "number": 1, **NEEDED.get(name, {}), **fields})
+    assert found is not None
+    return found
+
+
+def events(*told) -> list[Event]:
+    """(time, name, fields) as a journal has them."""
+    return [event(time, name, fields[0] if fields else {}) for time, name, *fields in told]
 
 
 def some(**seconds) -> dict[str, float]:
@@ -66,20 +90,21 @@ def test_waiting_for_the_network_counts_where_a_worker_was_idle():
         (75, "trial", {"number": 2, "worker": 0}),
         (80, "attempt", {"number": 3}),
         (80, "trial", {"number": 3, "worker": 1}),
-        (90, "void", {"number": 3}),
+        (90, "rerun", {"number": 3}),
         (95, "trial", {"number": 3, "worker": 1}),
         (105, "verdict", verdict(2, train=30)),
         (125, "verdict", verdict(3, train=20, score=10)),
         (125, "stop", {"reason": "done"}),
     )
-    # worker 0: agent 0-10, network 10-70, agent 70-75, trial 75-105, rest. worker 1: trial 0-30, network 30-70, agent 70-80, void, agent 90-95, trial
+    # worker 0: agent 0-10, network 10-70, agent 70-75, trial 75-105, rest
+    # worker 1: trial 0-30, network 30-70, agent 70-80, rerun, agent 90-95, trial
     assert account(night) == some(
         training=30 + 30 + 20, scoring=10, network=60 + 40, agent=10 + 5 + 10 + 5, interrupted=10, rest=20
     )
     assert sum(account(night).values()) == 2 * 125
 
 
-def test_a_crash_that_is_mended_and_one_that_is_not():
+def test_a_crash_that_is_repaired_and_one_that_is_not():
     def crashing(*then):
         return events((0, "start"), (0, "trial", {"number": 1}), (10, "crashed", {"number": 1}), *then)
 
@@ -89,12 +114,12 @@ def test_a_crash_that_is_mended_and_one_that_is_not():
     assert account(crashing((30, "verdict", verdict(1, train=9, training=0)))) == some(startup=9, rest=1, agent=20)
 
 
-def test_between_calls_of_an_agent_that_drives_it_is_the_agent_that_is_waited_for():
+def test_between_calls_the_external_agent_is_waited_for():
     calls = events(
-        (0, "start", {"driven": True}),
+        (0, "start", {"external": True}),
         (0, "trial", {"number": 1}),
         (10, "verdict", verdict(1, train=10)),
-        (100, "start", {"driven": True, "setup": 2}),
+        (100, "start", {"driven": True, "setup": 2}),  # as it was called in version 0.1
         (100, "trial", {"number": 2}),
         (110, "verdict", verdict(2, train=10)),
     )
@@ -190,8 +215,8 @@ anything = st.fixed_dictionaries(
 @given(st.lists(anything, max_size=40), st.floats(0, 1e4) | st.none())
 def test_nothing_is_negative_nothing_is_lost_and_nothing_is_counted_twice(told, now):
     counted = Account()
-    for event in told:
-        counted.add(event)
+    for fields in told:
+        counted.add(event(fields["time"], fields["event"], fields))
     total = counted.total(now)
     assert all(seconds >= -1e-6 for seconds in total.values())
     open_session = counted.workers * (counted._until(now) - counted.began) if counted.began is not None else 0.0

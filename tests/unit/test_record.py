@@ -1,13 +1,28 @@
-"""What is written down: the columns of results.tsv, the figures read from a log."""
+"""What is written down: the columns of results.tsv, the figures read from a log, and a run of version 0.1."""
+
+import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoresearch.ledger import Attempt, one_line
+from autoresearch import UserError
+from autoresearch.record import results
+from autoresearch.record.ledger import Attempt, Ledger
+from autoresearch.runner.logs import last_word, read_figures
 from autoresearch.task import OWN_GAME, code_lines, read_agenda, read_task
-from autoresearch.trial import last_word, read_figures
+from autoresearch.text import one_line
+from autoresearch.views.console import lines_of
+from autoresearch.views.report import write_report
+from autoresearch.views.state import look
+from autoresearch.views.watch import Watch
+
+OLD = Path(__file__).with_name("journal-0.1.jsonl")  # of a night of the toy task, written by version 0.1
+PRINTED = json.loads(Path(__file__).with_name("printed-0.1.json").read_text())  # what that version made of it
 
 
 @given(st.text())
@@ -34,9 +49,9 @@ def test_a_row_has_the_public_columns():
     attempt = Attempt(
         3, "0123456789abcdef", "0" * 40, "wider\tmlp", "sweep", status="keep", score=0.99791234, memory_gb=43.96
     )
-    assert attempt.row() == "0123456\t0.997912\t44.0\tkeep\twider mlp\n"
+    assert results.row(attempt) == "0123456\t0.997912\t44.0\tkeep\twider mlp\n"
     crash = Attempt(4, "abcdef0123456789", "0" * 40, "boom", "sweep", status="crash")
-    assert crash.row() == "abcdef0\t0.000000\t0.0\tcrash\tboom\n"
+    assert results.row(crash) == "abcdef0\t0.000000\t0.0\tcrash\tboom\n"
 
 
 def test_figures_of_a_log(tmp_path):
@@ -97,3 +112,54 @@ def test_the_price_of_a_line(tmp_path):
     path.write_text("---\ntask: {editable: [a.py], train: x, metric: m}\n---\n")
     assert read_task(path).line_price == 0.0
     assert read_task(ROOT / "program.md") == OWN_GAME
+
+
+# -- a run of version 0.1
+
+
+@pytest.fixture
+def old(tmp_path) -> Ledger:
+    """A run with keep, discard, crash, refused, moved, void, crashed, interrupted, quarantine and verified in it."""
+    shutil.copy(OLD, tmp_path / "journal.jsonl")
+    return Ledger(tmp_path)
+
+
+def same(found: object, printed: object) -> bool:
+    """Whether what this version says holds all that the old one said, sums in another order included."""
+    match printed:
+        case dict():
+            return isinstance(found, dict) and all(same(found.get(name), value) for name, value in printed.items())
+        case list():
+            return isinstance(found, list) and len(found) == len(printed) and all(map(same, found, printed))
+        case float():
+            return found == pytest.approx(printed, rel=1e-12)
+    return found == printed
+
+
+def test_an_old_run_has_the_same_results_and_state(old):
+    assert results.whole(old) == PRINTED["results"]
+    state = look(old)
+    found = state.as_json()
+    assert {name for name, value in PRINTED["status"].items() if not same(found[name], value)} == set()
+    assert "  gain      407.000000 over the baseline's 2.033863" in lines_of(state)
+    assert not state.running and old.path.read_bytes() == OLD.read_bytes()
+
+
+def test_an_old_run_has_the_same_page(old):
+    page = json.loads(Watch(None, old).state())
+    assert same(page["facts"], PRINTED["watch"]["facts"]) and same(page["now"], PRINTED["watch"]["now"])
+    assert same(page["attempts"], PRINTED["watch"]["attempts"])
+
+
+def test_an_old_run_has_the_same_report(old, tmp_path):
+    text = write_report(look(old), {}, tmp_path / "report", pdf=False).read_text()
+    assert sorted(set(re.findall(r"[+-]?\d+\.\d{6}", text))) == PRINTED["report"]["numbers"]
+    assert [line for line in text.splitlines() if re.search(r"^\|.*\| \d+\.\d\d \|", line)] == PRINTED["report"][
+        "hours"
+    ]
+
+
+def test_a_run_of_a_newer_version_is_refused(tmp_path):
+    (tmp_path / "journal.jsonl").write_text('{"event": "run", "form": 3, "time": 1.0, "tag": "night"}\n')
+    with pytest.raises(UserError, match="newer version of autoresearch"):
+        Ledger(tmp_path)
