@@ -79,9 +79,11 @@ class Loop:
             self.proposing = asyncio.create_task(self.run.with_room(self.proposer.next_attempt))
 
     async def retry(self, back: Returned) -> None:
-        if not await self.run.with_room(lambda: self.proposer.retry(back)):
-            await self.experiments.conclude(back.verdict)
-        self.returned.remove(back)
+        try:
+            if not await self.run.with_room(lambda: self.proposer.retry(back)):
+                await self.experiments.conclude(back.verdict)
+        finally:  # cancelled, it runs again when the run goes on
+            self.returned.remove(back)
 
     def waiting(self) -> list[Attempt]:
         """Attempts that can run next."""

@@ -43,8 +43,8 @@ class Brief:
     stages: Stages = dataclasses.field(default_factory=Stages)
     lessons: list[Lesson] = dataclasses.field(default_factory=list)
     in_flight: list[Attempt] = dataclasses.field(default_factory=list)  # attempts without a verdict yet
-    refused: list[Refused] = dataclasses.field(default_factory=list)  # earlier proposals for this number
-    refusal: str | None = None  # why the last of them was refused, if the agent is to try again
+    refused: list[Refused] = dataclasses.field(default_factory=list)  # proposals for this number
+    refusal: str | None = None  # why the last of these was, if the agent is to try again
     remade: bool = False  # whether that edit is gone from the files
     crash: str | None = None  # why this experiment's trial crashed: the agent is to fix its edit
     crash_log: str = ""  # and the end of its log
@@ -77,16 +77,17 @@ class Brief:
         """The request, the rules and the agenda."""
         files = ", ".join(self.task.editable)
         better = "lower" if self.task.lower_is_better else "higher"
-        budget, price = self.facts.time_budget, self.task.line_price
+        budget, owed = self.facts.time_budget, f"a gain of {self.task.line_price:g}"
+        price = (
+            f" Each added line of code requires {owed}; comments and layout are free." if self.task.line_price else ""
+        )
         return [
             f"Make one change to {files} in the current folder that improves `{self.task.metric}` ({better} is better)"
             + (f" after {budget:g} seconds of training on {self.facts.device}." if budget else ".")
             + " Change no other file. Do not run the training: the loop does it. Try one idea, with a reason to work.",
             "An edit is refused if it touches another file, breaks the rules below, or does the same as an earlier "
-            "edit (comments and layout do not count). To be kept it must gain more than noise alone could explain."
-            + (
-                f" Each added line of code requires a gain of {price:g}; comments and layout are free." if price else ""
-            ),
+            "edit (comments and layout do not count). To be kept it must gain more than noise alone could "
+            f"explain.{price}",
             *(["## Agenda", trim(self.agenda, self.share(6))] if self.agenda else []),
         ]
 
@@ -108,7 +109,7 @@ class Brief:
     def news(self, sources: list[str]) -> list[str]:
         """What happened: the champion, what is to be fixed, the stage, lessons, categories, history.
 
-        sources: the parts that are told besides, for which the budget needs room.
+        sources: the parts that go with it and take their share of the budget.
         """
         parts, small = [self.standing()], self.share(16, DATA_LIMIT)
         if self.crash:
@@ -156,10 +157,8 @@ class Brief:
 
     def standing(self) -> str:
         """The champion's score, and how far to trust one."""
-        best = self.champion
-        scores = (
-            f"The champion is experiment {best.number} ({short(best.commit)}): {self.task.metric} {best.score:.6f}."
-        )
+        best, metric = self.champion, self.task.metric
+        scores = f"The champion is experiment {best.number} ({short(best.commit)}): {metric} {best.score:.6f}."
         if self.noise:
             scores += f" Scores of identical code differ by {self.noise:.6f} (one standard deviation)."
         return scores

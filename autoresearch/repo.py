@@ -15,14 +15,15 @@ from pathlib import Path
 
 import git
 
-from autoresearch import UserError, disk_is_full
+from autoresearch import UserError, clock, disk_is_full
 
 
 class Git(git.Git):
     """git in a session of its own: Ctrl-C at the terminal, which reaches every process there, must not end it half-way."""
 
     def execute(self, command, *arguments, **options):
-        return super().execute(command, *arguments, **options, start_new_session=True)
+        with clock.waiting():
+            return super().execute(command, *arguments, **options, start_new_session=True)
 
 
 class Repository(git.Repo):

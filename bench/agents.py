@@ -1,10 +1,10 @@
-"""What a night of each agent gives: the curve that any agent has to beat is the control's.
+"""What a night of each agent gives. Every agent has to beat the curve of the control, `sweep`.
 
-    uv run bench/agents.py                              # a night of 30 trials of `sweep`, on this machine's profile; half an hour or more
+    uv run bench/agents.py                              # 30 trials of `sweep` on this machine's profile: half an hour
     uv run bench/agents.py --runs .autoresearch/TAG ... # nights that were made before, beside each other
 
-Prints, for each night, the best score after each trial, the keep rate, the gain by kind of change, and what the proposals took. Nights
-compare only on one profile, one data set and one machine, with the same keep rule.
+Prints for each night the best score after each trial, the keep rate, the gain of each kept edit, and what the proposals
+cost. Nights compare only on one profile, one data set and one machine, with the same keep rule.
 """
 
 import argparse
@@ -16,8 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch.ledger import Attempt, Ledger  # noqa: E402
-from autoresearch.task import task_of  # noqa: E402
+from autoresearch.record.ledger import Attempt, Ledger  # noqa: E402
+from autoresearch.task import Facts  # noqa: E402
 
 SHOWN = (0, 5, 10, 15, 20, 25, 30, 50, 75, 100)  # trials after which the best score is printed
 
@@ -44,7 +44,7 @@ def make_night(agent: str, trials: int, profile: str | None, seed: int, folder: 
     return folder / ".autoresearch/bench"
 
 
-def best_so_far(attempts: list[Attempt], sign: int) -> list[float]:
+def best_so_far(attempts: list[Attempt]) -> list[float]:
     """The champion's score after each trial, as the judge saw it."""
     best, scores = attempts[0].score, []
     for attempt in attempts:
@@ -55,23 +55,20 @@ def best_so_far(attempts: list[Attempt], sign: int) -> list[float]:
 
 def describe(run: Path) -> None:
     ledger = Ledger(run)
-    tried, game = ledger.tried, ledger.game or {}
-    sign = 1 if task_of(ledger.run["task"]).lower_is_better else -1
+    tried, game = ledger.tried, ledger.game or Facts()
+    sign = 1 if ledger.task.lower_is_better else -1
     agents = ", ".join(dict.fromkeys(attempt.agent for attempt in tried)) or "nobody"
-    scores = best_so_far([ledger.kept[0], *tried], sign)
+    scores = best_so_far([ledger.kept[0], *tried])
     kept = [attempt for attempt in tried if attempt.status == "keep"]
     crashed = sum(attempt.status == "crash" for attempt in tried)
-    print(
-        f"\n{agents}: {len(tried)} trials, profile {game.get('profile')}, data {game.get('data')}, seed {game.get('seed')}, {game.get('device')}"
-    )
+    print(f"\n{agents}: {len(tried)} trials, profile {game.profile}, data {game.data}, seed {game.seed}, {game.device}")
     print("  best after   " + "  ".join(f"{number}: {scores[number]:.6f}" for number in SHOWN if number < len(scores)))
     print(f"  gain         {sign * (scores[0] - scores[-1]):.6f} (noise of one score {ledger.noise():.6f})")
     print(f"  kept         {len(kept)} of {len(tried)} ({len(kept) / max(1, len(tried)):.0%}), {crashed} crashed")
     for attempt in kept:
         print(f"    {attempt.number:>3}  {sign * (attempt.standing - attempt.score):+.6f}  {attempt.description}")
-    print(
-        f"  took         {sum(attempt.seconds.get('wall', 0) for attempt in tried) / 60:.0f} minutes, {ledger.spent.words()}"
-    )
+    minutes = sum(attempt.seconds.get("wall", 0) for attempt in tried) / 60
+    print(f"  took         {minutes:.0f} minutes, {ledger.spent.words()}")
 
 
 def main() -> None:

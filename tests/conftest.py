@@ -41,7 +41,7 @@ brief = sys.stdin.read()
 number = re.match(r"# Experiment (\\d+)", brief).group(1)
 plan = json.load(open(sys.argv[1]))
 steps = plan.get(number, plan.get("else"))
-step = steps[min(brief.count("was refused") + brief.count("came to nothing"), len(steps) - 1)]
+step = steps[min(brief.count("was refused") + brief.count("Refused since"), len(steps) - 1)]
 for name, text in step["files"].items():
     open(name, "w").write(text)
 print("thinking about it")

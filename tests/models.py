@@ -1,18 +1,21 @@
-"""A scripted model behind a real HTTP server on 127.0.0.1, for agents that believe they speak to a model's service.
+"""A scripted model behind a real HTTP server on 127.0.0.1, for agents that call a model's service.
 
-It speaks the Messages API (streaming or not), OpenAI's Responses API and Gemini's, as far as coding agents use them. A test gives it a function from what was asked (Asked) to what is
-answered: a list of Say and Use, a Fault, CUT for an answer that breaks off in mid-stream, or SLOW for one that never ends.
+It speaks the Messages API (streaming or not), OpenAI's Responses API and Gemini's, as far as coding agents use them. A
+test gives it a function from what was asked (Asked) to what is answered: a list of Say and Use, a Fault, CUT for an
+answer that breaks off in mid-stream, SLOW for one that never ends, or SILENT for one that stops without ending.
 """
 
 import dataclasses
 import json
 import re
+import select
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-CUT, SLOW = "cut", "slow"
+CUT, SLOW, SILENT = "cut", "slow", "silent"
+EDITOR = "str_replace_based_edit_tool"
+KEY = "sk-ant-api03-abcdefghijklmnopqrstuvwxyz0123456789"
 SPOIL = None  # a function that damages each event of an answer, or None
 
 
@@ -23,7 +26,10 @@ class Say:
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """A call of a tool, by its name or by what it does: `read` (path) and `edit` (path, old, new) find the tool that an agent offers for it."""
+    """A call of a tool, by its name or by what it does.
+
+    `read` (path) and `edit` (path, old, new) find the tool that an agent offers for it.
+    """
 
     tool: str
     arguments: dict
@@ -34,6 +40,7 @@ class Fault:
     status: int
     kind: str = "api_error"
     text: str = "no"
+    wait: float = 0.01  # seconds after which to try again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +59,36 @@ class Asked:
 Answer = list[Say | Use] | Fault | str
 
 
+def edit(old: object, new: object) -> Use:
+    """The edit of the toy's value, with claude-api's tool."""
+    values = {"old_str": f"VALUE = {old}", "new_str": f"VALUE = {new}"}
+    return Use(EDITOR, {"command": "str_replace", "path": "solver.py", **values})
+
+
+def create(path: str, text: str) -> Use:
+    return Use(EDITOR, {"command": "create", "path": path, "file_text": text})
+
+
+def submit(description: str = "a larger value", **more) -> Use:
+    usual = {"category": "optimizer", "hypothesis": "larger is better", "predicted": 1.0}
+    return Use("submit", {"description": description, **usual, **more})
+
+
+def steps(*by_experiment: list) -> Callable[[Asked], Answer]:
+    """A model that for experiment 2, 3, ... answers with these turns, one after the other."""
+
+    def answer(asked: Asked) -> Answer:
+        turns = by_experiment[asked.experiment - 2]
+        return turns[min(len(asked.results), len(turns) - 1)]
+
+    return answer
+
+
 def read_edit_say(edits: dict[int, tuple[str, str]], file: str, say: str) -> Callable[[Asked], Answer]:
-    """A model that for experiment N reads the file, makes edits[N] (old text, new text), and submits, or ends with a text."""
+    """A model that for experiment N reads the file, makes edits[N] (old text, new text), and says so.
+
+    It submits where that is a tool, else it ends with the text `say`.
+    """
 
     def answer(asked: Asked) -> Answer:
         if asked.experiment not in edits or not asked.tools:  # a title for the session, or the like
@@ -62,7 +97,7 @@ def read_edit_say(edits: dict[int, tuple[str, str]], file: str, say: str) -> Cal
             old, new = edits[asked.experiment]
             editor = {"command": "str_replace", "path": file, "old_str": old, "new_str": new}
             given = dict(line.split(": ", 1) for line in say.format(number=asked.experiment).splitlines())
-            return [Use("submit", given)] if asked.results else [Use("str_replace_based_edit_tool", editor)]
+            return [Use("submit", given)] if asked.results else [Use(EDITOR, editor)]
         old, new = edits[asked.experiment]
         steps = [Use("read", {"path": file}), Use("edit", {"path": file, "old": old, "new": new})]
         done = len(asked.results)
@@ -72,13 +107,14 @@ def read_edit_say(edits: dict[int, tuple[str, str]], file: str, say: str) -> Cal
 
 
 class Models(ThreadingHTTPServer):
-    """The server. Its address is `url`; what it was asked stands in `asked`."""
+    """The server at `url`. asked: the requests so far. sent: the events of streams so far."""
 
     daemon_threads = True
 
     def __init__(self, answer: Callable[[Asked], Answer], port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
-        self.answer, self.asked = answer, []
+        self.answer, self.sent = answer, 0
+        self.asked: list[Asked] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
@@ -122,9 +158,13 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, asked: Asked, answer: Answer, api: "API") -> None:
         if isinstance(answer, Fault):
             fault = {"type": "error", "error": {"type": answer.kind, "message": answer.text, "code": answer.status}}
-            self.send_json(fault, answer.status, **{"retry-after-ms": "10", "retry-after": "0"})
+            self.send_json(
+                fault,
+                answer.status,
+                **{"retry-after-ms": f"{1000 * answer.wait:.0f}", "retry-after": f"{answer.wait:.0f}"},
+            )
             return
-        events = api.events(asked, [Say("Let me think about")] if answer in (CUT, SLOW) else answer)
+        events = api.events(asked, [Say("Let me think about")] if answer in (CUT, SLOW, SILENT) else answer)
         if api is MESSAGES and not asked.body.get("stream"):
             self.send_json(as_message(asked, answer))
             return
@@ -137,8 +177,13 @@ class Handler(BaseHTTPRequestHandler):
             name = f"event: {event['type']}\n" if "type" in event else ""
             self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
             self.wfile.flush()
-            while answer == SLOW and event is events[api.cut - 1]:
-                time.sleep(0.1)
+            self.server.sent += 1
+            while answer in (SLOW, SILENT) and event is events[api.cut - 1]:
+                if select.select([self.connection], [], [], 0.1)[0]:
+                    return  # the client has hung up
+                if answer == SILENT:
+                    continue
+                self.server.sent += 1
                 delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": " and"}}
                 self.wfile.write(f"event: content_block_delta\ndata: {json.dumps(delta)}\n\n".encode())
                 self.wfile.flush()
@@ -159,9 +204,7 @@ class Handler(BaseHTTPRequestHandler):
 class API:
     """How one service is spoken to."""
 
-    read: Callable[
-        [dict], tuple[list[str], dict[str, list[str]]]
-    ]  # a request's body: (results of tools, tools offered)
+    read: Callable[[dict], tuple[list[str], dict[str, list[str]]]]  # from a body: (results of tools, tools offered)
     events: Callable[[Asked, list[Say | Use]], list[dict]]  # of the stream that answers
     cut: int  # events of it before it breaks off
 
@@ -177,7 +220,7 @@ def read_messages(body: dict) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def fitted(use: Use, tools: dict[str, list[str]]) -> tuple[str, dict]:
-    """(Name, arguments) of a tool call as the agent's own tools want it: Edit(file_path, old_string, ...), edit(filePath, ...)."""
+    """(Name, arguments) of a call as the agent's own tools want it: Edit(file_path, old_string), edit(filePath)."""
     name = next((name for name in tools if name.lower() == use.tool), None)
     if use.tool not in ("read", "edit") or name is None:
         return use.tool, use.arguments

@@ -369,5 +369,6 @@ class Client:
                 f"{name} is not signed in ({said}). Start `{name}` once and sign in, or set {self.program.keys[0]}, "
                 "and run the same command again; nothing is lost"
             )
-        failed = AgentUnavailable if AWAY.search(said) else AgentFailed
-        return failed(f"{name}: {reason or 'it failed'}: {said}", answer.tokens, answer.dollars)
+        reason = f"{reason or 'it failed'}: {said}"
+        failed = AgentUnavailable if AWAY.search(reason) else AgentFailed
+        return failed(f"{name}: {reason}", answer.tokens, answer.dollars)

@@ -225,7 +225,7 @@ def to_json(event: Event) -> dict:
     fields = {name: getattr(event, name) for name in (field.name for field in dataclasses.fields(event))}
     if isinstance(event, Verified):
         fields["name"] = fields.pop("code")
-    line = {"event": event.name, "form": FORM, **fields}
+    line = {"event": event.name, **fields, "form": FORM}
     return line if isinstance(event, UNSCRUBBED) else scrubbed(line)
 
 

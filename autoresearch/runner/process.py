@@ -25,13 +25,12 @@ from typing import IO
 
 import psutil
 
-from autoresearch import UserError
+from autoresearch import UserError, clock
 from autoresearch.runner import sandbox
 
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
 WATCH_SECONDS = 0.5  # between two looks at what a command uses
-SUSPENDED = 5.0  # seconds between two looks, if the command did nothing in them: it, or the machine, was suspended
-IDLE_SHARE = 0.01  # of a processor: a command that uses less does nothing
+SUSPENDED = 5.0  # seconds between two looks, if this program was not busy in them: it or the machine was suspended
 OUTPUT_LIMIT = 8 << 20  # bytes of cleaned output that are kept
 LONGEST_LINE = 4 << 20  # bytes that are cleaned as one
 
@@ -106,8 +105,12 @@ class Process:
         return self
 
     async def __aexit__(self, *exception) -> None:
-        if self._ended is None:
-            await self.end("not needed any more")
+        try:
+            if self._ended is None:
+                await self.end("not needed any more")
+        finally:
+            if self._copying:
+                self._copying.cancel()
 
     def go(self) -> None:
         """Send a line to a process that waits for it on its standard input."""
@@ -121,15 +124,14 @@ class Process:
 
         Leaves no survivors. `excess` is asked twice a second. Time for which the command stood still does not count.
         """
-        suspended, looked, used = 0.0, clock(), 0.0
+        suspended, looked, busy = 0.0, clock.now(), clock.busy()
         while True:
             left = self.started + limit + suspended - time.monotonic()
             exited = await self._exit.within(min(WATCH_SECONDS, max(0.0, left)))
-            now, before = clock(), looked
-            stopped, used_now = is_stopped(self._process.pid), processor_seconds(self._process.pid)
-            if stopped or now - before > SUSPENDED and used_now - used < IDLE_SHARE * (now - before):
-                suspended += now - before
-            looked, used = now, used_now
+            gap, worked = clock.now() - looked, clock.busy() - busy
+            if gap - worked > SUSPENDED or is_stopped(self._process.pid):
+                suspended += gap
+            looked, busy = looked + gap, busy + worked
             if exited:
                 ended = await self._reap()
             elif reason := excess():
@@ -224,11 +226,6 @@ async def copy_lines(source: IO[bytes], log: Path, clean: Callable[[str], str]) 
                 return
 
 
-def clock() -> float:
-    """Seconds on a clock that goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 def signal_group(group: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(group, number)
@@ -250,15 +247,6 @@ def is_stopped(pid: int) -> bool:
             if process.status() == psutil.STATUS_STOPPED:
                 return True
     return False
-
-
-def processor_seconds(pid: int) -> float:
-    """Processor time that a process and all that descend from it have used, children that have ended included."""
-    total = 0.0
-    for process in family(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            total += sum(process.cpu_times()[:4])
-    return total
 
 
 def own_memory(process: psutil.Process) -> int:

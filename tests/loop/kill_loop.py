@@ -1,5 +1,6 @@
 """The loop, killed with SIGKILL at a named step: `python kill_loop.py STEP ARGUMENTS...`. Part of test_kill.py."""
 
+import inspect
 import os
 import signal
 import sys
@@ -8,8 +9,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import loop
-from autoresearch import lab, ledger, propose, repo, trial
+from autoresearch import experiment, pages, propose, repo, run
 from autoresearch.agents import command
+from autoresearch.record import journal, results
+from autoresearch.record.ledger import Ledger
+from autoresearch.runner.local import Local
+from autoresearch.runner.trial import Trial
 
 
 def die(*_) -> None:
@@ -20,78 +25,87 @@ def kill(when: str, owner: object, name: str, turn: int = 1, wanted=lambda *argu
     """Die before or after a function's call number `turn` of those that are wanted."""
     real, turns = getattr(owner, name), [0]
 
-    def patched(*arguments, **fields):
+    def is_due(*arguments, **fields) -> bool:
         chosen = wanted(*arguments, **fields)
         turns[0] += chosen
-        if chosen and turns[0] == turn and when == "before":
+        due = chosen and turns[0] == turn
+        if due and when == "before":
             die()
-        answer = real(*arguments, **fields)
-        if chosen and turns[0] == turn and when == "after":
-            die()
-        return answer
+        return due
 
-    setattr(owner, name, patched)
+    def patched(*arguments, **fields):
+        due = is_due(*arguments, **fields)
+        answer = real(*arguments, **fields)
+        return die() if due else answer
+
+    async def patched_coroutine(*arguments, **fields):
+        due = is_due(*arguments, **fields)
+        answer = await real(*arguments, **fields)
+        return die() if due else answer
+
+    setattr(owner, name, patched_coroutine if inspect.iscoroutinefunction(real) else patched)
 
 
 def event(when: str, wanted: str, number: int | None = None):
     """At the journal's line of an event, of experiment `number`. half: when only a part of it is on the disk."""
 
-    def of_it(self, name, **fields):
-        return name == wanted and number in (None, fields.get("number"))
+    def of_it(self, event):
+        return event.name == wanted and number in (None, getattr(event, "number", None))
 
     def half(handle, line):
-        if f'"event": "{wanted}"'.encode() in line and (number is None or f'"number": {number},'.encode() in line):
+        of_this = number is None or f'"number": {number},'.encode() in line
+        if f'"event": "{wanted}"'.encode() in line and of_this:
             real(handle, line[: len(line) // 2])
             die()
         return real(handle, line)
 
     real = os.write
     if when == "half":
-        return lambda: setattr(ledger.os, "write", half)
-    return lambda: kill(when, ledger.Ledger, "append", wanted=of_it)
+        return lambda: setattr(journal.os, "write", half)
+    return lambda: kill(when, Ledger, "append", wanted=of_it)
 
 
 def half_a_row() -> None:
     def add(self, attempt):
         if attempt.number == 3:
             with open(self.path, "a") as file:
-                file.write(attempt.row()[:20])
+                file.write(results.row(attempt)[:20])
             die()
         real(self, attempt)
 
-    real = ledger.Results.add
-    ledger.Results.add = add
+    real = results.Results.add
+    results.Results.add = add
 
 
 STEPS = {
-    "the lock is taken": lambda: kill("after", ledger.Lock, "__init__"),
+    "the lock is taken": lambda: kill("after", journal.Lock, "__init__"),
     "before the run is recorded": event("before", "run"),
     "the run is recorded": event("after", "run"),
     "the game is recorded": event("after", "game"),
     "before the baseline is recorded": event("before", "attempt", 1),
     "the baseline has its verdict": event("after", "verdict", 1),
-    "the worktree is reset": lambda: kill("after", lab.Lab, "settle", 2),
+    "the worktree is reset": lambda: kill("after", run.Run, "reset", 2),
     "the agent is told": lambda: kill("before", command.CommandAgent, "propose", 2),
     "the agent has edited": lambda: kill("after", command.CommandAgent, "propose", 2),
-    "the edit is looked at": lambda: kill("after", propose.Proposing, "refusal", 2),
+    "the edit is looked at": lambda: kill("after", propose.Proposer, "refusal", 2),
     "the edit is committed": lambda: kill("after", repo.RunRepo, "commit", 2),
     "half an attempt is recorded": event("half", "attempt", 3),
     "the attempt is recorded": event("after", "attempt", 3),
     "the attempt has its reference": lambda: kill("after", repo.RunRepo, "remember", 3),
     "the stage is set": lambda: kill("after", repo.Stage, "set", 4),
     "the trial is announced": event("after", "trial", 3),
-    "the trial is over": lambda: kill("after", trial.Trial, "run", 3),
+    "the trial is over": lambda: kill("after", Trial, "run", 3),
     "half a score is recorded": event("half", "measured", 3),
     "the score is recorded": event("after", "measured", 3),
-    "it is judged": lambda: kill("after", loop.Loop, "decide", 3),
+    "it is judged": lambda: kill("after", experiment.Experiments, "decide", 3),
     "before the verdict is recorded": event("before", "verdict", 3),
     "half a verdict is recorded": event("half", "verdict", 3),
     "the verdict is recorded": event("after", "verdict", 3),
     "half a row is written": half_a_row,
-    "the row is written": lambda: kill("after", ledger.Results, "add", 3),
-    "the branch is moved": lambda: kill("after", lab.Lab, "advance", 3),
-    "the trial is tidied": lambda: kill("after", trial.Trial, "tidy", 3),
-    "the page is written": lambda: kill("after", propose.Proposing, "write_page", 9),
+    "the row is written": lambda: kill("after", results.Results, "add", 3),
+    "the branch is moved": lambda: kill("after", run.Run, "advance", 3),
+    "the trial is tidied": lambda: kill("after", Local, "tidy", 3),
+    "the page is written": lambda: kill("after", pages.Pages, "write", 9),
     "before the end is recorded": event("before", "stop"),
     "the end is recorded": event("after", "stop"),
     # with a proposal ahead, or two workers
@@ -101,7 +115,7 @@ STEPS = {
     "the moved edit has its reference": lambda: kill(
         "after", repo.RunRepo, "remember", wanted=lambda self, name, commit: str(name).startswith("3-on")
     ),
-    "a trial is void": event("after", "void"),
+    "a trial has to run again": event("after", "rerun"),
 }
 
 if __name__ == "__main__":

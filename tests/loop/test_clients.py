@@ -1,8 +1,10 @@
-"""Agents that are command lines of others: the real claude, codex, gemini and opencode, and programs that are none of them.
+"""Nights with agents that are programs of others: the real claude, codex, gemini and opencode, and a stand-in.
 
 The real ones speak to a scripted model on 127.0.0.1 and are installed from npm's registry where they are missing.
+Single calls of such an agent are in unit/test_agents.py.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from calls import fake_claude, prints, running
 from conftest import git, solver
 from models import CUT, Fault, Models, read_edit_say
 from test_end_to_end import Game
@@ -21,7 +24,11 @@ PROGRAMS = {
     "opencode": "opencode-ai@1.18.33",
 }
 CLIENTS = {"claude-code": "claude", "codex": "codex", "gemini": "gemini", "opencode": "opencode"}
-SAID = "description: change {number}\ncategory: optimizer\nhypothesis: it may help\npredicted: 0.5\nlesson: changes are cheap\n"
+SAID = (
+    "description: change {number}\ncategory: optimizer\nhypothesis: it may help\npredicted: 0.5\n"
+    "lesson: changes are cheap\n"
+)
+USUAL = ("--baseline-runs", "1", "--lookahead", "0")
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +37,6 @@ def programs() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoresearch-test-clients"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
-        import fcntl
-
         fcntl.flock(lock, fcntl.LOCK_EX)
         stamp, wanted = folder / "installed", " ".join(PROGRAMS.values())
         if not stamp.exists() or stamp.read_text() != wanted:
@@ -58,8 +63,9 @@ def signed_in(client: str, home: Path, url: str) -> dict[str, str]:
             return {"ANTHROPIC_BASE_URL": url, "ANTHROPIC_API_KEY": "local-key-for-tests"}
         case "codex":
             (home / ".codex/config.toml").write_text(
-                'model = "gpt-5.5"\nmodel_provider = "local"\n[model_providers.local]\nname = "local"\nenv_key = "LOCAL_KEY"\nwire_api = "responses"\n'
-                f'base_url = "{url}/v1"\nrequest_max_retries = 1\nstream_max_retries = 1\n'
+                'model = "gpt-5.5"\nmodel_provider = "local"\n[model_providers.local]\nname = "local"\n'
+                f'env_key = "LOCAL_KEY"\nwire_api = "responses"\nbase_url = "{url}/v1"\nrequest_max_retries = 1\n'
+                "stream_max_retries = 1\n"
             )
             (home / ".codex/auth.json").write_text("{}")
             return {"LOCAL_KEY": "local-key-for-tests"}
@@ -72,20 +78,16 @@ def signed_in(client: str, home: Path, url: str) -> dict[str, str]:
             (home / ".gemini/settings.json").write_text(json.dumps(settings))
             return {"GEMINI_API_KEY": "local-key-for-tests", "GOOGLE_GEMINI_BASE_URL": url}
         case "opencode":
-            (home / ".local/share/opencode/auth.json").write_text(
-                json.dumps({"anthropic": {"type": "api", "key": "local-key-for-tests"}})
-            )
+            key = {"anthropic": {"type": "api", "key": "local-key-for-tests"}}
+            (home / ".local/share/opencode/auth.json").write_text(json.dumps(key))
             (home / ".config/opencode").mkdir(parents=True)
-            (home / ".config/opencode/opencode.json").write_text(
-                json.dumps(
-                    {
-                        "model": "anthropic/claude-sonnet-4-5",
-                        "enabled_providers": ["anthropic"],
-                        "permission": {"edit": "ask", "bash": "allow"},
-                        "provider": {"anthropic": {"options": {"baseURL": f"{url}/v1"}}},
-                    }
-                )
-            )
+            settings = {
+                "model": "anthropic/claude-sonnet-4-5",
+                "enabled_providers": ["anthropic"],
+                "permission": {"edit": "ask", "bash": "allow"},
+                "provider": {"anthropic": {"options": {"baseURL": f"{url}/v1"}}},
+            }
+            (home / ".config/opencode/opencode.json").write_text(json.dumps(settings))
             return {"OPENCODE_DISABLE_MODELS_FETCH": "1"}
 
 
@@ -101,7 +103,10 @@ def environment_of(client: str, toy, programs: Path, url: str) -> dict[str, str]
 @pytest.mark.clients
 @pytest.mark.timeout(600)
 def test_real_trials(tmp_path, environment, programs):
-    """One run, three real trials of each agent in turn: the real program is asked, reads and edits train.py, and what it says is in the record."""
+    """One run, three real trials of each agent in turn.
+
+    The real program is asked, reads and edits train.py, and what it says is in the record.
+    """
     game = Game(tmp_path / "clone", environment, small=True)
     line = "def build_model():"
     edits = {number: (line, f"NUMBER_{number} = {number}\n\n\n{line}") for number in range(2, 20)}
@@ -113,18 +118,8 @@ def test_real_trials(tmp_path, environment, programs):
                 if client in CLIENTS
                 else {"ANTHROPIC_API_KEY": "local-key-for-tests", "ANTHROPIC_BASE_URL": models.url}
             )
-            output = game.run(
-                "--agent",
-                client,
-                "--experiments",
-                str(1 + 3 * turn),
-                "--baseline-runs",
-                "1",
-                "--lookahead",
-                "0",
-                seconds=240,
-                **more,
-            )
+            arguments = ("--agent", client, "--experiments", str(1 + 3 * turn), *USUAL)
+            output = game.run(*arguments, seconds=240, **more)
         assert len(game.rows()) == 1 + 3 * turn, output
         offered = {name for asked in models.asked for name in asked.tools}
         assert not offered & {"Bash", "bash", "run_shell_command", "Write"}
@@ -137,9 +132,8 @@ def test_real_trials(tmp_path, environment, programs):
             "optimizer",
             0.5,
         )
-        assert entry["tokens"] and (entry["dollars"] is None) == (client in ("claude-api", "codex")), (
-            entry
-        )  # a local server; a model that it does not name
+        # no price: for the one it is a local server, for the other a model that it does not name
+        assert entry["tokens"] and (entry["dollars"] is None) == (client in ("claude-api", "codex")), entry
         assert f"NUMBER_{number} = {number}" in git(game.folder, "show", f"{entry['commit']}:train.py")
     assert "changes are cheap" in (game.folder / ".autoresearch/lessons.md").read_text()
     game.require_whole()
@@ -164,134 +158,66 @@ def test_faults_of_a_service(client, fault, message, code, toy, programs):
     with Models(lambda asked: fault) as models:
         environment = environment_of(client, toy, programs, models.url)
         if code:
-            assert message in toy.run(
-                "--agent", client, "--baseline-runs", "1", "--lookahead", "0", expect=code, **environment
-            )
+            assert message in toy.run("--agent", client, *USUAL, expect=code, **environment)
         else:
-            toy.run_until(message, "--agent", client, "--baseline-runs", "1", "--lookahead", "0", **environment)
+            toy.run_until(message, "--agent", client, *USUAL, **environment)
     assert toy.statuses() == ["keep"]
     toy.require_whole()
 
 
-FAKE = """#!/usr/bin/env python3
-import json, os, sys, time
-if "--version" in sys.argv:
-    print(os.environ.get("FAKE_VERSION", "2.1.197 (Claude Code)"))
-    sys.exit()
-brief = sys.stdin.read()
-exec(os.environ["FAKE_DOES"])
-"""
-
-
 @pytest.fixture
-def fake(toy, tmp_path) -> dict[str, str]:
-    """A program named claude that does what FAKE_DOES says."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "claude").write_text(FAKE)
-    (folder / "claude").chmod(0o755)
-    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "ANTHROPIC_API_KEY": "x"}
+def fake(tmp_path) -> dict[str, str]:
+    """The environment in which a stand-in for `claude` does what FAKE_DOES says."""
+    return {"PATH": fake_claude(tmp_path / "bin"), "ANTHROPIC_API_KEY": "x"}
 
 
-def result(text: str, **more) -> str:
-    return f"print(json.dumps({{'type': 'result', 'is_error': False, 'result': {text!r}, **{more!r}}}))\n"
-
-
-EDIT = f"open('solver.py', 'w').write({solver(5)!r})\n"
 USAGE = {
     "modelUsage": {"a": {"inputTokens": 10, "outputTokens": 5}, "b": {"cacheReadInputTokens": 100}},
     "total_cost_usd": 0.25,
 }
 
 
-def test_text_tokens_and_cost_are_taken_from_among_other_output(toy, fake):
+def sets(value: str) -> str:
+    """A line of FAKE_DOES: set the toy's value to that of an expression in `n`, the number of the experiment."""
+    return f"n = int(brief.split()[2])\nopen('solver.py', 'w').write({solver('N')!r}.replace('N', str({value})))\n"
+
+
+def test_failures_are_told_and_followed_by_another_call(toy, fake, tmp_path):
+    """A call that hangs is ended with all that it started; an edit of another file goes back; the third one counts.
+
+    What that says of itself, its tokens and its cost are taken from among its other output.
+    """
+    here, sleeper = tmp_path / "calls", f"1002.{os.getpid()}"
     does = (
-        "print('a warning')\n"
-        + EDIT
-        + result("Done.\ndescription: up\nlesson: up is better", **USAGE)
+        f"calls = open({str(here)!r}, 'a+')\ncalls.write('x')\ncalls.seek(0)\ncall = len(calls.read())\n"
+        f"if call == 1:\n    import subprocess\n    calls.close()\n    subprocess.Popen(['sleep', {sleeper!r}])\n"
+        "    time.sleep(1000)\n"
+        "if call == 2: open('check.py', 'w').write('')\n"
+        + sets("5")
+        + "print('a warning')\n"
+        + prints("Done.\ndescription: up\nlesson: up is better", **USAGE)
         + "print('{not json', file=sys.stderr)"
     )
-    output = toy.run(
-        "--agent",
-        "claude-code",
-        "--experiments",
-        "2",
-        "--baseline-runs",
-        "1",
-        "--lookahead",
-        "0",
-        FAKE_DOES=does,
-        **fake,
-    )
+    arguments = ("--agent", "claude-code", "--agent-limit", "3", "--experiments", "2", *USUAL)
+    output = toy.run(*arguments, FAKE_DOES=does, **fake)
+    reasons = [entry["reason"] for entry in toy.journal("refused")]
+    assert len(reasons) == 2 and "claude: ended after its time limit of 3 s" in reasons[0]
+    assert "also touches check.py" in reasons[1] and not running(sleeper)
     entry = toy.journal("attempt")[1]
-    assert (entry["description"], entry["tokens"], entry["dollars"]) == (
+    assert (entry["description"], entry["lesson"], entry["tokens"], entry["dollars"]) == (
         "up",
+        "up is better",
         115,
         0.25,
-    ) and "115 tokens and $0.25" in output
-    assert Path(entry["transcript"], "brief.md").read_text().startswith("# Experiment 2")
-
-
-@pytest.mark.parametrize(
-    ("does", "message"),
-    [
-        ("sys.exit(1)", "claude: exit code 1: it printed no result"),
-        ("print('{\"type\": ')", "it failed: it printed no result"),
-        (result("I would raise it."), "nothing changed in solver.py"),
-        (result(""), "nothing changed in solver.py"),
-        ("open('check.py', 'w').write('')\n" + result("x"), "also touches check.py"),
-        ("print('x' * 2_000_000)", "it printed no result"),
-        (result("", subtype="error_max_turns") + "sys.exit(1)", "exit code 1"),
-    ],
-)
-def test_an_answer_that_is_none(toy, fake, does, message):
-    output = toy.run_until(
-        message, "--agent", "claude-code", "--baseline-runs", "1", "--lookahead", "0", FAKE_DOES=does, **fake
     )
-    assert len(output) < 5000
-    assert toy.statuses() == ["keep"] and git(toy.runs / "worktree", "status", "--porcelain") == ""
+    assert "230 tokens and $0.50" in output and toy.statuses() == ["keep", "keep"]  # of the second call and the third
+    assert Path(entry["transcript"], "brief.md").read_text().startswith("# Experiment 2")
     toy.require_whole()
 
 
-def test_a_client_that_hangs_is_ended_with_all_that_it_started(toy, fake, tmp_path):
-    does = f"import subprocess\nsubprocess.Popen(['sleep', '1000'])\nopen({str(tmp_path / 'here')!r}, 'a').write(str(os.getpid()) + ' ')\ntime.sleep(1000)"
-    toy.run_until(
-        "claude: ended after its time limit of 1 s",
-        "--agent",
-        "claude-code",
-        "--agent-limit",
-        "1",
-        "--baseline-runs",
-        "1",
-        "--lookahead",
-        "0",
-        FAKE_DOES=does,
-        **fake,
-    )
-    for pid in (tmp_path / "here").read_text().split():
-        assert not Path(f"/proc/{pid}").exists()
-    assert not any(
-        b"sleep\x001000" in path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()
-    )
-
-
-def test_a_client_that_is_missing_or_too_old(toy, fake, tmp_path):
-    assert "claude says that it is version '1.0.3'" in toy.run(
-        "--agent", "claude-code", expect=2, FAKE_VERSION="1.0.3", **fake
-    )
-    assert "no program opencode; install it, `npm install -g opencode-ai`" in toy.run(
-        "--agent", "opencode", expect=2, PATH="/usr/bin:/bin"
-    )
-    assert not toy.runs.exists()
-
-
-def test_auto_takes_what_is_ready_and_says_so(toy, fake):
-    alone = {**fake, "ANTHROPIC_API_KEY": ""}
-    said = toy.run("--experiments", "1", "--baseline-runs", "1", "--lookahead", "0", **alone)
-    assert "sweep (no model: seeded local search over the constants; --agent auto: no ANTHROPIC_API_KEY is set" in said
-    said = toy.run("--experiments", "1", FAKE_DOES="", CLAUDE_CODE_OAUTH_TOKEN="x", **alone)
-    assert "claude-code (--agent auto: claude is installed and signed in; --agent NAME chooses another)" in said
-    assert "claude-api (claude-sonnet-5-5) (--agent auto: a key for it is set" in toy.run("--experiments", "1", **fake)
+def test_a_client_that_is_too_old_is_refused_before_anything_runs(toy, fake):
+    output = toy.run("--agent", "claude-code", expect=2, FAKE_VERSION="1.0.3", **fake)
+    assert "claude says that it is version '1.0.3'" in output and not toy.runs.exists()
 
 
 @pytest.mark.parametrize(
@@ -313,20 +239,15 @@ def test_auto_takes_what_is_ready_and_says_so(toy, fake):
 )
 def test_budgets_of_money_and_tokens(toy, fake, option, limit, warning, reason):
     """Warned at four fifths; at the end the proposal that was paid for gets its trial. Refused proposals count, too."""
-    does = (
-        "n = int(brief.split()[2])\nfirst = n == 3 and 'was refused' not in brief\nopen('solver.py', 'w').write(%r.replace('N', '(' if first else str(n)))\n"
-        % solver("N")
-        + result("up", total_cost_usd=0.2, modelUsage={"a": {"inputTokens": 100}})
-    )
-    output = toy.run(
-        "--agent", "claude-code", "--baseline-runs", "1", "--lookahead", "0", option, limit, FAKE_DOES=does, **fake
-    )
+    answer = prints("up", total_cost_usd=0.2, modelUsage={"a": {"inputTokens": 100}})
+    does = sets("'(' if n == 3 and 'was refused' not in brief else n") + answer
+    arguments = ("--agent", "claude-code", *USUAL, option, limit)
+    output = toy.run(*arguments, FAKE_DOES=does, **fake)
     assert warning in output and output.count(f"({option})") == 1 and f"stopped: {reason}" in output
-    assert (
-        toy.statuses() == ["keep"] * 5 and len(toy.journal("refused")) == 1
-    )  # five proposals: one refused, four tried
+    # five proposals: one refused, four tried
+    assert toy.statuses() == ["keep"] * 5 and len(toy.journal("refused")) == 1
     assert "proposals took 500 tokens and $1.00" in output
-    assert reason in toy.run("--agent", "claude-code", option, limit, FAKE_DOES=does, **fake)  # of the whole run
+    assert reason in toy.run(*arguments, FAKE_DOES=does, **fake)  # of the whole run
     toy.require_whole()
 
 
@@ -335,37 +256,22 @@ def test_a_budget_that_cannot_be_held_says_so(toy):
     output = toy.run_agent(2, "--max-cost", "1", "--max-tokens", "5")
     assert "an unknown number of tokens and an unknown cost" in output
     toy.plan_steps(e3=[{"files": {"solver.py": solver(6)}, "say": "up"}])
+    output = toy.run_agent(3, "--max-cost", "1")
     assert (
         "--max-cost cannot hold the run: the agent did not say the cost of 1 proposal; --experiments and --hours can"
-        in toy.run_agent(3, "--max-cost", "1")
+        in output
     )
 
 
-def test_several_agents_by_what_they_earn(toy, fake):
-    """Each has its turns; the one whose edits are kept has more of them."""
-    does = (
-        "n = int(brief.split()[2])\nopen('solver.py', 'w').write(%r.replace('N', str(n)))\n" % solver("N")
-        + "print(json.dumps({'type': 'result', 'is_error': False, 'result': 'up', 'total_cost_usd': 0.1, 'modelUsage': {'a': {'inputTokens': 9}}}))"
-    )
-    toy.plan_steps(
-        **{f"e{number}": [{"files": {"solver.py": solver(-number)}, "say": "down"}] for number in range(2, 20)}
-    )
-    output = toy.run(
-        "--agent",
-        "command,claude-code",
-        "--agent-command",
-        toy.agent[3],
-        "--experiments",
-        "13",
-        "--baseline-runs",
-        "1",
-        "--lookahead",
-        "0",
-        FAKE_DOES=does,
-        **fake,
-    )
+def test_several_agents_have_their_turns(toy, fake):
+    """First of all one each, then by what they earn (unit/test_agents.py)."""
+    answer = prints("up", total_cost_usd=0.1, modelUsage={"a": {"inputTokens": 9}})
+    down = {f"e{number}": [{"files": {"solver.py": solver(-number)}, "say": "down"}] for number in range(2, 6)}
+    toy.plan_steps(**down)
+    arguments = ("--agent", "command,claude-code", "--agent-command", toy.agent[3], "--experiments", "5", *USUAL)
+    output = toy.run(*arguments, FAKE_DOES=sets("n") + answer, **fake)
     agents = [entry["agent"] for entry in toy.journal("attempt")[1:]]
-    assert agents[:2] == ["command", "claude-code"] and agents.count("claude-code") > agents.count("command") >= 2
+    assert agents[:3] == ["command", "claude-code", "claude-code"]
     assert "command, claude-code (each as often as it earns)" in output
     toy.run("report")
     report = (toy.runs / "report/report.md").read_text()

@@ -45,7 +45,7 @@ def test_keep_discard_crash_refused(toy):
     assert kept["champion_commit"] == toy.tip()
     entry = toy.journal("attempt")[1]
     assert (entry["agent"], entry["category"], entry["hypothesis"], entry["predicted"]) == (
-        "driver",
+        "external",
         "value",
         "more is more",
         3.0,

@@ -55,7 +55,7 @@ def test_killed_with_a_proposal_ahead(two, name):  # noqa: F811
     require_nothing_lost_or_twice(two)
 
 
-@pytest.mark.parametrize("name", ["a trial is void", "half a move is recorded", "the move is recorded"])
+@pytest.mark.parametrize("name", ["a trial has to run again", "half a move is recorded", "the move is recorded"])
 def test_killed_with_two_workers(two, name):  # noqa: F811
     two.plan_steps(
         e2=[edit(two, 2, 1, '"number": 3, "worker"')],

@@ -124,7 +124,7 @@ def test_two_workers(two):
     assert two.statuses() == ["keep"] * 3 and [float(row[1]) for row in two.rows()] == [2.0, 3.0, 5.0]
     assert {entry["worker"] for entry in two.journal("trial")} == {0, 1}
     assert [entry["number"] for entry in two.journal("trial")] == [1, 2, 3, 3]
-    assert "is tested on top of that" in two.journal("void")[0]["reason"]
+    assert "is tested on top of that" in two.journal("rerun")[0]["reason"]
     assert constants(two, two.tip()) == ["2", "3"] and two.journal("start")[0]["workers"] == 2
     text = (two.folder / "results.tsv").read_text()
     two.run("results")
@@ -134,7 +134,7 @@ def test_two_workers(two):
 def test_what_lost_to_its_own_base_is_not_run_again(two):
     two.plan_steps(e2=[edit(two, 2, 1, '"number": 3, "worker"')], e3=[edit(two, 1, 0, '"number": 2, "status": "keep"')])
     run(two, 3, "--workers", "2")
-    assert sorted(two.statuses()) == ["discard", "keep", "keep"] and not two.journal("void")
+    assert sorted(two.statuses()) == ["discard", "keep", "keep"] and not two.journal("rerun")
     assert "worse than the champion's 2.000000" in two.journal("verdict")[2]["reason"]
 
 
@@ -270,7 +270,7 @@ def test_a_trial_that_stood_still_is_void_and_runs_again(two, who):
     release.touch()
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and "experiment 2: it stood still for" in output
-    assert [entry["number"] for entry in two.journal("trial")] == [1, 2, 2] and len(two.journal("void")) == 1
+    assert [entry["number"] for entry in two.journal("trial")] == [1, 2, 2] and len(two.journal("rerun")) == 1
     assert two.statuses() == ["keep", "keep"]
     two.require_whole()
 
@@ -346,4 +346,4 @@ def test_a_baseline_that_stood_still_in_its_second_run_runs_again(two):
     os.kill(stopped, signal.SIGCONT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "experiment 1: it stood still for" in output
-    assert two.statuses() == ["keep"] and len(two.journal("void")) == 1
+    assert two.statuses() == ["keep"] and len(two.journal("rerun")) == 1

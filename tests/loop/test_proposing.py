@@ -11,7 +11,7 @@ AGENT = """import json, os, re, sys
 brief = sys.stdin.read()
 number = re.match(r"# Experiment (\\d+)", brief).group(1)
 calls = json.load(open(sys.argv[1]))[number]
-desk = os.environ["AUTORESEARCH_DESK"]
+desk = os.environ["AUTORESEARCH_TRANSCRIPT"]
 call = int(desk.partition("-")[2].rpartition("-")[2] or 1) if "-" in os.path.basename(desk) else 1
 step = calls[min(call, len(calls)) - 1]
 for name, text in step["files"].items():

@@ -3,9 +3,13 @@
 import ast
 
 import pytest
+from calls import BASELINE, Call, discarded
 from conftest import ROOT, git
 
-from autoresearch.agents import sweep
+from autoresearch.agents import NothingLeft, sweep
+from autoresearch.record.events import Refused
+from autoresearch.record.ledger import OUTRUN, Attempt
+from autoresearch.task import edit_hash
 
 SOURCE = '''"""A file."""
 BEFORE = 3
@@ -76,6 +80,11 @@ def test_a_power_of_two_stays_one_and_text_keeps_its_quotes():
 
 def test_every_step_of_train_py_leaves_a_file_that_parses_and_differs_in_one_line():
     source = (ROOT / "train.py").read_bytes()
+    lines = {  # by constant, those of its assignment
+        ast.unparse(node.targets[0]): range(node.lineno - 1, node.end_lineno)
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+    }
     for gpu in (False, True):
         constants = sweep.constants("train.py", source, gpu)
         assert len(constants) >= 25
@@ -83,8 +92,9 @@ def test_every_step_of_train_py_leaves_a_file_that_parses_and_differs_in_one_lin
             for new in sweep.steps(constant.value):
                 edited = source[: constant.start] + sweep.literal(new, constant.text).encode() + source[constant.end :]
                 ast.parse(edited)
-                changed = [(a, b) for a, b in zip(source.split(b"\n"), edited.split(b"\n"), strict=True) if a != b]
-                assert len(changed) == 1 and changed[0][1].startswith(constant.name.encode() + b" = ")
+                pairs = zip(source.split(b"\n"), edited.split(b"\n"), strict=True)
+                changed = [number for number, (before, after) in enumerate(pairs) if before != after]
+                assert len(changed) == 1 and changed[0] in lines[constant.name]
 
 
 def test_a_night_of_sweep_never_repeats_itself_and_climbs(toy):
@@ -92,6 +102,9 @@ def test_a_night_of_sweep_never_repeats_itself_and_climbs(toy):
     toy.write("check.py", "pass\n")
     toy.commit()
     output = toy.run("--experiments", "40")
+    assert (
+        "sweep (no model: seeded local search over the constants; --agent auto: no ANTHROPIC_API_KEY is set" in output
+    )
     assert "every step from here has been tried" in output
     trees = [git(toy.folder, "rev-parse", f"{commit}^{{tree}}") for commit in toy.references()]
     assert len(trees) == len(set(trees)) > 8
@@ -102,12 +115,57 @@ def test_a_night_of_sweep_never_repeats_itself_and_climbs(toy):
     toy.require_whole()
 
 
-def test_the_same_seed_is_the_same_night_and_another_is_not(toy):
+def night(call: Call, seed: int) -> list[str]:
+    """What a seed proposes for a file with eight constants until nothing is left, where nothing is kept."""
+    call.original = "".join(f"C{i} = {i}.5\n" for i in range(8)).encode()
+    agent, attempts = sweep.Sweep(seed), [BASELINE]
+    while len(attempts) < 100:
+        (call.folder / "solver.py").write_bytes(call.original)
+        try:
+            said = call.propose(agent, attempts=attempts)
+        except NothingLeft:
+            break
+        attempt = discarded(len(attempts) + 1)
+        attempt.description, attempt.edit = said.description, edit_hash({"solver.py": call.text().encode()})
+        attempts.append(attempt)
+    return [attempt.description for attempt in attempts[1:]]
+
+
+def test_the_same_seed_is_the_same_night_and_another_is_not(tmp_path, monkeypatch):
+    call = Call(tmp_path, monkeypatch)
+    first, again, other = night(call, 1), night(call, 1), night(call, 2)
+    assert first == again != other and len(first) == len(set(first)) == 4 * 8 == len(other)
+    assert set(first) == set(other)
+
+
+def test_the_seed_of_the_command_line(toy):
     toy.write("solver.py", "".join(f"C{i} = {i}.5\n" for i in range(8)) + "print('score: 0')\n")
     toy.write("check.py", "pass\n")
     toy.commit()
     nights = []
-    for tag, seed in [("a", "1"), ("b", "1"), ("c", "2")]:
-        toy.run("--experiments", "5", "--seed", seed, "--tag", tag)
+    for seed in ("1", "2"):
+        toy.run("--experiments", "5", "--baseline-runs", "1", "--seed", seed, "--tag", seed)
         nights.append([row[4] for row in toy.rows()])
-    assert nights[0] == nights[1] != nights[2]
+    assert nights[0] != nights[1]
+
+
+def test_what_was_tried_in_any_way_is_not_tried_again(tmp_path, monkeypatch):
+    """With a verdict, on its way to one, or refused; but again what never ran, since its champion was replaced."""
+    call = Call(tmp_path, monkeypatch)  # VALUE = 1: there is one step
+    agent, only = sweep.Sweep(1), "VALUE: 1 -> 2"
+
+    def tried(**more) -> Attempt:
+        attempt = discarded(2)
+        attempt.description, attempt.reason = only, more.get("reason", "")
+        return attempt
+
+    assert call.propose(agent).description == only and call.text().startswith("VALUE = 2\n")
+    for more in (
+        {"attempts": [BASELINE, tried()]},
+        {"in_flight": [tried()]},
+        {"refused": [Refused(number=2, reason="no", description=only)]},
+    ):
+        (call.folder / "solver.py").write_bytes(call.original)
+        with pytest.raises(NothingLeft):
+            call.propose(agent, **more)
+    assert call.propose(agent, attempts=[BASELINE, tried(reason=OUTRUN)]).description == only

@@ -1,0 +1,230 @@
+"""One call of an agent that is a program; which agent has its turn; which agents a run has."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from calls import Call, fake_claude, prints, running
+from conftest import solver
+
+from autoresearch import UserError
+from autoresearch.agents import AgentFailed, AgentUnavailable
+from autoresearch.agents.bandit import choose
+from autoresearch.agents.choice import AgentOptions, make_agents
+from autoresearch.agents.command import CommandAgent
+from autoresearch.record.events import Attempt, Verdict
+from autoresearch.record.ledger import Ledger
+
+EDIT = f"open('solver.py', 'w').write({solver(5)!r})\n"
+USAGE = {
+    "modelUsage": {"a": {"inputTokens": 10, "outputTokens": 5}, "b": {"cacheReadInputTokens": 100}},
+    "total_cost_usd": 0.25,
+}
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch) -> Call:
+    return Call(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def claude(tmp_path, monkeypatch):
+    """claude(what the stand-in does, ...): the agent, and its call."""
+
+    def make(does: str, limit: float = 60) -> tuple[Call, object]:
+        path = fake_claude(tmp_path / "bin")
+        call = Call(tmp_path, monkeypatch, PATH=path, ANTHROPIC_API_KEY="x", FAKE_DOES=does)
+        (agent,), _ = make_agents(AgentOptions("claude-code", limit=limit))
+        return call, agent
+
+    return make
+
+
+# -- a command of the user's
+
+
+def test_a_command_is_told_edits_and_says_what_it_did(call):
+    command = (
+        "grep -c '^# Experiment 2' > told; test -d $AUTORESEARCH_TRANSCRIPT; test -n $AUTORESEARCH_PAGES; "
+        "cat $AUTORESEARCH_BRIEF > whole; echo VALUE = 7 > solver.py; echo 'thinking about it'; "
+        "printf 'description: raise it\\ncategory: optimizer\\npredicted: +6\\n'"
+    )
+    said = call.propose(CommandAgent(command, 60))
+    assert (said.description, said.category, said.predicted, said.tokens) == ("raise it", "optimizer", 6.0, None)
+    assert call.text() == "VALUE = 7\n" and (call.folder / "told").read_text() == "1\n"
+    whole = (call.folder / "whole").read_text()
+    assert (
+        "VALUE = 1" in whole and "predicted: the change of score that you expect, as a number such as +0.002" in whole
+    )
+    assert said.transcript == str(call.transcript)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("echo no luck; exit 3", "exit code 3: no luck"),
+        ("sleep 1000", "ended after its time limit of 1 s"),
+        ("kill -9 $$", "killed by SIGKILL"),
+    ],
+)
+def test_a_command_that_fails(call, command, message):
+    with pytest.raises(AgentFailed) as raised:
+        call.propose(CommandAgent(command, 1))
+    assert type(raised.value) is AgentFailed and message in str(raised.value)
+
+
+def test_a_command_that_is_cancelled_leaves_no_process(call):
+    """Nor what it started, nor what has left its session."""
+    name = f"1000.{os.getpid()}"
+    command = f"sleep {name} & setsid sleep {name} & wait"
+    assert call.cancel(CommandAgent(command, 60), lambda: len(running(name)) == 2) is None
+    assert not running(name)
+
+
+def test_what_a_command_prints_is_kept_without_keys(call, monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
+    said = call.propose(CommandAgent("echo $MY_API_KEY; echo description: with $MY_API_KEY", 60))
+    assert said.description == "with [key removed]"
+    assert "correct-horse" not in (call.transcript / "agent.log").read_text()
+
+
+# -- programs of others
+
+
+def test_text_tokens_and_cost_are_taken_from_among_other_output(claude):
+    answer = prints("Done.\ndescription: up\nlesson: up is better", **USAGE)
+    call, agent = claude("print('a warning')\n" + EDIT + answer + "print('{not json', file=sys.stderr)")
+    said = call.propose(agent)
+    assert (said.description, said.lesson, said.tokens, said.dollars) == ("up", "up is better", 115, 0.25)
+    assert call.text() == solver(5)
+    told = Path(said.transcript, "brief.md").read_text()
+    assert told.startswith("# Experiment 2") and "VALUE = 1" not in told  # it reads the files itself
+
+
+@pytest.mark.parametrize(
+    ("does", "kind", "message"),
+    [
+        ("sys.exit(1)", AgentFailed, "claude: exit code 1: it printed no result"),
+        ("print('{\"type\": ')", AgentFailed, "it failed: it printed no result"),
+        ("print('x' * 2_000_000)", AgentFailed, "it printed no result"),
+        (prints("", subtype="error_max_turns") + "sys.exit(1)", AgentFailed, "exit code 1"),
+        (prints("Overloaded", is_error=True, api_error_status=529), AgentUnavailable, "it failed: 529 Overloaded"),
+        (prints("Invalid API key", is_error=True, api_error_status=401), UserError, "claude is not signed in"),
+    ],
+)
+def test_an_answer_that_is_none(claude, does, kind, message):
+    call, agent = claude(does)
+    with pytest.raises(kind) as raised:
+        call.propose(agent)
+    assert type(raised.value) is kind and message in str(raised.value) and len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["I would raise it.", ""])
+def test_words_alone_are_a_proposal_that_the_loop_will_refuse(claude, text):
+    call, agent = claude(prints(text, **USAGE))
+    assert (call.propose(agent).description, call.text()) == (text, solver(1))
+
+
+HANGS = "import subprocess\nsubprocess.Popen(['sleep', '1001.{pid}'])\nopen('here', 'w')\ntime.sleep(1000)"
+
+
+def test_a_program_that_hangs_is_ended_with_all_that_it_started(claude):
+    call, agent = claude(HANGS.format(pid=os.getpid()), limit=1)
+    with pytest.raises(AgentFailed, match="claude: ended after its time limit of 1 s"):
+        call.propose(agent)
+    assert (call.folder / "here").exists() and not running(f"1001.{os.getpid()}")
+
+
+def test_a_program_that_is_cancelled_is_ended_with_all_that_it_started(claude):
+    call, agent = claude(HANGS.format(pid=os.getpid()))
+    assert call.cancel(agent, lambda: running(f"1001.{os.getpid()}")) is None
+    assert not running(f"1001.{os.getpid()}")
+
+
+def test_a_program_that_repeats_itself_without_end_is_ended(claude):
+    call, agent = claude("while True: print('again', flush=True); time.sleep(0.01)")
+    agent.program = dataclasses.replace(agent.program, stuck="again")
+    with pytest.raises(AgentUnavailable, match="its answers break off again and again"):
+        call.propose(agent)
+
+
+def test_a_program_that_is_missing_or_too_old(claude, monkeypatch):
+    monkeypatch.setenv("FAKE_VERSION", "1.0.3")
+    with pytest.raises(UserError, match=r"claude says that it is version '1\.0\.3'"):
+        claude("")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    with pytest.raises(UserError, match="no program opencode; install it, `npm install -g opencode-ai`"):
+        make_agents(AgentOptions("opencode"))
+
+
+# -- which agents a run has
+
+
+def test_auto_takes_what_is_ready_and_says_so(tmp_path, monkeypatch):
+    Call(tmp_path, monkeypatch, PATH=fake_claude(tmp_path / "bin"))
+    agents, said = make_agents(AgentOptions())
+    assert [agent.name for agent in agents] == ["sweep"]
+    assert "sweep (no model: seeded local search over the constants; --agent auto: no ANTHROPIC_API_KEY is set" in said
+    monkeypatch.setenv("CLAUDE_CODE_OAUTH_TOKEN", "x")
+    _, said = make_agents(AgentOptions())
+    assert said == "claude-code (--agent auto: claude is installed and signed in; --agent NAME chooses another)"
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    _, said = make_agents(AgentOptions())
+    assert said.startswith("claude-api (claude-sonnet-5-5) (--agent auto: a key for it is set")
+    _, said = make_agents(AgentOptions(command="true"))
+    assert said.startswith("command (--agent auto: a program is given")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"agent": "nobody"}, "there is no agent 'nobody'; choose one of auto, claude-api, claude-code"),
+        ({"agent": "sweep,sweep"}, "different ones with commas between them"),
+        ({"agent": "sweep:big"}, "sweep takes no model"),
+        ({"agent": "command"}, "--agent-command 'PROGRAM ARGUMENTS'"),
+        ({"agent": "sweep", "command": "true"}, "--agent-command goes with --agent command, not with --agent sweep"),
+        ({"agent": "sweep", "thinking": "high"}, "--thinking goes with --agent claude-api, not with --agent sweep"),
+    ],
+)
+def test_agents_that_cannot_be_had(options, message):
+    with pytest.raises(UserError) as raised:
+        make_agents(AgentOptions(**options))
+    assert message in str(raised.value)
+
+
+# -- which agent has its turn
+
+
+@dataclasses.dataclass
+class Named:
+    name: str
+
+
+def turns(folder: Path, agents: list[str], trials: int, dollars: dict[str, float | None]) -> list[str]:
+    """Who was chosen, where what `a` does is kept, each time one better, and what others do is not."""
+    ledger, chosen = Ledger(folder), []
+    ledger.append(Attempt(number=1, commit="1", parent="1", agent="loop"))
+    ledger.append(Verdict(number=1, status="keep", score=1.0))
+    for number in range(2, 2 + trials):
+        name = choose([Named(name) for name in agents], ledger, lower_is_better=False).name
+        best = ledger.champion
+        commit = str(number)
+        ledger.append(
+            Attempt(number=number, commit=commit, parent=best.commit, agent=name, tokens=9, dollars=dollars[name])
+        )
+        status, score = ("keep", best.score + 1) if name == "a" else ("discard", best.score - 1)
+        ledger.append(Verdict(number=number, status=status, score=score, standing=best.score))
+        chosen.append(name)
+    return chosen
+
+
+@pytest.mark.parametrize("dollars", [{"a": 0.1, "b": 0.1}, {"a": 0.1, "b": None}])
+def test_several_agents_by_what_they_earn(tmp_path, dollars):
+    """Each has its turns, first of all one each; the one whose edits are kept has more of them."""
+    chosen = turns(tmp_path, ["b", "a"], 12, dollars)
+    assert chosen[:2] == ["b", "a"] and chosen.count("a") > chosen.count("b") >= 2
+
+
+def test_an_agent_alone_has_every_turn(tmp_path):
+    assert turns(tmp_path, ["b"], 3, {"b": None}) == ["b"] * 3

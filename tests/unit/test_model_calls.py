@@ -1,0 +1,269 @@
+"""One call of the claude-api agent: the real SDK, and a scripted model behind real HTTP."""
+
+import asyncio
+import json
+import socket
+import time
+
+import pytest
+from calls import Call, connections, discarded
+from conftest import solver
+from models import CUT, EDITOR, KEY, SILENT, SLOW, Fault, Models, Say, Use, create, edit, steps, submit
+
+from autoresearch import UserError
+from autoresearch.agents import AgentFailed, AgentStopped, AgentUnavailable, Proposal
+from autoresearch.agents.claude_api import ClaudeAPI
+from autoresearch.agents.external import External
+from autoresearch.task import Stages
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch) -> Call:
+    return Call(tmp_path, monkeypatch, ANTHROPIC_API_KEY=KEY)
+
+
+def agent(models: Models | None, limit: float = 60, web_search: bool = False, **more) -> ClaudeAPI:
+    usual = {"model": None, "base_url": models.url if models else f"http://127.0.0.1:{free_port()}", "thinking": None}
+    return ClaudeAPI(**{**usual, **more}, limit=limit, web_search=web_search)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_edits_and_submits_and_keeps_the_conversation(call):
+    view = Use(EDITOR, {"command": "view", "path": "solver.py"})
+    with Models(steps([[Say("Let me see."), view], [edit(1, 5)], [Use("check", {})], [submit()]])) as models:
+        said = call.propose(agent(models))
+    assert call.text() == solver(5)
+    assert (said.description, said.category, said.hypothesis, said.predicted) == (
+        "a larger value",
+        "optimizer",
+        "larger is better",
+        1.0,
+    )
+    assert said.tokens == 4 * 1110 and said.dollars is None  # nobody knows the price of a server of one's own
+    assert "1\\tVALUE = 1" in models.asked[1].results[0] and models.asked[3].results[2] == '"the edit can be run"'
+    request = models.asked[1].body
+    assert request["system"][-1]["cache_control"] and request["messages"][-1]["content"][-1]["cache_control"]
+    assert sum(json.dumps(part).count("cache_control") for part in (request["system"], request["messages"])) <= 4
+    assert request["stream"] and [tool["name"] for tool in request["tools"]] == [EDITOR, "look", "check", "submit"]
+    assert models.asked[0].headers["authorization"] == f"Bearer {KEY}"
+    lines = [json.loads(line) for line in (call.transcript / "transcript.jsonl").read_text().splitlines()]
+    assert [line["role"] for line in lines] == ["user", "assistant"] * 4 + ["user"] and said.transcript
+    assert not connections(models.url)
+
+
+def test_an_edit_that_does_not_apply_or_of_another_file_and_a_false_submission(call):
+    (call.folder.parent / "solver.py").write_text("")
+    script = steps(
+        [
+            [edit(77, 5)],  # is not there
+            [create("check.py", "")],
+            [create("../solver.py", "")],
+            [Use("shell", {"command": "rm -rf ."})],
+            [submit()],  # nothing changed yet
+            [create("solver.py", "VALUE =")],
+            [submit()],  # does not parse
+            [create("solver.py", solver(5))],
+            [submit("tabs\tand\nlines \x1b[31mred\x1b[0m \U0001f600 " + "long " * 3000)],
+        ]
+    )
+    with Models(script) as models:
+        said = call.propose(agent(models))
+    for expected, result in zip(
+        [
+            "occurs 0 times",
+            "only solver.py can be",
+            "only solver.py can be",
+            "there is no tool shell",
+            "nothing changed",
+            "written",
+            "does not parse",
+            "written",
+        ],
+        models.asked[-1].results,
+        strict=True,
+    ):
+        assert expected in result
+    assert said.description.startswith("tabs and lines red \U0001f600 long long") and len(said.description) <= 300
+
+
+@pytest.mark.parametrize("turn", [[Say("I would raise the value.")], []])
+def test_an_answer_without_an_edit(call, turn):
+    """Prose, or nothing at all: the model is reminded twice, then its proposal has failed."""
+    with Models(lambda asked: turn) as models, pytest.raises(AgentFailed, match="ended without an edit") as raised:
+        call.propose(agent(models))
+    assert len(models.asked) == 3 and "Nothing is submitted yet" in models.asked[-1].text
+    assert raised.value.tokens == 3 * 1110
+
+
+def test_a_stream_that_breaks_off_is_asked_for_again(call):
+    """Three times in a row the server counts as away. What the broken answers took is known from their beginning."""
+    with Models(lambda asked: CUT) as models, pytest.raises(AgentUnavailable, match="cut off 3 times") as raised:
+        call.propose(agent(models))
+    assert raised.value.tokens == 3 * 1110 and not connections(models.url)
+    turns = iter([CUT, CUT, [edit(1, 5)], CUT, [submit()]])
+    with Models(lambda asked: next(turns)) as models:
+        assert call.propose(agent(models)).tokens == 5 * 1110
+
+
+def test_a_model_that_cannot_submit_may_say_what_it_did(call):
+    said = "Done.\n\n**description:** raise it\ncategory: optimizer\npredicted: about +3\n"
+    with Models(lambda asked: [Say(said)] if asked.results else [edit(1, 5)]) as models:
+        proposal = call.propose(agent(models))
+    assert (proposal.description, proposal.category, proposal.predicted) == ("raise it", "optimizer", 3.0)
+    assert proposal.transcript == str(call.transcript)
+
+
+def test_a_model_that_never_submits_is_given_up(call):
+    with Models(lambda asked: [Use("look", {"number": 1})]) as models, pytest.raises(AgentFailed) as raised:
+        call.propose(agent(models))
+    assert "did not submit within 40 answers" in str(raised.value) and raised.value.tokens == 40 * 1110
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda event: event.pop("usage", None),
+        lambda event: event.get("content_block", {}).pop("input", None),
+        lambda event: event.get("delta", {}).update(text="\ud800") if event.get("delta", {}).get("text") else None,
+        lambda event: event.pop("type"),
+        lambda event: event.get("message", {}).pop("usage", None),
+        lambda event: event.clear(),
+    ],
+)
+def test_a_server_that_only_nearly_speaks_the_api(call, spoil, monkeypatch):
+    """At worst the proposal failed: nothing but the errors that the loop expects."""
+    monkeypatch.setattr("models.SPOIL", spoil)
+    with Models(steps([[Say("so"), edit(1, 5)], [Say("there"), submit()]])) as models:
+        try:
+            assert isinstance(call.propose(agent(models)), Proposal)
+        except AgentFailed as error:
+            assert "makes no sense" in str(error) or "cut off" in str(error)
+        assert not connections(models.url)
+
+
+@pytest.mark.parametrize("answer", [SLOW, SILENT])
+def test_the_limit_of_a_proposal_holds_within_an_answer(call, answer):
+    """Also of one in which nothing more comes."""
+    began = time.monotonic()
+    with Models(lambda asked: answer) as models, pytest.raises(AgentFailed) as raised:
+        call.propose(agent(models, limit=0.5))
+    assert "the model did not submit within 0.5 s" in str(raised.value) and raised.value.tokens == 1110
+    assert time.monotonic() - began < 5 and not connections(models.url)
+
+
+@pytest.mark.parametrize(("answer", "sent"), [(SLOW, 11), (SILENT, 9)])
+def test_cancelled_in_mid_answer_it_says_what_it_spent_and_leaves_no_connection(call, answer, sent):
+    """The first answer is six events. Of the second the beginning, which says what it took, has come."""
+    with Models(lambda asked: answer if asked.results else [edit(1, 5)]) as models:
+        error = call.cancel(agent(models), lambda: models.sent >= sent)
+        assert not connections(models.url)
+    assert isinstance(error, AgentStopped) and error.dollars is None
+    assert error.tokens in ((2220,) if answer == SLOW else (1110, 2220))
+
+
+def test_cancelled_before_anything_was_spent_it_is_simply_cancelled(call):
+    """Before the first answer begins: here while the SDK waits to try again."""
+    with Models(lambda asked: Fault(529, "overloaded_error", "Overloaded", wait=60)) as models:
+        assert call.cancel(agent(models), lambda: models.asked) is None
+        assert not connections(models.url)
+
+
+def test_cancelled_during_a_check_it_ends_the_check(call):
+    seen = []
+
+    async def check() -> None:
+        seen.append("begun")
+        try:
+            await asyncio.sleep(60)
+        finally:
+            seen.append("ended")
+
+    with Models(lambda asked: [submit()]) as models:
+        error = call.cancel(agent(models), lambda: seen, check=check)
+        assert not connections(models.url)
+    assert seen == ["begun", "ended"] and isinstance(error, AgentStopped) and error.tokens == 1110
+
+
+def test_a_server_that_cannot_be_reached(call, monkeypatch):
+    monkeypatch.setattr("autoresearch.agents.claude_api.RETRIES", 0)  # that it tries again is tested below
+    with pytest.raises(AgentUnavailable, match="Connect"):
+        call.propose(agent(None))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "message"),
+    [
+        (Fault(401, "authentication_error", "invalid"), UserError, "Set a valid one, `export ANTHROPIC_API_KEY=...`"),
+        (Fault(404, "not_found_error", "model: x"), UserError, "choose one with --model"),
+        (Fault(400, "invalid_request_error", "Your credit balance is too low"), UserError, "asks for payment"),
+        (Fault(429, "rate_limit_error", "slow down"), AgentUnavailable, "429 rate_limit_error: slow down"),
+        (Fault(529, "overloaded_error", "Overloaded"), AgentUnavailable, "529 overloaded_error: Overloaded"),
+        (Fault(400, "invalid_request_error", f"odd, with {KEY}"), AgentFailed, "answered 400: odd, with [key removed]"),
+    ],
+)
+def test_what_an_error_status_means(call, fault, kind, message):
+    with Models(lambda asked: fault) as models, pytest.raises(kind) as raised:
+        call.propose(agent(models))
+    assert type(raised.value) is kind and message in str(raised.value) and KEY not in str(raised.value)
+    assert len(models.asked) == (4 if kind is AgentUnavailable else 1)  # the SDK tries again where that may help
+
+
+def test_no_key_says_what_to_set(tmp_path, monkeypatch):
+    Call(tmp_path, monkeypatch)
+    with pytest.raises(UserError, match="export ANTHROPIC_API_KEY="):
+        agent(None, base_url=None)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "expected"),
+    [
+        ("high", {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}),
+        ("4096", {"thinking": {"type": "enabled", "budget_tokens": 4096}}),
+        ("off", {"thinking": {"type": "disabled"}}),
+    ],
+)
+def test_thinking_and_model(call, thinking, expected):
+    with Models(steps([[edit(1, 5)], [submit()]])) as models:
+        call.propose(agent(models, thinking=thinking, model="my-model"))
+    body = models.asked[0].body
+    assert body["model"] == "my-model" and {name: body.get(name) for name in expected} == expected
+
+
+def test_thinking_that_is_no_such_thing():
+    with pytest.raises(UserError, match="--thinking takes low"):
+        agent(None, thinking="deep")
+
+
+def test_web_search_comes_when_nothing_helps(call):
+    for web_search, stages in ((True, Stages()), (True, Stages(refine=1, pivot=1, outside=0)), (False, Stages())):
+        (call.folder / "solver.py").write_bytes(call.original)
+        with Models(steps([[edit(1, 5)], [submit()]])) as models:
+            call.propose(agent(models, web_search=web_search), stages=stages, attempts=[discarded(2)])
+        offered = "web_search" in [tool["name"] for tool in models.asked[0].body["tools"]]
+        assert offered == (web_search and stages.outside == 0)
+
+
+def test_a_key_is_never_written(call):
+    """Not the user's own, nor another that an answer or a tool's argument holds."""
+    other = "ghp_" + "a1B2" * 9
+    script = steps(
+        [
+            [Say(f"Your key is {KEY}, mine {other}."), Use("look", {"number": other})],
+            [edit(1, 5)],
+            [submit(f"set with {KEY}", hypothesis=other, lesson=other)],
+        ]
+    )
+    with Models(script) as models:
+        said = call.propose(agent(models))
+    assert said.description == "set with [key removed]" and said.hypothesis == said.lesson == "[key removed]"
+    kept = (call.transcript / "transcript.jsonl").read_text()
+    assert KEY not in kept and other not in kept and "[key removed]" in kept
+
+
+def test_the_external_agent_says_what_it_was_told(call):
+    assert call.propose(External(Proposal("raised it", tokens=5))) == Proposal("raised it", tokens=5)
