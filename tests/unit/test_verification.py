@@ -23,12 +23,10 @@ class Played:
         self.seats = [Seat(0)]
         self.jobs: list[Job] = []
         self.tidied: list[str] = []
-        self.began = asyncio.Event()
 
     async def run(self, job: Job, seat: Seat, tell) -> Measurement:
         tell(Phase(job.phases[0], "nowhere"))
         self.jobs.append(job)
-        self.began.set()
         if (found := self.measured.pop(0)) is None:
             await asyncio.Event().wait()
         await asyncio.sleep(0)
@@ -40,7 +38,7 @@ class Played:
 
 
 @pytest.fixture
-def run(tmp_path, capsys):  # the console prints to where capsys reads
+def run(tmp_path):
     """As much of a run as verify needs: a baseline and one kept change."""
     ledger = Ledger(tmp_path)
     ledger.append(events.Run(tag="night", base=BASE, task=vars(OWN_GAME)))
@@ -50,7 +48,6 @@ def run(tmp_path, capsys):  # the console prints to where capsys reads
     return types.SimpleNamespace(
         ledger=ledger,
         task=OWN_GAME,
-        console=Console(plain=True),
         stop=types.SimpleNamespace(level=0),
         seed=42,
         files=lambda commit: {"train.py": commit.encode()},
@@ -68,7 +65,7 @@ def scored(score: float) -> list[Measurement]:
 
 
 async def verify(run, *measured: Measurement | None) -> bool:
-    run.runner = Played(*measured)
+    run.runner, run.console = Played(*measured), Console(plain=True)
     return await Verification(run, 1)(ablate=False, prune=False)
 
 
@@ -111,8 +108,7 @@ def test_a_run_that_fails_is_recorded_with_its_reason(run):
 def test_asked_to_stop_it_ends_after_the_running_one(run):
     async def night() -> bool:
         verifying = asyncio.create_task(verify(run, *scored(1.0)))
-        await asyncio.sleep(0)
-        await run.runner.began.wait()
+        await asyncio.sleep(0)  # it begins
         run.stop.level = 1
         return await verifying
 
@@ -122,8 +118,7 @@ def test_asked_to_stop_it_ends_after_the_running_one(run):
 def test_cancelled_it_ends_at_once(run):
     async def night() -> None:
         verifying = asyncio.create_task(verify(run, None))
-        await asyncio.sleep(0)
-        await run.runner.began.wait()
+        await asyncio.sleep(0)  # it begins
         verifying.cancel()
         with pytest.raises(asyncio.CancelledError):
             await verifying
