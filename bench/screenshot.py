@@ -1,7 +1,7 @@
 """The pictures of the console in docs/running.md, drawn from a run that is going on.
 
-    uv run bench/screenshot.py --run .autoresearch/TAG --after 12       # waits until experiment 12 or a later one trains and has said its loss
-    uv run bench/screenshot.py --run .autoresearch/TAG --status         # what `loop.py status` shows of it, also when it has ended
+    uv run bench/screenshot.py --run .autoresearch/TAG --after 12    # waits until experiment 12 or a later one trains
+    uv run bench/screenshot.py --run .autoresearch/TAG --status      # what `loop.py status` shows of it, at any time
 
 Writes docs/console.svg or docs/status.svg with rich's own SVG, without the fonts that it would load from elsewhere.
 """
@@ -19,9 +19,10 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from autoresearch.console import COLORS, panel_of  # noqa: E402
-from autoresearch.ledger import Ledger, one_line  # noqa: E402
-from autoresearch.status import State, look  # noqa: E402
+from autoresearch.record.ledger import Ledger  # noqa: E402
+from autoresearch.text import one_line  # noqa: E402
+from autoresearch.views.console import COLORS, panel_of  # noqa: E402
+from autoresearch.views.state import State, look  # noqa: E402
 
 WIDTH = 112
 FONTS = "font-family: 'DejaVu Sans Mono', Menlo, Consolas, 'Fira Code', monospace"
@@ -40,8 +41,8 @@ def wait_for_training(folder: Path, after: int) -> tuple[Ledger, State]:
         ledger = Ledger(folder, repair=False)
         state = look(ledger)
         if not state.running:
-            raise SystemExit(f"no loop is at work on {folder.name}")
-        if any(trial["number"] >= after and trial["loss"] is not None for trial in state.trials):
+            raise SystemExit(f"no loop is running on {folder.name}")
+        if any(trial.number >= after and trial.loss is not None for trial in state.trials):
             return ledger, state
         time.sleep(0.2)
 
@@ -69,7 +70,7 @@ def main() -> None:
             )
         for trial in state.trials:
             console.print(
-                f"experiment {trial['number']}: {one_line(ledger.attempts[trial['number'] - 1].description, 100)}",
+                f"experiment {trial.number}: {one_line(ledger.attempts[trial.number - 1].description, 100)}",
                 markup=False,
             )
         console.print(panel_of(state, WIDTH, 40))

@@ -21,14 +21,14 @@ from autoresearch.views.console import Console
 from autoresearch.views.notify import Notifier
 
 KEY = "sk-ant-api03-0123456789abcdefghij"
-NOISY = (
-    "print('\\x1b[31mred\\x1b[0m and \\x07bell')\nprint('key', 'sk-ant-api03-' + '0123456789abcdefghij', flush=True)\n"
-)
+NOISY = r"""print('\x1b[31mred\x1b[0m and \x07bell')
+print('key', 'sk-ant-api03-' + '0123456789abcdefghij', flush=True)
+"""
 
 
 @pytest.fixture
 def background(toy):
-    """Starts the loop with --detach in a terminal, and ends it after the test. Its second trial waits to be released."""
+    """Starts the loop with --detach in a terminal, and ends it afterwards. Its second trial waits to be released."""
     toy.plan_steps(
         e2=[{"files": {"solver.py": solver(2, before=NOISY + WAITING)}, "say": "wait, then two"}], e3=[step(3)]
     )
@@ -167,7 +167,7 @@ def test_a_command_is_told_of_keeps_the_stop_and_faults(toy, tmp_path):
     toy.run_agent(5, "--notify", f"sh {script}", expect=2)
     assert (
         notices(tmp_path / "told")[4]["event"] == "fault"
-        and "came to nothing 5 times in a row" in notices(tmp_path / "told")[4]["reason"]
+        and "failed 5 times in a row" in notices(tmp_path / "told")[4]["reason"]
     )
     assert toy.journal("stop")[-1]["reason"].startswith("a fault: ")
 

@@ -170,19 +170,24 @@ def test_a_panel_below_the_lines(toy, terminal):
     toy.require_whole()
 
 
-@pytest.mark.parametrize(("arguments", "more"), [(["--plain"], {}), ([], {"NO_COLOR": "1"}), ([], {"TERM": "dumb"})])
-def test_only_lines(toy, terminal, arguments, more):
-    screen = terminal(*arguments, **more)
+def test_only_lines(toy, terminal):
+    screen = terminal("--plain")
     screen.wait_for("experiment 2: wait")
-    (toy.runs / "trials/2/run").mkdir(parents=True, exist_ok=True)
     wait_for((toy.runs / "trials/2/run/started").exists)
     (toy.runs / "trials/2/run/release").touch()
     text = screen.finish()
     assert "\x1b" not in screen.raw and "─" not in text
-    events = [
-        line for line in text.replace("\r", "").split("\n") if line.startswith(("experiment ", "  keep", "  discard"))
-    ]
-    assert len(events) == 6  # two for each experiment, and nothing else
+    lines = text.replace("\r", "").split("\n")
+    # two for each experiment, and nothing else
+    assert len([line for line in lines if line.startswith(("experiment ", "  keep", "  discard"))]) == 6
+
+
+@pytest.mark.parametrize(("more", "plain"), [({}, False), ({"NO_COLOR": "1"}, True), ({"TERM": "dumb"}, True)], ids=str)
+def test_where_only_lines_are_printed(environment, more, plain):
+    code = "from autoresearch.views.console import Console; print('plain:', Console().plain)"
+    screen = Terminal([sys.executable, "-c", code], ROOT, {**environment, **more})
+    assert f"plain: {plain}" in screen.finish()
+    screen.close()
 
 
 # -- the console alone

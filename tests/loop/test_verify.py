@@ -1,21 +1,33 @@
-"""What a run may claim: verify, its ablation and pruning, and the report. Real runs of the toy task, with noise that a seed moves."""
+"""What a run may claim: verify, its ablation and pruning, and the report, on the toy task with noise that a seed moves.
 
+What verify runs is real. Most tests begin with the record and the commits of a night, as the loop would have left them.
+"""
+
+import dataclasses
 import html
 import itertools
 import json
 import re
 import signal
 import statistics
+import subprocess
+import time
 
 import pytest
-from conftest import git, solver, step, wait_for
+from conftest import Toy, git, solver, step, wait_for
 from markdown_it import MarkdownIt
 from scipy import stats
 
 from autoresearch import UserError
+from autoresearch.judge import Verdict, judge, mean
+from autoresearch.record import events
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.results import Results
 from autoresearch.repo import RunRepo, open_repository
+from autoresearch.task import Facts, edit_hash, read_agenda, read_task
 
-# Four constants far enough apart that git can take back one edit without the others; LUCK pays with the run's own seed alone.
+# Constants far enough apart that git can take back one edit without the others.
+# LUCK pays with the run's own seed alone.
 NOISY = """import os
 import random
 
@@ -47,25 +59,76 @@ def noisy(first: float, second: float, luck: float) -> str:
 
 
 @pytest.fixture
-def night(toy):
+def night(toy) -> Toy:
     """Five changes: four are kept, of which one is luck and one changes a line that another had changed."""
     program = (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
     program = program.replace(
         "time_limit", "holdout: env NAME=holdout_score python solver.py\n  describe: cat facts.json\n  time_limit"
     )
+    facts = {"device": "an abacus", "machine": {"processor": "beads"}, "seed": 42, "time_budget": 0}
     toy.write("program.md", program)
-    toy.write(
-        "facts.json",
-        json.dumps({"device": "an abacus", "machine": {"processor": "beads"}, "seed": 42, "time_budget": 0}),
-    )
+    toy.write("facts.json", json.dumps(facts))
     toy.write("solver.py", noisy(1, 1, 0))
     toy.commit()
-    toy.plan_steps(
-        **{name: [{"files": {"solver.py": noisy(*values)}, "say": f"set {values}"}] for name, values in STEPS.items()}
-    )
-    toy.run_agent(6, "--baseline-runs", "2")
+    edits = [(noisy(*values), f"set {values}", sum(values) + 0.42) for values in STEPS.values()]
+    write_night(toy, [2.42, 2.43], edits, Facts.of(facts))
     assert toy.statuses() == ["keep", "keep", "keep", "keep", "keep", "discard"]
     return toy
+
+
+def write_night(
+    toy: Toy, baseline: list[float], edits: list[tuple[str, str, float | None]], facts: Facts | None = None
+) -> None:
+    """The record, the commits and results.tsv of a night, a second a trial.
+
+    baseline: its scores. edits: of solver.py, each with what the agent said and its score; None: it crashed.
+    """
+    base, task = git(toy.folder, "rev-parse", "HEAD"), read_task(toy.folder / "program.md")
+    ledger = Ledger(toy.runs)
+    began = time.time() - 60
+
+    def add(event: events.Event, after: float) -> None:
+        line = events.to_json(dataclasses.replace(event, time=began + after))
+        with open(ledger.path, "a") as journal:
+            journal.write(json.dumps(line) + "\n")
+        ledger.catch_up()
+
+    toy.runs.mkdir(parents=True)
+    ledger.path.touch()
+    add(events.Run(tag=toy.tag, base=base, task=json.loads(json.dumps(dataclasses.asdict(task)))), 0)
+    add(events.Game(facts=dataclasses.asdict(facts or Facts())), 0)
+    add(events.Start(keep_rule="margin", agenda=read_agenda(toy.folder / "program.md"), setup=0.5), 0.5)
+    for number, (text, said, *scores) in enumerate([("", "baseline", *baseline), *edits], 1):
+        parent = ledger.champion_commit
+        commit = commit_of(toy, parent, text, said) if text else base
+        source = text or (toy.folder / "solver.py").read_text()
+        fields = {"number": number, "commit": commit, "parent": parent, "description": said}
+        fields |= {"agent": "command" if text else "loop", "edit": edit_hash({"solver.py": source.encode()})}
+        add(events.Attempt(**fields, lines=0), 3 * number - 1)
+        add(events.Trial(number=number), 3 * number - 1)
+        for seed, score in enumerate(scores, 42):
+            if score is not None:
+                add(events.Measured(number=number, seed=seed, score=score, seconds={"train": 0.9}), 3 * number)
+        runs, standing = ledger.attempts[-1].runs, ledger.scores(ledger.champion) if text else []
+        verdict = judge(runs, standing, ledger.noise(), lower_is_better=False) if runs else Verdict("crash", said)
+        judged = {**vars(verdict), "score": mean(runs) if runs else None, "noise": ledger.noise()}
+        against = {"standing": mean(standing) if standing else None, "standing_runs": len(standing)}
+        add(events.Verdict(number=number, **judged, **against, seconds={"train": 0.9, "wall": 1.0}), 3 * number)
+        git(toy.folder, "update-ref", f"refs/autoresearch/{toy.tag}/{number}", commit)
+    add(events.Stop(reason="the run has its experiments"), 3 * len(edits) + 5)
+    git(toy.folder, "update-ref", f"refs/heads/autoresearch/{toy.tag}", ledger.champion_commit)
+    Results(toy.folder / "results.tsv", ledger).rebuild()
+
+
+def commit_of(toy: Toy, parent: str, text: str, message: str) -> str:
+    """A commit that changes solver.py, made without a checkout."""
+    (toy.folder.parent / "edited.py").write_text(text)
+    blob = git(toy.folder, "hash-object", "-w", str(toy.folder.parent / "edited.py"))
+    listing = git(toy.folder, "ls-tree", parent).replace(git(toy.folder, "rev-parse", f"{parent}:solver.py"), blob)
+    tree = subprocess.run(
+        ["git", "mktree"], cwd=toy.folder, input=listing + "\n", capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return git(toy.folder, "commit-tree", tree, "-p", parent, "-m", message)
 
 
 def test_the_gain_of_a_run(night):
@@ -100,7 +163,12 @@ def test_an_interrupted_verify_goes_on(night):
     assert night.run("verify").count("val      ") == 1 and len(night.journal("verified")) == 6
 
 
-def test_which_changes_carry_the_gain(night):
+def test_which_changes_carry_the_gain_also_when_it_is_interrupted(night):
+    """The codes that it makes are the same commits the next time, so no run is repeated."""
+    process = night.start("verify", "--prune", "--runs", "2")
+    wait_for(lambda: len([entry for entry in night.journal("verified") if entry["seed"]]) >= 4)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
     output = night.run("verify", "--prune", "--runs", "2")
     lines = {
         number: next(line for line in output.splitlines() if f"without experiment {number}:" in line)
@@ -121,18 +189,9 @@ def test_which_changes_carry_the_gain(night):
         "without 5",
         "pruned",
     }
-
-
-def test_an_interrupted_ablation_goes_on(night):
-    """The codes that it makes are the same commits the next time, so no run is repeated."""
-    process = night.start("verify", "--prune", "--runs", "2")
-    wait_for(lambda: len([entry for entry in night.journal("verified") if entry["seed"]]) >= 4)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    night.run("verify", "--prune", "--runs", "2")
     runs = [(entry["name"], entry["commit"], entry["seed"]) for entry in night.journal("verified")]
     assert len(runs) == len(set(runs)) == 6 * 2 + 1  # six codes; one that could not be left out
-    night.run("verify", "--prune", "--runs", "2")
+    assert night.run("verify", "--prune", "--runs", "2").count("without experiment") == 4
     assert len(night.journal("verified")) == len(runs)
 
 
@@ -153,7 +212,7 @@ def test_the_pruned_branch_is_not_taken_from_the_user(toy):
 
 
 def test_removed_lines_are_worth_keeping(toy):
-    """An edit that removes code at an equal score carries no gain, but the judge would keep it again: it does not go."""
+    """An edit that removes code at an equal score carries no gain, but the judge would keep it again: it stays."""
     toy.write("solver.py", NOISY.format(first=1, second=1, luck=0))
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", ""))
     toy.commit()
@@ -173,7 +232,10 @@ def test_a_champion_that_fails_with_other_seeds(toy):
     """The most important thing that verify can find."""
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", ""))
     toy.commit()
-    fragile = "import os\nVALUE = 5\nassert int(os.environ['AUTORESEARCH_SEED']) < 100, 'luck has ended'\nprint('score:', VALUE)\n"
+    fragile = (
+        "import os\nVALUE = 5\nassert int(os.environ['AUTORESEARCH_SEED']) < 100, 'luck has ended'\n"
+        "print('score:', VALUE)\n"
+    )
     toy.plan_steps(e2=[{"files": {"solver.py": fragile}, "say": "fragile"}])
     toy.run_agent(2)
     assert "champion has no score in 2 of its runs: training: AssertionError: luck has ended" in toy.run(
@@ -187,8 +249,7 @@ def test_a_champion_that_fails_with_other_seeds(toy):
 
 
 def test_a_run_without_gains(toy):
-    toy.plan_steps(e2=[{"files": {"solver.py": "print('score:', -1)\nVALUE = 1\n"}, "say": "worse"}])
-    toy.run_agent(2)
+    write_night(toy, [1.0], [("print('score:', -1)\nVALUE = 1\n", "worse", -1.0)])
     assert "has kept nothing after its baseline" in toy.run("verify", expect=2)
     toy.run("report")
     assert "Not verified" in (toy.runs / "report/report.md").read_text()
@@ -250,11 +311,15 @@ def prose(text: str) -> str:
     return re.sub(r"```diff.*?```", "", text, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("verified", [[], ["verify"], ["verify", "--prune", "--runs", "2"]])
-def test_every_number_of_the_report_follows_from_the_journal(night, verified):
-    if verified:
-        night.run(*verified)
-    night.run("report")
+def test_every_number_of_the_report_follows_from_the_journal(night):
+    for verified in ([], ["verify"], ["verify", "--prune", "--runs", "2"]):
+        if verified:
+            night.run(*verified)
+        night.run("report")
+        require_only_what_is_recorded(night, bool(verified))
+
+
+def require_only_what_is_recorded(night: Toy, verified: bool) -> None:
     text = (night.runs / "report/report.md").read_text()
     first = text.split("\n\n")[1]
     assert first.startswith("**Verified: a gain.**" if verified else "**Not verified.**")
@@ -267,8 +332,8 @@ def test_every_number_of_the_report_follows_from_the_journal(night, verified):
     assert "-FIRST = 1\n+FIRST = 2" in text and "an abacus" in text and "> Raise the number." in text
     hours = sum(entry["seconds"]["wall"] for entry in night.journal("verdict")) / 3600
     assert f"| machine hours, experiments | {hours:.2f} |" in text
-    assert "a loop was at work for 0.00 hours by the clock" in text and "| waiting for the agent | 0.00 |" in text
-    assert ("| verify | 0.00 |" in text) == bool(verified)
+    assert "a loop was running for 0.01 hours by the clock" in text and "| waiting for the agent | 0.00 |" in text
+    assert ("| verify | 0.0" in text) == verified
     assert ("It has not run." in text) == (not verified)
     for name in ("curve.png", "gains.png"):
         assert f"]({name})" in text and (night.runs / "report" / name).read_bytes().startswith(b"\x89PNG")
@@ -286,15 +351,9 @@ FENCED = '"""\n```\n<b>\n"""\n'
 
 def test_odd_words_in_a_report(toy):
     """What agents write is shown as it is, in Markdown and in the PDF; a fence in a diff does not end the diff."""
-    toy.plan_steps(
-        **{
-            f"e{number}": [{"files": {"solver.py": FENCED + solver(number)}, "say": say}]
-            for number, say in enumerate(ODD, 2)
-        },
-        e7=[{"files": {"solver.py": solver(-1)}, "say": ODD[0]}],
-        e8=[{"files": {"solver.py": "raise SystemExit('<a> `b` |')"}, "say": ODD[2]}],
-    )
-    toy.run_agent(8)
+    edits = [(FENCED + solver(number), say, float(number)) for number, say in enumerate(ODD, 2)]
+    edits += [(solver(-1), ODD[0], -1.0), ("raise SystemExit('<a> `b` |')", ODD[2], None)]
+    write_night(toy, [1.0], edits)
     toy.run("report", "--pdf")
     text = (toy.runs / "report/report.md").read_text()
     page = MarkdownIt("commonmark").enable("table").render(text)
@@ -304,8 +363,8 @@ def test_odd_words_in_a_report(toy):
 
 
 def test_a_report_of_a_record_without_the_newer_fields(toy):
-    toy.plan_steps(e2=[step(2)], e3=[step(0)], e4=[step(3)])
-    toy.run_agent(3)
+    write_night(toy, [1.0], [(solver(2), "set it to 2", 2.0), (solver(0), "set it to 0", 0.0)])
+    toy.plan_steps(e4=[step(3)])
     journal, lines = toy.runs / "journal.jsonl", []
     for entry in map(json.loads, (toy.runs / "journal.jsonl").read_text().splitlines()):
         for name in ("noise", "standing", "standing_runs", "lines", "category", "tokens", "dollars", "agenda"):

@@ -4,13 +4,14 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import urllib.parse
 
 import browser
 import pytest
-from conftest import PROGRAM, solver, step, wait_for
+from conftest import PROGRAM, ROOT, solver, step, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,8 +85,8 @@ def contents(folder) -> dict:
 
 
 def test_who_may_ask_what(toy, watch):
-    toy.plan_steps(e2=[step(5)])
-    toy.run_agent(2)
+    toy.runs.mkdir(parents=True)
+    shutil.copy(ROOT / "tests/unit/journal-0.1.jsonl", toy.runs / "journal.jsonl")  # of twelve experiments
     page = watch()
     answer, body = page.ask(page.path)
     assert answer.status == 200 and b"<!doctype html>" in body and b"NONCE" not in body
@@ -123,7 +124,7 @@ def test_who_may_ask_what(toy, watch):
                 "state/",
                 "attempt/",
                 "attempt/0",
-                "attempt/3",
+                "attempt/13",
                 "attempt/-1",
                 "attempt/1/../2",
                 "attempt/" + "9" * 40,
@@ -307,13 +308,16 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
         for width, look, back in ((390, "dark", "rgb(18, 22, 20)"), (1280, "light", "rgb(246, 247, 246)")):
             chromium.show(width, 900, look)
             until(
-                "document.querySelectorAll('#rows .row').length == 4 && document.querySelectorAll('#curve .point').length == 4"
+                "document.querySelectorAll('#rows .row').length == 4"
+                " && document.querySelectorAll('#curve .point').length == 4"
             )
             until(
-                f"getComputedStyle(document.body).backgroundColor == '{back}' && document.querySelector('#curve svg').clientWidth > {0.8 * width}"
+                f"getComputedStyle(document.body).backgroundColor == '{back}'"
+                f" && document.querySelector('#curve svg').clientWidth > {0.8 * width}"
             )
             assert ask(
-                "document.documentElement.scrollWidth <= innerWidth && document.querySelector('#curve svg').clientWidth < innerWidth"
+                "document.documentElement.scrollWidth <= innerWidth"
+                " && document.querySelector('#curve svg').clientWidth < innerWidth"
             )
         assert (
             ask("document.title") == "5.000000 score · night"
@@ -325,7 +329,7 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
             == "✕ crash,○ discard,● keep,● keep"
         )
 
-        # A row is opened with the keyboard. What an agent wrote is text: in the row, in its diff, over the point of the chart.
+        # A row is opened with the keyboard. What an agent wrote is text: in the row, in its diff, over its point.
         ask("document.querySelectorAll('#rows button')[1].focus()")
         chromium.press("Enter", 13, "\r")
         until("document.querySelector('.detail pre') !== null")
@@ -338,7 +342,8 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
         until("document.querySelector('.detail') === null")
         ask("scrollTo(0, 0)")
         x, y = ask(
-            "(box => [box.x + box.width / 2, box.y + box.height / 2])(document.querySelectorAll('#curve .trace .point')[2].getBoundingClientRect())"
+            "(box => [box.x + box.width / 2, box.y + box.height / 2])"
+            "(document.querySelectorAll('#curve .trace .point')[2].getBoundingClientRect())"
         )
         chromium.mouse("mouseMoved", x - 2, y - 2)
         chromium.mouse("mouseMoved", x, y)
@@ -354,7 +359,8 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
         until("document.querySelector('.row.open td')?.textContent == '3'")
         ask("scrollTo(0, 0)")
         left, top, width, height = ask(
-            "(box => [box.x, box.y, box.width, box.height])(document.querySelector('#curve .nsewdrag').getBoundingClientRect())"
+            "(box => [box.x, box.y, box.width, box.height])"
+            "(document.querySelector('#curve .nsewdrag').getBoundingClientRect())"
         )
         chromium.mouse("mousePressed", left + width / 4, top + height / 4, button="left", clickCount=1)
         for part in (0.5, 0.75):
@@ -365,7 +371,8 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
         # The run goes on, and the page with it.
         loop = toy.start(*toy.agent, "--experiments", "5", "--baseline-runs", "1")
         until(
-            "document.querySelectorAll('#rows .row').length == 5 && now.textContent.startsWith('experiment 5: starting up')"
+            "document.querySelectorAll('#rows .row').length == 5"
+            " && now.textContent.startsWith('experiment 5: starting up')"
         )
         until("document.querySelector('#log').textContent.includes('line 40')")
         assert TRICK in ask("document.querySelector('#log').textContent") and KEY not in ask(
@@ -387,7 +394,8 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
 
         assert (
             ask(
-                "window.pwned === undefined && document.querySelectorAll('img, b, i, iframe, a, script:not([nonce])').length"
+                "window.pwned === undefined"
+                " && document.querySelectorAll('img, b, i, iframe, a, script:not([nonce])').length"
             )
             == 0
         )
