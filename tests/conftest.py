@@ -4,6 +4,7 @@ The loop's mechanics are tested on a toy task that takes milliseconds and needs 
 prints its VALUE as the score, higher is better. Everything is real: git, processes, signals, files.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -231,6 +232,18 @@ class Toy:
         results.unlink()
         self.run("results")
         assert results.read_text() == text
+
+
+@pytest.fixture(scope="session")
+def game(tmp_path_factory):
+    """The `test` profile on sotu, prepared once: a prepare.Game that no test changes."""
+    import prepare
+    from autoresearch.data import cache
+
+    folder = tmp_path_factory.mktemp("cache")
+    game = dataclasses.replace(prepare.GAME, cache=folder, run_folder=folder / "last-run")
+    cache.prepare(game)
+    return game
 
 
 @pytest.fixture
