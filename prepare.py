@@ -154,14 +154,9 @@ def cuda_device_name() -> str | None:
     if (child := os.fork()) == 0:
         with contextlib.suppress(BaseException):
             driver = ctypes.CDLL("libcuda.so.1")
-            count, device, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
-            if not (
-                driver.cuInit(0)
-                or driver.cuDeviceGetCount(ctypes.byref(count))
-                or count.value < 1
-                or driver.cuDeviceGet(ctypes.byref(device), 0)
-                or driver.cuDeviceGetName(name, len(name), device)
-            ):
+            device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+            failed = driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0)
+            if not (failed or driver.cuDeviceGetName(name, len(name), device)):
                 os.write(mine, name.value)
         os._exit(0)
     os.close(mine)
@@ -501,16 +496,15 @@ class NoScore(Exception):
     """Why a run has no score, in one line."""
 
 
-def score(game: Game, split: str = "val", train_py: Path | None = None) -> dict:
+def score(game: Game, split: str = "val") -> dict:
     """The plain score of the last run's checkpoint on a held-out split, and the run's figures.
 
-    train_py: the file that defines the model, else the one that the run names. Raises NoScore for a model
-    that does not give finite logits of the right shape.
+    Raises NoScore for a model that does not give finite logits of the right shape.
     """
     began = _now()
     figures = read_figures(game)
     rows = game.rows(split)
-    model = PlainModel(train_py or Path(figures["train_py"]), game.weights, figures["device"], game)
+    model = PlainModel(Path(figures["train_py"]), game.weights, figures["device"], game)
     value = bits_per_byte(losses_of(model, rows), game.token_bytes()[rows[:, 1:]])
     return {**figures, f"{split}_bpb": value, "score_seconds": _now() - began}
 

@@ -294,7 +294,7 @@ class Block(nn.Module):
             self.value_gate = nn.Linear(GATE_CHANNELS, HEADS, bias=False)
 
     def forward(self, x, x0, residual_scale, x0_scale, idx, value_table, cos, sin):
-        """x, x0: the stream and what it began as, (B, T, WIDTH); value_table: (VOCAB_SIZE, HEADS * HEAD_DIM) or None."""
+        """x, x0: the stream and what it began as, (B, T, WIDTH); value_table (VOCAB_SIZE, HEADS * HEAD_DIM) or None."""
         x = residual_scale * x + x0_scale * x0
         x = x + self.attention(norm(x), idx, value_table, cos, sin)
         return x + self.mlp(norm(x))

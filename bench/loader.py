@@ -2,13 +2,15 @@
 
     uv run bench/loader.py          # sizes of the gpu profile on sotu, on the CPU; prepares them first; a minute
 
-The public loader packs while it trains: one thread keeps a list of 1,000 tokenized documents and searches it for every document
-of every row. Here rows are packed once, by prepare.py, and a batch is a gather from a file. Both are written and read on the CPU;
-nothing is copied to a device. Every figure is a median over rounds in which all take turns; a ratio is taken within its round.
+The public loader packs while it trains: one thread keeps a list of 1,000 tokenized documents and searches it for every
+document of every row. Here rows are packed once, when the data is prepared, and a batch is a gather from a file. Both
+are written and read on the CPU; nothing is copied to a device. Every figure is a median over rounds in which all take
+turns; a ratio is taken within its round.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -24,13 +26,21 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-os.environ |= {"AUTORESEARCH_PROFILE": "gpu", "AUTORESEARCH_DATA": "sotu"}  # prepare.py reads them when it is imported
+os.environ |= {"AUTORESEARCH_PROFILE": "gpu", "AUTORESEARCH_DATA": "sotu"}  # importing prepare.py sets malloc up for it
 import prepare
+from autoresearch.data import cache
+from autoresearch.data.packing import PACKING_BUFFER, pack_rows
+from autoresearch.data.sources import open_source
+from autoresearch.data.texts import DOCUMENT_BATCH
+from autoresearch.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from autoresearch.referee.clock import Referee
+
+GAME = prepare.GAME
 
 ROUNDS, SECONDS = 5, 0.8  # every method runs that long in every round
 ROWS = 64  # a batch
-LENGTH = prepare.MAX_SEQ_LEN + 1
-TOKENS = ROWS * prepare.MAX_SEQ_LEN  # that a batch trains on
+LENGTH = GAME.profile.max_seq_len + 1
+TOKENS = ROWS * GAME.profile.max_seq_len  # that a batch trains on
 MEDIAN_WORDS = 490  # of a document: some 600 tokens, with the long tail of web text
 LARGE = 512 << 20  # bytes: sotu's rows fit into a processor's cache, a real data set's do not
 PUBLIC_PACE = 1.65e6  # tokens/s that the public recipe trains on with an H100
@@ -40,30 +50,28 @@ LEAST_RATIO, LEAST_PACKING = 20, 20e6  # the goals
 
 def documents() -> list[str]:
     """All speeches end to end, cut at words into documents of seeded log-normal lengths."""
-    words = " ".join(prepare.open_source("sotu").documents()).split(" ")
+    words = " ".join(open_source(GAME).documents()).split(" ")
     ends = np.cumsum(1 + np.random.default_rng(0).lognormal(np.log(MEDIAN_WORDS), 1.0, len(words)).astype(np.int64))
     return [" ".join(words[start:end]) for start, end in itertools.pairwise([0, *ends[ends < len(words)]])]
 
 
 def refills(items: list) -> Iterator[list]:
     """128 items at a time, over and over."""
-    return itertools.cycle(
-        [items[first : first + prepare.DOCUMENT_BATCH] for first in range(0, len(items), prepare.DOCUMENT_BATCH)]
-    )
+    return itertools.cycle([items[first : first + DOCUMENT_BATCH] for first in range(0, len(items), DOCUMENT_BATCH)])
 
 
 def public_loader(batches: Iterator[list[list[int]]]) -> Iterator:
-    """The public loader's method, from its description: best fit by searching a list, a tensor a row, a copy into the batch."""
+    """The public loader's method, from its description: best fit by searching a list, a tensor each row, copied."""
     import torch
 
     waiting: list[list[int]] = []
-    inputs = torch.empty(ROWS, prepare.MAX_SEQ_LEN, dtype=torch.int64)
+    inputs = torch.empty(ROWS, LENGTH - 1, dtype=torch.int64)
     targets = torch.empty_like(inputs)
     while True:
         for number in range(ROWS):
             row, position = torch.empty(LENGTH, dtype=torch.int64), 0
             while position < LENGTH:
-                while len(waiting) < prepare.PACKING_BUFFER:
+                while len(waiting) < PACKING_BUFFER:
                     waiting.extend(next(batches))
                 room, longest, chosen = LENGTH - position, 0, None
                 for index, document in enumerate(waiting):
@@ -79,13 +87,13 @@ def public_loader(batches: Iterator[list[list[int]]]) -> Iterator:
 
 
 @contextlib.contextmanager
-def batches_of_a_referee() -> Iterator[prepare.TrainBatches]:
+def batches_of_a_referee(game: prepare.Game) -> Iterator[prepare.TrainBatches]:
     """TrainBatches as a trial under the loop has it: another process hands the rows over through shared memory."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    referee = prepare.Referee(theirs)
+    referee = Referee(theirs, game)
     os.environ["AUTORESEARCH_REFEREE"] = str(ours.detach())
     try:
-        batches = prepare.TrainBatches(ROWS, "cpu")
+        batches = prepare.TrainBatches(ROWS, "cpu", game)
         del os.environ["AUTORESEARCH_REFEREE"]
         yield batches
     finally:
@@ -126,19 +134,17 @@ def waits_at_the_public_pace(batches: prepare.TrainBatches) -> int:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.split("\n\n")[0]).parse_args()
-    prepare.prepare()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        batches_of_a_referee() as from_referee,
-    ):  # forked before torch is imported
-        prepare.RUN_FOLDER = Path(folder)  # the clock's note goes there, not to the user's last run
-        next(from_referee)  # the clock is one for all: who draws first starts the referee's
-        measure(from_referee)
+    cache.prepare(GAME)
+    with tempfile.TemporaryDirectory() as folder:
+        game = dataclasses.replace(GAME, run_folder=Path(folder))  # progress goes there, not to the user's last run
+        with batches_of_a_referee(game) as from_referee:  # forked before torch is imported
+            next(from_referee)  # the clock is one for all: who draws first starts the referee's
+            measure(game, from_referee)
 
 
-def measure(from_referee: prepare.TrainBatches) -> None:
-    encoding = prepare.load_tokenizer(json.loads((prepare.cache_folder() / "tokenizer.json").read_text()))
-    bos = encoding.encode_single_token(prepare.SPECIAL_TOKENS[0])
+def measure(game: prepare.Game, from_referee: prepare.TrainBatches) -> None:
+    encoding = load_tokenizer(json.loads((game.folder / "tokenizer.json").read_text()))
+    bos = encoding.encode_single_token(SPECIAL_TOKENS[0])
 
     def tokenized(batch: list[str]) -> list[list[int]]:
         return [[bos, *tokens] for tokens in encoding.encode_ordinary_batch(batch, num_threads=1)]
@@ -146,10 +152,10 @@ def measure(from_referee: prepare.TrainBatches) -> None:
     texts = documents()
     lists = tokenized(texts)
     arrays = [np.array(tokens, dtype=np.uint16) for tokens in lists]
-    small, large = prepare.CacheRows(ROWS), prepare.CacheRows(ROWS)
+    small, large = prepare.CacheRows(ROWS, game), prepare.CacheRows(ROWS, game)
     large.rows = np.tile(small.rows, (LARGE // small.rows.nbytes, 1))
-    from_cache = prepare.TrainBatches(ROWS, "cpu")
-    packed = prepare.pack_rows(refills(arrays), LENGTH)
+    from_cache = prepare.TrainBatches(ROWS, "cpu", game)
+    packed = pack_rows(refills(arrays), LENGTH)
     public, public_tokenizing = public_loader(refills(lists)), public_loader(map(tokenized, refills(texts)))
     methods = {
         "the public loader's method, tokenizing": lambda: next(public_tokenizing),
@@ -167,21 +173,21 @@ def measure(from_referee: prepare.TrainBatches) -> None:
     rounds = [{name: rate(hand_out) for name, hand_out in methods.items()} for _ in range(ROUNDS)]
     waits = waits_at_the_public_pace(from_referee)
 
-    tokenizing, reference, cache, referee, *_, packing = methods
+    _, reference, cached, referee, *_, packing = methods
     median = {name: statistics.median(rates[name] for rates in rounds) for name in methods}
     ratio = {name: statistics.median(rates[name] / rates[reference] for rates in rounds) for name in methods}
     print(
-        f"{os.cpu_count()} cores; batches of {ROWS} rows of {prepare.MAX_SEQ_LEN} + 1 tokens, vocabulary {prepare.VOCAB_SIZE}; "
+        f"{os.cpu_count()} cores; batches of {ROWS} rows of {LENGTH} tokens, vocabulary {GAME.profile.vocab_size}; "
         f"{len(lists):,} documents of {statistics.median(map(len, lists)):.0f} tokens (median)\n"
     )
     print(f"{'':<46}{'million tokens/s':>18}{'least':>10}{'most':>10}{'ratio':>9}")
     for name in methods:
         every = [rates[name] / 1e6 for rates in rounds]
         print(f"{name:<46}{median[name] / 1e6:>18,.2f}{min(every):>10,.2f}{max(every):>10,.2f}{ratio[name]:>9,.1f}")
-    slower = min(cache, referee, key=median.get)
+    slower = min(cached, referee, key=median.get)
     print(
-        f"\nTraining at {PUBLIC_PACE / 1e6:.2f} million tokens/s takes {PUBLIC_PACE / median[slower]:.2%} of what {slower} gives; "
-        f"at that pace {waits} of {PACED_BATCHES} batches were waited for."
+        f"\nTraining at {PUBLIC_PACE / 1e6:.2f} million tokens/s takes {PUBLIC_PACE / median[slower]:.2%} of what "
+        f"{slower} gives; at that pace {waits} of {PACED_BATCHES} batches were waited for."
     )
     goals = {
         f"{ratio[slower]:,.0f} times the public loader (goal: {LEAST_RATIO})": ratio[slower] >= LEAST_RATIO,

@@ -1,6 +1,6 @@
-"""How often the probes of the score catch a model that looks ahead or learns while it is scored, and how often an honest one.
+"""How often the probes catch a model that looks ahead or learns while it is scored, and how often an honest one.
 
-    uv run bench/probes.py                  # 10 seeds of every file of tests/honest, 10 of every leak; test profile, 15 minutes
+    uv run bench/probes.py                  # 10 seeds of every honest model and of every leak; test profile, 15 minutes
     uv run bench/probes.py --seeds 2        # fewer
 
 Every variant of tests/small_train.py is trained for 150 steps with each seed, and then scored by the real scorer

@@ -1,4 +1,4 @@
-"""Where a training step's time goes, on this machine: whole runs of train.py with a short clock, and its parts by themselves.
+"""Where a training step's time goes on this machine: whole runs of train.py with a short clock, and its parts alone.
 
     uv run bench/train_step.py                      # or plain python3, where that has torch 2.11 or later
     uv run bench/train_step.py --compare FILE       # another train.py beside it, on the same rows, in turn
@@ -42,6 +42,7 @@ def train_for(file: Path, kernel: str | None, seconds: float, data: str) -> None
 
     kernel: the attention of windowed (in the GPU's game) or all layers. data: `random` for random tokens.
     """
+    import dataclasses
     import importlib.util
     import runpy
     import threading
@@ -85,13 +86,14 @@ def train_for(file: Path, kernel: str | None, seconds: float, data: str) -> None
                 waited[0] += time.perf_counter() - began
             return item
 
-    prepare.TIME_BUDGET, prepare.finish = seconds, finish
+    prepare.GAME = dataclasses.replace(prepare.GAME, profile=dataclasses.replace(prepare.PROFILE, time_budget=seconds))
+    prepare.finish = finish
     prepare.queue = types.SimpleNamespace(Queue=Timed)
     if data == "random":
         rows = np.random.default_rng(0).integers(
             0, prepare.VOCAB_SIZE, (4096, prepare.MAX_SEQ_LEN + 1), dtype=np.uint16
         )
-        prepare.open_rows = lambda split: rows
+        prepare.Game.rows = lambda game, split: rows
     if kernel is None:
         runpy.run_path(str(file), run_name="__main__")
     spec = importlib.util.spec_from_file_location("train", file)
@@ -106,7 +108,7 @@ def train_for(file: Path, kernel: str | None, seconds: float, data: str) -> None
 
 
 def measure(file: Path, kernel: str | None, caches: Path, seconds: float, data: str) -> dict | str:
-    """What a run of a train.py came to; the last line that it printed where it failed."""
+    """The figures of a run of a train.py; the last line that it printed where it failed."""
     environment = {
         **os.environ,
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
@@ -143,8 +145,8 @@ def line(name: str, cold: dict | str | None, warm: dict | str) -> str:
     first = f"{cold['startup']:.1f}" if isinstance(cold, dict) else ""
     mfu, memory = (format(value, ".1f") if value is not None else "n/a" for value in (warm["mfu"], warm["memory_gb"]))
     return (
-        f"{name:<28}{first:>8}{warm['startup']:>8.1f}{warm['steps']:>7}{warm['step_ms']:>9.1f}{warm['rate']:>12,.0f}{mfu:>7}{memory:>7}"
-        f"{100 * warm['waited']:>10.2f}"
+        f"{name:<28}{first:>8}{warm['startup']:>8.1f}{warm['steps']:>7}{warm['step_ms']:>9.1f}{warm['rate']:>12,.0f}"
+        f"{mfu:>7}{memory:>7}{100 * warm['waited']:>10.2f}"
     )
 
 
@@ -233,7 +235,9 @@ def rows_to_use() -> str:
     import prepare
 
     try:
-        prepare.prepare()
+        from autoresearch.data import cache
+
+        cache.prepare(prepare.GAME)
         return "prepared"
     except ImportError as missing:
         print(f"{missing}: random tokens instead of text, which train as fast")
@@ -258,15 +262,18 @@ def main() -> None:
         sys.exit(2)
     if not device_is_there():
         print(
-            "there is no CUDA device here, and a step's time on one is what this measures (AUTORESEARCH_PROFILE=cpu times the CPU's)"
+            "there is no CUDA device here, and a step's time on one is what this measures "
+            "(AUTORESEARCH_PROFILE=cpu times the CPU's)"
         )
         return
     import prepare
+    from autoresearch.referee.describe import machine
 
     data = rows_to_use()
-    facts = prepare.machine()
+    facts = machine()
     print(
-        f"{prepare.cuda_device_name() or 'CPU'}, driver {facts.get('driver', 'n/a')}, torch {facts['torch']}, profile {prepare.PROFILE.name}, "
+        f"{prepare.cuda_device_name() or 'CPU'}, driver {facts.get('driver', 'n/a')}, torch {facts['torch']}, "
+        f"profile {prepare.PROFILE.name}, "
         f"{arguments.seconds:g} s a run\n"
     )
     print(COLUMNS, flush=True)

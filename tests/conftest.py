@@ -4,6 +4,7 @@ The loop's mechanics are tested on a toy task that takes milliseconds and needs 
 prints its VALUE as the score, higher is better. Everything is real: git, processes, signals, files.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -147,9 +148,7 @@ class Toy:
             json.dumps({key[1:] if key != "otherwise" else "else": value for key, value in steps.items()})
         )
 
-    def start(
-        self, *arguments: str, loop: Path = ROOT / "loop.py", group: bool = False, **more
-    ) -> subprocess.Popen:
+    def start(self, *arguments: str, loop: Path = ROOT / "loop.py", group: bool = False, **more) -> subprocess.Popen:
         """The loop as a process. group: the leader of a process group, as at a terminal."""
         command = [sys.executable, str(loop), *arguments, *(() if "--tag" in arguments else ("--tag", self.tag))]
         return subprocess.Popen(
@@ -235,6 +234,18 @@ class Toy:
         results.unlink()
         self.run("results")
         assert results.read_text() == text
+
+
+@pytest.fixture(scope="session")
+def game(tmp_path_factory):
+    """The `test` profile on sotu, prepared once: a prepare.Game that no test changes."""
+    import prepare
+    from autoresearch.data import cache
+
+    folder = tmp_path_factory.mktemp("cache")
+    game = dataclasses.replace(prepare.GAME, cache=folder, run_folder=folder / "last-run")
+    cache.prepare(game)
+    return game
 
 
 @pytest.fixture

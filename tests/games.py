@@ -10,6 +10,7 @@ of the same weights, and what the preflight has to say. AUTORESEARCH_CACHE names
 """
 
 import ast
+import dataclasses
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ MAIN = '\n\nif __name__ == "__main__":\n    train()\n'
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without settings of the project, of git, and of agents: no test may spend a developer's money."""
+    """This process's environment without settings of the project, of git, and of agents, whose keys cost money."""
     others = ("AUTORESEARCH_", "GIT_", "ANTHROPIC_", "CLAUDE", "OPENAI_", "CODEX_", "GEMINI_", "GOOGLE_", "OPENCODE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return {**kept, "GIT_CONFIG_NOSYSTEM": "1", **more}
@@ -51,7 +52,7 @@ def in_a_child(function, *arguments):
     return json.loads(text)
 
 
-def train(file: Path, steps: int, seed: int) -> dict:
+def train(game, file: Path, steps: int) -> dict:
     """Train a variant for some steps, save it as `finish` does, and score it in this very process."""
     import importlib
     import itertools
@@ -64,17 +65,17 @@ def train(file: Path, steps: int, seed: int) -> dict:
     import prepare
 
     sys.path.insert(0, str(file.parent))
-    prepare.SEED = seed
-    torch.manual_seed(seed)
+    prepare.SEED = game.seed  # what the variant imports
+    torch.manual_seed(game.seed)
     module = importlib.import_module(file.stem)
     model = module.build_model()
-    batches = list(itertools.islice(prepare.TrainBatches(module.ROWS, "cpu"), steps)) if steps else []
+    batches = list(itertools.islice(prepare.TrainBatches(module.ROWS, "cpu", game), steps)) if steps else []
     module.train_on(model, batches, module.build_optimizer(model))
-    save_model(model, str(prepare.RUN_FOLDER / "model.safetensors"))
-    figures = {"profile": prepare.PROFILE.name, "data": prepare.DATA, "device": "cpu", "train_py": str(file)}
-    prepare.write_json(prepare.RUN_FOLDER / "figures.json", figures)
-    rows = torch.from_numpy(prepare.open_rows("val").astype(np.int64))
-    token_bytes = torch.from_numpy(np.load(prepare.cache_folder() / "token_bytes.npy"))[rows[:, 1:]]
+    save_model(model, str(game.weights))
+    figures = {"profile": game.profile.name, "data": game.data, "device": "cpu", "train_py": str(file)}
+    prepare.write_json(game.run_folder / "figures.json", figures)
+    rows = torch.from_numpy(game.rows("val").astype(np.int64))
+    token_bytes = torch.from_numpy(game.token_bytes())[rows[:, 1:]]
     began, nats = time.perf_counter(), 0.0
     with torch.inference_mode():
         model.eval()
@@ -84,11 +85,12 @@ def train(file: Path, steps: int, seed: int) -> dict:
     return {"plain": nats / math.log(2) / token_bytes.sum().item(), "plain_seconds": time.perf_counter() - began}
 
 
-def score() -> dict:
+def score(game) -> dict:
     import prepare
+    from autoresearch.referee.score import score
 
     try:
-        result = prepare.score()
+        result = score(game)
         return {"score": result["val_bpb"], "score_seconds": result["score_seconds"]}
     except prepare.NoScore as reason:
         return {"score": None, "reason": str(reason)}
@@ -116,13 +118,13 @@ def main() -> None:
             variant.mkdir(parents=True)
             file = variant / "train.py"
             file.write_text(compose(Path(name)))
-            prepare.RUN_FOLDER = variant
-            os.environ["AUTORESEARCH_RUN_DIR"] = str(variant)
+            game = dataclasses.replace(prepare.GAME, run_folder=variant, seed=seed)
+            os.environ["AUTORESEARCH_RUN_DIR"] = str(variant)  # some of them look for it
             answer = {"name": Path(name).stem, "seed": seed}
             for fake in (False, True) if seed == 0 else ():
                 answer |= in_a_child(rehearse, file, fake) if not answer.get("preflight") else {}
-            answer |= in_a_child(train, file, steps, seed)
-            answer |= in_a_child(score) if "failed" not in answer else {}
+            answer |= in_a_child(train, game, file, steps)
+            answer |= in_a_child(score, game) if "failed" not in answer else {}
             print(json.dumps(answer), flush=True)
 
 

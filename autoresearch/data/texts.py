@@ -1,10 +1,13 @@
-"""Text out of files, in batches, and the name that tells one text from another."""
+"""Text out of files, in batches, and a digest that tells one text from another.
+
+pyarrow, like requests in download.py, is imported where it is used: `describe` needs neither, and must be quick.
+"""
 
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-DOCUMENT_BATCH = 128  # documents that are read, and refill the packing buffer, at a time
+DOCUMENT_BATCH = 128  # documents that are read, tokenized and put into the packing buffer at a time; of the public game
 
 
 def digest(text: str) -> bytes:
@@ -23,7 +26,7 @@ def in_batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def parquet_batches(path: Path) -> Iterator[list[str]]:
-    """Texts of a parquet file in refills of 128; a refill never spans two row groups.
+    """Texts of a parquet file, DOCUMENT_BATCH at a time; a batch never spans two row groups.
 
     Raises ValueError when the file is not readable parquet or has no column `text`.
     """

@@ -14,9 +14,9 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from autoresearch.runner import sandbox
 from autoresearch.referee import shared
 from autoresearch.referee.answer import answer
+from autoresearch.runner import sandbox
 from prepare import Game, NoScore, scored_batch_size
 
 if TYPE_CHECKING:

@@ -33,10 +33,30 @@ from autoresearch.runner.progress import read_progress
 from autoresearch.task import Facts, Task
 
 # What a trial sees of the user's environment. Nothing else: no keys, no tokens, no agent settings.
-ENVIRONMENT = """
-    PATH HOME USER LOGNAME SHELL LANG LANGUAGE LC_* TZ TMPDIR VIRTUAL_ENV LD_LIBRARY_PATH CUDA_* NVIDIA_* PYTORCH_*
-    TORCH_* OMP_* MKL_* OPENBLAS_* CC CXX AUTORESEARCH_*
-""".split()
+ENVIRONMENT = [
+    "PATH",
+    "HOME",
+    "USER",
+    "LOGNAME",
+    "SHELL",
+    "LANG",
+    "LANGUAGE",
+    "LC_*",
+    "TZ",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "LD_LIBRARY_PATH",
+    "CUDA_*",
+    "NVIDIA_*",
+    "PYTORCH_*",
+    "TORCH_*",
+    "OMP_*",
+    "MKL_*",
+    "OPENBLAS_*",
+    "CC",
+    "CXX",
+    "AUTORESEARCH_*",
+]
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")  # compiled kernels, private to one run
 PREFLIGHT_LIMIT = 60.0  # seconds; it takes about two
 NEARLY_NOTHING = 256 << 20  # bytes of memory, or of the disk: a trial ends before the machine suffers

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,28 +17,9 @@ import pytest
 from conftest import ROOT, wait_for
 
 import prepare
+from autoresearch.data import download, packing, sources, tokenizer
 
-WORDS = [
-    "we",
-    "the",
-    "people",
-    "of",
-    "this",
-    "union",
-    "have",
-    "spent",
-    "and",
-    "saved",
-    "in",
-    "every",
-    "year",
-    "since",
-    "the",
-    "war",
-    "began",
-    "to",
-    "end",
-]
+WORDS = "we the people of this union have spent and saved in every year since the war began to end".split()  # noqa: SIM905
 
 
 def text_of(number: int, words: int = 60) -> str:
@@ -45,45 +27,47 @@ def text_of(number: int, words: int = 60) -> str:
     return f"Document {number}. " + " ".join(draw.choice(WORDS) for _ in range(words))
 
 
-def run_prepare(environment, *arguments, **more) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "prepare.py"), *arguments],
-        env={**environment, **more},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+class User:
+    """Who prepares data of the `test` profile, and looks into what is in their cache then."""
+
+    def __init__(self, environment, cache) -> None:
+        self.environment, self.cache = {**environment, "AUTORESEARCH_PROFILE": "test"}, cache
+
+    def run(self, *words, **more) -> subprocess.CompletedProcess:
+        environment = {**self.environment, **more}
+        return subprocess.run(
+            [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    def prepare(self, expect=0, **more) -> str:
+        answer = self.run("prepare.py", **more)
+        assert answer.returncode == expect, answer.stdout + answer.stderr
+        assert "Traceback" not in answer.stderr
+        return answer.stdout + answer.stderr
+
+    def described(self, **more) -> str | None:
+        """The name that a run would give to the prepared data."""
+        return json.loads(self.run("-m", "autoresearch.referee", "describe", **more).stdout)["game"]
+
+    def manifest(self, name="sotu-test"):
+        return json.loads((self.cache / name / "manifest.json").read_text())
+
+    def rows(self, split, name="sotu-test"):
+        return np.fromfile(self.cache / name / f"{split}.bin", dtype=np.uint16).reshape(-1, 65)
+
+    def tokenizer(self, name="sotu-test"):
+        return tokenizer.load_tokenizer(json.loads((self.cache / name / "tokenizer.json").read_text()))
 
 
 @pytest.fixture
-def game(environment, tmp_path):
-    """The environment of the `test` profile, and helpers to look into its cache."""
-    environment = {**environment, "AUTORESEARCH_PROFILE": "test"}
+def user(environment, tmp_path) -> User:
+    return User(environment, tmp_path / "cache")
 
-    class Game:
-        cache = tmp_path / "cache"
 
-        def prepare(self, expect=0, **more):
-            answer = run_prepare(environment, **more)
-            assert answer.returncode == expect, answer.stdout + answer.stderr
-            assert "Traceback" not in answer.stderr
-            return answer.stdout + answer.stderr
-
-        def describe(self, **more):
-            return json.loads(run_prepare(environment, "describe", **more).stdout)
-
-        def manifest(self, name="sotu-test"):
-            return json.loads((self.cache / name / "manifest.json").read_text())
-
-        def rows(self, split, name="sotu-test"):
-            return np.fromfile(self.cache / name / f"{split}.bin", dtype=np.uint16).reshape(-1, 65)
-
-        def tokenizer(self, name="sotu-test"):
-            return prepare.load_tokenizer(json.loads((self.cache / name / "tokenizer.json").read_text()))
-
-    game = Game()
-    game.environment = environment
-    return game
+@pytest.fixture
+def prepared(environment, game) -> User:
+    """With a prepared cache, which is everybody's: nothing in it may be changed."""
+    return User({**environment, "AUTORESEARCH_CACHE": str(game.cache)}, game.cache)
 
 
 # -- packing
@@ -115,62 +99,61 @@ def test_packing_is_that_of_the_public_evaluator(seed):
     documents = [draw.integers(0, 60000, size=draw.integers(1, 90), dtype=np.uint16) for _ in range(2500)]
     batches = [documents[i : i + 128] for i in range(0, len(documents), 128)]
     expected = straight_packing(batches, 65)
-    packed = list(prepare.pack_rows(batches, 65))
+    packed = list(packing.pack_rows(batches, 65))
     assert len(packed) > 1000
     np.testing.assert_array_equal(np.array(packed), np.array(expected))
 
 
 def test_packing_of_nothing_and_of_less_than_a_row():
-    assert list(prepare.pack_rows([], 65)) == []
-    assert list(prepare.pack_rows([[np.arange(10, dtype=np.uint16)]], 65)) == []
+    assert list(packing.pack_rows([], 65)) == []
+    assert list(packing.pack_rows([[np.arange(10, dtype=np.uint16)]], 65)) == []
 
 
 # -- the embedded data set
 
 
-def test_sotu_from_nothing_to_rows(game):
-    output = game.prepare()
+def test_sotu_from_nothing_to_rows(user):
+    output = user.prepare()
     assert "ready: profile test, data sotu" in output
-    manifest, tokenizer = game.manifest(), game.tokenizer()
+    manifest, tokenizer = user.manifest(), user.tokenizer()
     assert tokenizer.n_vocab == 512 and manifest["splits"]["val"]["rows"] == 128
     bos = tokenizer.encode_single_token("<|reserved_0|>")
-    for split in prepare.SPLITS:
-        rows = game.rows(split)
+    for split in sources.SPLITS:
+        rows = user.rows(split)
         assert len(rows) == manifest["splits"][split]["rows"]
         assert (rows[:, 0] == bos).all() and rows.max() < 512
-    counts = np.load(game.cache / "sotu-test/token_bytes.npy")
-    sample = game.rows("val")[3]
+    counts = np.load(user.cache / "sotu-test/token_bytes.npy")
+    sample = user.rows("val")[3]
     assert counts[sample].sum() == len(tokenizer.decode_bytes([token for token in sample if token < 508]))
     assert counts[508:].sum() == 0
-    assert "union" in tokenizer.decode(game.rows("train")[:200].flatten().tolist()).lower()
+    assert "union" in tokenizer.decode(user.rows("train")[:200].flatten().tolist()).lower()
 
 
-def test_tokenizer_round_trip(game):
-    game.prepare()
+def test_tokenizer_round_trip(prepared):
     text = "Fellow-Citizens: 1,234 souls, naïve café — 你好\n\n  end"
-    tokenizer = game.tokenizer()
+    tokenizer = prepared.tokenizer()
     assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
     assert all(len(tokenizer.decode([t]).strip()) <= 2 for t in tokenizer.encode_ordinary("1234567890"))
 
 
-def test_prepared_twice_is_prepared_once_and_the_same_everywhere(game, tmp_path):
-    game.prepare()
-    first, time = game.describe()["game"], (game.cache / "sotu-test/train.bin").stat().st_mtime_ns
-    game.prepare()
-    assert (game.cache / "sotu-test/train.bin").stat().st_mtime_ns == time
-    game.prepare(AUTORESEARCH_CACHE=str(tmp_path / "elsewhere"))
-    assert game.describe(AUTORESEARCH_CACHE=str(tmp_path / "elsewhere"))["game"] == first
+def test_prepared_twice_is_prepared_once_and_the_same_everywhere(prepared, user):
+    time = (prepared.cache / "sotu-test/train.bin").stat().st_mtime_ns
+    assert "ready: profile test, data sotu" in prepared.prepare()
+    assert (prepared.cache / "sotu-test/train.bin").stat().st_mtime_ns == time
+    user.prepare()
+    first = prepared.described()
+    assert first and user.described() == first
 
 
 @pytest.mark.parametrize("damage", ["shorter", "changed", "no manifest", "other profile", "other version"])
-def test_a_cache_that_is_not_whole_is_built_again(game, damage):
-    game.prepare()
-    before, folder = game.describe()["game"], game.cache / "sotu-test"
+def test_a_cache_that_is_damaged_is_built_again(prepared, user, damage):
+    folder = user.cache / "sotu-test"
+    shutil.copytree(prepared.cache / "sotu-test", folder)
     rows = (folder / "train.bin").read_bytes()
-    manifest = game.manifest()
+    manifest = user.manifest()
     if damage == "shorter":
         (folder / "train.bin").write_bytes(rows[: len(rows) // 2])
-        assert game.describe()["game"] is None
+        assert user.described() is None
     elif damage == "changed":
         (folder / "train.bin").write_bytes(bytes(130) + rows[130:])
     elif damage == "no manifest":
@@ -178,20 +161,22 @@ def test_a_cache_that_is_not_whole_is_built_again(game, damage):
     else:
         manifest["profile" if damage == "other profile" else "source"] = {"name": "another"}
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert "it is built again" in game.prepare()
-    assert game.describe()["game"] == before
+    assert "it is built again" in user.prepare()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
+        p.name: p.read_bytes() for p in (prepared.cache / "sotu-test").iterdir()
+    }
 
 
-def test_a_preparation_killed_in_its_middle(game):
+def test_a_preparation_killed_in_its_middle(user):
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "prepare.py")], env=game.environment, stderr=subprocess.DEVNULL
+        [sys.executable, str(ROOT / "prepare.py")], env=user.environment, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: (game.cache / "sotu-test.part/tokenizer.json").exists())
+    wait_for(lambda: (user.cache / "sotu-test.part/tokenizer.json").exists())
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert game.describe()["game"] is None
-    game.prepare()
-    assert game.describe()["game"] and not (game.cache / "sotu-test.part").exists()
+    assert user.described() is None
+    user.prepare()
+    assert user.described() and not (user.cache / "sotu-test.part").exists()
 
 
 # -- a folder of the user's
@@ -209,27 +194,27 @@ def write_folder(folder, kind: str, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
-def test_a_folder_of_documents(game, tmp_path, kind):
+def test_a_folder_of_documents(user, tmp_path, kind):
     texts = [text_of(i) for i in range(300)]
     write_folder(tmp_path / "mine", kind, texts + texts[:40])  # some of them twice
-    game.prepare(AUTORESEARCH_DATA=str(tmp_path / "mine"))
-    [folder] = [path for path in game.cache.iterdir() if path.is_dir()]
-    tokenizer, seen = game.tokenizer(folder.name), {}
-    for split in prepare.SPLITS:
-        decoded = tokenizer.decode(game.rows(split, folder.name).flatten().tolist())
+    user.prepare(AUTORESEARCH_DATA=str(tmp_path / "mine"))
+    [folder] = [path for path in user.cache.iterdir() if path.is_dir()]
+    tokenizer, seen = user.tokenizer(folder.name), {}
+    for split in sources.SPLITS:
+        decoded = tokenizer.decode(user.rows(split, folder.name).flatten().tolist())
         seen[split] = {int(part.split(".")[0]) for part in decoded.split("Document ")[1:] if "." in part[:5]}
     assert len(seen["train"]) > 200 and len(seen["val"]) > 5 and len(seen["holdout"]) > 5
     assert not (seen["train"] & seen["val"] | seen["train"] & seen["holdout"] | seen["val"] & seen["holdout"])
 
 
-def test_a_folder_that_changed_is_prepared_again(game, tmp_path):
+def test_a_folder_that_changed_is_prepared_again(user, tmp_path):
     write_folder(tmp_path / "mine", "jsonl", [text_of(i) for i in range(300)])
     data = str(tmp_path / "mine")
-    game.prepare(AUTORESEARCH_DATA=data)
-    before = game.describe(AUTORESEARCH_DATA=data)["game"]
+    user.prepare(AUTORESEARCH_DATA=data)
+    before = user.described(AUTORESEARCH_DATA=data)
     write_folder(tmp_path / "mine", "jsonl", [text_of(i) for i in range(350)])
-    assert "it is built again" in game.prepare(AUTORESEARCH_DATA=data)
-    assert game.describe(AUTORESEARCH_DATA=data)["game"] != before
+    assert "it is built again" in user.prepare(AUTORESEARCH_DATA=data)
+    assert user.described(AUTORESEARCH_DATA=data) != before
 
 
 @pytest.mark.parametrize(
@@ -246,30 +231,30 @@ def test_a_folder_that_changed_is_prepared_again(game, tmp_path):
         ({"a.txt": b"one", "b.txt": b"two", "c.txt": b"three"}, "has too little text"),
     ],
 )
-def test_a_folder_that_cannot_be_used(game, tmp_path, content, message):
+def test_a_folder_that_cannot_be_used(user, tmp_path, content, message):
     if content is not None:
         (tmp_path / "mine").mkdir()
         for name, data in content.items():
             (tmp_path / "mine" / name).write_bytes(data)
-    assert message in game.prepare(expect=2, AUTORESEARCH_DATA=str(tmp_path / "mine"))
-    assert not list(game.cache.glob("mine-*/manifest.json"))
+    assert message in user.prepare(expect=2, AUTORESEARCH_DATA=str(tmp_path / "mine"))
+    assert not list(user.cache.glob("mine-*/manifest.json"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything; the next test runs this as another user")
-def test_a_folder_without_permission(game, tmp_path):
-    require_permission_message(game, tmp_path, [])
+def test_a_folder_without_permission(user, tmp_path):
+    require_permission_message(user, tmp_path, [])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_a_folder_without_permission_as_another_user(game, tmp_path):
+def test_a_folder_without_permission_as_another_user(user, tmp_path):
     require_permission_message(
-        game,
+        user,
         tmp_path,
         ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-dac_override,-dac_read_search"],
     )
 
 
-def require_permission_message(game, tmp_path, prefix):
+def require_permission_message(user, tmp_path, prefix):
     write_folder(tmp_path / "mine", "jsonl", [text_of(i) for i in range(300)])
     for path in (tmp_path / "mine/data.jsonl", tmp_path / "mine"):
         path.chmod(0)
@@ -277,7 +262,7 @@ def require_permission_message(game, tmp_path, prefix):
             [*prefix, sys.executable, str(ROOT / "prepare.py")],
             capture_output=True,
             text=True,
-            env={**game.environment, "AUTORESEARCH_DATA": str(tmp_path / "mine")},
+            env={**user.environment, "AUTORESEARCH_DATA": str(tmp_path / "mine")},
         )
         path.chmod(0o755)
         assert answer.returncode == 2 and "cannot be read: Permission denied" in answer.stderr, answer.stderr
@@ -292,21 +277,21 @@ def require_permission_message(game, tmp_path, prefix):
         ("AUTORESEARCH_SHARDS", "0", "AUTORESEARCH_SHARDS=0 is out of range"),
     ],
 )
-def test_wrong_settings(game, name, value, message):
+def test_wrong_settings(user, name, value, message):
     more = {name: value, "AUTORESEARCH_DATA": "climbmix"}
-    assert message in game.prepare(expect=2, **more)
+    assert message in user.prepare(expect=2, **more)
 
 
-def test_a_full_disk_while_preparing(game):
+def test_a_full_disk_while_preparing(user):
     """The cache on a file system of two megabytes, in a mount namespace of its own."""
-    game.cache.mkdir()
+    user.cache.mkdir()
     flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
-    mount = f"mount -t tmpfs -o size=2m none {game.cache}"
+    mount = f"mount -t tmpfs -o size=2m none {user.cache}"
     if subprocess.run(["unshare", *flags, "sh", "-c", mount], capture_output=True).returncode:
         pytest.skip("this machine allows no mount namespaces")
-    script = f"{mount} && {sys.executable} {ROOT / 'prepare.py'}; code=$?; ls {game.cache}; exit $code"
+    script = f"{mount} && {sys.executable} {ROOT / 'prepare.py'}; code=$?; ls {user.cache}; exit $code"
     answer = subprocess.run(
-        ["unshare", *flags, "sh", "-c", script], env=game.environment, capture_output=True, text=True
+        ["unshare", *flags, "sh", "-c", script], env=user.environment, capture_output=True, text=True
     )
     assert answer.returncode == 2, answer.stderr
     assert "the disk is full" in answer.stderr and "AUTORESEARCH_CACHE=FOLDER" in answer.stderr
@@ -380,66 +365,66 @@ def shards(tmp_path):
     server.server.server_close()
 
 
-def test_climbmix_through_a_bad_network(game, shards):
+def test_climbmix_through_a_bad_network(user, shards):
     """One shard comes truncated, one breaks off, one answers 503: each is had in the end, resumed where it can be."""
     shards.faults = {
         "shard_00000.parquet": ["truncated"],
         "shard_00001.parquet": ["dropped"],
         "shard_06542.parquet": [503],
     }
-    game.prepare(**shards.settings)
+    user.prepare(**shards.settings)
     for name, data in shards.shards.items():
-        assert (game.cache / "climbmix" / name).read_bytes() == data
-    assert not list((game.cache / "climbmix").glob("*.part"))
+        assert (user.cache / "climbmix" / name).read_bytes() == data
+    assert not list((user.cache / "climbmix").glob("*.part"))
     resumed = [start for name, start in shards.requests if name == "shard_00001.parquet"]
     assert resumed[0] == 0 and resumed[1] > 0
-    manifest = game.manifest("climbmix-test")
+    manifest = user.manifest("climbmix-test")
     assert manifest["source"] == {"name": "climbmix", "shards": 3, "val": 6542, "holdout": 6541}
     requests = len(shards.requests)
-    game.prepare(**shards.settings)
+    user.prepare(**shards.settings)
     assert len(shards.requests) == requests  # prepared once
 
 
-def test_documents_of_val_are_dropped_from_train(game, shards):
-    game.prepare(**shards.settings)
-    splits = game.manifest("climbmix-test")["splits"]
+def test_documents_of_val_are_dropped_from_train(user, shards):
+    user.prepare(**shards.settings)
+    splits = user.manifest("climbmix-test")["splits"]
     assert splits["train"]["documents"] == 3 * 400  # 401 a shard, one of them in val too
 
 
 @pytest.mark.parametrize("name", ["shard_06542.parquet", "shard_06541.parquet", "shard_00001.parquet"])
-def test_a_shard_that_is_not_there_stops_the_preparation(game, shards, name):
+def test_a_shard_that_is_not_there_stops_the_preparation(user, shards, name):
     missing = shards.shards.pop(name)
-    output = game.prepare(expect=2, **shards.settings)
+    output = user.prepare(expect=2, **shards.settings)
     assert f"could not download {name}: the server answered 404" in output and "again to go on" in output
-    assert not (game.cache / "climbmix-test").exists()
+    assert not (user.cache / "climbmix-test").exists()
     shards.shards[name] = missing
     before = len(shards.requests)
-    game.prepare(**shards.settings)
+    user.prepare(**shards.settings)
     assert [request[0] for request in shards.requests[before:]] == [name]  # the others had arrived
 
 
 def test_waits_grow_and_end(shards, tmp_path, monkeypatch):
     """A server that always answers 503 is given up after eight attempts, each wait twice the one before."""
     waits = []
-    monkeypatch.setattr(prepare.time, "sleep", waits.append)
+    monkeypatch.setattr(download.time, "sleep", waits.append)
     shards.faults = {"shard_00000.parquet": [503] * 20}
     url = shards.settings["AUTORESEARCH_CLIMBMIX_URL"] + "/shard_00000.parquet"
-    with prepare.progress_bars(transfer=True) as bars, pytest.raises(prepare.DownloadFailed, match="503, 8 times"):
-        prepare.download(url, tmp_path / "x.parquet", bars)
+    with download.progress_bars(transfer=True) as bars, pytest.raises(download.DownloadFailed, match="503, 8 times"):
+        download.download(url, tmp_path / "x.parquet", bars)
     assert waits == [1, 2, 4, 8, 16, 32, 60]
 
 
-def test_a_part_that_does_not_fit_the_file_is_thrown_away(game, shards):
-    folder = game.cache / "climbmix"
+def test_a_part_that_does_not_fit_the_file_is_thrown_away(user, shards):
+    folder = user.cache / "climbmix"
     folder.mkdir(parents=True)
     (folder / "shard_00000.parquet.part").write_bytes(b"x" * 100)  # garbage: the resumed file will not be parquet
-    game.prepare(**shards.settings)
+    user.prepare(**shards.settings)
     assert (folder / "shard_00000.parquet").read_bytes() == shards.shards["shard_00000.parquet"]
 
 
 def test_the_public_set_is_where_it_is_said_to_be():
-    assert prepare.CLIMBMIX_URL.endswith("datasets/karpathy/climbmix-400b-shuffle/resolve/main")
-    assert (prepare.CLIMBMIX_VAL, prepare.CLIMBMIX_HOLDOUT) == (6542, 6541)
+    assert sources.CLIMBMIX_URL.endswith("datasets/karpathy/climbmix-400b-shuffle/resolve/main")
+    assert (sources.CLIMBMIX_VAL, sources.CLIMBMIX_HOLDOUT) == (6542, 6541)
     gpu = prepare.PROFILES["gpu"]
     assert (gpu.time_budget, gpu.max_seq_len, gpu.vocab_size, gpu.scored_tokens // gpu.max_seq_len) == (
         300,

@@ -304,9 +304,25 @@ def test_train_py_keeps_its_promise_to_the_scorer():
 
 
 def test_the_two_files_stand_alone():
-    """A person can copy train.py and prepare.py out and still train."""
+    """A person can copy train.py and prepare.py out and still train: only preparing data imports the package."""
     for name in ("train.py", "prepare.py"):
-        tree = ast.parse((ROOT / name).read_text())
-        modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        modules |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert not [module for module in modules if module.split(".")[0] in ("autoresearch", "loop")]
+        for statement in ast.parse((ROOT / name).read_text()).body:
+            if getattr(statement, "name", "") == "prepared":
+                continue
+            for node in ast.walk(statement):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module] if isinstance(node, ast.ImportFrom) else []
+                assert not [module for module in modules if module.split(".")[0] in ("autoresearch", "loop")]
+
+
+def test_the_packages_of_the_game_are_no_circle():
+    """prepare.py is imported by the referee and knows nothing of it; what makes the data imports neither."""
+
+    def imported(path):
+        for statement in ast.parse(path.read_text()).body:  # at the top level: TYPE_CHECKING is an `if`
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                yield getattr(statement, "module", None) or statement.names[0].name
+
+    for path in (ROOT / "autoresearch/data").glob("*.py"):
+        assert not [name for name in imported(path) if name == "prepare" or name.startswith("autoresearch.referee")]
+    assert "referee" not in "".join(imported(ROOT / "prepare.py"))

@@ -7,6 +7,7 @@ gives), or no effect (it is scored like the honest file below it, and not as it 
 import functools
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,18 +30,18 @@ task:
   editable: [train.py]
   train: python train.py
   metric: val_bpb
-  score: python prepare.py score --wait --train train.py
+  score: python -m autoresearch.referee score --wait --train train.py
   referee: true
-  holdout: python prepare.py score --split holdout --probe-all --train train.py
+  holdout: python -m autoresearch.referee score --split holdout --probe-all --train train.py
   setup: python prepare.py
-  describe: python prepare.py describe
+  describe: python -m autoresearch.referee describe
   preflight: true
   time_limit: 60
   memory_limit: 2
   disk_limit: 0.5
 ---
 """
-# Proposes one trick after the other; one that is refused is not mended, the next one takes its number.
+# Proposes one trick after the other; one that is refused is not repaired, the next one takes its number.
 CHEAT = """import pathlib, sys
 folder = pathlib.Path(sys.argv[1])
 left = sorted(folder.glob("*.py"))
@@ -77,6 +78,7 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
     toy.write("program.md", TASK)
     toy.write("train.py", (ROOT / "tests/small_train.py").read_text())
     toy.write("prepare.py", (ROOT / "prepare.py").read_text())
+    shutil.copytree(ROOT / "autoresearch", toy.folder / "autoresearch", ignore=shutil.ignore_patterns("__pycache__"))
     toy.commit()
     tricks = folder / "tricks"
     tricks.mkdir()

@@ -123,7 +123,7 @@ def test_a_try_that_is_ended_in_its_middle(toy, number, again):
     edit(toy, 6)
     assert attempt(toy, "-m", "another", expect=0)["number"] == 3
     assert toy.statuses() == ["keep", "crash", "keep"]
-    assert "went on with another edit" in toy.journal("verdict")[1]["reason"]
+    assert "another edit was tried instead" in toy.journal("verdict")[1]["reason"]
     toy.require_whole()
 
 

@@ -74,16 +74,23 @@ def test_a_training_that_is_stopped_leaves_no_process(game):
 
 
 def test_train_py_by_hand(game):
-    """The two files in a folder of their own: prepare, train, score."""
-    folder = game.folder.parent / "alone"
-    folder.mkdir()
+    """Prepare in the clone; then train and score with the two files alone, in a folder of their own."""
+    alone = game.folder.parent / "alone"
+    alone.mkdir()
     for name in ("prepare.py", "train.py"):
-        (folder / name).write_bytes((ROOT / name).read_bytes())
-    for script in ("prepare.py", "train.py"):
+        (alone / name).write_bytes((ROOT / name).read_bytes())
+
+    def run(script: str, folder, expect: int = 0) -> subprocess.CompletedProcess:
         answer = subprocess.run(
             [sys.executable, script], cwd=folder, env=game.environment, capture_output=True, text=True
         )
-        assert answer.returncode == 0, answer.stderr
+        assert answer.returncode == expect, answer.stderr
+        return answer
+
+    assert "preparing it needs the whole repository" in run("prepare.py", alone, expect=2).stderr
+    run("prepare.py", game.folder)
+    assert "ready: profile test, data sotu" in run("prepare.py", alone).stdout
+    answer = run("train.py", alone)
     figures = dict(line.split(":") for line in answer.stdout.partition("---\n")[2].splitlines())
     assert 1.0 < float(figures["val_bpb"]) < 4.2  # uniform guessing is 4.2 bits a byte
     assert int(figures["num_steps"]) > 0

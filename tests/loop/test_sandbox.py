@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, solver, step
 
-from autoresearch import sandbox
+from autoresearch.runner import sandbox
 
 pytestmark = pytest.mark.skipif(not sandbox.method(), reason="this machine has neither Landlock nor bubblewrap")
 
@@ -111,7 +111,7 @@ def keeps_attributes(folder: Path) -> bool:
 
 SHIM = """import sys
 sys.path.insert(0, %r)
-from autoresearch import sandbox
+from autoresearch.runner import sandbox
 sandbox.method = lambda: %r
 """
 

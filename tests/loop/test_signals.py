@@ -8,7 +8,6 @@ import textwrap
 
 import psutil
 import pytest
-
 from conftest import ROOT, step, wait_for
 
 # Starts a program as the loop does, again and again; each time a signal comes 0 to 12 ms later and stops it.
