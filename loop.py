@@ -8,19 +8,22 @@ The same command again continues the run. This file is the idea; how an edit is 
 how an attempt comes to its verdict in autoresearch/experiment.py, and the commands in autoresearch/cli.py.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 from collections.abc import Coroutine
+from typing import TYPE_CHECKING
 
-from autoresearch import cli
-from autoresearch.agents.external import External
-from autoresearch.experiment import Experiments, Returned
-from autoresearch.judge import Verdict
-from autoresearch.limits import Limits, Stopped
-from autoresearch.propose import ABANDONED, Proposer
-from autoresearch.record.ledger import Attempt
-from autoresearch.run import Run
-from autoresearch.runner import Seat
+from autoresearch import Stopped, cli
+
+if TYPE_CHECKING:  # commands.py builds these parts; `loop.py --help` need not wait for them
+    from autoresearch.experiment import Experiments, Returned
+    from autoresearch.limits import Limits
+    from autoresearch.propose import Proposer
+    from autoresearch.record.ledger import Attempt
+    from autoresearch.run import Run
+    from autoresearch.runner import Seat
 
 
 class Loop:
@@ -107,11 +110,11 @@ class Loop:
     async def next_to_run(self) -> Attempt | None:
         """The first attempt that waits and stands on the champion."""
         for attempt in self.waiting():
-            match await self.experiments.stands_on_champion(attempt):
-                case True:
-                    return attempt
-                case Returned() as back:
-                    self.returned.append(back)
+            ready = await self.experiments.stands_on_champion(attempt)
+            if ready is True:
+                return attempt
+            if ready:
+                self.returned.append(ready)
         return None
 
     async def try_out(self, attempt: Attempt, seat: Seat) -> None:
@@ -163,11 +166,11 @@ class Loop:
     async def try_edit(self) -> Attempt | None:
         """One experiment: the edit that stands in the worktree, or one that was interrupted. None if it is refused."""
         attempt, champion = None, self.ledger.champion
-        for pending in (pending for pending in self.ledger.pending if pending.agent in External.names):
+        for pending in self.proposer.interrupted_edits():
             if attempt is None and await self.experiments.stands_on_champion(pending) is True:
                 attempt = pending
         if attempt and champion and self.run.edit() not in (attempt.edit, champion.edit):
-            await self.experiments.conclude(self.experiments.verdict_event(attempt, Verdict("crash", ABANDONED)))
+            await self.experiments.abandon(attempt)
             attempt = None
         attempt = attempt or await self.stop.unless_asked(self.proposer.next_attempt())
         if attempt:

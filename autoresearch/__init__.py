@@ -8,6 +8,10 @@ def disk_is_full(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
+class Stopped(Exception):
+    """The user asked to stop before this was done."""
+
+
 class UserError(Exception):
     """A mistake or a fault that a person can put right. The text says what is wrong and what to do next.
 

@@ -9,14 +9,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
+from autoresearch.agents import BRIEF_TOKENS
 from autoresearch.lessons import Lesson
 from autoresearch.record.events import Refused
 from autoresearch.record.ledger import Attempt
-from autoresearch.repo import short
 from autoresearch.task import Facts, Stages, Task
-from autoresearch.text import count, one_line
+from autoresearch.text import count, one_line, short
 
-BUDGET = 30_000  # tokens
 BYTES_PER_TOKEN = 3  # of code and numbers; prose has more, so a brief never takes more tokens than estimated
 DATA_LIMIT = 4000  # bytes of what a trial printed
 NEAR_MISSES = 5
@@ -49,7 +48,7 @@ class Brief:
     crash: str | None = None  # why this experiment's trial crashed: the agent is to fix its edit
     crash_log: str = ""  # and the end of its log
     web_search: bool = False  # whether the agent may search the web
-    budget: int = BUDGET  # tokens
+    budget: int = BRIEF_TOKENS
     transcript: Path = Path()  # folder for what the agent is told and what it says
     pages: Path = Path()  # folder with a page on each attempt, <number>.md
     look: Callable[[int], str] = lambda number: ""  # that page

@@ -4,21 +4,28 @@ An experiment is a coroutine. What takes long, a job of the runner, is awaited; 
 Cancelled, it leaves an attempt without a verdict, which runs again when the run goes on.
 """
 
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import itertools
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.judge import KeepRule, Verdict, judge, mean
 from autoresearch.pages import Pages
 from autoresearch.record import events
 from autoresearch.record.ledger import OUTRUN, Attempt
-from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
 
+if TYPE_CHECKING:
+    from autoresearch.run import Run  # which imports git: that takes longer than all else
+
+
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
+ABANDONED = "its trial was interrupted, and another edit was tried instead"  # a verdict's reason
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
 SETTLED = 5  # verdicts after which a gain can be too large to be believed once
 
@@ -114,6 +121,10 @@ class Experiments:
                 "(or run the same command again if the fault was a passing one)"
             )
         return None
+
+    async def abandon(self, attempt: Attempt) -> None:
+        """The verdict on an attempt that was interrupted and is not wanted any more."""
+        await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED)))
 
     # -- run
 

@@ -7,15 +7,12 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from autoresearch import Stopped
 from autoresearch.record.ledger import Ledger
 from autoresearch.text import count
 
 WARN = 0.8  # of a budget: from here on the user is told
 Result = TypeVar("Result")
-
-
-class Stopped(Exception):
-    """The user asked to stop before this was done."""
 
 
 class StopRequest:

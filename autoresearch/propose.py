@@ -3,33 +3,44 @@
 An edit that is refused goes back to its agent with the reason. An agent that cannot be reached is waited for.
 """
 
+from __future__ import annotations
+
 import asyncio
 import dataclasses
 import time
-
-import git
+from typing import TYPE_CHECKING
 
 from autoresearch import UserError, keys
-from autoresearch.agents import Agent, AgentFailed, AgentStopped, AgentUnavailable, NothingLeft, Proposal
+from autoresearch.agents import (
+    BRIEF_TOKENS,
+    Agent,
+    AgentFailed,
+    AgentStopped,
+    AgentUnavailable,
+    NothingLeft,
+    Proposal,
+)
 from autoresearch.agents.bandit import choose
-from autoresearch.brief import BUDGET, Brief
-from autoresearch.experiment import Returned
+from autoresearch.agents.external import External
+from autoresearch.brief import Brief
+from autoresearch.experiment import ABANDONED, Returned
 from autoresearch.lessons import Lessons
 from autoresearch.limits import Limits
 from autoresearch.pages import Pages
 from autoresearch.record import events
 from autoresearch.record.ledger import Attempt
-from autoresearch.repo import short
-from autoresearch.run import RUNS, Run
+from autoresearch.record.runs import RUNS
 from autoresearch.runner import PREFLIGHT, Job
 from autoresearch.runner.logs import read_tail
 from autoresearch.task import read_agenda, read_stages
-from autoresearch.text import duration, one_line
+from autoresearch.text import duration, one_line, short
+
+if TYPE_CHECKING:
+    from autoresearch.run import Run  # which imports git: that takes longer than all else
 
 RETRIES = 3  # times that a refused edit goes back to its agent
 FAILURES = 5  # failed proposals in a row, before the loop gives up
 PATIENCE = 2.0, 300.0  # seconds to the first next call of an agent that cannot be reached, and to the last
-ABANDONED = "its trial was interrupted, and another edit was tried instead"  # a verdict's reason
 
 
 class Proposer:
@@ -47,7 +58,7 @@ class Proposer:
         agents: list[Agent],
         fill: Agent | None = None,
         web_search: bool = False,
-        brief_tokens: int = BUDGET,
+        brief_tokens: int = BRIEF_TOKENS,
         external: bool = False,
     ) -> None:
         self.run, self.ledger, self.repo, self.task, self.console = run, run.ledger, run.repo, run.task, run.console
@@ -71,6 +82,10 @@ class Proposer:
         if self.ledger.champion is None:
             return not self.ledger.pending
         return not self.nothing_left and waiting < max(idle, lookahead) and limits.room(self.ledger)
+
+    def interrupted_edits(self) -> list[Attempt]:
+        """Attempts of an external agent that were interrupted."""
+        return [attempt for attempt in self.ledger.pending if attempt.agent in External.names]
 
     def agent_of(self, attempt: Attempt) -> Agent | None:
         """The agent of an attempt, if it can make it anew."""
@@ -216,6 +231,8 @@ class Proposer:
         A refused one goes back to it, with the reason. crashed, crash: the attempt that is to be repaired, and why.
         refusal: why an edit that it made before is refused. Raises AgentUnavailable, NothingLeft, UserError.
         """
+        import git
+
         self.base = self.ledger.champion
         assert self.base is not None
         self.made_anew = number if refusal and not crashed else None

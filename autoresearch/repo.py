@@ -16,6 +16,7 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError, clock, disk_is_full
+from autoresearch.text import short
 
 
 class Git(git.Git):
@@ -50,10 +51,6 @@ def open_repository(folder: Path) -> git.Repo:
                 "git does not know who commits; tell it: `git config user.name NAME && git config user.email ADDRESS`"
             ) from None
     return repository
-
-
-def short(commit: str) -> str:
-    return commit[:7]
 
 
 class RunRepo:
@@ -270,15 +267,3 @@ class Stage:
                     with contextlib.suppress(OSError), open(path, "rb") as file:
                         contents[os.path.relpath(path, self.folder)] = hashlib.file_digest(file, "sha256").hexdigest()
         return contents
-
-
-def open_checkout(folder: Path, runs: str) -> tuple[git.Repo, Path]:
-    """(The repository around `folder`, its top folder): the user's checkout also from inside a run's own worktree.
-
-    runs: name of the folder that holds runs. Raises UserError.
-    """
-    repository = open_repository(folder)
-    root = Path(os.path.realpath(repository.working_tree_dir or folder))
-    if len(root.parents) > 2 and root.parents[1].name == runs:
-        return open_checkout(root.parents[2], runs)
-    return repository, root

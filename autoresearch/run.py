@@ -6,13 +6,11 @@ The loop and `verify` both work on one. Everything that a run knows is in its jo
 import asyncio
 import contextlib
 import dataclasses
-import datetime
 import errno
 import functools
 import inspect
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,14 +25,14 @@ from autoresearch.record import events
 from autoresearch.record.journal import Lock
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.record.results import Results
-from autoresearch.repo import RunRepo, open_checkout, short
+from autoresearch.record.runs import RUNS, choose_tag, root_of
+from autoresearch.repo import RunRepo, open_repository
 from autoresearch.runner import Runner, Seat
 from autoresearch.runner.local import Local, choose_confinement, seats_of
 from autoresearch.task import Facts, Task, code_lines, contents_hash, edit_hash, read_agenda, read_task
-from autoresearch.text import count
+from autoresearch.text import count, short
 from autoresearch.views.console import Console
 
-RUNS = ".autoresearch"  # folder of all runs, in the user's checkout
 ENOUGH_ROOM = 1 << 16  # bytes free on a disk that was full, before the loop goes on
 Result = TypeVar("Result")
 
@@ -279,14 +277,14 @@ def code_hash() -> str:
 
 
 # ----------------------------------------------------------------------------------------------
-# Finding runs
+# Opening one
 
 
 @contextlib.contextmanager
 def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopRequest) -> Iterator[Run]:
     """The run of a tag, old or new, locked against other loops. Raises UserError."""
-    repository, root = open_checkout(Path.cwd(), RUNS)
-    runs = root / RUNS
+    root = root_of(Path.cwd())
+    repository, runs = open_repository(root), root / RUNS
     task = read_task(root / "program.md")
     tag = choose_tag(runs, tag)
     folder = runs / tag
@@ -299,44 +297,3 @@ def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopReq
         yield run
     finally:
         lock.release()
-
-
-@dataclasses.dataclass
-class Recorded:
-    """A run as it is recorded, for those who only read."""
-
-    root: Path
-    tag: str
-    task: Task
-    ledger: Ledger
-    repo: RunRepo
-
-
-def recorded_run(tag: str | None, advice: str = "") -> Recorded:
-    """A run that there is; UserError if there is none. advice: what to do then."""
-    repository, root = open_checkout(Path.cwd(), RUNS)
-    runs = root / RUNS
-    tag = choose_tag(runs, tag)
-    ledger = Ledger(runs / tag, repair=False)  # a loop may be writing it
-    if ledger.run is None or ledger.task is None:
-        known = ", ".join(sorted(path.parent.name for path in runs.glob("*/journal.jsonl"))) or "none"
-        raise UserError(f"there is no run {tag} here; runs are: {known}" + (f"; {advice}" if advice else ""))
-    return Recorded(root, tag, ledger.task, ledger, RunRepo(repository, tag, runs / tag))
-
-
-def choose_tag(runs: Path, tag: str | None) -> str:
-    """The tag asked for; else that of the run that was active last; else today's date. UserError for what is none."""
-    if tag is None:
-        journals = sorted(runs.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
-        tag = journals[-1].parent.name if journals else datetime.date.today().isoformat()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*([.][A-Za-z0-9_-]+)*", tag):
-        raise UserError(
-            f"{tag!r} cannot be a tag: use letters, digits, '-', '_' and '.', e.g. --tag {datetime.date.today()}"
-        )
-    return tag
-
-
-def folder_of(tag: str | None) -> Path:
-    """The folder of a run, whether there is one or not."""
-    runs = open_checkout(Path.cwd(), RUNS)[1] / RUNS
-    return runs / choose_tag(runs, tag)

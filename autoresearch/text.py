@@ -29,6 +29,11 @@ def one_line(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
+def short(commit: str) -> str:
+    """The first seven digits of a commit, as git shows them."""
+    return commit[:7]
+
+
 def count(number: int, noun: str) -> str:
     """`1 line`, `2 lines`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

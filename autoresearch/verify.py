@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from autoresearch.record.events import Verified
 from autoresearch.record.findings import BASELINE, CHAMPION, PRUNED, Findings, findings, without
 from autoresearch.record.ledger import Attempt, Ledger
-from autoresearch.repo import short
 from autoresearch.runner import HOLDOUT, Job, Measurement
-from autoresearch.text import count, one_line
+from autoresearch.text import count, one_line, short
 
 if TYPE_CHECKING:
     from autoresearch.run import Run

@@ -9,12 +9,16 @@ import dataclasses
 import math
 import re
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from autoresearch import keys
-from autoresearch.brief import Brief
 from autoresearch.text import one_line
 
+if TYPE_CHECKING:
+    from autoresearch.brief import Brief
+
+NAMES = ("auto", "claude-api", "claude-code", "codex", "gemini", "opencode", "command", "sweep")  # see choice.py
+BRIEF_TOKENS = 30_000  # how much an agent is told
 CATEGORIES = (
     "architecture",
     "attention",
@@ -78,7 +82,7 @@ class Agent(Protocol):
     name: str
     retries: bool  # whether it reads why its edit was refused or crashed, and tries again
 
-    async def propose(self, brief: Brief, folder: Path) -> Proposal:
+    async def propose(self, brief: "Brief", folder: Path) -> Proposal:
         """Edit the task's files in `folder`.
 
         Raises AgentFailed, AgentUnavailable, NothingLeft, and UserError for what only a person can fix, such as a
@@ -99,7 +103,7 @@ lesson: only if the last verdicts taught something of general use, in one line; 
 """
 
 
-def how_to_reply(brief: Brief) -> str:
+def how_to_reply(brief: "Brief") -> str:
     """How an agent that answers in text is asked to describe its edit."""
     return REPLY.format(
         categories=", ".join(CATEGORIES),

@@ -4,10 +4,8 @@ import dataclasses
 import os
 
 from autoresearch import UserError
-from autoresearch.agents import KEYS, Agent
+from autoresearch.agents import KEYS, NAMES, Agent
 from autoresearch.agents.clients import CLIENTS, Client
-
-AGENTS = ("auto", "claude-api", *CLIENTS, "command", "sweep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,4 +96,4 @@ def make_agent(name: str, options: AgentOptions) -> Agent:
         if not options.command:
             raise UserError("--agent command needs the program: --agent-command 'PROGRAM ARGUMENTS'")
         return CommandAgent(options.command, options.limit)
-    raise UserError(f"there is no agent {kind!r}; choose one of {', '.join(AGENTS)}")
+    raise UserError(f"there is no agent {kind!r}; choose one of {', '.join(NAMES)}")

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from autoresearch import UserError
 from autoresearch.record.ledger import Attempt, Ledger
-from autoresearch.repo import short
-from autoresearch.text import one_line
+from autoresearch.text import one_line, short
 
 HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"  # as in the public project
 

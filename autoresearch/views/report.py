@@ -14,8 +14,7 @@ from pathlib import Path
 from autoresearch.judge import mean
 from autoresearch.record.accounting import shares
 from autoresearch.record.findings import BASELINE, CHAMPION, Estimate, signed
-from autoresearch.repo import short
-from autoresearch.text import count, one_line
+from autoresearch.text import count, one_line, short
 from autoresearch.views.state import Row, State
 
 GREEN, GREY, RED, INK = "#1b7f4d", "#9aa3ad", "#c0392b", "#24352c"

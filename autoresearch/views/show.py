@@ -1,11 +1,11 @@
 """Say what a run is about to do, how it ended, and what `try` answers."""
 
 from autoresearch.record.ledger import Attempt
-from autoresearch.repo import short
-from autoresearch.run import RUNS, Run
+from autoresearch.record.runs import RUNS
+from autoresearch.run import Run
 from autoresearch.runner.local import sandbox_in_words
 from autoresearch.task import Facts, Stages
-from autoresearch.text import count
+from autoresearch.text import count, short
 from autoresearch.views.console import Console
 from autoresearch.views.state import Record
 

@@ -30,10 +30,10 @@ import git
 
 from autoresearch import UserError
 from autoresearch.record.ledger import Attempt, Ledger
-from autoresearch.repo import RunRepo, short
+from autoresearch.repo import RunRepo
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN
 from autoresearch.runner.logs import read_tail
-from autoresearch.text import clean
+from autoresearch.text import clean, short
 from autoresearch.views.console import clock_time
 from autoresearch.views.state import Record, State, look
 

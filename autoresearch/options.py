@@ -1,0 +1,160 @@
+"""The options of each command: a dataclass, whose fields carry their help. cli.py makes a command line of them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from autoresearch.agents import BRIEF_TOKENS, NAMES
+
+
+def option(help: str, *names: str, default: Any = None, **more) -> Any:
+    """A field of a dataclass of options. names: where the option is not called like the field."""
+    return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
+
+
+@dataclasses.dataclass
+class Tagged:
+    tag: str | None = option("Name of the run. Default: the last run, else today's date.")
+
+
+@dataclasses.dataclass
+class Trials(Tagged):
+    """Of commands that run trials."""
+
+    sandbox: str = option(
+        "auto: confine trials where the kernel can. require: refuse to run where it cannot. off: trust the agent's code.",
+        default="auto",
+    )
+    plain: bool = option("One line an event, no live view.", "--plain", default=False)
+
+
+@dataclasses.dataclass
+class Begins(Trials):
+    """Of commands that can begin a run."""
+
+    profile: str | None = option("gpu, cpu or test. Default: gpu where there is one, else cpu.")
+    data: str | None = option("climbmix, sotu or a folder. Default: the profile's.")
+
+    def settings(self) -> dict[str, str]:
+        """Environment variables of the game. A folder's path must mean the same from the worktree."""
+        data = self.data
+        if data and data not in ("climbmix", "sotu"):
+            data = str(Path(data).expanduser().resolve())
+        return {k: v for k, v in (("AUTORESEARCH_PROFILE", self.profile), ("AUTORESEARCH_DATA", data)) if v}
+
+
+KEEP_RULE = "margin: a gain must exceed half of what noise does to it, and the price of the lines that it adds. strict: any gain."
+
+
+@dataclasses.dataclass
+class Research(Begins):
+    """Of the loop itself."""
+
+    experiments: int | None = option("Stop when the run has this many, the baseline included.", min=1)
+    hours: float | None = option("Start no experiment after this many hours.", min=0)
+    max_cost: float | None = option(
+        "Start no experiment when the run's proposals have cost this.", min=0, metavar="USD"
+    )
+    max_tokens: int | None = option("Start no experiment when they have taken this many tokens.", min=1)
+    agent: str = option(
+        f"Who proposes: {', '.join(NAMES)}; auto: the first that is ready. NAME:MODEL for a certain model. A,B: both, "
+        "the better one more often.",
+        default="auto",
+    )
+    model: str | None = option("The agent's model. Default: the agent's own.")
+    base_url: str | None = option("Of claude-api: any server with a Messages API.")
+    thinking: str | None = option(
+        "Of claude-api: low, medium, high, xhigh, max, off, or a budget in tokens for models that take one."
+    )
+    agent_command: str | None = option("The program of --agent command.")
+    agent_limit: float = option("Seconds for one proposal.", min=1, default=1800.0)
+    web_search: bool = option("Let the agent search the web when it is stuck.", "--web-search", default=False)
+    fill: str | None = option("sweep: proposes while the agent cannot be reached.")
+    repairs: int = option(
+        "How often an edit that crashed in its first minute goes back to the agent.", min=0, default=1
+    )
+    lookahead: int | None = option(
+        "Proposals to have ready while a trial runs. Default: 1 for agents that take time to think, else 0.", min=0
+    )
+    gpus: str | None = option(
+        "GPUs to use, by their numbers in nvidia-smi: a trial at a time on each. Default: the first, or those of the run.",
+        "--gpus",
+        "--gpu",
+        metavar="0,1,..",
+    )
+    workers: int | None = option("Trials at a time, without GPUs. Default: 1, or as the run has it.", min=1)
+    brief_tokens: int = option("How much the agent is told.", min=4000, default=BRIEF_TOKENS)
+    seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
+    keep_rule: str = option(KEEP_RULE, default="margin")
+    baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=2)
+    notify: str | None = option(
+        "Called with one JSON line on its standard input on each keep, stop and fault.", metavar="COMMAND"
+    )
+    detach: bool = option(
+        "Go on in the background, also when the terminal is closed: see status, logs, stop.", "--detach", default=False
+    )
+
+
+@dataclasses.dataclass
+class Start(Begins):
+    seed: int | None = option("Of every trial. Default: the run's, else 42.", min=0)
+    keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
+    baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=1)
+    gpu: str | None = option("The GPU to use, by its number in nvidia-smi. Default: the run's, else the first.")
+
+
+@dataclasses.dataclass
+class Try(Trials):
+    message: str = option("What was changed, and why.", "--message", "-m", default="")
+    category: str = option("What kind of change it is, e.g. optimizer.", default="")
+    hypothesis: str = option("Why it should help.", default="")
+    predicted: float | None = option("The change of the metric that is expected.")
+    lesson: str = option("What the last verdicts taught, for later runs.", default="")
+    as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
+
+
+@dataclasses.dataclass
+class Verify(Trials):
+    runs: int = option("How often each code is trained, each time with another fresh seed.", min=2, default=3)
+    ablate: bool = option(
+        "Also leave out each kept change in turn: which of them carry the gain?", "--ablate", default=False
+    )
+    prune: bool = option(
+        "Ablate, then write a branch without the changes that do not, and run that too.", "--prune", default=False
+    )
+
+
+@dataclasses.dataclass
+class Status(Tagged):
+    as_json: bool = option(
+        "Print one JSON object; autoresearch/views/state.py says what its keys mean.", "--json", default=False
+    )
+    plain: bool = option("Without colours and frames.", "--plain", default=False)
+
+
+@dataclasses.dataclass
+class Stop(Tagged):
+    now: bool = option(
+        "At once. The running experiment has no verdict, and runs again when the run goes on.", "--now", default=False
+    )
+
+
+@dataclasses.dataclass
+class Logs(Tagged):
+    follow: bool = option("Go on until the loop ends, or Ctrl-C.", "--follow", "-f", default=False)
+    trial: bool = option(
+        "What the running trial prints instead; where none runs, the last one.", "--trial", default=False
+    )
+
+
+@dataclasses.dataclass
+class Report(Tagged):
+    output: Path | None = option("Folder to write to. Default: report/ in the run's own folder.")
+    pdf: bool = option("Write report.pdf as well.", "--pdf", default=False)
+
+
+@dataclasses.dataclass
+class Watch(Tagged):
+    port: int = option("Of 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
