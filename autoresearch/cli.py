@@ -54,8 +54,8 @@ def taking(kind: type) -> Callable[[Callable], Callable]:
 @app.callback(invoke_without_command=True)
 @taking(Research)
 def research(context: typer.Context, options: Research) -> None:
-    """Let an agent do language-model research: it edits train.py, each edit is trained for a fixed time, scored, and kept
-    or thrown away. The same command again continues the run."""
+    """Let an agent do language-model research: it edits train.py, each edit is trained for a fixed time, scored, and
+    kept or thrown away. The same command again continues the run."""
     if context.invoked_subcommand:
         return
     if options.detach:
@@ -68,7 +68,7 @@ def research(context: typer.Context, options: Research) -> None:
 @app.command()
 @taking(Start)
 def start(context: typer.Context, options: Start) -> None:
-    """For an external agent (see program.md): begin a run or find it again, train the baseline, and say where to edit."""
+    """For an external agent (see program.md): begin a run or find it again, train the baseline, say where to edit."""
     from autoresearch import commands
 
     run_to_end(commands.begin(context.obj, options))
@@ -120,8 +120,8 @@ def run_detached(tag: str | None) -> None:
 @app.command()
 @taking(Status)
 def status(context: typer.Context, options: Status) -> None:
-    """How a run stands: champion, what runs, the last verdicts, costs, where the time went. Of a loop in any process, and
-    of one that has ended."""
+    """How a run stands: champion, what runs, the last verdicts, costs, where the time went. Of a loop in any process,
+    and of one that has ended."""
     from autoresearch.views.console import Console
     from autoresearch.views.state import look
 
@@ -155,8 +155,8 @@ def logs(context: typer.Context, options: Logs) -> None:
     if not options.trial and not (folder / LOG).exists():
         raise UserError(
             f"run {folder.name} was not detached, so what its loop printed is in its terminal. `uv run loop.py status "
-            f"--tag {folder.name}` says how it stands, `uv run loop.py logs --trial --tag {folder.name}` what its trial "
-            "prints"
+            f"--tag {folder.name}` says how it stands, `uv run loop.py logs --trial --tag {folder.name}` what its "
+            "trial prints"
         )
     try:
         for line in read_along(folder, options.follow, options.trial):
@@ -170,7 +170,7 @@ def logs(context: typer.Context, options: Logs) -> None:
 @app.command()
 @taking(Report)
 def report(context: typer.Context, options: Report) -> None:
-    """Write a short paper of a run, from its record alone: what was kept, what it is worth, what did not help, its cost."""
+    """Write a short paper of a run, from its record alone: what was kept and is worth, what did not help, the cost."""
     from autoresearch.repo import RunRepo, open_repository
     from autoresearch.views.report import write_report
     from autoresearch.views.state import look

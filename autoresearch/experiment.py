@@ -198,7 +198,7 @@ class Experiments:
         return self.judge(attempt, attempt.runs) if len(attempt.runs) > 1 else verdict, checked
 
     async def run_baseline_again(self, attempt: Attempt, seat: Seat) -> Verdict | None:
-        """So that the run knows its noise, and its first champion is not one lucky draw. Why it does not stand, or None."""
+        """So that the run knows its noise and its first champion is no lucky draw. Why it does not stand, or None."""
         for number in range(2, self.baseline_runs + 1):
             name, seed = f"{attempt.number}-{number}", self.run.seed + number - 1
             again = f"again, run {number} of {self.baseline_runs}, seed {seed}"
@@ -292,8 +292,8 @@ class Experiments:
                 raise
             if not behind:
                 self.console.line(
-                    f"results.tsv cannot be written: {error.strerror}. Its rows are in the journal; correct that, and it "
-                    "is written with the next verdict, or by `uv run loop.py results`",
+                    f"results.tsv cannot be written: {error.strerror}. Its rows are in the journal; correct that, and "
+                    "it is written with the next verdict, or by `uv run loop.py results`",
                     "yellow",
                 )
 

@@ -100,12 +100,16 @@ class Limits:
         return self.experiments is None or len(ledger.attempts) < self.experiments
 
     def reached(self, ledger: Ledger, spending: bool = True) -> str | None:
-        """Why the night is over, or None. spending: whether there is something to pay for; a trial costs nothing more."""
+        """Why the night is over, or None.
+
+        spending: whether what would come next has to be paid for; a trial has not.
+        """
         for option, (used, allowed, words) in self.used(ledger).items():
             if not spending and option.startswith("--max-"):
                 continue
             if used >= allowed and option == "--experiments":
-                return f"the run has its {count(int(allowed), 'experiment')}; a larger --experiments goes on, --tag NEW starts another"
+                has = count(int(allowed), "experiment")
+                return f"the run has its {has}; a larger --experiments goes on, --tag NEW starts another"
             if used >= allowed and option == "--hours":
                 return f"{allowed:g} hours are over"
             if used >= allowed:
@@ -113,7 +117,7 @@ class Limits:
         return None
 
     def warnings(self, ledger: Ledger) -> list[str]:
-        """What the user should know before it is over, each once: four fifths of a budget, or a budget that cannot be held."""
+        """What the user should know before, each once: four fifths of a budget, or one that cannot be held."""
         budgets = self.used(ledger)
         found = {
             option: f"{words} ({option})"

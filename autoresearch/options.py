@@ -24,7 +24,8 @@ class Trials(Tagged):
     """Of commands that run trials."""
 
     sandbox: str = option(
-        "auto: confine trials where the kernel can. require: refuse to run where it cannot. off: trust the agent's code.",
+        "auto: confine trials where the kernel can. require: refuse to run where it cannot. off: trust the agent's "
+        "code.",
         default="auto",
     )
     plain: bool = option("One line an event, no live view.", "--plain", default=False)
@@ -45,7 +46,10 @@ class Begins(Trials):
         return {k: v for k, v in (("AUTORESEARCH_PROFILE", self.profile), ("AUTORESEARCH_DATA", data)) if v}
 
 
-KEEP_RULE = "margin: a gain must exceed half of what noise does to it, and the price of the lines that it adds. strict: any gain."
+KEEP_RULE = (
+    "margin: a gain must exceed half of what noise does to it, and the price of the lines that it adds. strict: any "
+    "gain."
+)
 
 
 @dataclasses.dataclass
@@ -79,7 +83,8 @@ class Research(Begins):
         "Proposals to have ready while a trial runs. Default: 1 for agents that take time to think, else 0.", min=0
     )
     gpus: str | None = option(
-        "GPUs to use, by their numbers in nvidia-smi: a trial at a time on each. Default: the first, or those of the run.",
+        "GPUs to use, by their numbers in nvidia-smi: a trial at a time on each. Default: the first, or those of the "
+        "run.",
         "--gpus",
         "--gpu",
         metavar="0,1,..",

@@ -47,8 +47,8 @@ class Proposer:
     """Lets agents propose, one at a time.
 
     agents: of several the bandit chooses one for each experiment. fill: who proposes while none can be reached.
-    web_search: whether agents may look outside. brief_tokens: how much they are told. external: the edit in the worktree
-    is that of an external agent; it goes back to no one, and whatever happens it stays where it is until its verdict.
+    web_search: whether agents may look outside. brief_tokens: how much they are told. external: the edit in the
+    worktree is that of an external agent; it goes back to no one, and stays where it is until its verdict.
     """
 
     def __init__(
@@ -360,7 +360,7 @@ class Proposer:
             self.run.reset()
 
     async def wait_for(self, agent: Agent, failure: AgentUnavailable, instead: str | None) -> None:
-        """Until an agent that could not be reached may be called again; not at all where another, `instead`, goes on."""
+        """Until an agent that could not be reached may be called again; not at all where `instead` goes on."""
         wait = self.patience.get(agent.name, PATIENCE[0])
         self.console.unreachable(agent.name, str(failure), again=agent.name in self.patience)
         self.patience[agent.name] = min(2 * wait, PATIENCE[1])

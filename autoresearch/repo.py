@@ -20,7 +20,7 @@ from autoresearch.text import short
 
 
 class Git(git.Git):
-    """git in a session of its own: Ctrl-C at the terminal, which reaches every process there, must not end it half-way."""
+    """git in a session of its own: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
 
     def execute(self, command, *arguments, **options):
         with clock.waiting():
@@ -80,7 +80,9 @@ class RunRepo:
             return None
 
     def stand_at(self, champion: str, keep_edit: bool = False) -> None:
-        """Make branch and worktree stand at the champion, whatever was left behind; with keep_edit the worktree's files stay.
+        """Make branch and worktree stand at the champion, whatever was left behind.
+
+        keep_edit: the worktree's files stay.
 
         Called after every verdict and at every start, so that a run which was killed between two steps goes on.
         """
@@ -95,7 +97,10 @@ class RunRepo:
         return self.stages.setdefault(name, Stage(self, self.worktree.with_name(name)))
 
     def move(self, commit: str, champion: str) -> str | None:
-        """What a commit changed, as a commit on top of the champion, which stands in the scratch worktree then. None if it does not go there."""
+        """What a commit changed, as a commit on top of the champion; None if git cannot apply it there.
+
+        The new commit stands in the scratch worktree.
+        """
         self.reset(self.scratch, champion)
         tree = Repository(self.scratch)
         try:
@@ -186,7 +191,10 @@ class RunRepo:
         self.repository.git.update_ref(f"refs/autoresearch/{self.tag}/{name}", commit)
 
     def without(self, champion: str, commits: list[str], message: str) -> tuple[str | None, list[str]]:
-        """(The champion with kept commits left out, newest first, as a commit; those of them that could not be: others build on them.)"""
+        """(The champion with kept commits left out, newest first, as a commit; those that could not be left out.)
+
+        Others build on the latter. The commit is None when nothing of the others is left in the champion.
+        """
         stuck = []
         self.reset(self.scratch, champion)
         tree = Repository(self.scratch)
@@ -208,14 +216,15 @@ class RunRepo:
         return tree.git.rev_parse("HEAD"), stuck
 
     def name_branch(self, name: str, commit: str, ours: list[str]) -> None:
-        """Make a branch point at a commit. UserError if it is checked out, or points at a commit that is none of `ours`."""
+        """Make a branch point at a commit. UserError if it is checked out, or points at none of `ours`."""
         tip = self._resolve(f"refs/heads/{name}")
         if tip == commit:
             return
         if tip is not None and tip not in ours:
             raise UserError(
                 f"the branch {name} stands at {short(tip)}, which is not of this loop's making; name that work, "
-                f"`git branch mine {short(tip)}`, remove the branch, `git branch -D {name}`, and run the same command again"
+                f"`git branch mine {short(tip)}`, remove the branch, `git branch -D {name}`, and run the same command "
+                "again"
             )
         self._require_branch_is_free(name)
         self.repository.git.update_ref(f"refs/heads/{name}", commit, m="autoresearch: pruned")

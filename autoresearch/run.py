@@ -1,6 +1,6 @@
 """An open run: its folder, record and repository, held by this process alone, and the runner that its trials go to.
 
-The loop and `verify` both work on one. Everything that a run knows is in its journal, so it can be killed at any moment.
+The loop and `verify` both work on one. All that a run knows is in its journal, so it can be killed at any moment.
 """
 
 import asyncio
@@ -95,7 +95,8 @@ class Run:
         before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base]
         if tip not in (None, champion, *before):
             raise UserError(
-                f"the branch {repo.branch} stands at {short(tip or '')}, not where the loop left it ({short(champion)}). "
+                f"the branch {repo.branch} stands at {short(tip or '')}, not where the loop left it "
+                f"({short(champion)}). "
                 f"To keep that work, name it: `git branch mine {short(tip or '')}`; then put the branch back: "
                 f"`git branch -f {repo.branch} {short(champion)}`"
             )
@@ -158,7 +159,7 @@ class Run:
             self.ledger.append(events.Game(facts=dataclasses.asdict(facts)))
 
     def require_same_game(self, facts: Facts) -> None:
-        """A run's scores compare only on one profile, one data set, one seed and one kind of device. Raises UserError."""
+        """A run's scores compare only on one profile, data set, seed and kind of device. Raises UserError."""
         if (game := self.ledger.game) is None:
             return
         for name in ("profile", "data", "seed", "device", "time_budget", "game"):
@@ -256,7 +257,7 @@ class Run:
         return shutil.disk_usage(self.folder).free >= ENOUGH_ROOM
 
     def require_room(self) -> None:
-        """A failure on a full disk says nothing about the edit: OSError, so that there is no verdict and it runs again."""
+        """OSError on a full disk: a failure there says nothing about the edit, so it has no verdict and runs again."""
         if not self.has_room():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
@@ -264,8 +265,8 @@ class Run:
         """What decides must be what was started: an agent, which has the user's rights, might have changed it."""
         if code_hash() != self.code:
             raise UserError(
-                "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what changed "
-                "with `git diff`, and run the same command again to go on with what is there now"
+                "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what "
+                "changed with `git diff`, and run the same command again to go on with what is there now"
             )
 
 

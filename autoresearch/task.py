@@ -13,9 +13,9 @@ Any other repository with a number to improve says, in YAML between two lines of
       guard: python -m pytest -q      # optional: must succeed before anything is kept
       time_limit: 60                  # seconds for `train`
       readable: [/data/numbers]       # what the commands read outside the repository: they run confined
-    simplicity: {gain: 0.01, lines: 10}     # optional: ten added lines owe a gain of 0.01; this project's own: 0.001 for 20
-    stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep until the agent is told to change its ways
-    imports: [scipy]                # optional: modules that this project's own train.py may import besides the usual ones
+    simplicity: {gain: 0.01, lines: 10}             # optional: ten added lines owe a gain of 0.01
+    stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep until the agent changes its ways
+    imports: [scipy]                                # optional: of this project's own game: train.py may import these too
     ---
 """
 
@@ -271,7 +271,7 @@ def check_price(settings: object, path: Path) -> float:
 
 
 def code_lines(sources: dict[str, bytes]) -> int:
-    """Lines of code in files. Of Python without comments, docstrings and blank lines, each statement on lines of its own."""
+    """Lines of code in files. Of Python: without comments, docstrings and blank lines, one statement a line."""
     return sum(bool(line.strip()) for name, source in sources.items() for line in as_plain(name, source).splitlines())
 
 

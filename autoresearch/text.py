@@ -21,7 +21,7 @@ def clean(text: str) -> str:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Text fit for a column: one line, no tabs, no control characters, at most `limit` characters. Keys stay: see `clean`."""
+    """Text fit for a column: one line without control characters, at most `limit` long. Keys stay: see `clean`."""
     if len(text) <= limit and text.isprintable() and "  " not in text and text == text.strip():
         return text  # as most are: a brief has thousands
     text = "".join(c if c.isprintable() else " " for c in ESCAPES.sub("", text))

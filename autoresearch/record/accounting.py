@@ -210,7 +210,10 @@ class Account:
     # -- the answer
 
     def total(self, now: float | None = None) -> dict[str, float]:
-        """Seconds by kind. now: the present time, if a loop is at work; else a session that is open was killed with its last event."""
+        """Seconds by kind.
+
+        now: the present time, if a loop is at work; else a session that is open was killed with its last event.
+        """
         seconds = dict(self.seconds)
         if self.began is not None:
             for kind, more in self._open_parts(self._until(now), "interrupted" if now is None else "running"):
@@ -238,7 +241,10 @@ def account(events: Iterable[events.Event], now: float | None = None) -> dict[st
 
 
 def parts_of(length: float, runs: list[dict | None]) -> Iterator[tuple[str, float]]:
-    """(kind, seconds) of a trial and its repetitions, which took `length` together. Old records do not say when the training clock ran."""
+    """(kind, seconds) of a trial and its repetitions, which took `length` together.
+
+    The oldest journals do not say when the training clock ran.
+    """
     wanted = dict.fromkeys(("training", "scoring", "startup"), 0.0)
     for run in runs:
         train = seconds_of(run, "train")
@@ -263,7 +269,10 @@ def positive(value: object) -> float:
 
 
 def shares(seconds: dict[str, float]) -> list[tuple[str, float, float]]:
-    """(kind in words, seconds, share of the time in sessions) of all kinds that took any, as KINDS orders them. What lies between sessions has no share."""
+    """(kind in words, seconds, share of the time in sessions) of all kinds that took any, as KINDS orders them.
+
+    What lies between sessions has no share.
+    """
     inside = sum(value for kind, value in seconds.items() if kind not in ("verify", "stopped"))
     return [
         (KINDS[kind], seconds[kind], 0.0 if kind in ("verify", "stopped") or not inside else seconds[kind] / inside)

@@ -233,8 +233,8 @@ def from_json(line: dict) -> Event | None:
     """The event of a line; None for an event that this version does not know. UserError for a newer form."""
     if (form := line.get("form", 1)) > FORM:
         raise UserError(
-            f"this run was written by a newer version of autoresearch (form {form} of the journal; this one reads up to "
-            f"{FORM}): update this one, or start another run with --tag NEW"
+            f"this run was written by a newer version of autoresearch (form {form} of the journal; this one reads up "
+            f"to {FORM}): update this one, or start another run with --tag NEW"
         )
     if form < 2:
         line = {FIRST_FIELDS.get(field, field): value for field, value in line.items()}

@@ -1,4 +1,4 @@
-"""The journal of a run, .autoresearch/<tag>/journal.jsonl: one event a line, each on the disk before anything else happens.
+"""The journal of a run, .autoresearch/<tag>/journal.jsonl: one event a line, on the disk before anything else happens.
 
 Only the process that holds the lock of the run writes it; anybody may read it.
 """
@@ -16,7 +16,7 @@ from autoresearch.record.events import Event, from_json, to_json
 
 
 def append(path: Path, event: Event) -> tuple[Event, int]:
-    """Write an event with the present time and wait until it is on the disk. (The event as written, the journal's size.)
+    """Write an event with the present time, wait until it is on the disk. (The event as written, the journal's size.)
 
     Raises OSError. On a full disk the journal is left as it was.
     """

@@ -1,4 +1,4 @@
-"""Where runs are: .autoresearch/<tag>/ in the top folder of the user's checkout. For those who only read; runs no git."""
+"""Where runs are: .autoresearch/<tag>/ in the top folder of the user's checkout. Needs no git, so it is quick."""
 
 import dataclasses
 import datetime
@@ -23,7 +23,7 @@ class Recorded:
 
 
 def root_of(folder: Path) -> Path:
-    """The top folder of the user's checkout around a folder, also from inside a run's own worktree. Raises UserError."""
+    """The top folder of the user's checkout around a folder, also from inside a run's worktree. Raises UserError."""
     folder = folder.resolve()
     for top in (folder, *folder.parents):
         if (top / ".git").exists():

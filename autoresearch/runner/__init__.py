@@ -1,4 +1,4 @@
-"""Where trials run. The loop hands a job to a runner and gets a measurement back; how and where is the runner's business.
+"""Where trials run: the loop hands a job to a runner and gets a measurement. How and where is the runner's business.
 
 local.py runs jobs as confined processes on this machine. Another runner is one more class with these methods.
 """

@@ -116,7 +116,7 @@ class Local:
         return self.repo.stage(name_of("stage", seat) if seat else "stage-preflight")
 
     def _confinement(self) -> dict[str, list[str]] | None:
-        """What the game says of files that trials need or must not see; copies of those in a stage, and the record, too."""
+        """What the game says of files that trials need or must not see, their copies in a stage, and the record."""
         if not self.confined:
             return None
         root = self.repo.root
@@ -133,7 +133,7 @@ def name_of(folder: str, seat: Seat) -> str:
 
 
 def seats_of(gpus: str | None, workers: int) -> list[Seat]:
-    """A seat for each GPU (numbers as nvidia-smi shows them, with commas), else so many on the CPU. Raises UserError."""
+    """A seat for each GPU (numbers of nvidia-smi, with commas), else so many on the CPU. Raises UserError."""
     if gpus is None:
         one = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         share = {} if workers == 1 or "OMP_NUM_THREADS" in os.environ else one
@@ -152,8 +152,8 @@ def choose_confinement(mode: str) -> bool:
     if mode == "require" and not sandbox.method():
         raise UserError(
             "--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no "
-            "bubblewrap that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust the "
-            "agent's code"
+            "bubblewrap that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust "
+            "the agent's code"
         )
     return mode != "off" and sandbox.method() != ""
 
@@ -194,7 +194,7 @@ async def set_up(task: Task, folder: Path, environment: dict[str, str], output: 
 
 
 async def watched(command: str, folder: Path, environment: dict[str, str], output: IO[str] | int) -> tuple[int, bytes]:
-    """(Exit code, standard output if it was piped) of a trusted command in the user's sight. Cancelling it interrupts it."""
+    """(Exit code, standard output if it was piped) of a trusted command in the user's sight. Ends when cancelled."""
     words = command_words(command)
     if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
         raise UserError(f"cannot start `{command}`: there is no program {words[0]}; correct the command in program.md")

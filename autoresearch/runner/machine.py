@@ -1,5 +1,6 @@
 """What the machine has left: host memory and disk."""
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,8 +35,6 @@ def disk_usage(folders: Iterable[Path]) -> int:
     for folder in folders:
         for parent, _, names in os.walk(folder):
             for name in names:
-                try:
+                with contextlib.suppress(OSError):  # removed meanwhile
                     total += os.lstat(os.path.join(parent, name)).st_blocks * 512
-                except OSError:
-                    pass  # removed meanwhile
     return total

@@ -55,8 +55,8 @@ class Ended:
 class Process:
     """A command in a session of its own, so that Ctrl-C at the terminal does not reach it. See the module.
 
-    log: file that takes standard output and error; with `clean` each line as clean(line) gives it, OUTPUT_LIMIT bytes at
-    most. rules: what it is confined to (sandbox.launcher), None for nothing. on_stdin: keep a pipe to its standard
+    log: file that takes standard output and error; with `clean` each line as clean(line) gives it, OUTPUT_LIMIT bytes
+    at most. rules: what it is confined to (sandbox.launcher), None for nothing. on_stdin: keep a pipe to its standard
     input. channel: a socket that it gets as well; its number is in AUTORESEARCH_REFEREE.
 
     Raises UserError where there is no such program.

@@ -41,7 +41,7 @@ def number_in(found: dict, name: str) -> float | None:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """What the training of a trial says of itself; None before its clock starts, or where what it says cannot be true."""
+    """What the training of a trial says of itself; None before its clock starts, or where that cannot be true."""
     found = read_json(folder / "run/progress.json")
     clock, budget, loss, step = (number_in(found, name) for name in ("clock", "budget", "loss", "step"))
     if clock is None or budget is None or budget <= 0:

@@ -10,13 +10,13 @@ itself a session of its own. The command itself is confined before it starts, by
   signals to processes outside.
 - else bubblewrap, where it is installed and may make namespaces: the same files, no others to be seen.
 
-With either, root's privileges go, and a system call filter takes away IP sockets, connecting to any other, tracing, setting
-the clock, and every way to leave a note for another process that is not a file.
+With either, root's privileges go, and a system call filter takes away IP sockets, connecting to any other, tracing,
+setting the clock, and every way to leave a note for another process that is not a file.
 
 As a program of its own, which imports nothing of the loop; a name like $TMPDIR in a path is looked up
 in the environment that the command gets:
 
-    python sandbox.py '{"by": "Landlock", "read": ["/data"], "write": ["/out"], "hidden": ["/data/secret"]}' command argument ...
+    python sandbox.py '{"by": "Landlock", "read": ["/data"], "write": ["/out"], "hidden": ["/data/secret"]}' command ...
 """
 
 import contextlib
@@ -197,7 +197,7 @@ def bubblewrap() -> bool:
 def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -> list[str]:
     """The bubblewrap command that a command is appended to; it runs in `folder`."""
     words = [
-        shutil.which("bwrap"),
+        shutil.which("bwrap") or "bwrap",
         "--die-with-parent",
         "--unshare-net",
         "--unshare-pid",
@@ -232,7 +232,7 @@ def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -
 # ----------------------------------------------------------------------------------------------
 # The system call filter (linux/seccomp.h, linux/filter.h)
 
-# machine: audit number, its number of socket(), numbers of what fails, numbers of what does nothing and seems to succeed.
+# machine: audit number, its number of socket(), numbers of what fails, of what does nothing and seems to succeed.
 MACHINES = {
     "x86_64": (
         0xC000003E,
@@ -336,8 +336,8 @@ UNIX_SOCKET, PERMISSION_DENIED = 1, 13
 
 def filter_program() -> bytes:
     """Takes away what Landlock leaves: sockets of every family but the local one and connecting with those; other
-    processes' memory; setting the clock; memory, messages, keys and attributes that outlive their process; truncating by
-    path (old kernels). Changing modes, owners and times of files, which compilers and linkers do, seems to succeed.
+    processes' memory; setting the clock; memory, messages, keys and attributes that outlive their process; truncating
+    by path (old kernels). Changing modes, owners and times of files, which compilers and linkers do, seems to succeed.
 
     Empty for a machine that is not known.
     """
@@ -384,7 +384,7 @@ def drop_privileges() -> None:
 
 
 def run(rules: dict | None, command: Callable[[], None], parent: int | None = None) -> NoReturn:
-    """Call `command`, which does not return, in a child that is confined; then kill all that it left, and end as it did.
+    """Call `command`, which does not return, in a confined child; then kill all that it left, and end as it did.
 
     parent: the process that started this one. When it has ended, so does this one, and nothing is started.
     """
@@ -491,7 +491,10 @@ def children() -> list[int]:
 
 
 def method() -> str:
-    """What confines a trial here: `Landlock` (from its version 2 on: the first lets nobody move a file), `bubblewrap`, or nothing."""
+    """What confines a trial here: `Landlock`, `bubblewrap`, or nothing (empty).
+
+    Landlock from its version 2 on: the first one lets nobody move a file.
+    """
     return "Landlock" if version() >= 2 else "bubblewrap" if bubblewrap() else ""
 
 

@@ -1,8 +1,8 @@
 """One trial on this machine: train, score, guard, holdout. Each is a process with limits; what they print is kept.
 
 The commands run confined (sandbox.py), with an environment of a few harmless variables. The folder of a trial,
-.autoresearch/<tag>/trials/<name>/, holds train.log, score.log, guard.log, holdout.log, and in run/ whatever the commands
-write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights, figures.json, progress.json). Only run/ is
+.autoresearch/<tag>/trials/<name>/, holds train.log, score.log, guard.log, holdout.log, and in run/ whatever the
+commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights, figures.json, progress.json). Only run/ is
 theirs.
 
 A referee is a score command that is trusted with what the training must not see: it is not confined, starts beside the
@@ -83,8 +83,8 @@ def trial_environment(folder: Path, caches: Path, settings: dict[str, str]) -> d
 class Trial:
     """The processes of one job.
 
-    stage: where the commands run. folder: where their output goes. confine: paths that are `readable` and `hidden`; None
-    runs the commands unconfined. changed: which files of the stage are not as they should be. share: how many trials
+    stage: where the commands run. folder: where their output goes. confine: paths that are `readable` and `hidden`;
+    None runs the commands unconfined. changed: which files of the stage are not as they should be. share: how many trials
     share the machine's memory.
     """
 
@@ -130,7 +130,7 @@ class Trial:
             (self.folder / "process").unlink(missing_ok=True)
 
     async def _preflight(self) -> Measurement:
-        """Whether a trial would be wasted on the editable files. Where that cannot be told there is no reason against it."""
+        """Why a trial would be wasted on the editable files, as `reason`; empty also where that cannot be told."""
         self._make_folders()
         for name in self.task.editable:
             command = shlex.join([sys.executable, preflight.__file__, name])
@@ -279,7 +279,7 @@ def finite(figures: dict[str, float]) -> dict[str, float]:
 
 
 def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
-    """Remove what takes space and can be made again: temporary files, and of a trial that was not kept all but figures."""
+    """Remove what can be made again: temporary files, and of a trial that was not kept all but figures."""
     for path in (folder / "tmp", *caches):
         shutil.rmtree(path, ignore_errors=True)
     for path in (folder / "run").iterdir() if (folder / "run").is_dir() else ():
@@ -296,4 +296,5 @@ def end_left_overs(folder: Path) -> bool:
     except OSError:
         return False
     (folder / "process").unlink()
-    return any([end_left_over(identifier) for identifier in identifiers if identifier])
+    ended = [end_left_over(identifier) for identifier in identifiers if identifier]
+    return any(ended)
