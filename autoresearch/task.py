@@ -15,7 +15,7 @@ Any other repository with a number to improve says, in YAML between two lines of
       readable: [/data/numbers]       # what the commands read outside the repository: they run confined
     simplicity: {gain: 0.01, lines: 10}             # optional: ten added lines owe a gain of 0.01
     stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep until the agent changes its ways
-    imports: [scipy]                                # optional: of this project's own game: train.py may import these too
+    imports: [scipy]                                # optional: train.py of this project's game may import these too
     ---
 """
 

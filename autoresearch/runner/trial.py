@@ -2,8 +2,8 @@
 
 The commands run confined (sandbox.py), with an environment of a few harmless variables. The folder of a trial,
 .autoresearch/<tag>/trials/<name>/, holds train.log, score.log, guard.log, holdout.log, and in run/ whatever the
-commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights, figures.json, progress.json). Only run/ is
-theirs.
+commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights, figures.json, progress.json).
+Only run/ is theirs.
 
 A referee is a score command that is trusted with what the training must not see: it is not confined, starts beside the
 training, is joined to it by a socket (its number is in AUTORESEARCH_REFEREE of both), hears on its standard input that
@@ -84,8 +84,8 @@ class Trial:
     """The processes of one job.
 
     stage: where the commands run. folder: where their output goes. confine: paths that are `readable` and `hidden`;
-    None runs the commands unconfined. changed: which files of the stage are not as they should be. share: how many trials
-    share the machine's memory.
+    None runs the commands unconfined. changed: which files of the stage are not as they should be. share: how many
+    trials share the machine's memory.
     """
 
     def __init__(
