@@ -87,7 +87,7 @@ ATTRIBUTES = {
 }
 FILES = {("torch", "load"), ("torch", "save"), ("np", "load"), ("np", "save"), ("numpy", "load"), ("numpy", "save")}
 DUNDERS = {"__init__", "__name__", "__doc__", "__call__", "__post_init__", "__version__", "__class__", "__len__"}
-CLOCK = {"_start", "_source", "_full", "_free", "_last_step"}  # TrainBatches keeps the time with these
+CLOCK = {"_game", "_start", "_source", "_full", "_free", "_last_step"}  # TrainBatches keeps the time with these
 SETTINGS = {"backends", "_dynamo", "_inductor", "_functorch"}  # parts of torch that are there to be set
 SEEDING = {"manual_seed", "manual_seed_all", "seed", "default_rng", "RandomState", "SeedSequence", "Random"}
 
