@@ -601,3 +601,25 @@ def test_an_edit_too_deep_to_be_counted(toy):
     toy.plan_steps(e2=[{"files": {"solver.py": solver("+".join(["1"] * 900))}, "say": "a long sum"}], e3=[step(1000)])
     toy.run_agent(3)
     assert toy.statuses() == ["keep"] * 3
+
+
+def test_a_run_of_version_0_1_goes_on(toy):
+    """Its journal has other names for some things, and no form. What was measured stands, and the run ends whole."""
+    toy.plan_steps(e2=[step(2)], e3=[step(1)], e4=[step(3)])
+    toy.run_agent(3)
+    journal = toy.runs / "journal.jsonl"
+    first = {"external": "driven"}
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    old = [{first.get(name, name): value for name, value in line.items() if name != "form"} for line in lines]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert "continued after 3 experiments" in toy.run_agent(4)
+    assert toy.statuses() == ["keep", "keep", "discard", "keep"]
+    toy.require_whole()
+
+
+def test_a_journal_of_a_newer_version_is_refused(toy):
+    toy.plan_steps(e2=[step(2)])
+    toy.run_agent(1)
+    with open(toy.runs / "journal.jsonl", "a") as journal:
+        journal.write(json.dumps({"event": "stop", "form": 99, "time": 0, "reason": ""}) + "\n")
+    assert "was written by a newer version" in toy.run("status", expect=2)
