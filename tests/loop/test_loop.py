@@ -605,7 +605,7 @@ def test_an_edit_too_deep_to_be_counted(toy):
 
 def test_a_run_of_version_0_1_goes_on(toy):
     """Its journal has other names for some things, and no form. What was measured stands, and the run ends whole."""
-    toy.plan_steps(e2=[step(2)], e3=[step(1)], e4=[step(3)])
+    toy.plan_steps(e2=[step(2)], e3=[step(0)], e4=[step(3)])
     toy.run_agent(3)
     journal = toy.runs / "journal.jsonl"
     first = {"external": "driven"}
