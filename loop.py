@@ -52,14 +52,14 @@ class Loop:
                     self.start_proposal()
                 if not (self.trials or self.proposing):
                     break
-                await self.something_happens()
+                await self.wait_for_something()
                 self.take_in()
         finally:
             await self.cancel_all()
         if self.fault:
             raise self.fault
         for back in self.returned:
-            if back.crashed:  # others have not run, and can when the run goes on
+            if back.crashed:  # an edit that went back for a conflict has not run, and can when the run goes on
                 await self.experiments.conclude(back.verdict)
         self.run.reset()
         return self.reason_to_end() or self.proposer.nothing_left
@@ -123,8 +123,8 @@ class Loop:
 
     # -- wait
 
-    async def something_happens(self) -> None:
-        """Until a task is over, or the user asks to stop. What is worth no waiting is cancelled."""
+    async def wait_for_something(self) -> None:
+        """Wait until a task is over or the user asks to stop. Then cancel the proposal, or (level 2) the trials too."""
         tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
         asked = asyncio.create_task(self.stop.reaches(self.stop.level + 1))
         await asyncio.wait({*tasks, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -136,12 +136,12 @@ class Loop:
                 task.cancel()
 
     def take_in(self) -> None:
-        """What became of the tasks that are over."""
+        """Take the tasks that are over off the lists, and note what went wrong in them."""
         for number, (task, _) in list(self.trials.items()):
             if task.done():
                 del self.trials[number]
                 self.note_fault(task)
-                self.proposer.nothing_left = ""  # there may be more to say to a new champion
+                self.proposer.nothing_left = ""  # after a verdict there may be something to propose again
         if self.proposing and self.proposing.done():
             self.note_fault(self.proposing)
             self.proposing = None

@@ -1,6 +1,8 @@
-"""autoresearch: an AI agent does language-model research overnight on one GPU."""
+"""What every module shares: the exceptions that people see, and what a full disk looks like."""
 
 import errno
+
+BRIEF_TOKENS = 30_000  # how much an agent is told
 
 
 def disk_is_full(error: Exception) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-from autoresearch.agents import BRIEF_TOKENS
+from autoresearch import BRIEF_TOKENS
 from autoresearch.lessons import Lesson
 from autoresearch.record.events import Refused
 from autoresearch.record.ledger import Attempt

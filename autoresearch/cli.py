@@ -114,7 +114,7 @@ def run_detached(tag: str | None) -> None:
 
 
 # ----------------------------------------------------------------------------------------------
-# Commands that only read
+# Commands that run no trials
 
 
 @app.command()

@@ -4,42 +4,36 @@ An experiment is a coroutine. What takes long, a job of the runner, is awaited; 
 Cancelled, it leaves an attempt without a verdict, which runs again when the run goes on.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import itertools
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.judge import KeepRule, Verdict, judge, mean
 from autoresearch.pages import Pages
 from autoresearch.record import events
 from autoresearch.record.ledger import OUTRUN, Attempt
+from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
-
-if TYPE_CHECKING:
-    from autoresearch.run import Run  # which imports git: that takes longer than all else
-
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
 ABANDONED = "its trial was interrupted, and another edit was tried instead"  # a verdict's reason
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
-SETTLED = 5  # verdicts after which a gain can be too large to be believed once
+SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
 Tell = Callable[[Phase], None]
 
 
 @dataclasses.dataclass
 class Returned:
-    """An attempt that goes back to its agent, to be made anew under its number."""
+    """An attempt whose agent is asked to redo the edit, under the same number."""
 
     attempt: Attempt
     reason: str
     crashed: bool  # early in its trial; else its edit does not apply to the new champion
-    verdict: events.Verdict  # if nothing comes of that
+    verdict: events.Verdict  # recorded if the agent does not
 
 
 class Experiments:
@@ -64,9 +58,10 @@ class Experiments:
         self.suspensions: dict[int, int] = {}  # by number of an attempt
 
     async def stands_on_champion(self, attempt: Attempt) -> bool | Returned:
-        """Whether an attempt that waited can be run; where its edit goes back to its agent, that.
+        """Put an attempt that waited onto the champion, if it is not there yet.
 
-        Where another one was kept meanwhile it is moved onto that.
+        True: it can be run. Returned: git cannot apply it there, and its agent is to redo the edit. False: nor can its
+        agent; it has its verdict.
         """
         if attempt.parent == self.ledger.champion_commit or await self.run.with_room(lambda: self.run.move(attempt)):
             return True
@@ -132,16 +127,16 @@ class Experiments:
         self, attempt: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
     ) -> Measurement:
         """Train and score. What has a score counts among the attempt's runs from here on."""
-        job = Job(name, self.run.files(attempt.commit), seed=seed, fresh_caches=fresh_caches)
+        job = Job(name, self.run.files(attempt.commit), seed, fresh_caches=fresh_caches)
         measured = await self.run.runner.run(job, seat, tell)
         if measured.score is not None and not measured.suspended:
             seconds, score = dict(measured.seconds), measured.score
             await self.run.record(events.Measured(number=attempt.number, seed=seed, score=score, seconds=seconds))
         return measured
 
-    async def check(self, name: str, seat: Seat, tell: Tell) -> Measurement:
+    async def check(self, name: str, seed: int, seat: Seat, tell: Tell) -> Measurement:
         """Guard and holdout of a trial that has its score."""
-        return await self.run.runner.run(Job(name, {}, (GUARD, HOLDOUT)), seat, tell)
+        return await self.run.runner.run(Job(name, {}, seed, (GUARD, HOLDOUT)), seat, tell)
 
     def suspended(self, attempt: Attempt, measured: Measurement) -> str:
         """Why a trial that was suspended runs again; empty if it was not, or has been too often."""
@@ -184,7 +179,7 @@ class Experiments:
         verdict = self.judge(attempt, attempt.runs)
         if verdict.status != "keep" or attempt.parent != self.ledger.champion_commit:  # or runs again, on top of that
             return verdict, nothing
-        checked = await self.check(str(attempt.number), seat, tell)
+        checked = await self.check(str(attempt.number), self.run.seed, seat, tell)
         if checked.failed == GUARD:
             return Verdict("discard", f"the guard failed: {checked.reason}"), checked
         if checked.failed == HOLDOUT:
@@ -198,7 +193,7 @@ class Experiments:
         return self.judge(attempt, attempt.runs) if len(attempt.runs) > 1 else verdict, checked
 
     async def run_baseline_again(self, attempt: Attempt, seat: Seat) -> Verdict | None:
-        """So that the run knows its noise and its first champion is no lucky draw. Why it does not stand, or None."""
+        """Train the baseline again, with other seeds, to know the noise. Why it does not stand, or None."""
         for number in range(2, self.baseline_runs + 1):
             name, seed = f"{attempt.number}-{number}", self.run.seed + number - 1
             again = f"again, run {number} of {self.baseline_runs}, seed {seed}"
@@ -233,14 +228,14 @@ class Experiments:
             second, objection = self.judge(attempt, [measured.score]), ""
             if second.status != "keep":
                 objection = second.reason
-            elif (checked := await self.check(name, seat, view)).reason:
+            elif (checked := await self.check(name, seed, seat, view)).reason:
                 objection = f"the guard failed: {checked.reason}" if checked.failed == GUARD else checked.reason
             return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
         finally:
             self.run.runner.tidy(name, keep_weights=False)
 
     def require_unsuspended(self, attempt: Attempt, measured: Measurement) -> None:
-        """Suspended, for a repetition that stood still: then the whole attempt runs again."""
+        """Raise Suspended for a repetition that was: then the whole attempt runs again."""
         if reason := self.suspended(attempt, measured):
             raise Suspended(reason)
 
@@ -299,8 +294,8 @@ class Experiments:
 
 
 class Suspended(Exception):
-    """A repetition of a trial stood still; the text says for how long."""
+    """A repetition of a trial was suspended; the text says for how long."""
 
 
 def in_words(measured: Measurement) -> str:
-    return f"it stood still for {measured.suspended:.0f} s"
+    return f"it was suspended for {measured.suspended:.0f} s"

@@ -7,6 +7,7 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 # Names of environment variables that hold secrets.
 NAMES = re.compile(
@@ -59,6 +60,18 @@ def scrub(text: str) -> str:
     if found := pattern_of(known()):
         text = found.sub(PLACE, text)
     return HEADERS.sub(rf"\g<1>{PLACE}", SHAPES.sub(PLACE, text))
+
+
+def scrubbed(value: Any) -> Any:
+    """A value of JSON, without keys in its texts."""
+    match value:
+        case str():
+            return scrub(value)
+        case dict():
+            return {name: scrubbed(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [scrubbed(inner) for inner in value]
+    return value
 
 
 def found(text: str) -> int:

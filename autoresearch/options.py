@@ -6,7 +6,8 @@ from typing import Any
 
 import typer
 
-from autoresearch.agents import BRIEF_TOKENS, NAMES
+from autoresearch import BRIEF_TOKENS
+from autoresearch.agents import NAMES
 
 
 def option(help: str, *names: str, default: Any = None, **more) -> Any:

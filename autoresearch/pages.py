@@ -1,16 +1,11 @@
 """A page for each attempt, .autoresearch/<tag>/attempts/<number>.md: all about it, for agents and people to read."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from autoresearch import keys
 from autoresearch.brief import page
 from autoresearch.record.ledger import Attempt
-
-if TYPE_CHECKING:
-    from autoresearch.run import Run  # which imports git: that takes longer than all else
+from autoresearch.run import Run
 
 
 class Pages:

@@ -3,16 +3,14 @@
 An edit that is refused goes back to its agent with the reason. An agent that cannot be reached is waited for.
 """
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 import time
-from typing import TYPE_CHECKING
 
-from autoresearch import UserError, keys
+import git
+
+from autoresearch import BRIEF_TOKENS, UserError, keys
 from autoresearch.agents import (
-    BRIEF_TOKENS,
     Agent,
     AgentFailed,
     AgentStopped,
@@ -30,13 +28,11 @@ from autoresearch.pages import Pages
 from autoresearch.record import events
 from autoresearch.record.ledger import Attempt
 from autoresearch.record.runs import RUNS
+from autoresearch.run import Run
 from autoresearch.runner import PREFLIGHT, Job
 from autoresearch.runner.logs import read_tail
 from autoresearch.task import read_agenda, read_stages
 from autoresearch.text import duration, one_line, short
-
-if TYPE_CHECKING:
-    from autoresearch.run import Run  # which imports git: that takes longer than all else
 
 RETRIES = 3  # times that a refused edit goes back to its agent
 FAILURES = 5  # failed proposals in a row, before the loop gives up
@@ -72,7 +68,7 @@ class Proposer:
         self.call_again: dict[str, float] = {}  # and when that is
         self.preflight_seconds: float | None = None  # that the last one took
         self.base: Attempt | None = None  # the champion that the worktree was given to the agent with
-        self.made_anew: int | None = None  # an attempt that goes back without having run: its edit may be as it was
+        self.redone: int | None = None  # an attempt whose edit goes back without having run: it may be as it was
 
     def wanted(self, limits: Limits, waiting: int, idle: int, lookahead: int) -> bool:
         """Whether there should be one more attempt: for a seat that is idle, or to have one when a trial is over.
@@ -166,10 +162,10 @@ class Proposer:
         await self.run.with_room(lambda: self.repo.remember(number, commit))
         return self.ledger.attempts[number - 1]
 
-    # -- an attempt made anew
+    # -- an edit that its agent redoes
 
     async def retry(self, back: Returned) -> bool:
-        """Let an agent make an attempt anew, under the same number. False when nothing comes of it."""
+        """Let an agent redo the edit of an attempt, under the same number. False if it made none that can be run."""
         attempt, agent = back.attempt, self.agent_of(back.attempt)
         if agent is None:
             return False
@@ -185,7 +181,7 @@ class Proposer:
         while True:
             self.reset()
             try:
-                proposal = await self.ask_anew(back, agent)
+                proposal = await self.ask_to_redo(back, agent)
                 break
             except AgentUnavailable as failure:
                 others = self.fill or len(self.agents) > 1
@@ -210,7 +206,7 @@ class Proposer:
         await self.commit(attempt.number, dataclasses.replace(proposal, description=description), agent.name)
         return True
 
-    async def ask_anew(self, back: Returned, agent: Agent) -> Proposal | None:
+    async def ask_to_redo(self, back: Returned, agent: Agent) -> Proposal | None:
         attempt, commit = back.attempt, back.attempt.commit
         if back.crashed:
             if attempt.parent != self.ledger.champion_commit:  # another was kept meanwhile
@@ -231,11 +227,9 @@ class Proposer:
         A refused one goes back to it, with the reason. crashed, crash: the attempt that is to be repaired, and why.
         refusal: why an edit that it made before is refused. Raises AgentUnavailable, NothingLeft, UserError.
         """
-        import git
-
         self.base = self.ledger.champion
         assert self.base is not None
-        self.made_anew = number if refusal and not crashed else None
+        self.redone = number if refusal and not crashed else None
         for _ in range(1 if self.external else 1 + RETRIES):
             said, failed = Proposal(), False
             self.console.proposing(number, agent.name)
@@ -300,7 +294,7 @@ class Proposer:
             return f"the same edit was tried before, as experiment {earlier.number} ({earlier.status or 'it crashed'})"
         if not self.task.preflight:
             return None
-        job = Job(str(number), files, (PREFLIGHT,), seed=self.run.seed)
+        job = Job(str(number), files, self.run.seed, (PREFLIGHT,))
         measured = await self.run.runner.run(job, self.run.runner.seats[0], lambda phase: None)
         self.preflight_seconds = measured.seconds.get(PREFLIGHT)
         self.run.require_room()
@@ -309,7 +303,7 @@ class Proposer:
     def tried_before(self, edit: str) -> Attempt | None:
         """The earlier attempt that did the same."""
         for attempt in self.ledger.attempts:
-            if attempt.edit == edit and attempt.reason != ABANDONED and attempt.number != self.made_anew:
+            if attempt.edit == edit and attempt.reason != ABANDONED and attempt.number != self.redone:
                 return attempt
         return self.ledger.repaired.get(edit)
 
@@ -336,14 +330,14 @@ class Proposer:
             run.facts,
             champion,
             sources={name: content.decode(errors="replace") for name, content in files.items()},
-            attempts=ledger.finished,
+            attempts=list(ledger.finished),
             in_flight=list(unfinished),
             noise=ledger.noise(),
             stages=self.stages,
             lessons=self.lessons.for_profile(run.facts.profile or ""),
             refused=[event for event in ledger.refused if event.number == number],
             refusal=refusal,
-            remade=self.made_anew == number and not self.repo.changed(champion.commit),
+            remade=self.redone == number and not self.repo.changed(champion.commit),
             crash=crash or None,
             crash_log=run.runner.log(str(crashed.number)) if crashed else "",
             web_search=self.web_search,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import git
 
-from autoresearch import UserError, clock, disk_is_full
+from autoresearch import UserError, disk_is_full, suspension
 from autoresearch.text import short
 
 
@@ -23,7 +23,7 @@ class Git(git.Git):
     """git in a session of its own: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
 
     def execute(self, command, *arguments, **options):
-        with clock.waiting():
+        with suspension.waiting():
             return super().execute(command, *arguments, **options, start_new_session=True)
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from autoresearch.brief import Brief
 
 NAMES = ("auto", "claude-api", "claude-code", "codex", "gemini", "opencode", "command", "sweep")  # see choice.py
-BRIEF_TOKENS = 30_000  # how much an agent is told
 CATEGORIES = (
     "architecture",
     "attention",

@@ -27,7 +27,7 @@ from autoresearch.agents import (
     read_reply,
 )
 from autoresearch.brief import Brief
-from autoresearch.record.events import scrubbed
+from autoresearch.keys import scrubbed
 
 MODEL = "claude-sonnet-5-5"
 MAX_TOKENS = 32_000  # of one answer

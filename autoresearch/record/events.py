@@ -6,9 +6,10 @@ are read as well. Lines of a newer form are refused.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from autoresearch import UserError, keys
+from autoresearch import UserError
+from autoresearch.keys import scrubbed
 
 FORM = 2
 
@@ -246,15 +247,3 @@ def from_json(line: dict) -> Event | None:
         line = {**line, "code": line.get("name", "")}
     known = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: value for name, value in line.items() if name in known})
-
-
-def scrubbed(value: Any) -> Any:
-    """A value for the journal, without keys in its texts."""
-    match value:
-        case str():
-            return keys.scrub(value)
-        case dict():
-            return {name: scrubbed(inner) for name, inner in value.items()}
-        case list() | tuple():
-            return [scrubbed(inner) for inner in value]
-    return value

@@ -79,9 +79,9 @@ class Lock:
             take(self._file)
         except BlockingIOError:
             self._file.seek(0)
-            holder = self._file.read().strip() or "unknown"
+            process = self._file.read().strip() or "unknown"
             raise UserError(
-                f"a loop is already running on tag {tag} (process {holder}); stop it first with "
+                f"a loop is already running on tag {tag} (process {process}); stop it first with "
                 f"`uv run loop.py stop --tag {tag}`, or start another run with --tag NEW"
             ) from None
         self._file.truncate(0)

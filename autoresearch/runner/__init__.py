@@ -1,6 +1,7 @@
 """Where trials run: the loop hands a job to a runner and gets a measurement. How and where is the runner's business.
 
-local.py runs jobs as confined processes on this machine. Another runner is one more class with these methods.
+local.py runs jobs as confined processes on this machine. Another runner is one more class with these methods, and its
+line in Run.open; logs and progress of its trials have to appear in the run's folder, where the views look for them.
 """
 
 import dataclasses
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:  # what starts in the sandbox imports this package, and needs no more than the words below
+if TYPE_CHECKING:  # the referee imports this package for sandbox.py, and must start quickly
     from autoresearch.task import Facts
 
 PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT = "preflight", "train", "score", "guard", "holdout"
@@ -32,8 +33,8 @@ class Job:
 
     name: str  # of the trial: 17, 17-again, verify/champion-1042
     files: Mapping[str, bytes]  # the editable files; all others are those of the commit that the run began with
+    seed: int
     phases: tuple[str, ...] = (TRAIN, SCORE)  # or PREFLIGHT alone, or of GUARD and HOLDOUT
-    seed: int = 42
     fresh_caches: bool = False  # compile anew, in caches of its own
 
 
@@ -48,13 +49,13 @@ class Measurement:
         default_factory=dict
     )  # wall clock by phase; `training` of the clock
     memory_gb: float = 0.0
-    suspended: float = 0.0  # seconds for which it stood still: then what was measured does not count
+    suspended: float = 0.0  # seconds for which it was suspended: then what was measured does not count
     failed: str = ""  # the phase that `reason` is about
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Told when a phase of a job begins."""
+    """Handed to the callback of a job when one of its phases begins."""
 
     name: str
     folder: str  # where its log and progress are, for those who watch

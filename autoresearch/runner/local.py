@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from autoresearch import UserError, keys
 from autoresearch.repo import RunRepo, Stage
 from autoresearch.runner import LOG_TAIL, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
 from autoresearch.runner.logs import read_tail
-from autoresearch.runner.process import GRACE_SECONDS, command_words
+from autoresearch.runner.process import GRACE_SECONDS, command_words, require_program
 from autoresearch.runner.trial import Trial, end_left_overs, tidy, trial_environment
 from autoresearch.task import Facts, Task
 
@@ -196,8 +195,7 @@ async def set_up(task: Task, folder: Path, environment: dict[str, str], output: 
 async def watched(command: str, folder: Path, environment: dict[str, str], output: IO[str] | int) -> tuple[int, bytes]:
     """(Exit code, standard output if it was piped) of a trusted command in the user's sight. Ends when cancelled."""
     words = command_words(command)
-    if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
-        raise UserError(f"cannot start `{command}`: there is no program {words[0]}; correct the command in program.md")
+    require_program(words, folder, environment)
     process = await asyncio.create_subprocess_exec(
         *words, cwd=folder, env=environment, stdout=output, stdin=subprocess.DEVNULL, start_new_session=True
     )

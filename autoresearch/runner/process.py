@@ -25,7 +25,7 @@ from typing import IO
 
 import psutil
 
-from autoresearch import UserError, clock
+from autoresearch import UserError, suspension
 from autoresearch.runner import sandbox
 
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
@@ -41,6 +41,14 @@ def command_words(command: str) -> list[str]:
     return [sys.executable, *words[1:]] if words[0] in ("python", "python3") else words
 
 
+def require_program(words: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """UserError where there is no such program to start in a folder."""
+    if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
+        raise UserError(
+            f"cannot start `{shlex.join(words)}`: there is no program {words[0]}; correct the command in program.md"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Ended:
     """How a process ended."""
@@ -49,7 +57,7 @@ class Ended:
     reason: str  # in words; empty for exit code 0
     seconds: float
     peak_memory: int  # bytes, the largest resident size of the process or a child of it
-    suspended: float = 0.0  # seconds for which it or the machine stood still, as far as was seen
+    suspended: float = 0.0  # seconds for which it or the machine was suspended, as far as was seen
 
 
 class Process:
@@ -74,10 +82,7 @@ class Process:
         clean: Callable[[str], str] | None = None,
     ) -> None:
         self.started = time.monotonic()
-        if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
-            raise UserError(
-                f"cannot start `{shlex.join(words)}`: there is no program {words[0]}; correct the command in program.md"
-            )
+        require_program(words, folder, environment)
         environment = {**environment, sandbox.PARENT: str(os.getpid())}
         handles = []
         if channel:
@@ -122,13 +127,13 @@ class Process:
     async def wait(self, limit: float, excess: Callable[[], str | None] = lambda: None) -> Ended:
         """Wait until it ends by itself, `limit` seconds after its start, or when `excess()` names a reason.
 
-        Leaves no survivors. `excess` is asked twice a second. Time for which the command stood still does not count.
+        Leaves no survivors. `excess` is asked twice a second. Time for which the command was suspended does not count.
         """
-        suspended, looked, busy = 0.0, clock.now(), clock.busy()
+        suspended, looked, busy = 0.0, suspension.now(), suspension.busy()
         while True:
             left = self.started + limit + suspended - time.monotonic()
             exited = await self._exit.within(min(WATCH_SECONDS, max(0.0, left)))
-            gap, worked = clock.now() - looked, clock.busy() - busy
+            gap, worked = suspension.now() - looked, suspension.busy() - busy
             if gap - worked > SUSPENDED or is_stopped(self._process.pid):
                 suspended += gap
             looked, busy = looked + gap, busy + worked

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from autoresearch import UserError, keys
-from autoresearch.record.events import scrubbed
+from autoresearch.keys import scrubbed
 from autoresearch.runner.process import command_words
 
 LIMIT = 30.0  # seconds for one call

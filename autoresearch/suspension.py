@@ -1,4 +1,7 @@
-"""How long the one thread was busy. A gap in which it was neither asked nor busy was a suspended machine or program."""
+"""Tells a suspended machine or program from a busy one.
+
+Time that passed while the one thread neither computed nor waited for a program was a suspension.
+"""
 
 import contextlib
 import time
