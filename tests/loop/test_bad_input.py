@@ -86,7 +86,7 @@ def test_an_edited_file_that_does_not_parse_in_the_repository(toy):
     toy.write("solver.py", solver(1))
     toy.commit()
     assert "(line 1)" in toy.run(expect=2)  # the run still begins with the broken commit ...
-    toy.tag = "mended"
+    toy.tag = "corrected"
     toy.plan_steps()
     toy.run_agent(1)  # ... and another one does not
     assert toy.statuses() == ["keep"]
@@ -166,7 +166,8 @@ def test_a_command_that_is_not_there(toy):
 
 def test_a_slip_in_program_md_does_not_end_the_night(toy):
     """The task was read when the night began; what is read again for each proposal is the agenda alone."""
-    slip = f"import pathlib\npathlib.Path({str(toy.folder / 'program.md')!r}).write_text('---\\ntask: [\\n---\\nGo on.\\n')\n"
+    program = str(toy.folder / "program.md")
+    slip = f"import pathlib\npathlib.Path({program!r}).write_text('---\\ntask: [\\n---\\nGo on.\\n')\n"
     toy.plan_steps(e2=[{"files": {"solver.py": slip + solver(5)}, "say": "slip"}], e3=[step(6)])
     toy.run_agent(3, "--sandbox", "off")
     assert toy.statuses() == ["keep", "keep", "keep"]
@@ -240,7 +241,7 @@ def small_disk(toy):
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_disk_that_fills_up_while_recording(toy, small_disk, stopped):
-    """The second trial fills the disk. What was recorded before stays whole, and with space again the loop, which waits for that, goes on."""
+    """The second trial fills the disk. The record before it stays whole; the loop waits for space, and then goes on."""
     once, log, said = toy.folder.parent / "filled", toy.folder.parent / "journal-when-full", toy.folder.parent / "said"
     filler = f"""import os, pathlib
 if not pathlib.Path({str(once)!r}).exists():
@@ -264,13 +265,14 @@ if not pathlib.Path({str(once)!r}).exists():
             "off",
         ]
     )
-    waits = f"{loop} > {said} & until grep -qs 'the disk is full' {said}; do sleep 0.1; done; cp .autoresearch/night/journal.jsonl {log}; "
+    waits = (
+        f"{loop} > {said} & until grep -qs 'the disk is full' {said}; do sleep 0.1; done; "
+        f"cp .autoresearch/night/journal.jsonl {log}; "
+    )
     free = "rm .autoresearch/night/trials/2/run/big; "
     if stopped:
-        answer = small_disk(
-            waits
-            + f"{sys.executable} {ROOT / 'loop.py'} stop >&2; wait $! && exit 9; code=$?; {free} {loop} >&2 || exit 8; exit $code"
-        )
+        stops = f"{sys.executable} {ROOT / 'loop.py'} stop >&2; wait $! && exit 9; code=$?; "
+        answer = small_disk(waits + stops + f"{free} {loop} >&2 || exit 8; exit $code")
         require_message(answer, "the disk is full", "run the same command again")
     else:
         answer = small_disk(waits + free + f"wait $! && cat {said} >&2")

@@ -62,7 +62,8 @@ def test_what_is_refused(source, reason):
         "import torch\ntorch.backends.cuda.matmul.allow_tf32 = True\ntorch._dynamo.config.cache_size_limit = 64",
         "import torch\nf = torch.compile(torch.nn.Linear(1, 1))\ngetattr(torch, 'relu')\nx = {}\nx['os'] = 1",
         "class A:\n    def __init__(self):\n        self._start = 1\n        setattr(self, 'a', 2)",
-        "import torch._inductor.config as config\nfrom torch._dynamo import config as other\nconfig.max_autotune = other.verbose = True",
+        "import torch._inductor.config as config\nfrom torch._dynamo import config as other\n"
+        "config.max_autotune = other.verbose = True",
         "class A:\n    def forward(self, input):\n        vars = input\n        return vars\n"
         "    def __getattr__(self, name):\n        return super().__getattr__(name)",
         (ROOT / "train.py").read_text(),
