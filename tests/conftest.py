@@ -17,6 +17,7 @@ import games
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+import loop
 from autoresearch.record import results
 from autoresearch.record.ledger import Ledger
 
@@ -278,6 +279,33 @@ def environment(tmp_path) -> dict[str, str]:
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
     return games.clean_environment(HOME=str(home), AUTORESEARCH_CACHE=str(tmp_path / "cache"))
+
+
+def set_environment(monkeypatch, environment: dict[str, str]) -> None:
+    """Make this process's environment that one, for a test."""
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def refused(tmp_path, environment, monkeypatch, capsys):
+    """What loop.py prints before it ends with exit code 2. It is called in this process: it gets to no trial."""
+
+    def call(*arguments: str, folder: Path = tmp_path / "repository", **more: str) -> str:
+        tag = () if "--tag" in arguments else ("--tag", "night")
+        capsys.readouterr()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            set_environment(patch, {**environment, **more})
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["loop.py", *arguments, *tag])
+            loop.main()
+        printed = "".join(capsys.readouterr())
+        assert ended.value.code == 2, printed
+        return printed
+
+    return call
 
 
 @pytest.fixture
