@@ -1,15 +1,16 @@
 """How much of a trial is not training, and where it goes; how much of a night is training; what the loop needs itself.
 
-    uv run bench/loop_overhead.py                       # three sweep trials on the cpu profile, in a clone of this repository
-    uv run bench/loop_overhead.py --run .autoresearch/TAG       # the trials of a run that was made before
-    uv run bench/loop_overhead.py --night               # a toy: trials of 300 s and an agent that takes 60 s, at a twentieth of the time
-    uv run bench/loop_overhead.py --long 2000           # a toy whose trials take next to nothing: memory and time of the loop itself
+    uv run bench/loop_overhead.py               # three sweep trials on the cpu profile, in a clone of this repository
+    uv run bench/loop_overhead.py --run .autoresearch/TAG   # the trials of a run that was made before
+    uv run bench/loop_overhead.py --night       # a toy, 20 times as fast: trials of 300 s, an agent that takes 60 s
+    uv run bench/loop_overhead.py --long 2000   # a toy whose trials take almost no time: what the loop itself needs
 
 Every figure comes from the run's own record: the journal's times and each trial's figures.json,
 where prepare.py notes when the process had imported, built, started the clock, finished and saved.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -95,7 +96,8 @@ def measure(run: Path) -> list[dict[str, float]]:
 # The loop on a toy
 
 TOY = {
-    "program.md": "---\ntask:\n  editable: [value.txt]\n  train: sh train.sh\n  metric: score\n  direction: maximize\n---\nRaise it.\n",
+    "program.md": "---\ntask:\n  editable: [value.txt]\n  train: sh train.sh\n  metric: score\n"
+    "  direction: maximize\n---\nRaise it.\n",
     "value.txt": "0\n",
     "train.sh": "sleep {training}\necho score: $(cat value.txt)\n",
     # For experiment n another value below one, the same for no two; now and then the best so far.
@@ -159,9 +161,8 @@ def night(scale: float, experiments: int, folder: Path) -> None:
             ).stdout
         )
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in state["seconds"].items() if seconds >= 0.05)
-        print(
-            f"  lookahead {lookahead}: training is {100 * state['seconds']['training'] / state['wall']:.1f}% of {state['wall']:.0f} s ({parts})"
-        )
+        share = state["seconds"]["training"] / state["wall"]
+        print(f"  lookahead {lookahead}: training is {share:.1%} of {state['wall']:.0f} s ({parts})")
 
 
 def memory_of(process: int) -> float:
@@ -184,26 +185,23 @@ def long_run(experiments: int, folder: Path) -> None:
     process.wait()
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     verdicts = [event for event in events if event["event"] == "verdict"]
-    own = [
-        after["time"] - before["time"] - after["seconds"]["train"]
-        for before, after in zip(verdicts, verdicts[1:], strict=False)
-    ]
+    own = [after["time"] - before["time"] - after["seconds"]["train"] for before, after in itertools.pairwise(verdicts)]
+    wall, kept = events[-1]["time"] - events[0]["time"], sum(event["status"] == "keep" for event in verdicts)
+    print(f"{len(verdicts)} trials in {wall:.0f} s, {kept} kept, exit code {process.returncode}")
     part = max(1, len(own) // 20)
+    first, last = statistics.median(own[:part]), statistics.median(own[-part:])
     print(
-        f"{len(verdicts)} trials in {events[-1]['time'] - events[0]['time']:.0f} s, {sum(event['status'] == 'keep' for event in verdicts)} kept, exit code "
-        f"{process.returncode}"
-    )
-    print(
-        f"  seconds a trial besides its command, the agent's process included: {statistics.median(own[:part]):.3f} in the first {part}, "
-        f"{statistics.median(own[-part:]):.3f} in the last {part} (medians)"
+        "  seconds a trial besides its command, the agent's process included: "
+        f"{first:.3f} in the first {part}, {last:.3f} in the last {part} (medians)"
     )
     early = next((size for done, size in sorted(memory.items()) if done >= experiments / 20), 0.0)
+    end, most = memory[max(memory)], max(memory.values())
     print(
-        f"  memory of the loop: {early:.0f} MB after a twentieth of the trials, {memory[max(memory)]:.0f} MB at the end, {max(memory.values()):.0f} MB at most"
+        f"  memory of the loop: {early:.0f} MB after a twentieth of the trials, {end:.0f} MB at the end, "
+        f"{most:.0f} MB at most"
     )
-    print(
-        f"  journal {journal.stat().st_size / 1e6:.1f} MB, results.tsv {(folder / 'results.tsv').stat().st_size / 1e3:.0f} kB"
-    )
+    journal_size, results_size = journal.stat().st_size, (folder / "results.tsv").stat().st_size
+    print(f"  journal {journal_size / 1e6:.1f} MB, results.tsv {results_size / 1e3:.0f} kB")
 
 
 def main() -> None:

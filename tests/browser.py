@@ -18,7 +18,7 @@ PROGRAM = next(
 
 
 class Browser:
-    """One page of a browser. `errors` holds what its console complained of: exceptions, refused content, failed requests."""
+    """One page of a browser. `errors`: what its console complained of: exceptions, refused content, failed requests."""
 
     def __init__(self, profile: Path) -> None:
         ours, theirs = os.pipe(), os.pipe()  # what we write, what it writes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import games
 import psutil
-from conftest import solver
+from conftest import set_environment, solver
 
 from autoresearch.agents import Agent, Proposal
 from autoresearch.brief import Brief
@@ -45,11 +45,7 @@ class Call:
     """A call for experiment 2. Its environment is clean, and set by `environment`."""
 
     def __init__(self, folder: Path, monkeypatch, **environment: str) -> None:
-        clean = games.clean_environment(HOME=str(folder), **environment)
-        for name in os.environ.keys() - clean.keys():
-            monkeypatch.delenv(name)
-        for name, value in clean.items():
-            monkeypatch.setenv(name, value)
+        set_environment(monkeypatch, games.clean_environment(HOME=str(folder), **environment))
         self.folder, self.transcript = folder / "worktree", folder / "transcript"
         self.folder.mkdir()
         self.transcript.mkdir()

@@ -17,6 +17,10 @@ import games
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+import loop
+from autoresearch.record import results
+from autoresearch.record.ledger import Ledger
+
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["AUTORESEARCH_PROFILE"] = "test"  # before any test imports prepare.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine
@@ -51,19 +55,36 @@ sys.exit(step.get("exit", 0))
 """
 
 
-# Trainings that are timed come when the rest is done, and have a processor each: the two processes take these, one group at a time.
+# Trainings that are timed come when the rest is done, and have a processor each: the two processes take one group of
+# these at a time.
 TIMED = (
     "test_clock.py",
     "test_end_to_end.py",
-    "test_driving.py::test_a_driven_night",
+    "test_external.py::test_an_external_agent_does_as_program_md_tells_it",
     "test_clients.py::test_real_trials",
     "test_gaming.py",
 )
 WHOLE = "test_honest.py"  # its tests share what takes long
 
 
-def pytest_collection_modifyitems(items):
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run all tests but those of other people's programs (clients)")
+
+
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: timed(item.nodeid))
+    dropped = [item for item in items if any(map(item.get_closest_marker, left_out(config)))]
+    if dropped:
+        items[:] = [item for item in items if item not in dropped]
+        config.hook.pytest_deselected(items=dropped)
+
+
+def left_out(config) -> tuple[str, ...]:
+    """The marks of tests that do not run unless the command asks for them: with -m, by their names, or with --full."""
+    if config.option.markexpr or any("::" in word for word in config.args):
+        return ()
+    full = config.option.full or any(word.endswith(".py") for word in config.args)  # a file is asked for whole
+    return ("clients",) if full else ("clients", "slow")
 
 
 def timed(nodeid: str) -> int:
@@ -180,7 +201,10 @@ class Toy:
         return "".join(lines)
 
     def run_agent(self, experiments: int, *arguments: str, **more) -> str:
-        """A night with the planned edits. Unless the arguments say otherwise the baseline runs once, since the toy has no noise, and a crash is final."""
+        """A night with the planned edits.
+
+        Unless the arguments say otherwise the baseline runs once, since the toy has no noise, and a crash is final.
+        """
         usual = {"--baseline-runs": "1", "--repairs": "0"}
         defaults = [word for option, value in usual.items() if option not in arguments for word in (option, value)]
         return self.run(*self.agent, "--experiments", str(experiments), *defaults, *arguments, **more)
@@ -217,7 +241,7 @@ class Toy:
         ).split()
 
     def require_whole(self) -> None:
-        """What must be true of every run that stands still: nothing lost, nothing twice, all views agree."""
+        """What must be true of a run that no loop works on: nothing lost, nothing twice, results.tsv as recorded."""
         verdicts = self.journal("verdict")
         attempts = self.journal("attempt")
         assert [entry["number"] for entry in verdicts] == list(range(1, len(verdicts) + 1))
@@ -228,12 +252,12 @@ class Toy:
         worktree = self.runs / "worktree"
         assert self.tip() == champion == git(worktree, "rev-parse", "HEAD")
         assert git(worktree, "status", "--porcelain", "--ignored") == ""
-        results = self.folder / "results.tsv"
-        text = results.read_text()
         assert len(self.rows()) == len(verdicts)
-        results.unlink()
-        self.run("results")
-        assert results.read_text() == text
+        self.require_results()
+
+    def require_results(self) -> None:
+        """results.tsv is what `loop.py results` would write: it follows from the journal."""
+        assert results.whole(Ledger(self.runs, repair=False)) == (self.folder / "results.tsv").read_text()
 
 
 @pytest.fixture(scope="session")
@@ -255,6 +279,33 @@ def environment(tmp_path) -> dict[str, str]:
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
     return games.clean_environment(HOME=str(home), AUTORESEARCH_CACHE=str(tmp_path / "cache"))
+
+
+def set_environment(monkeypatch, environment: dict[str, str]) -> None:
+    """Make this process's environment that one, for a test."""
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def refused(tmp_path, environment, monkeypatch, capsys):
+    """What loop.py prints before it ends with exit code 2. It is called in this process: it gets to no trial."""
+
+    def call(*arguments: str, folder: Path = tmp_path / "repository", **more: str) -> str:
+        tag = () if "--tag" in arguments else ("--tag", "night")
+        capsys.readouterr()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+            set_environment(patch, {**environment, **more})
+            patch.chdir(folder)
+            patch.setattr(sys, "argv", ["loop.py", *arguments, *tag])
+            loop.main()
+        printed = "".join(capsys.readouterr())
+        assert ended.value.code == 2, printed
+        return printed
+
+    return call
 
 
 @pytest.fixture

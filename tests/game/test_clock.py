@@ -18,11 +18,11 @@ import games
 import numpy as np
 import pytest
 import torch
-from autoresearch.status import Progress, read_progress
 from conftest import ROOT
 
 import prepare
 from autoresearch.referee import clock, probes
+from autoresearch.runner.progress import Progress, read_progress
 
 # A train.py of the least size: a bigram table. Small enough that the score can be worked out by hand.
 BIGRAM = f"""import sys

@@ -9,52 +9,41 @@ import pytest
 from conftest import ROOT, git, solver, step, wait_for
 
 
-def loop_in(folder, environment, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "loop.py"), *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
+def test_a_mistake_ends_the_process_with_a_message_and_no_traceback(tmp_path, environment):
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "loop.py")], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-
-
-def require_message(answer: subprocess.CompletedProcess, *parts: str) -> None:
-    assert answer.returncode == 2, answer.stdout + answer.stderr
+    assert answer.returncode == 2 and answer.stderr.startswith("error: ") and answer.stdout == ""
+    assert "is not in a git repository" in answer.stderr and "git init" in answer.stderr
     assert "Traceback" not in answer.stderr
-    for part in parts:
-        assert part in answer.stderr, answer.stderr
 
 
-def test_not_a_repository(tmp_path, environment):
-    require_message(loop_in(tmp_path, environment), "is not in a git repository", "git init")
-
-
-def test_no_commits_yet(tmp_path, environment):
+def test_no_commits_yet(tmp_path, refused):
     git(tmp_path, "init", "-q")
-    require_message(loop_in(tmp_path, environment), "no commit yet", "git add -A && git commit")
+    said = refused(folder=tmp_path)
+    assert "no commit yet" in said and "git add -A && git commit" in said
 
 
-def test_no_git_identity(toy):
+def test_no_git_identity(toy, refused):
     (toy.folder.parent / "home/.gitconfig").write_text("[user]\n\tuseConfigOnly = true\n")
-    require_message(loop_in(toy.folder, toy.environment), "git does not know who commits", "git config user.name")
+    said = refused()
+    assert "git does not know who commits" in said and "git config user.name" in said
     assert not (toy.folder / ".autoresearch").exists()
 
 
-def test_a_branch_with_other_work(toy):
+def test_a_branch_with_other_work(toy, refused):
     git(toy.folder, "branch", "autoresearch/night")
-    assert "git branch -D autoresearch/night" in toy.run(expect=2)
+    assert "git branch -D autoresearch/night" in refused()
     assert not (toy.folder / "results.tsv").exists()
 
 
-def test_two_loops_on_one_tag(toy):
+def test_two_loops_on_one_tag(toy, refused):
     toy.write("solver.py", "import time\ntime.sleep(600)\n")
     toy.commit()
     first = toy.start()
     try:
         wait_for(lambda: (toy.runs / "trials/1/train.log").exists())
-        output = toy.run(expect=2)
+        output = refused()
         assert (
             "a loop is already running on tag night" in output
             and "uv run loop.py stop --tag night" in output
@@ -77,16 +66,16 @@ def test_a_dirty_checkout_is_not_touched(toy):
     assert [row[1] for row in toy.rows()] == ["1.000000", "5.000000"]
 
 
-def test_an_edited_file_that_does_not_parse_in_the_repository(toy):
+def test_an_edited_file_that_does_not_parse_in_the_repository(toy, refused):
     toy.write("solver.py", "def (:\n")
     toy.commit()
-    output = toy.run(expect=2)
+    output = refused()
     assert "solver.py does not parse" in output and "(line 1)" in output and "Correct it, commit" in output
     assert toy.journal("attempt") == []
     toy.write("solver.py", solver(1))
     toy.commit()
-    assert "(line 1)" in toy.run(expect=2)  # the run still begins with the broken commit ...
-    toy.tag = "mended"
+    assert "(line 1)" in refused()  # the run still begins with the broken commit ...
+    toy.tag = "corrected"
     toy.plan_steps()
     toy.run_agent(1)  # ... and another one does not
     assert toy.statuses() == ["keep"]
@@ -101,19 +90,19 @@ def test_a_baseline_that_crashes(toy):
     toy.require_whole()
 
 
-def test_a_results_file_of_something_else(toy):
+def test_a_results_file_of_something_else(toy, refused):
     theirs = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\nabcdef1\t0.997900\t44.0\tkeep\tbaseline\n"
     toy.write("results.tsv", theirs)
-    assert "mv results.tsv results-old.tsv" in toy.run(expect=2)
+    assert "mv results.tsv results-old.tsv" in refused()
     assert (toy.folder / "results.tsv").read_text() == theirs
 
 
-def test_an_edited_results_file_is_not_replaced(toy):
+def test_an_edited_results_file_is_not_replaced(toy, refused):
     toy.plan_steps(e2=[step(5)])
     toy.run_agent(2)
     text = (toy.folder / "results.tsv").read_text() + "my own note\n"
     toy.write("results.tsv", text)
-    assert "was not written by this loop" in toy.run_agent(3, expect=2)
+    assert "was not written by this loop" in refused(*toy.agent, "--experiments", "3")
     assert (toy.folder / "results.tsv").read_text() == text
 
 
@@ -129,8 +118,8 @@ def test_an_edited_results_file_is_not_replaced(toy):
         (["results"], "there is no run night here"),
     ],
 )
-def test_wrong_arguments(toy, arguments, message):
-    assert message in toy.run(*arguments, expect=2)
+def test_wrong_arguments(toy, refused, arguments, message):
+    assert message in refused(*arguments)
     assert not (toy.folder / ".autoresearch").exists()
 
 
@@ -152,9 +141,9 @@ def test_wrong_arguments(toy, arguments, message):
         ("simplicty: {gain: 0.1, lines: 1}", "unknown settings simplicty"),
     ],
 )
-def test_wrong_front_matter(toy, front, message):
+def test_wrong_front_matter(toy, refused, front, message):
     toy.write("program.md", f"---\n{front}\n---\nAgenda.\n")
-    assert message in toy.run(expect=2)
+    assert message in refused()
 
 
 def test_a_command_that_is_not_there(toy):
@@ -166,28 +155,29 @@ def test_a_command_that_is_not_there(toy):
 
 def test_a_slip_in_program_md_does_not_end_the_night(toy):
     """The task was read when the night began; what is read again for each proposal is the agenda alone."""
-    slip = f"import pathlib\npathlib.Path({str(toy.folder / 'program.md')!r}).write_text('---\\ntask: [\\n---\\nGo on.\\n')\n"
+    program = str(toy.folder / "program.md")
+    slip = f"import pathlib\npathlib.Path({program!r}).write_text('---\\ntask: [\\n---\\nGo on.\\n')\n"
     toy.plan_steps(e2=[{"files": {"solver.py": slip + solver(5)}, "say": "slip"}], e3=[step(6)])
     toy.run_agent(3, "--sandbox", "off")
     assert toy.statuses() == ["keep", "keep", "keep"]
     assert "Go on." in (toy.runs / "proposals/3/brief.md").read_text()
 
 
-def test_a_task_that_changed_under_a_run(toy):
+def test_a_task_that_changed_under_a_run(toy, refused):
     toy.plan_steps(e2=[step(5)])
     toy.run_agent(2)
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("maximize", "minimize"))
-    assert "is not the one that run night began with" in toy.run_agent(3, expect=2)
+    assert "is not the one that run night began with" in refused(*toy.agent, "--experiments", "3")
 
 
-def test_a_branch_that_the_user_moved(toy):
+def test_a_branch_that_the_user_moved(toy, refused):
     toy.plan_steps(e2=[step(5)])
     toy.run_agent(2)
     champion = toy.tip()
     toy.write("notes.txt", "new work")
     toy.commit()
     git(toy.folder, "branch", "-f", "autoresearch/night", "HEAD")
-    output = toy.run_agent(3, expect=2)
+    output = refused(*toy.agent, "--experiments", "3")
     assert f"git branch -f autoresearch/night {champion[:7]}" in output
     git(toy.folder, "branch", "-f", "autoresearch/night", champion)
     toy.run_agent(2)
@@ -206,13 +196,13 @@ def test_the_branch_checked_out_by_the_user(toy):
     toy.require_whole()
 
 
-def test_a_journal_damaged_in_its_middle(toy):
+def test_a_journal_damaged_in_its_middle(toy, refused):
     toy.plan_steps(e2=[step(5)])
     toy.run_agent(2)
     journal = toy.runs / "journal.jsonl"
     text = journal.read_text()
     journal.write_text("garbage\n" + text)
-    assert "is damaged in line 1" in toy.run_agent(3, expect=2)
+    assert "is damaged in line 1" in refused(*toy.agent, "--experiments", "3")
     assert journal.read_text() == "garbage\n" + text
 
 
@@ -240,7 +230,7 @@ def small_disk(toy):
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_disk_that_fills_up_while_recording(toy, small_disk, stopped):
-    """The second trial fills the disk. What was recorded before stays whole, and with space again the loop, which waits for that, goes on."""
+    """The second trial fills the disk. The record before it stays whole; the loop waits for space, and then goes on."""
     once, log, said = toy.folder.parent / "filled", toy.folder.parent / "journal-when-full", toy.folder.parent / "said"
     filler = f"""import os, pathlib
 if not pathlib.Path({str(once)!r}).exists():
@@ -264,14 +254,16 @@ if not pathlib.Path({str(once)!r}).exists():
             "off",
         ]
     )
-    waits = f"{loop} > {said} & until grep -qs 'the disk is full' {said}; do sleep 0.1; done; cp .autoresearch/night/journal.jsonl {log}; "
+    waits = (
+        f"{loop} > {said} & until grep -qs 'the disk is full' {said}; do sleep 0.1; done; "
+        f"cp .autoresearch/night/journal.jsonl {log}; "
+    )
     free = "rm .autoresearch/night/trials/2/run/big; "
     if stopped:
-        answer = small_disk(
-            waits
-            + f"{sys.executable} {ROOT / 'loop.py'} stop >&2; wait $! && exit 9; code=$?; {free} {loop} >&2 || exit 8; exit $code"
-        )
-        require_message(answer, "the disk is full", "run the same command again")
+        stops = f"{sys.executable} {ROOT / 'loop.py'} stop >&2; wait $! && exit 9; code=$?; "
+        answer = small_disk(waits + stops + f"{free} {loop} >&2 || exit 8; exit $code")
+        assert answer.returncode == 2 and "Traceback" not in answer.stderr, answer.stdout + answer.stderr
+        assert "the disk is full" in answer.stderr and "run the same command again" in answer.stderr
     else:
         answer = small_disk(waits + free + f"wait $! && cat {said} >&2")
         assert answer.returncode == 0, answer.stderr

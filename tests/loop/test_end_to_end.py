@@ -10,7 +10,10 @@ from conftest import ROOT, Toy, git, wait_for
 
 
 class Game(Toy):
-    """A clone of this repository as it stands in the working tree, and the loop run in it. small: with a train.py that starts quickly."""
+    """A clone of this repository as it stands in the working tree, and the loop run in it.
+
+    small: with a train.py that starts quickly.
+    """
 
     def __init__(self, folder, environment, small: bool = False) -> None:
         self.folder, self.tag = folder, "night"

@@ -1,4 +1,4 @@
-"""What goes wrong around a night: locks of a git that died, files that cannot be written, trials that flood their log."""
+"""What goes wrong around a run: locks of a git that died, files that cannot be written, trials that flood their log."""
 
 import os
 import subprocess
@@ -23,7 +23,10 @@ def test_locks_that_a_dead_git_left_behind(toy):
 def test_a_worktree_that_is_deleted_while_a_trial_runs(toy, folder):
     """The trial that runs may fail for it; the next one has its files again."""
     start, go = toy.folder.parent / "start", toy.folder.parent / "go"
-    waits = f"import pathlib, time\npathlib.Path({str(start)!r}).touch()\nwhile not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.02)\n"
+    waits = (
+        f"import pathlib, time\npathlib.Path({str(start)!r}).touch()\n"
+        f"while not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.02)\n"
+    )
     toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=waits)}, "say": "wait"}], e3=[step(3)])
     process = toy.start(*toy.agent, "--experiments", "3", "--baseline-runs", "1", "--repairs", "0", "--sandbox", "off")
     wait_for(start.exists)
@@ -42,7 +45,8 @@ def test_a_results_file_that_cannot_be_written_does_not_end_the_night(toy):
         f"'{word}'"
         for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--baseline-runs", "1"]
     )
-    script = f"{loop} --experiments 2 && mount --bind results.tsv results.tsv && mount -o remount,bind,ro results.tsv && {loop} --experiments 3"
+    read_only = "mount --bind results.tsv results.tsv && mount -o remount,bind,ro results.tsv"
+    script = f"{loop} --experiments 2 && {read_only} && {loop} --experiments 3"
     flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
     if subprocess.run(["unshare", *flags, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no mount namespaces")

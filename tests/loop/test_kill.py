@@ -1,5 +1,6 @@
 """SIGKILL at every step of a night, and the same command again: nothing is lost, nothing is recorded twice."""
 
+import itertools
 import signal
 
 import pytest
@@ -28,7 +29,7 @@ def require_nothing_lost_or_twice(toy: Toy) -> None:
         assert git(toy.folder, "rev-parse", f"refs/autoresearch/night/{number}") == commit
     kept = [commits[entry["number"]] for entry in toy.journal("verdict") if entry["status"] == "keep"]
     assert toy.tip() == kept[-1] == git(toy.runs / "worktree", "rev-parse", "HEAD")
-    for before, after in zip(kept, kept[1:], strict=False):
+    for before, after in itertools.pairwise(kept):
         assert git(toy.folder, "rev-parse", f"{after}^") == before
     text = (toy.folder / "results.tsv").read_text()
     assert len(toy.rows()) == len(verdicts)

@@ -91,7 +91,8 @@ def test_a_refused_edit_goes_back_with_the_reason_and_costs_no_trial(toy):
     "mischief",
     [
         "git commit -qam mine",  # a commit of its own
-        "test -e ../once || { touch ../once; echo pass > check.py; git commit -qam mine; }",  # the first touches another file
+        # the first touches another file
+        "test -e ../once || { touch ../once; echo pass > check.py; git commit -qam mine; }",
         "git switch -q autoresearch/night 2>/dev/null || git checkout -q -B autoresearch/night; git commit -qam mine",
     ],
 )
@@ -124,7 +125,7 @@ def test_edits_that_are_none(toy, mischief, message):
     toy.require_whole()
 
 
-def test_an_agent_that_never_mends_its_edit_is_given_up(toy):
+def test_an_agent_that_never_corrects_its_edit_is_given_up(toy):
     toy.plan_steps(otherwise=[{"files": {}, "say": "nothing at all"}])
     output = toy.run_agent(2, expect=2)
     assert "nothing changed in solver.py" in output
@@ -427,7 +428,10 @@ def test_what_git_ignores_or_converts_is_no_change(toy):
     toy.write(".gitattributes", "* text=auto\n")
     toy.commit()
     leaves = "import os\nos.makedirs('__pycache__', exist_ok=True)\nopen('__pycache__/x', 'w').close()\n"
-    hides = "open('.gitignore', 'a').write('*\\n')\nos.makedirs('a')\nopen('a/.gitignore', 'w').write('*')\nopen('a/b', 'w').close()\n"
+    hides = (
+        "open('.gitignore', 'a').write('*\\n')\nos.makedirs('a')\n"
+        "open('a/.gitignore', 'w').write('*')\nopen('a/b', 'w').close()\n"
+    )
     toy.plan_steps(
         e2=[{"files": {"solver.py": leaves + solver(2)}, "say": "leave"}],
         e3=[{"files": {"solver.py": leaves + hides.partition("\n")[2] + solver(3)}, "say": "hide"}],
@@ -546,7 +550,10 @@ SHAKY = "import os\nVALUE = {value}\nprint('score:', VALUE + (1 if os.environ['A
     ("rule", "statuses"), [("margin", ["keep", "discard", "keep"]), ("strict", ["keep", "keep", "keep"])]
 )
 def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
-    """The baseline scores 1 and 2, so its mean is 1.5 and its noise 0.71; half a standard error of a single run against it is 0.43."""
+    """The baseline scores 1 and 2, so its mean is 1.5 and its noise 0.71.
+
+    Half a standard error of a single run against that is 0.43.
+    """
     toy.write("solver.py", SHAKY.format(value=1))
     toy.commit()
     toy.plan_steps(
@@ -569,7 +576,10 @@ def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
 
 
 def test_a_suspect_does_not_set_the_noise_that_it_is_judged_by(toy):
-    """Its two scores lie far apart; were that taken for noise, one line less would excuse the second, and later true gains would be refused."""
+    """Its two scores lie far apart.
+
+    Were that taken for noise, one line less would excuse the second, and later true gains would be refused.
+    """
     toy.write("facts.py", 'print(\'{"implausible_gain": 5, "noise": 0.01}\')')
     toy.write(
         "program.md",

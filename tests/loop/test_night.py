@@ -1,4 +1,4 @@
-"""A night that never idles: proposals ahead, several trials at once, trials that stood still."""
+"""A night that never idles: proposals ahead, several trials at once, trials that were suspended."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_an_edit_that_does_not_go_onto_the_champion_goes_back_to_its_agent(two):
 
 
 def test_two_workers(two):
-    """Both run at once. The third beat the baseline that it was built on, while the second was kept: it runs again, on top of that."""
+    """The third beat the baseline that it was built on, but the second was kept meanwhile: the third runs again."""
     two.plan_steps(
         e2=[edit(two, 2, 1, '"trial", "time"', '"number": 3, "worker"')],
         e3=[edit(two, 1, 3, '"number": 2, "status": "keep"', between=True)],
@@ -153,8 +153,9 @@ def test_an_interrupt_while_one_trains_and_the_agent_thinks(two):
     two.plan_steps(e2=[edit(two, 2, 1, '"go on"')])
     thinks = two.folder.parent / "thinks.py"
     thinks.write_text(
-        f"import re, runpy, sys, time\n"
-        f"number = re.match(r'# Experiment (\\d+)', open(__import__('os').environ['AUTORESEARCH_BRIEF']).read()).group(1)\n"
+        f"import os, re, runpy, sys, time\n"
+        f"brief = open(os.environ['AUTORESEARCH_BRIEF']).read()\n"
+        f"number = re.match(r'# Experiment (\\d+)', brief).group(1)\n"
         f"if number == '3':\n    open({str(two.folder.parent / 'thinking')!r}, 'w').close()\n    time.sleep(60)\n"
         f"sys.argv = ['agent.py', {str(two.plan)!r}]\nrunpy.run_path({str(two.folder.parent / 'agent.py')!r})\n"
     )
@@ -199,7 +200,8 @@ def cards(two) -> Toy:
         SOLVER.format(
             a=1,
             b=1,
-            before="    import os\n    print('on', os.environ['CUDA_VISIBLE_DEVICES'], os.environ['CUDA_DEVICE_ORDER'])",
+            before="    from os import environ\n"
+            "    print('on', environ['CUDA_VISIBLE_DEVICES'], environ['CUDA_DEVICE_ORDER'])",
         ),
     )
     two.commit()
@@ -247,8 +249,8 @@ def run_expecting_2(toy, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("who", ["loop", "trial"])
-def test_a_trial_that_stood_still_is_void_and_runs_again(two, who):
-    """Stopped with SIGSTOP, as a suspended machine is: the loop for longer than it may be away, or the trial for a moment."""
+def test_a_trial_that_was_suspended_runs_again(two, who):
+    """Stopped with SIGSTOP, as on a suspended machine: the loop for longer than it may be, the trial for a moment."""
     started, release = two.folder.parent / "started", two.folder.parent / "release"
     slow = edit(two, 2, 1)
     slow["files"]["solver.py"] = slow["files"]["solver.py"].replace(
@@ -283,20 +285,22 @@ def test_the_time_is_accounted_for(two):
     assert state["seconds"]["training"] > 0 and state["seconds"]["agent"] > 0 and state["seconds"]["stopped"] == 0
 
 
-def test_a_crash_is_mended_on_top_of_what_was_kept_meanwhile(two):
-    """The third crashes while the second, beside it, is still running; when the agent is asked to mend it the second has been kept."""
+def test_a_crash_is_repaired_on_top_of_what_was_kept_meanwhile(two):
+    """The third crashes while the second, beside it, still runs.
+
+    When the agent is asked to repair it the second has been kept.
+    """
     broken = edit(two, 1, 3, '"number": 2, "status": "keep"', between=True)
     broken["files"]["solver.py"] = broken["files"]["solver.py"].replace("B = 3", "B = 1 / 0")
     two.plan_steps(e2=[edit(two, 2, 1, '"number": 3, "worker"')], e3=[broken, {"files": {}, "say": "nothing"}])
-    mends = two.folder.parent / "agent.py"
-    mends.write_text(
-        mends.read_text().replace(
-            'for name, text in step["files"].items():',
-            'if "in trial" in brief or "crashed" in brief and number == "3":\n'
-            '    text = open("solver.py").read()\n    if "1 / 0" in text:\n        step = {"files": {"solver.py": text.replace'
-            '("1 / 0", "3")}, "say": "mended"}\nfor name, text in step["files"].items():',
-        )
+    agent, does = two.folder.parent / "agent.py", 'for name, text in step["files"].items():'
+    repairs = (
+        'if "in trial" in brief or "crashed" in brief and number == "3":\n'
+        '    text = open("solver.py").read()\n'
+        '    if "1 / 0" in text:\n'
+        '        step = {"files": {"solver.py": text.replace("1 / 0", "3")}, "say": "repaired"}\n'
     )
+    agent.write_text(agent.read_text().replace(does, repairs + does))
     two.run(
         *two.agent,
         "--experiments",
@@ -324,7 +328,7 @@ def test_a_simplification_is_compared_with_its_own_base(two):
     assert two.journal("verdict")[1]["status"] == "keep"
 
 
-def test_a_baseline_that_stood_still_in_its_second_run_runs_again(two):
+def test_a_baseline_that_was_suspended_in_its_second_run_runs_again(two):
     started = two.folder.parent / "started"
     two.write(
         "solver.py",

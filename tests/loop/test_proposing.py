@@ -1,4 +1,4 @@
-"""From brief to attempt: repairs, budgets, edits that were tried before, what is learned. On the toy task, with a program as the agent."""
+"""From brief to attempt: repairs, budgets, edits tried before, lessons. On the toy task; the agent is a program."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def brief_of(toy, desk: str) -> str:
     return (toy.runs / f"proposals/{desk}/brief.md").read_text()
 
 
-def test_an_early_crash_is_mended_once_under_its_number(toy):
+def test_an_early_crash_is_repaired_once_under_its_number(toy):
     steps(
         toy,
         e2=[step("1 / 0", "description: divide\nhypothesis: why not"), step(5, "description: divide by one")],
@@ -63,7 +63,7 @@ def test_an_early_crash_is_mended_once_under_its_number(toy):
 
 
 def test_a_crash_is_final_without_repairs_and_when_the_agent_has_no_better_idea(toy):
-    steps(toy, e2=[step("1 / 0", "crash")], e3=[step("2 / 0", "crash"), step(5, "mended")])
+    steps(toy, e2=[step("1 / 0", "crash")], e3=[step("2 / 0", "crash"), step(5, "repaired")])
     toy.run_agent(2, "--repairs", "1")  # who gives the same edit again
     assert (
         toy.statuses() == ["keep", "crash"]
@@ -74,8 +74,8 @@ def test_a_crash_is_final_without_repairs_and_when_the_agent_has_no_better_idea(
     toy.require_whole()
 
 
-def test_killed_while_a_crash_is_being_mended(toy):
-    hang = {**step(5, "mended"), "files": {}}
+def test_killed_while_a_crash_is_being_repaired(toy):
+    hang = {**step(5, "repaired"), "files": {}}
     steps(toy, e2=[step("1 / 0", "crash"), hang])
     agent = toy.folder.parent / "agent.py"
     agent.write_text(
@@ -85,7 +85,7 @@ def test_killed_while_a_crash_is_being_mended(toy):
     wait_for(lambda: (toy.runs / "proposals/2-2").exists())
     process.kill()
     process.communicate()
-    steps(toy, e2=[step("1 / 0", "crash"), hang, step(5, "mended")])
+    steps(toy, e2=[step("1 / 0", "crash"), hang, step(5, "repaired")])
     toy.run_agent(2, "--repairs", "1")
     assert toy.statuses() == ["keep", "keep"]
 
@@ -169,7 +169,8 @@ def test_ctrl_c_while_the_agent_thinks_stops_at_once(toy):
 
 def test_the_environment_s_keys_do_not_reach_the_agent_s_log(toy):
     (toy.folder.parent / "agent.py").write_text(
-        "import os\nprint(os.environ['MY_API_KEY'])\nopen('solver.py', 'a').write('X = 1\\n')\nprint('done with ' + os.environ['MY_API_KEY'])\n"
+        "import os\nprint(os.environ['MY_API_KEY'])\nopen('solver.py', 'a').write('X = 1\\n')\n"
+        "print('done with ' + os.environ['MY_API_KEY'])\n"
     )
     output = toy.run_agent(2, MY_API_KEY="correct-horse-battery-staple")
     assert not [
@@ -179,8 +180,8 @@ def test_the_environment_s_keys_do_not_reach_the_agent_s_log(toy):
     assert json.dumps(toy.journal()).count("[key removed]") == 1
 
 
-def test_ctrl_c_while_a_crash_is_being_mended_leaves_it_to_be_mended(toy):
-    steps(toy, e2=[step("1 / 0", "crash"), step(5, "mended")])
+def test_ctrl_c_while_a_crash_is_being_repaired_leaves_it_to_be_repaired(toy):
+    steps(toy, e2=[step("1 / 0", "crash"), step(5, "repaired")])
     agent = toy.folder.parent / "agent.py"
     agent.write_text(
         agent.read_text().replace("for name, text", "import time\nif call == 2: time.sleep(60)\nfor name, text")
@@ -190,13 +191,13 @@ def test_ctrl_c_while_a_crash_is_being_mended_leaves_it_to_be_mended(toy):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=20)
     assert toy.statuses() == ["keep"]
-    steps(toy, e2=[step("1 / 0", "crash"), step(5, "mended"), step(5, "mended")])
+    steps(toy, e2=[step("1 / 0", "crash"), step(5, "repaired"), step(5, "repaired")])
     toy.run_agent(2, "--repairs", "1")
     assert toy.statuses() == ["keep", "keep"]
 
 
-def test_what_a_crash_was_mended_from_is_not_tried_again(toy):
-    steps(toy, e2=[step("1 / 0", "crash"), step(5, "mended")], e3=[step("1 / 0", "the same crash"), step(6, "more")])
+def test_what_a_crash_was_repaired_from_is_not_tried_again(toy):
+    steps(toy, e2=[step("1 / 0", "crash"), step(5, "repaired")], e3=[step("1 / 0", "the same crash"), step(6, "more")])
     toy.run_agent(3, "--repairs", "1")
     assert "the same edit was tried before, as experiment 2" in toy.journal("refused")[0][
         "reason"

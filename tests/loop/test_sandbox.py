@@ -15,7 +15,7 @@ from autoresearch.runner import sandbox
 
 pytestmark = pytest.mark.skipif(not sandbox.method(), reason="this machine has neither Landlock nor bubblewrap")
 
-SPY = """import ctypes, json, os, pathlib, signal, socket, subprocess, sys
+SPY = '''import ctypes, json, os, pathlib, signal, socket, subprocess, sys
 def attempt(action):
     try:
         action()
@@ -24,12 +24,20 @@ def attempt(action):
         return type(error).__name__
 def missing():
     raise PermissionError
+def datagrams():
+    return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+def mode(path):
+    return os.stat(path).st_mode & 0o777
 def note(call, *arguments):
     libc = ctypes.CDLL(None, use_errno=True)
     if (number := getattr(libc, call)(*arguments)) < 0:
         raise OSError(ctypes.get_errno(), call)
     if call != "adjtimex":
         getattr(libc, call.replace("get", "ctl"))(number, 0, None)
+CHILD = """import os
+try: os.listdir(os.path.expanduser('~'))
+except OSError as error: print(type(error).__name__)
+else: print('done')"""
 out = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
 target = json.loads(pathlib.Path("target.json").read_text())
 seen = {
@@ -46,12 +54,12 @@ seen = {
     "connect": attempt(lambda: socket.create_connection(("127.0.0.1", target["port"]), 2).close()),
     "listen": attempt(lambda: socket.create_server(("127.0.0.1", 0)).close()),
     "connect to a local socket": attempt(lambda: socket.socket(socket.AF_UNIX).connect(target["local"])),
-    "send a datagram": attempt(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", target["port"]))),
+    "send a datagram": attempt(lambda: datagrams().sendto(b"x", ("127.0.0.1", target["port"]))),
     "read what it shall not see": attempt(lambda: open(target["hidden"]).read()),
     "see what lies beside it": attempt(lambda: open(target["beside"]).read()),
     "share memory": attempt(lambda: os.close(os.open("/dev/shm/autoresearch-test", os.O_CREAT | os.O_RDWR))),
     "write the log of its trial": attempt(lambda: open(out.parent / "score.log", "a").close()),
-    "change a mode": attempt(lambda: (os.chmod(target["beside"], 0o600), os.stat(target["beside"]).st_mode & 0o777 == 0o600 or missing())),
+    "change a mode": attempt(lambda: (os.chmod(target["beside"], 0o600), mode(target["beside"]) == 0o600 or missing())),
     "leave a note in shared memory": attempt(lambda: note("shmget", 4711, 4096, 0o1666)),
     "leave a message": attempt(lambda: note("msgget", 4712, 0o1666)),
     "leave an attribute": attempt(lambda: os.setxattr(out, "user.note", b"x")),
@@ -62,11 +70,10 @@ seen = {
     "read the loop's environment": attempt(pathlib.Path(f"/proc/{target['loop']}/environ").read_text),
     "own folder": attempt(lambda: (out / "mine").write_text("x")),
     "own temporary file": attempt(lambda: __import__("tempfile").NamedTemporaryFile().close()),
-    "a child, confined too": subprocess.run([sys.executable, "-c", "import os\\ntry: os.listdir(os.path.expanduser('~'))\\n"
-        "except OSError as e: print(type(e).__name__)\\nelse: print('done')"], stdout=subprocess.PIPE, text=True).stdout.strip(),
+    "a child, confined too": subprocess.check_output([sys.executable, "-c", CHILD], text=True).strip(),
 }
 print("seen", json.dumps(seen))
-"""
+'''
 DENIED = [
     "read home",
     "read a file at home",
@@ -220,7 +227,10 @@ def test_a_task_names_what_else_it_reads_and_writes(toy):
     outside.mkdir()
     (outside / "seven").write_text("7")
     program = (toy.folder / "program.md").read_text()
-    reading = f"VALUE = int(open({str(outside / 'seven')!r}).read())\nopen({str(outside / 'note')!r}, 'w').close()\nprint('score:', VALUE)\n"
+    reading = (
+        f"VALUE = int(open({str(outside / 'seven')!r}).read())\n"
+        f"open({str(outside / 'note')!r}, 'w').close()\nprint('score:', VALUE)\n"
+    )
     toy.plan_steps(otherwise=[{"files": {"solver.py": reading}, "say": "read it"}])
     toy.run_agent(2)
     assert toy.statuses() == ["keep", "crash"]
@@ -320,7 +330,8 @@ def test_who_forks_fast_does_not_outlive_a_trial(toy):
         ("memory_limit: 0.3", "held = bytearray(400 << 20)", "GiB of host memory; 0.3 are allowed"),
         (
             "disk_limit: 0.1",
-            "out = open(os.environ['AUTORESEARCH_RUN_DIR'] + '/x', 'wb', 0)\nfor _ in range(200): out.write(bytes(1 << 20))",
+            "out = open(os.environ['AUTORESEARCH_RUN_DIR'] + '/x', 'wb', 0)\n"
+            "for _ in range(200): out.write(bytes(1 << 20))",
             "GiB; 0.1 are allowed",
         ),
     ],

@@ -64,7 +64,7 @@ def test_a_signal_just_after_a_start_leaves_no_process(tmp_path):
 
 
 def test_ctrl_c_at_the_terminal_does_not_reach_git(toy):
-    """The whole process group gets it, as at a terminal, while git commits: the commit is made, and then the loop stops."""
+    """The whole process group gets it, as at a terminal, while git commits. The commit is made; then the loop stops."""
     hook = toy.folder / ".git/hooks/reference-transaction"
     waits = toy.folder.parent / "waits"
     hook.write_text(

@@ -122,15 +122,15 @@ def test_a_night_in_the_public_format(tmp_path):
     assert "line: 1.0 0.99 0.96 0.955 0.955" in text  # drawn on to the last experiment
     assert "title: 9 experiments, 3 kept: val_bpb 1.0000 → 0.9550 (4.50% better)" in text
     assert (
-        "legend: best so far; kept (3 and the baseline); discarded (3 in view); discarded, off the scale (1); crashed (2)"
-        in text
+        "legend: best so far; kept (3 and the baseline); discarded (3 in view); discarded, off the scale (1); "
+        "crashed (2)" in text
     )
     assert 'labels: baseline; a "wider" 模型 🚀, costs $\\nothing$; 55dd55d; halve the batch' in text
     assert "out of the frame" not in text
 
 
 def test_many_keeps_are_labelled_within_the_picture(tmp_path):
-    """Thirty keeps in a row, tiny gains and long descriptions: the worst for labels. A commit like 0000012 stays as it is."""
+    """Thirty keeps in a row, tiny gains and long descriptions: the worst for labels. A commit like 0000012 stays."""
     rows = [
         f"{place:07d}\t{1 - place / 10000:.6f}\t44.0\tkeep\tidea {place}, and a story about it that goes on and on"
         for place in range(31)
@@ -230,7 +230,7 @@ def test_the_notebook_is_stored_clean():
 
 
 def test_val_and_holdout_side_by_side(tmp_path):
-    """Holdout scores stand in the journal: 1.01, 1.002, 0.985 for the first three keeps, so 0.025 of the 0.040 that val gained."""
+    """The journal holds 1.01, 1.002, 0.985 for the first three keeps: 0.025 of the 0.040 that val gained."""
     folder = tmp_path / ".autoresearch/night"
     folder.mkdir(parents=True)
     commits = [
@@ -256,7 +256,7 @@ def test_val_and_holdout_side_by_side(tmp_path):
 
 
 def test_keeps_within_the_noise_are_marked(tmp_path):
-    """The noise that the run knew last is 0.004, so the band is 0.008 wide: of the gains 0.010, 0.030 and 0.005 the last is inside."""
+    """The run last knew a noise of 0.004: a band of 0.008. Of the gains 0.010, 0.030 and 0.005 the last is inside."""
     folder = tmp_path / ".autoresearch/night"
     folder.mkdir(parents=True)
     events = [
@@ -269,7 +269,8 @@ def test_keeps_within_the_noise_are_marked(tmp_path):
     ]
     (folder / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     look = """print([text.get_text() for text in figure_of_the_night.axes[0].get_legend().get_texts()])
-print([type(shape).__name__ for shape in figure_of_the_night.axes[0].collections if shape.get_label().startswith("within noise")])
+shapes = figure_of_the_night.axes[0].collections
+print([type(shape).__name__ for shape in shapes if shape.get_label().startswith("within noise")])
 print(within_noise(night[night["status"] == "keep"], noise_of(night)).tolist())"""
     text = run(tmp_path, NIGHT, more=look)
     assert "within noise (±0.008)" in text and "of these within noise (1)" in text

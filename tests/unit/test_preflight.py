@@ -12,8 +12,8 @@ from autoresearch import preflight
 BUILD = "def build_model():\n    return None\n"
 
 
-def refusal(source: str, trusted: str | None = None) -> str | None:
-    return preflight.refusal(ast.parse(source + "\n" + BUILD), ast.parse(trusted) if trusted else None)
+def violation(source: str, trusted: str | None = None) -> str | None:
+    return preflight.violation(ast.parse(source + "\n" + BUILD), ast.parse(trusted) if trusted else None)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def refusal(source: str, trusted: str | None = None) -> str | None:
     ],
 )
 def test_what_is_refused(source, reason):
-    assert reason in (refusal(source) or "nothing")
+    assert reason in (violation(source) or "nothing")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,8 @@ def test_what_is_refused(source, reason):
         "import torch\ntorch.backends.cuda.matmul.allow_tf32 = True\ntorch._dynamo.config.cache_size_limit = 64",
         "import torch\nf = torch.compile(torch.nn.Linear(1, 1))\ngetattr(torch, 'relu')\nx = {}\nx['os'] = 1",
         "class A:\n    def __init__(self):\n        self._start = 1\n        setattr(self, 'a', 2)",
-        "import torch._inductor.config as config\nfrom torch._dynamo import config as other\nconfig.max_autotune = other.verbose = True",
+        "import torch._inductor.config as config\nfrom torch._dynamo import config as other\n"
+        "config.max_autotune = other.verbose = True",
         "class A:\n    def forward(self, input):\n        vars = input\n        return vars\n"
         "    def __getattr__(self, name):\n        return super().__getattr__(name)",
         (ROOT / "train.py").read_text(),
@@ -70,19 +71,19 @@ def test_what_is_refused(source, reason):
     ],
 )
 def test_what_is_not(source):
-    assert refusal(source) is None
+    assert violation(source) is None
 
 
 def test_the_contract():
     for source in ("x = 1", "def build_model(size):\n    pass", "class build_model:\n    pass"):
-        assert "must define build_model()" in preflight.refusal(ast.parse(source))
-    assert preflight.refusal(ast.parse("def build_model(size=1):\n    pass")) is None
+        assert "must define build_model()" in preflight.violation(ast.parse(source))
+    assert preflight.violation(ast.parse("def build_model(size=1):\n    pass")) is None
 
 
 def test_what_the_human_wrote_is_no_objection():
     own = "import einops\nimport torch\ntorch.manual_seed(7)"
-    assert refusal(own, trusted=own) is None
-    assert "`import wandb`" in refusal(own + "\nimport wandb", trusted=own)
+    assert violation(own, trusted=own) is None
+    assert "`import wandb`" in violation(own + "\nimport wandb", trusted=own)
 
 
 MODEL = """import torch

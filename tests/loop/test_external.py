@@ -1,4 +1,4 @@
-"""An agent that drives by itself: `loop.py start` and `loop.py try`, on the toy task and, as program.md tells it, on the real game."""
+"""An external agent: `loop.py start` and `loop.py try`, on the toy task and, as program.md says, on the real game."""
 
 import json
 import re
@@ -64,7 +64,7 @@ def test_keep_discard_crash_refused(toy):
     edit(toy, "(")
     refused = attempt(toy, "-m", "half an edit", expect=4)
     assert refused["verdict"] == "refused" and "does not parse" in refused["reason"]
-    assert (toy.runs / "worktree/solver.py").read_text() == solver("(")  # it stands, to be mended
+    assert (toy.runs / "worktree/solver.py").read_text() == solver("(")  # it stays, to be corrected
     edit(toy, 5, "# a comment\n")
     assert "only comments or layout changed" in attempt(toy, "-m", "comment", expect=4)["reason"]
     edit(toy, 6)
@@ -147,8 +147,8 @@ def commands_of(program: str) -> list[list[str]]:
 
 
 @pytest.mark.slow
-def test_a_driven_night_as_program_md_tells_it(tmp_path, environment):
-    """An agent of a few lines does what program.md says: start, then edit and try, five times. On the real game, in seconds."""
+def test_an_external_agent_does_as_program_md_tells_it(tmp_path, environment):
+    """An agent of a few lines does what program.md says: start, then edit and try, six times. On the real game."""
     game = Game(tmp_path / "clone", environment, small=True)
     start, attempt = commands_of((game.folder / "program.md").read_text())
     assert start[:2] == ["loop.py", "start"] and attempt[:2] == ["loop.py", "try"]
@@ -183,7 +183,7 @@ def test_a_driven_night_as_program_md_tells_it(tmp_path, environment):
         verdict = re.search(r"^verdict: +(\w+)$", said, re.MULTILINE)[1]
         assert {"keep": 0, "discard": 1, "refused": 4}[verdict] == code, said
         codes.append(code)
-        if code == 4:  # it stands, to be mended
+        if code == 4:  # it stays, to be corrected
             assert "it must define build_model()" in said and train.read_text() == source.replace(old, new, 1)
             train.write_text(source)
         else:
@@ -193,7 +193,7 @@ def test_a_driven_night_as_program_md_tells_it(tmp_path, environment):
     game.require_whole()
 
 
-# -- whatever happens, the edit of an agent that drives stays until it has a verdict
+# -- whatever happens, the edit of an external agent stays until it has a verdict
 
 
 def test_ended_before_it_began(toy):
