@@ -99,7 +99,7 @@ def score(game) -> dict:
 def rehearse(file: Path, fake: bool) -> dict:
     from autoresearch import preflight
 
-    return {"preflight": preflight.refusal(ast.parse(file.read_text())) or preflight.rehearse(file, fake=fake)}
+    return {"preflight": preflight.violation(ast.parse(file.read_text())) or preflight.rehearse(file, fake=fake)}
 
 
 def main() -> None:
