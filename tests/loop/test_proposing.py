@@ -142,7 +142,7 @@ def test_a_page_for_each_attempt(toy):
     assert "ZeroDivisionError" in (toy.runs / "attempts/3.md").read_text()
 
 
-def test_stages_of_program_md_and_a_slip_in_them_at_night(toy):
+def test_stages_of_program_md_and_a_slip_in_them(toy, refused):
     program = (toy.folder / "program.md").read_text()
     toy.write("program.md", program.replace("---\nRaise", "stages: {refine: 1, pivot: 2, outside: 1}\n---\nRaise"))
     toy.commit()
@@ -154,7 +154,7 @@ def test_stages_of_program_md_and_a_slip_in_them_at_night(toy):
     ] == [True] * 3
     assert "## Stage" not in brief_of(toy, "2")
     toy.write("program.md", program.replace("---\nRaise", "stages: {refine: many}\n---\nRaise"))
-    assert "`stages` in" in toy.run_agent(6, expect=2)
+    assert "`stages` in" in refused(*toy.agent, "--experiments", "6")
 
 
 def test_ctrl_c_while_the_agent_thinks_stops_at_once(toy):
