@@ -6,7 +6,6 @@ own settings. Its JSON output says what it answered and what that cost.
 """
 
 import dataclasses
-import functools
 import json
 import os
 import re
@@ -71,7 +70,7 @@ class Program:
     policy: str = ""  # contents of policy.toml in the transcript's folder; {search} stands for the web search tool
     stuck: str = ""  # what its output repeats when it will never end
 
-    @functools.cached_property
+    @property
     def path(self) -> str | None:
         return shutil.which(self.program)
 

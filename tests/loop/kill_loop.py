@@ -1,4 +1,7 @@
-"""The loop, killed with SIGKILL at a named step: `python kill_loop.py STEP ARGUMENTS...`. Part of test_kill.py."""
+"""The loop, killed with SIGKILL at a named step of an experiment: `python kill_loop.py STEP NUMBER ARGUMENTS...`.
+
+Part of test_kill.py.
+"""
 
 import inspect
 import os
@@ -21,14 +24,25 @@ def die(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill(when: str, owner: object, name: str, turn: int = 1, wanted=lambda *arguments, **fields: True) -> None:
-    """Die before or after a function's call number `turn` of those that are wanted."""
-    real, turns = getattr(owner, name), [0]
+RECORDS: list[Ledger] = []  # of the run that is open
+
+
+def note_ledger() -> None:
+    real = run.Run.__init__
+
+    def opened(self, *arguments):
+        real(self, *arguments)
+        RECORDS.append(self.ledger)
+
+    run.Run.__init__ = opened
+
+
+def kill(when: str, owner: object, name: str, wanted=lambda *arguments, **fields: True) -> None:
+    """Die before or after the first call of a function that is wanted."""
+    real = getattr(owner, name)
 
     def is_due(*arguments, **fields) -> bool:
-        chosen = wanted(*arguments, **fields)
-        turns[0] += chosen
-        due = chosen and turns[0] == turn
+        due = wanted(*arguments, **fields)
         if due and when == "before":
             die()
         return due
@@ -46,28 +60,45 @@ def kill(when: str, owner: object, name: str, turn: int = 1, wanted=lambda *argu
     setattr(owner, name, patched_coroutine if inspect.iscoroutinefunction(real) else patched)
 
 
-def event(when: str, wanted: str, number: int | None = None):
-    """At the journal's line of an event, of experiment `number`. half: when only a part of it is on the disk."""
-
-    def of_it(self, event):
-        return event.name == wanted and number in (None, getattr(event, "number", None))
-
-    def half(handle, line):
-        of_this = number is None or f'"number": {number},'.encode() in line
-        if f'"event": "{wanted}"'.encode() in line and of_this:
-            real(handle, line[: len(line) // 2])
-            die()
-        return real(handle, line)
-
-    real = os.write
-    if when == "half":
-        return lambda: setattr(journal.os, "write", half)
-    return lambda: kill(when, Ledger, "append", wanted=of_it)
+def proposing(when: str, owner: object, name: str):
+    """A call while experiment `number` has no attempt yet."""
+    return lambda number: kill(when, owner, name, lambda *_, **__: len(RECORDS[-1].attempts) == number - 1)
 
 
-def half_a_row() -> None:
+def trying(when: str, owner: object, name: str):
+    """A call while it is the last attempt there is."""
+    return lambda number: kill(when, owner, name, lambda *_, **__: len(RECORDS[-1].attempts) == number)
+
+
+def of_attempt(when: str, owner: object, name: str):
+    """A call with the attempt `number` that has, or comes to, its verdict."""
+    return lambda number: kill(when, owner, name, lambda self, attempt, *_, **__: attempt.number == number)
+
+
+def event(when: str, wanted: str):
+    """At the journal's line of an event, of experiment `number` where it has one. half: a part of it is on the disk."""
+
+    def of_it(number):
+        return lambda self, event: event.name == wanted and getattr(event, "number", number) == number
+
+    def half(number):
+        real = journal.os.write
+
+        def write(handle, line):
+            of_this = b'"number"' not in line or f'"number": {number},'.encode() in line
+            if f'"event": "{wanted}"'.encode() in line and of_this:
+                real(handle, line[: len(line) // 2])
+                die()
+            return real(handle, line)
+
+        journal.os.write = write
+
+    return half if when == "half" else lambda number: kill(when, Ledger, "append", of_it(number))
+
+
+def half_a_row(number: int) -> None:
     def add(self, attempt):
-        if attempt.number == 3:
+        if attempt.number == number:
             with open(self.path, "a") as file:
                 file.write(results.row(attempt)[:20])
             die()
@@ -77,49 +108,60 @@ def half_a_row() -> None:
     results.Results.add = add
 
 
+def remembered(name: str):
+    """A reference of experiment `number` is written: of its attempt, or of one that was moved."""
+    return lambda number: kill(
+        "after", repo.RunRepo, "remember", lambda self, found, commit: str(found).startswith(name.format(number))
+    )
+
+
 STEPS = {
-    "the lock is taken": lambda: kill("after", journal.Lock, "__init__"),
+    # of the run: these come one after the other
+    "the lock is taken": lambda number: kill("after", journal.Lock, "__init__"),
     "before the run is recorded": event("before", "run"),
     "the run is recorded": event("after", "run"),
     "the game is recorded": event("after", "game"),
-    "before the baseline is recorded": event("before", "attempt", 1),
-    "the baseline has its verdict": event("after", "verdict", 1),
-    "the worktree is reset": lambda: kill("after", run.Run, "reset", 2),
-    "the agent is told": lambda: kill("before", command.CommandAgent, "propose", 2),
-    "the agent has edited": lambda: kill("after", command.CommandAgent, "propose", 2),
-    "the edit is looked at": lambda: kill("after", propose.Proposer, "refusal", 2),
-    "the edit is committed": lambda: kill("after", repo.RunRepo, "commit", 2),
-    "half an attempt is recorded": event("half", "attempt", 3),
-    "the attempt is recorded": event("after", "attempt", 3),
-    "the attempt has its reference": lambda: kill("after", repo.RunRepo, "remember", 3),
-    "the stage is set": lambda: kill("after", repo.Stage, "set", 4),
-    "the trial is announced": event("after", "trial", 3),
-    "the trial is over": lambda: kill("after", Trial, "run", 3),
-    "half a score is recorded": event("half", "measured", 3),
-    "the score is recorded": event("after", "measured", 3),
-    "it is judged": lambda: kill("after", experiment.Experiments, "decide", 3),
-    "before the verdict is recorded": event("before", "verdict", 3),
-    "half a verdict is recorded": event("half", "verdict", 3),
-    "the verdict is recorded": event("after", "verdict", 3),
-    "half a row is written": half_a_row,
-    "the row is written": lambda: kill("after", results.Results, "add", 3),
-    "the branch is moved": lambda: kill("after", run.Run, "advance", 3),
-    "the trial is tidied": lambda: kill("after", Local, "tidy", 3),
-    "the page is written": lambda: kill("after", pages.Pages, "write", 9),
+    "before the baseline is recorded": event("before", "attempt"),
+    "the baseline has its verdict": event("after", "verdict"),
     "before the end is recorded": event("before", "stop"),
     "the end is recorded": event("after", "stop"),
+    # of any experiment
+    "the worktree is reset": proposing("after", run.Run, "reset"),
+    "the agent is told": proposing("before", command.CommandAgent, "propose"),
+    "the agent has edited": proposing("after", command.CommandAgent, "propose"),
+    "the edit is looked at": proposing("after", propose.Proposer, "refusal"),
+    "the edit is committed": proposing("after", repo.RunRepo, "commit"),
+    "half an attempt is recorded": event("half", "attempt"),
+    "the attempt is recorded": event("after", "attempt"),
+    "the attempt has its reference": remembered("{}"),
+    "the stage is set": trying("after", repo.Stage, "set"),
+    "the trial is announced": event("after", "trial"),
+    "the trial is over": trying("after", Trial, "run"),
+    "half a score is recorded": event("half", "measured"),
+    "the score is recorded": event("after", "measured"),
+    "it is judged": of_attempt("after", experiment.Experiments, "decide"),
+    "before the verdict is recorded": event("before", "verdict"),
+    "half a verdict is recorded": event("half", "verdict"),
+    "the verdict is recorded": event("after", "verdict"),
+    "half a row is written": half_a_row,
+    "the row is written": of_attempt("after", results.Results, "add"),
+    "the branch is moved": trying("after", run.Run, "advance"),
+    "the trial is tidied": lambda number: kill(
+        "after", Local, "tidy", lambda self, name, *_, **__: name == str(number)
+    ),
+    "the page is written": lambda number: kill(
+        "after", pages.Pages, "write", lambda self, attempt: attempt.number == number and attempt.status is not None
+    ),
     # with a proposal ahead, or two workers
-    "an edit is moved": lambda: kill("after", repo.RunRepo, "move"),
+    "an edit is moved": lambda number: kill("after", repo.RunRepo, "move"),
     "half a move is recorded": event("half", "moved"),
     "the move is recorded": event("after", "moved"),
-    "the moved edit has its reference": lambda: kill(
-        "after", repo.RunRepo, "remember", wanted=lambda self, name, commit: str(name).startswith("3-on")
-    ),
+    "the moved edit has its reference": remembered("{}-on"),
     "a trial has to run again": event("after", "rerun"),
 }
 
 if __name__ == "__main__":
-    step = sys.argv.pop(1)
-    if step:
-        STEPS[step]()
+    step, number = sys.argv.pop(1), int(sys.argv.pop(1))
+    note_ledger()
+    STEPS[step](number)
     loop.main()

@@ -99,13 +99,13 @@ def test_what_the_running_trial_prints(toy, background):
     wait_for(lambda: holder(toy.runs) is None)
 
 
-def test_detaching_what_cannot_run_says_why(toy):
+def test_detaching_what_cannot_run_says_why(toy, refused):
     assert toy.run("--agent", "nobody", "--detach", expect=2).startswith("error: ")
-    assert toy.run("run", "--agent", "nobody", expect=2).startswith("error: ")  # `run` may be said
+    assert refused("run", "--agent", "nobody").startswith("error: ")  # `run` may be said
     toy.plan_steps(otherwise=[step(2)])
     assert "autoresearch: run night, new" in toy.run(*toy.agent, "--hours", "0", "--detach")  # which is over at once
     wait_for(lambda: "0 hours are over" in (toy.runs / "loop.log").read_text() and holder(toy.runs) is None)
-    assert "was not detached" in toy.run("logs", "--tag", "other", expect=2)
+    assert "was not detached" in refused("logs", "--tag", "other")
 
 
 def test_a_log_that_grows_and_one_that_is_written_anew(tmp_path):
@@ -172,14 +172,14 @@ def test_a_command_is_told_of_keeps_the_stop_and_faults(toy, tmp_path):
     assert toy.journal("stop")[-1]["reason"].startswith("a fault: ")
 
 
-def test_a_command_that_fails_is_said_once_and_disturbs_nothing(toy):
+def test_a_command_that_fails_is_said_once_and_disturbs_nothing(toy, refused):
     toy.plan_steps(e2=[step(2)])
     output = toy.run_agent(2, "--notify", "sh -c 'exit 3'")
     assert output.count("--notify: `sh` ended with exit code 3; the loop goes on") == 1 and toy.statuses() == [
         "keep",
         "keep",
     ]
-    assert "there is no program" in toy.run("--notify", "no-such-program x", expect=2)
+    assert "there is no program" in refused("--notify", "no-such-program x")
 
 
 def test_a_command_that_hangs_is_ended_and_delays_nobody(monkeypatch, tmp_path):

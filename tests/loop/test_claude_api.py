@@ -143,10 +143,10 @@ def test_what_only_a_person_can_fix_stops_the_run(toy):
     assert toy.statuses() == ["keep", "keep"]
 
 
-def test_a_bad_setting_is_refused_before_anything_runs(toy):
-    assert "export ANTHROPIC_API_KEY=" in toy.run("--agent", "claude-api", expect=2, ANTHROPIC_API_KEY="")
+def test_a_bad_setting_is_refused_before_anything_runs(toy, refused):
+    assert "export ANTHROPIC_API_KEY=" in refused("--agent", "claude-api", ANTHROPIC_API_KEY="")
     more = ("--base-url", "http://127.0.0.1:9", "--thinking", "deep")
-    assert "--thinking takes low" in toy.run("--agent", "claude-api", *more, expect=2)
+    assert "--thinking takes low" in refused("--agent", "claude-api", *more)
     assert not toy.runs.exists()
 
 

@@ -215,8 +215,8 @@ def test_failures_are_told_and_followed_by_another_call(toy, fake, tmp_path):
     toy.require_whole()
 
 
-def test_a_client_that_is_too_old_is_refused_before_anything_runs(toy, fake):
-    output = toy.run("--agent", "claude-code", expect=2, FAKE_VERSION="1.0.3", **fake)
+def test_a_client_that_is_too_old_is_refused_before_anything_runs(toy, fake, refused):
+    output = refused("--agent", "claude-code", FAKE_VERSION="1.0.3", **fake)
     assert "claude says that it is version '1.0.3'" in output and not toy.runs.exists()
 
 

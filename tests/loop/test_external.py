@@ -22,8 +22,8 @@ def attempt(toy, *arguments: str, expect: int, **more) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-def test_keep_discard_crash_refused(toy):
-    assert "begin one: uv run loop.py start" in toy.run("try", "-m", "x", expect=2)
+def test_keep_discard_crash_refused(toy, refused):
+    assert "begin one: uv run loop.py start" in refused("try", "-m", "x")
     said = toy.run("start")
     assert "edit      .autoresearch/night/worktree/solver.py" in said and 'uv run loop.py try -m "what and why"' in said
     edit(toy, 5)
@@ -103,23 +103,19 @@ def test_from_inside_the_worktree(toy):
 SLOW = "import time, os\nopen(os.environ['AUTORESEARCH_RUN_DIR'] + '/here', 'w')\ntime.sleep({seconds})\n"
 
 
-@pytest.mark.parametrize("number", [15, 9])
-@pytest.mark.parametrize("again", [True, False])
-def test_a_try_that_is_ended_in_its_middle(toy, number, again):
+@pytest.mark.parametrize(("signals", "taken_back"), [((15, 9), True), ((9, 15), False)])
+def test_a_try_that_is_ended_in_its_middle(toy, signals, taken_back):
     """Its caller ran out of patience. The same edit goes on under its number; another one is another experiment."""
     toy.run("start")
     edit(toy, 5, SLOW.format(seconds=30))
-    process = toy.start("try", "-m", "slow")
-    wait_for(lambda: (toy.runs / "trials/2/run/here").exists())
-    process.send_signal(number)
-    process.communicate(timeout=20)
-    if again:
-        git(toy.runs / "worktree", "checkout", "--quiet", git(toy.folder, "rev-parse", "autoresearch/night"))
+    for tries, number in enumerate(signals, 1):
         process = toy.start("try", "-m", "slow")
-        wait_for(lambda: len(toy.journal("trial")) == 3)
-        process.send_signal(15)
+        wait_for(lambda tries=tries: len(toy.journal("trial")) == 1 + tries)
+        process.send_signal(number)
         process.communicate(timeout=20)
-        assert [entry["number"] for entry in toy.journal("attempt")] == [1, 2]
+        assert [entry["number"] for entry in toy.journal("attempt")] == [1, 2] and len(toy.journal("verdict")) == 1
+        if taken_back:
+            git(toy.runs / "worktree", "checkout", "--quiet", git(toy.folder, "rev-parse", "autoresearch/night"))
     edit(toy, 6)
     assert attempt(toy, "-m", "another", expect=0)["number"] == 3
     assert toy.statuses() == ["keep", "crash", "keep"]
@@ -127,12 +123,12 @@ def test_a_try_that_is_ended_in_its_middle(toy, number, again):
     toy.require_whole()
 
 
-def test_two_at_once_are_told(toy):
+def test_two_at_once_are_told(toy, refused):
     toy.run("start")
     edit(toy, 5, SLOW.format(seconds=30))
     process = toy.start("try", "-m", "slow")
     wait_for(lambda: (toy.runs / "trials/2/run/here").exists())
-    assert "already running on tag night" in toy.run("try", "-m", "me too", expect=2)
+    assert "already running on tag night" in refused("try", "-m", "me too")
     process.send_signal(15)
     process.communicate(timeout=20)
 

@@ -10,15 +10,24 @@ from test_night import constants, edit, two  # noqa: F401
 
 pytestmark = pytest.mark.slow
 NAMES = list(STEPS)
-AHEAD = NAMES.index("an edit is moved")
+FIRST, AHEAD = NAMES.index("the worktree is reset"), NAMES.index("an edit is moved")
+GROUPS = 4  # nights that share the steps of an experiment
 
 
-def killed_and_continued(toy: Toy, name: str, *arguments: str) -> None:
-    words = [*toy.agent, "--baseline-runs", "1", "--repairs", "0", "--sandbox", "off", *arguments]
-    process = toy.start(name, *words, loop=ROOT / "tests/loop/kill_loop.py")
+def killed(toy: Toy, name: str, number: int, *arguments: str) -> None:
+    """A start that is killed at a step of experiment `number`."""
+    process = toy.start(name, str(number), *words(toy, *arguments), loop=ROOT / "tests/loop/kill_loop.py")
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, f"it was never there:\n{output}"
-    toy.run(*words)
+    assert process.returncode == -signal.SIGKILL, f"it never came to {name!r}:\n{output}"
+
+
+def words(toy: Toy, *arguments: str) -> list[str]:
+    return [*toy.agent, "--baseline-runs", "1", "--repairs", "0", "--sandbox", "off", *arguments]
+
+
+def killed_and_continued(toy: Toy, name: str, number: int, *arguments: str) -> None:
+    killed(toy, name, number, *arguments)
+    toy.run(*words(toy, *arguments))
 
 
 def require_nothing_lost_or_twice(toy: Toy) -> None:
@@ -31,27 +40,44 @@ def require_nothing_lost_or_twice(toy: Toy) -> None:
     assert toy.tip() == kept[-1] == git(toy.runs / "worktree", "rev-parse", "HEAD")
     for before, after in itertools.pairwise(kept):
         assert git(toy.folder, "rev-parse", f"{after}^") == before
-    text = (toy.folder / "results.tsv").read_text()
     assert len(toy.rows()) == len(verdicts)
-    toy.run("results")
-    assert (toy.folder / "results.tsv").read_text() == text
+    toy.require_results()
 
 
-@pytest.mark.parametrize("name", NAMES[:AHEAD])
-def test_killed(toy, name):
-    toy.plan_steps(e2=[step(2)], e3=[step(3)], e4=[step(0.5)], e5=[step(5)])
-    killed_and_continued(toy, name, "--experiments", "5")
-    assert toy.statuses() == ["keep", "keep", "keep", "discard", "keep"]
-    assert [float(row[1]) for row in toy.rows()] == [1, 2, 3, 0.5, 5]
+def test_killed_at_its_beginning_and_its_end(toy):
+    """One run: each start is killed at the next step of it, until nothing is left to be killed at."""
+    toy.plan_steps(e2=[step(2)])
+    for name in NAMES[:FIRST]:
+        killed(toy, name, 1, "--experiments", "2")
+    toy.run(*words(toy, "--experiments", "2"))
+    assert [float(row[1]) for row in toy.rows()] == [1, 2]
     require_nothing_lost_or_twice(toy)
-    if name != "the edit is committed":  # of which the journal never heard: it is proposed again
-        toy.require_whole()
+    toy.require_whole()
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_killed_in_each_experiment(toy, group):
+    """Each start is killed in the next experiment, at another step; then two more come, the first of them worse."""
+    steps = NAMES[FIRST:AHEAD][group::GROUPS]
+    last = len(steps) + 1
+    toy.plan_steps(
+        **{f"e{last + 1}": [step(0.5)]},
+        **{f"e{number}": [step(number)] for number in range(2, last + 3) if number != last + 1},
+    )
+    count = ("--experiments", str(last + 2))
+    for number, name in enumerate(steps, 2):
+        killed(toy, name, number, *count)
+    toy.run(*words(toy, *count))
+    assert [float(row[1]) for row in toy.rows()] == [*range(1, last + 1), 0.5, last + 2]
+    assert toy.statuses() == [*["keep"] * last, "discard", "keep"]
+    require_nothing_lost_or_twice(toy)
+    toy.require_whole()
 
 
 @pytest.mark.parametrize("name", NAMES[AHEAD:-1])
 def test_killed_with_a_proposal_ahead(two, name):  # noqa: F811
     two.plan_steps(e2=[edit(two, 2, 1, '"number": 3, "commit"')], e3=[edit(two, 1, 2)], e4=[edit(two, 0, 0)])
-    killed_and_continued(two, name, "--experiments", "4", "--lookahead", "1")
+    killed_and_continued(two, name, 3, "--experiments", "4", "--lookahead", "1")
     assert two.statuses()[:3] == ["keep"] * 3 and constants(two, two.tip()) == ["2", "2"]
     require_nothing_lost_or_twice(two)
 
@@ -62,27 +88,6 @@ def test_killed_with_two_workers(two, name):  # noqa: F811
         e2=[edit(two, 2, 1, '"number": 3, "worker"')],
         e3=[edit(two, 1, 3, '"number": 2, "status": "keep"', between=True)],
     )
-    killed_and_continued(two, name, "--experiments", "3", "--workers", "2")
+    killed_and_continued(two, name, 3, "--experiments", "3", "--workers", "2")
     assert two.statuses() == ["keep"] * 3 and constants(two, two.tip()) == ["2", "3"]
     require_nothing_lost_or_twice(two)
-
-
-def test_killed_again_and_again(toy):
-    """Each start is killed at the next step, until nothing is left to be killed at."""
-    toy.plan_steps(e2=[step(2)], e3=[step(3)], e4=[step(0.5)], e5=[step(5)])
-    words = [*toy.agent, "--baseline-runs", "1", "--repairs", "0", "--sandbox", "off", "--experiments", "5"]
-    for name in (
-        "the run is recorded",
-        "the stage is set",
-        "the trial is over",
-        "the score is recorded",
-        "the branch is moved",
-        "the agent has edited",
-        "the edit is committed",
-        "half a row is written",
-        "the end is recorded",
-    ):
-        toy.start(name, *words, loop=ROOT / "tests/loop/kill_loop.py").communicate(timeout=60)
-    toy.run(*words)
-    assert [float(row[1]) for row in toy.rows()] == [1, 2, 3, 0.5, 5]
-    require_nothing_lost_or_twice(toy)

@@ -110,18 +110,27 @@ def test_an_agent_that_commits_by_itself(toy, mischief):
     toy.require_whole()
 
 
-@pytest.mark.parametrize(
-    ("mischief", "message"),
-    [
-        ("rm solver.py", "solver.py is missing or not a plain file"),
-        ("mv solver.py other.py; ln -s other.py solver.py", "also touches other.py"),
-        ("chmod +x solver.py", "only comments or layout changed"),
-        ("true", "nothing changed in solver.py"),
-    ],
-)
-def test_edits_that_are_none(toy, mischief, message):
-    assert message in toy.run("--agent", "command", "--agent-command", mischief, "--experiments", "2", expect=2)
-    assert toy.statuses() == ["keep"]
+def test_edits_that_are_none(toy):
+    """Each is refused with its reason; the agent begins anew and does the next thing, in the end a true edit."""
+    mischief = {
+        "rm solver.py": "solver.py is missing or not a plain file",
+        "mv solver.py other.py; ln -s other.py solver.py": "also touches other.py",
+        "chmod +x solver.py": "only comments or layout changed",
+        "true": "nothing changed in solver.py",
+    }
+    count = toy.folder.parent / "count"
+    count.write_text("0")
+    cases = "".join(f"{number}) {command};;\n" for number, command in enumerate(mischief, 1))
+    script = toy.folder.parent / "agent.sh"
+    script.write_text(
+        f"n=$(($(cat {count}) + 1))\necho $n > {count}\ngit checkout -q solver.py\nrm -f other.py\n"
+        f"case $n in\n{cases}*) sed -i 's/VALUE = 1/VALUE = 5/' solver.py;;\nesac\n"
+    )
+    toy.run("--agent", "command", "--agent-command", f"sh {script}", "--experiments", "2")
+    reasons = [entry["reason"] for entry in toy.journal("refused")]
+    for message, reason in zip(mischief.values(), reasons, strict=True):
+        assert message in reason
+    assert toy.statuses() == ["keep", "keep"]
     toy.require_whole()
 
 
@@ -141,27 +150,22 @@ def test_an_agent_that_fails_is_asked_again(toy):
     toy.require_whole()
 
 
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
-        ("raise ValueError('boom')\n", "training: ValueError: boom"),
-        (
-            "import atexit\natexit.register(print, 'last words')\n1 / 0\n",
-            "training: ZeroDivisionError: division by zero",
-        ),
-        ("raise SystemExit('the loss is not a finite number')\n", "training: the loss is not a finite number"),
-        ("print('no memory')\nraise SystemExit(3)\n", "training: exit code 3: no memory"),
-        ("import os\nos.kill(os.getpid(), 9)\n", "training: killed by SIGKILL"),
-        ("VALUE = float('nan')\nprint('score:', VALUE)\n", "score is nan, not a finite number"),
-        ("print('nothing')\n", "train.log holds no line `score: NUMBER`"),
-    ],
-)
-def test_a_crash_is_a_row_and_the_night_goes_on(toy, code, reason):
-    toy.plan_steps(e2=[{"files": {"solver.py": code}, "say": "crash it"}], e3=[step(2)])
-    toy.run_agent(3)
-    assert toy.rows()[1][1:] == ["0.000000", "0.0", "crash", "crash it"]
-    assert toy.statuses() == ["keep", "crash", "keep"]
-    assert toy.journal("verdict")[1]["reason"] == reason
+def test_a_crash_is_a_row_and_the_night_goes_on(toy):
+    reasons = {
+        "raise ValueError('boom')\n": "training: ValueError: boom",
+        "import atexit\natexit.register(print, 'last words')\n1 / 0\n": "training: ZeroDivisionError: division by zero",
+        "raise SystemExit('the loss is not a finite number')\n": "training: the loss is not a finite number",
+        "print('no memory')\nraise SystemExit(3)\n": "training: exit code 3: no memory",
+        "import os\nos.kill(os.getpid(), 9)\n": "training: killed by SIGKILL",
+        "VALUE = float('nan')\nprint('score:', VALUE)\n": "score is nan, not a finite number",
+        "print('nothing')\n": "train.log holds no line `score: NUMBER`",
+    }
+    plan = {f"e{n}": [{"files": {"solver.py": code}, "say": "crash it"}] for n, code in enumerate(reasons, 2)}
+    toy.plan_steps(**plan, otherwise=[step(2)])
+    toy.run_agent(len(reasons) + 2)
+    assert [row[1:] for row in toy.rows()[1:-1]] == [["0.000000", "0.0", "crash", "crash it"]] * len(reasons)
+    assert toy.statuses() == ["keep", *["crash"] * len(reasons), "keep"]
+    assert [entry["reason"] for entry in toy.journal("verdict")[1:-1]] == [*reasons.values()]
     toy.require_whole()
 
 
@@ -377,15 +381,12 @@ def test_the_holdout_is_measured_of_what_is_kept_and_decides_nothing(toy):
 LUCK = "import os\nVALUE = {value} if os.environ['AUTORESEARCH_SEED'] == '42' else {other}\nprint('score:', VALUE)\n"
 
 
-@pytest.mark.parametrize(
-    ("other", "status", "reason"),
-    [
-        (60, "keep", "55.000000 is 54"),
-        (1, "discard", "in quarantine, with another seed: 1.000000 equals"),
+def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy):
+    suspects = (
         ("1 / 0", "crash", "in quarantine: training: ZeroDivisionError"),
-    ],
-)
-def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy, other, status, reason):
+        (1, "discard", "in quarantine, with another seed: 1.000000 equals"),
+        (60, "keep", "55.000000 is 54"),
+    )
     toy.write("facts.py", "print('{\"implausible_gain\": 5}')")
     toy.write(
         "program.md",
@@ -393,13 +394,14 @@ def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy, other, 
     )
     toy.write("check.py", "")
     toy.commit()
-    lucky = {"files": {"solver.py": LUCK.format(value=50, other=other)}, "say": "fifty"}
-    toy.plan_steps(e2=[step(-1)], e3=[step(-2)], e4=[step(-3)], e5=[step(-4)], e6=[lucky], e7=[step(0.5)])
-    output = toy.run_agent(7)
-    verdict = toy.journal("verdict")[5]
-    assert verdict["status"] == status and verdict["reason"].startswith(reason)
-    assert "too good to be believed once" in output
-    assert [(entry["number"], entry["gain"]) for entry in toy.journal("quarantine")] == [(6, 49)]
+    luck = [{"files": {"solver.py": LUCK.format(value=50, other=other)}, "say": "fifty"} for other, *_ in suspects]
+    worse = {f"e{number}": [step(1 - number)] for number in range(2, 6)}
+    toy.plan_steps(**worse, e6=[luck[0]], e7=[luck[1]], e8=[luck[2]], e9=[step(0.5)])
+    output = toy.run_agent(9)
+    for verdict, (_, status, reason) in zip(toy.journal("verdict")[5:8], suspects, strict=True):
+        assert verdict["status"] == status and verdict["reason"].startswith(reason)
+    assert output.count("too good to be believed once") == 3 and toy.statuses()[8] == "discard"
+    assert [(entry["number"], entry["gain"]) for entry in toy.journal("quarantine")] == [(6, 49), (7, 49), (8, 49)]
     toy.require_whole()
 
 
@@ -441,20 +443,23 @@ def test_what_git_ignores_or_converts_is_no_change(toy):
     assert toy.journal("verdict")[2]["reason"] == "void: a/.gitignore changed while the trial ran"
 
 
-@pytest.mark.parametrize(
-    ("files", "reason"),
-    [
+def test_an_agent_that_leaves_disorder(toy):
+    disorder = (
         ({".git": ""}, ""),  # the worktree is none any more
         ({".gitmodules": "", "\udcff\n": "x"}, "also touches"),
         ({"solver.py": "x = " + "(" * 5000 + ")" * 5000}, "does not parse"),
         ({"solver.py": "x = " + "+".join(["1"] * 100000)}, ""),
-    ],
-)
-def test_an_agent_that_leaves_disorder(toy, files, reason):
-    toy.plan_steps(e2=[{"files": {"solver.py": solver(9), **files}, "say": "disorder"}, step(2)], e3=[step(3)])
-    toy.run_agent(3)
-    assert toy.statuses() == ["keep", "keep", "keep"]
-    assert reason in toy.journal("refused")[0]["reason"]
+    )
+    plan = {
+        f"e{number}": [{"files": {"solver.py": solver(99), **files}, "say": "disorder"}, step(number)]
+        for number, (files, _) in enumerate(disorder, 2)
+    }
+    toy.plan_steps(**plan, otherwise=[step(9)])
+    toy.run_agent(len(disorder) + 2)
+    assert toy.statuses() == ["keep"] * (len(disorder) + 2)
+    refused = toy.journal("refused")
+    assert len(refused) == len(disorder)
+    assert all(reason in entry["reason"] for (_, reason), entry in zip(disorder, refused, strict=True))
     toy.require_whole()
 
 

@@ -173,10 +173,10 @@ def test_an_interrupt_while_one_trains_and_the_agent_thinks(two):
     assert len(two.journal("attempt")) == 2
 
 
-def test_another_number_of_workers_is_another_game(two):
+def test_another_number_of_workers_is_another_game(two, refused):
     two.plan_steps(otherwise=[edit(two, 1, 1)])
     run(two, 1, "--workers", "2")
-    output = two.run(*two.agent, "--experiments", "2", "--workers", "1", expect=2)
+    output = refused(*two.agent, "--experiments", "2", "--workers", "1")
     assert "has 2 workers" in output and "--workers 2" in output
     assert two.run(*two.agent, "--experiments", "1")  # without saying so it goes on as it was
 
@@ -240,12 +240,8 @@ def test_gpus(cards):
         ("0,0", "--gpus takes numbers"),
     ],
 )
-def test_gpus_that_do_not_go_together(cards, gpus, message):
-    assert message in run_expecting_2(cards, "--gpus", gpus)
-
-
-def run_expecting_2(toy, *arguments: str) -> str:
-    return toy.run(*toy.agent, "--experiments", "1", *arguments, expect=2)
+def test_gpus_that_do_not_go_together(cards, refused, gpus, message):
+    assert message in refused(*cards.agent, "--experiments", "1", "--gpus", gpus)
 
 
 @pytest.mark.parametrize("who", ["loop", "trial"])

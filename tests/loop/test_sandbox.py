@@ -350,5 +350,5 @@ def test_a_trial_that_takes_too_much(toy, setting, hog, reason):
     assert not (toy.runs / "trials/2/run/x").exists()
 
 
-def test_a_wrong_mode(toy):
-    assert "--sandbox takes auto, require or off" in toy.run("--sandbox", "maybe", expect=2)
+def test_a_wrong_mode(toy, refused):
+    assert "--sandbox takes auto, require or off" in refused("--sandbox", "maybe")

@@ -96,8 +96,8 @@ def test_a_run_that_was_killed(toy, training):
     assert (state["running"], state["trials"]) == (False, []) and "killed" in state["reason"]
 
 
-def test_no_run(toy):
-    assert "there is no run night here" in toy.run("status", expect=2)
+def test_no_run(toy, refused):
+    assert "there is no run night here" in refused("status")
     assert toy.run("stop", expect=1) == "no loop is running on tag night\n"
     assert not toy.runs.exists()
 

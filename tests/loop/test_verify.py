@@ -248,12 +248,12 @@ def test_a_champion_that_fails_with_other_seeds(toy):
     )
 
 
-def test_a_run_without_gains(toy):
+def test_a_run_without_gains(toy, refused):
     write_night(toy, [1.0], [("print('score:', -1)\nVALUE = 1\n", "worse", -1.0)])
-    assert "has kept nothing after its baseline" in toy.run("verify", expect=2)
+    assert "has kept nothing after its baseline" in refused("verify")
     toy.run("report")
     assert "Not verified" in (toy.runs / "report/report.md").read_text()
-    assert "there is no run nothing here" in toy.run("report", "--tag", "nothing", expect=2)
+    assert "there is no run nothing here" in refused("report", "--tag", "nothing")
 
 
 # -- the report

@@ -1,6 +1,7 @@
 """The look at an edit before it costs a trial: what is refused, in which words, and what is not."""
 
 import ast
+import json
 import subprocess
 import sys
 
@@ -100,40 +101,54 @@ def build_model():
 """
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "reason", "fake"),
-    [
-        (*case, False)
-        for case in (
-            ("", "", None),
-            ("Linear(8", "Linear(9", "train.py line 9: RuntimeError:"),
-            ("self.head(self.table(idx))", "self.head(self.table(idx))[..., :100]", "must give logits"),
-            ("self.head(self.table(idx))", "(self.head(self.table(idx)) > 0)", "torch.bool"),
-            ("return Model()", "return 7", "build_model() must return a torch.nn.Module, not int"),
-            ("import torch\n", "import torch\nx = 1 / 0\n", "train.py line 2: ZeroDivisionError: division by zero"),
-            (
-                "import torch\n",
-                "import torch\nraise SystemExit('no')\n",
-                "train.py ends by itself when it is imported or built: no",
-            ),
-        )
-    ]
-    + [
-        ("", "", None, True),
-        ("Linear(8", "Linear(9", "train.py line 9: RuntimeError:", True),
+REHEARSALS = [
+    (*case, False)
+    for case in (
+        ("", "", None),
+        ("Linear(8", "Linear(9", "train.py line 9: RuntimeError:"),
+        ("self.head(self.table(idx))", "self.head(self.table(idx))[..., :100]", "must give logits"),
+        ("self.head(self.table(idx))", "(self.head(self.table(idx)) > 0)", "torch.bool"),
+        ("return Model()", "return 7", "build_model() must return a torch.nn.Module, not int"),
+        ("import torch\n", "import torch\nx = 1 / 0\n", "train.py line 2: ZeroDivisionError: division by zero"),
         (
-            "self.table(idx)",
-            "self.table(idx) * (2 if self.head.weight.sum().item() > 0 else 1)",
-            None,
-            True,
-        ),  # what they cannot tell
-    ],
-)
-def test_the_rehearsal(tmp_path, old, new, reason, fake):
-    (tmp_path / "train.py").write_text(MODEL.replace(old, new) if old else MODEL)
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from autoresearch import preflight; "
-        f"print(preflight.rehearse(Path({str(tmp_path / 'train.py')!r}), fake={fake}))"
+            "import torch\n",
+            "import torch\nraise SystemExit('no')\n",
+            "train.py ends by itself when it is imported or built: no",
+        ),
     )
-    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert (reason or "None") in answer.stdout, answer.stdout + answer.stderr
+] + [
+    ("", "", None, True),
+    ("Linear(8", "Linear(9", "train.py line 9: RuntimeError:", True),
+    (
+        "self.table(idx)",
+        "self.table(idx) * (2 if self.head.weight.sum().item() > 0 else 1)",
+        None,
+        True,
+    ),  # what they cannot tell
+]
+# Rehearses each train.py in a process of its own; torch is imported once, before they are forked.
+PROGRAM = """import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+from autoresearch import preflight
+for folder, fake in json.loads(sys.argv[2]):
+    if not os.fork():
+        print(json.dumps(preflight.rehearse(Path(folder, "train.py"), fake=fake)), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_the_rehearsal(tmp_path):
+    cases = []
+    for number, (old, new, _, fake) in enumerate(REHEARSALS):
+        cases.append((str(tmp_path / str(number)), fake))
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "train.py").write_text(MODEL.replace(old, new) if old else MODEL)
+    words = [sys.executable, "-c", PROGRAM, str(ROOT), json.dumps(cases)]
+    answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    found = [json.loads(line) for line in answer.stdout.splitlines()]
+    assert len(found) == len(REHEARSALS), answer.stderr
+    for (old, new, reason, fake), said in zip(REHEARSALS, found, strict=True):
+        assert said is None if reason is None else reason in said, (old, new, fake, said)
