@@ -221,6 +221,7 @@ def run_to_end(work: Coroutine[Any, Any, int]) -> None:
     try:
         code = asyncio.run(work)
     except Stopped:
+        print("stopped before the first experiment; the same command goes on", file=sys.stderr)
         code = 130
     if code:
         raise typer.Exit(code)

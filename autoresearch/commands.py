@@ -6,6 +6,7 @@ They run on the one thread that decides. `loop` is the class Loop of loop.py, wh
 import contextlib
 import dataclasses
 import json
+from collections.abc import AsyncIterator
 
 from autoresearch import Stopped, UserError
 from autoresearch.agents import Agent, Proposal
@@ -14,7 +15,7 @@ from autoresearch.agents.external import External
 from autoresearch.experiment import Experiments
 from autoresearch.judge import RULES, KeepRule
 from autoresearch.limits import Limits, StopRequest
-from autoresearch.options import Research, Start, Try, Verify
+from autoresearch.options import Research, Start, Trials, Try, Verify
 from autoresearch.pages import Pages
 from autoresearch.propose import Proposer
 from autoresearch.record import events
@@ -28,6 +29,21 @@ from autoresearch.views.notify import Notifier
 from autoresearch.views.show import answer_of, first_screen, show_answer, show_end
 
 
+@contextlib.asynccontextmanager
+async def opened(
+    tag: str | None,
+    options: Trials,
+    console: Console,
+    stop: StopRequest,
+    limits: Limits | None = None,
+    notifier: Notifier | None = None,
+) -> AsyncIterator[Run]:
+    """A run, locked against other loops; inside, what goes on in it is shown. Raises UserError."""
+    with open_run(tag, options.sandbox, console, stop) as run:
+        async with console.follow(run.ledger, run.folder, stop, limits, notifier):
+            yield run
+
+
 async def night(loop: type, options: Research) -> int:
     """The loop, until it ends. loop: the class Loop of loop.py."""
     console = Console(options.plain)
@@ -36,41 +52,40 @@ async def night(loop: type, options: Research) -> int:
     agents, agents_in_words, filler = agents_of(options)
     notifier = Notifier(options.notify, lambda fault: console.line(fault, "yellow")) if options.notify else None
     try:
-        with open_run(options.tag, options.sandbox, console, stop) as run:
-            async with console.follow(run.ledger, run.folder, stop, limits, notifier):
-                run.begin()
-                seats = run.choose_seats(options.gpus, options.workers)
-                pages = Pages(run)
-                proposer = Proposer(run, pages, agents, filler, options.web_search, options.brief_tokens)
-                rule = rule_of(options.keep_rule, run)
-                baseline_runs, repairs = options.baseline_runs, options.repairs
-                experiments = Experiments(
-                    run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None
-                )
-                ahead = options.lookahead
-                if ahead is None:
-                    ahead = int(any(agent.retries for agent in agents))
-                open_ended = options.max_cost is None and any(hasattr(agent, "model") for agent in agents)
-                shown = {
-                    "agent": agents_in_words,
-                    "at once": count(len(seats), "trial") if len(seats) > 1 else "",
-                    "until": str(limits),
-                    "cost": "not limited: --max-cost USD would" if open_ended else "",
-                }
-                settings = options.settings()
-                await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown))
-                run.note_start(options.keep_rule)
-                try:
-                    reason = await loop(run, proposer, experiments, limits, ahead).night()
-                except Exception as error:
-                    with contextlib.suppress(OSError):  # the disk may be what failed
-                        run.ledger.append(events.Stop(reason=f"a fault: {one_line(str(error))}"))
-                    raise
-                run.ledger.append(events.Stop(reason=reason))
-                champion, finished, kept = run.ledger.champion, len(run.ledger.finished), len(run.ledger.kept)
-                score = champion.score if champion else None
-                console.tell("stop", reason=reason, experiments=finished, kept=kept, score=score)
-                show_end(run, reason)
+        async with opened(options.tag, options, console, stop, limits, notifier) as run:
+            run.begin()
+            seats = run.choose_seats(options.gpus, options.workers)
+            pages = Pages(run)
+            proposer = Proposer(run, pages, agents, filler, options.web_search, options.brief_tokens)
+            rule = rule_of(options.keep_rule, run)
+            baseline_runs, repairs = options.baseline_runs, options.repairs
+            experiments = Experiments(
+                run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None
+            )
+            ahead = options.lookahead
+            if ahead is None:
+                ahead = int(any(agent.retries for agent in agents))
+            open_ended = options.max_cost is None and any(hasattr(agent, "model") for agent in agents)
+            shown = {
+                "agent": agents_in_words,
+                "at once": count(len(seats), "trial") if len(seats) > 1 else "",
+                "until": str(limits),
+                "cost": "not limited: --max-cost USD would" if open_ended else "",
+            }
+            settings = options.settings()
+            await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown))
+            run.note_start(options.keep_rule)
+            try:
+                reason = await loop(run, proposer, experiments, limits, ahead).night()
+            except Exception as error:
+                with contextlib.suppress(OSError):  # the disk may be what failed
+                    run.ledger.append(events.Stop(reason=f"a fault: {one_line(str(error))}"))
+                raise
+            run.ledger.append(events.Stop(reason=reason))
+            champion, finished, kept = run.ledger.champion, len(run.ledger.finished), len(run.ledger.kept)
+            score = champion.score if champion else None
+            console.tell("stop", reason=reason, experiments=finished, kept=kept, score=score)
+            show_end(run, reason)
     finally:
         if notifier:
             await notifier.close()
@@ -80,27 +95,26 @@ async def night(loop: type, options: Research) -> int:
 async def begin(loop: type, options: Start) -> int:
     console = Console(options.plain)
     stop = StopRequest(console.line)
-    with open_run(options.tag, options.sandbox, console, stop) as run:
-        async with console.follow(run.ledger, run.folder, stop):
-            run.begin(keep_edit=bool(run.ledger.champion))
-            seats = run.choose_seats(options.gpu)
-            keep_rule = options.keep_rule or run.ledger.started.keep_rule or "margin"
-            pages = Pages(run)
-            experiments = Experiments(run, rule_of(keep_rule, run), pages, options.baseline_runs)
-            proposer = Proposer(run, pages, [], external=True)
-            seed = run.ledger.seed if options.seed is None else options.seed
-            shown = {"agent": "the one that called this: an external agent"}
-            settings = run.recorded_settings() | options.settings()
-            await run.open(seats, settings, seed, lambda facts: first_screen(run, facts, shown))
-            run.note_start(keep_rule, external=True)
-            if run.ledger.champion is None and not stop.level:
-                baseline = next(iter(run.ledger.pending), None) or await proposer.next_attempt()
-                await loop(run, proposer, experiments, Limits()).until_verdict(baseline)
-            if champion := run.ledger.champion:
-                for name in run.task.editable:
-                    console.line(f"edit      {(run.repo.worktree / name).relative_to(run.root)}")
-                console.line(f"champion  experiment {champion.number}, {run.task.metric} {champion.score:.6f}")
-                console.line('then      uv run loop.py try -m "what and why"')
+    async with opened(options.tag, options, console, stop) as run:
+        run.begin(keep_edit=bool(run.ledger.champion))
+        seats = run.choose_seats(options.gpu)
+        keep_rule = options.keep_rule or run.ledger.started.keep_rule or "margin"
+        pages = Pages(run)
+        experiments = Experiments(run, rule_of(keep_rule, run), pages, options.baseline_runs)
+        proposer = Proposer(run, pages, [], external=True)
+        seed = run.ledger.seed if options.seed is None else options.seed
+        shown = {"agent": "the one that called this: an external agent"}
+        settings = run.recorded_settings() | options.settings()
+        await run.open(seats, settings, seed, lambda facts: first_screen(run, facts, shown))
+        run.note_start(keep_rule, external=True)
+        if run.ledger.champion is None and not stop.level:
+            baseline = next(iter(run.ledger.pending), None) or await proposer.next_attempt()
+            await loop(run, proposer, experiments, Limits()).until_verdict(baseline)
+        if champion := run.ledger.champion:
+            for name in run.task.editable:
+                console.line(f"edit      {(run.repo.worktree / name).relative_to(run.root)}")
+            console.line(f"champion  experiment {champion.number}, {run.task.metric} {champion.score:.6f}")
+            console.line('then      uv run loop.py try -m "what and why"')
     return 130 if stop.now() else 0
 
 
@@ -108,22 +122,21 @@ async def try_edit(loop: type, options: Try) -> int:
     console = Console(options.plain, to_errors=options.as_json)
     stop = StopRequest(console.line)
     tag = recorded_run(options.tag, "begin one: uv run loop.py start").tag
-    with open_run(tag, options.sandbox, console, stop) as run:
-        async with console.follow(run.ledger, run.folder, stop):
-            if run.ledger.champion is None:
-                raise UserError(f"run {tag} has no baseline yet: uv run loop.py start")
-            run.begin(keep_edit=True)
-            keep_rule, pages = run.ledger.started.keep_rule or "margin", Pages(run)
-            said = (options.message, options.hypothesis, options.predicted, options.category, options.lesson)
-            proposer = Proposer(run, pages, [External(Proposal(*said))], external=True)
-            experiments = Experiments(run, rule_of(keep_rule, run), pages)
-            await run.open(run.choose_seats(), run.recorded_settings(), run.ledger.seed, lambda facts: None)
-            run.note_start(keep_rule, external=True)
-            try:
-                attempt = await loop(run, proposer, experiments, Limits()).try_edit()
-            except Stopped:
-                return 130
-            answer = answer_of(run, attempt, proposer.stages)
+    async with opened(tag, options, console, stop) as run:
+        if run.ledger.champion is None:
+            raise UserError(f"run {tag} has no baseline yet: uv run loop.py start")
+        run.begin(keep_edit=True)
+        keep_rule, pages = run.ledger.started.keep_rule or "margin", Pages(run)
+        said = (options.message, options.hypothesis, options.predicted, options.category, options.lesson)
+        proposer = Proposer(run, pages, [External(Proposal(*said))], external=True)
+        experiments = Experiments(run, rule_of(keep_rule, run), pages)
+        await run.open(run.choose_seats(), run.recorded_settings(), run.ledger.seed, lambda facts: None)
+        run.note_start(keep_rule, external=True)
+        try:
+            attempt = await loop(run, proposer, experiments, Limits()).try_edit()
+        except Stopped:
+            return 130
+        answer = answer_of(run, attempt, proposer.stages)
     if stop.level and not (attempt and attempt.status):
         return 130
     if options.as_json:
@@ -137,31 +150,30 @@ async def run_verify(options: Verify) -> int:
     console = Console(options.plain)
     stop = StopRequest(console.line)
     tag = recorded_run(options.tag).tag
-    with open_run(tag, options.sandbox, console, stop) as run:
-        async with console.follow(run.ledger, run.folder, stop):
-            kept = run.ledger.kept
-            if len(kept) < 2:
-                raise UserError(f"run {tag} has kept nothing after its baseline, so there is no gain to verify")
-            run.begin(keep_edit=True)
-            verification = Verification(run, options.runs)
-            shown = {
-                "baseline": f"{short(kept[0].commit)}, {run.task.metric} {kept[0].score:.6f} in the run",
-                "champion": f"{short(kept[-1].commit)}, {kept[-1].score:.6f}, {count(len(kept) - 1, 'change')} kept",
-                "runs": f"{options.runs} of each code, with fresh seeds, in turn",
-                "sandbox": sandbox_in_words(run.confined),
-                "to stop": "Ctrl-C: after the running one; twice: now. The same command continues",
-            }
-            title = f"autoresearch: verify run {tag}"
-            seats, settings = run.choose_seats(), run.recorded_settings()
-            await run.open(seats, settings, run.ledger.seed, lambda facts: console.first_screen(title, shown))
-            try:
-                finished = await stop.unless_asked(verification(options.ablate, options.prune), level=2)
-            except Stopped:
-                finished = False
-            for line, style in lines_of(verification.findings()):
-                console.line(line, style)
-            if not finished:
-                console.line("stopped before all was run; the same command continues")
+    async with opened(tag, options, console, stop) as run:
+        kept = run.ledger.kept
+        if len(kept) < 2:
+            raise UserError(f"run {tag} has kept nothing after its baseline, so there is no gain to verify")
+        run.begin(keep_edit=True)
+        verification = Verification(run, options.runs)
+        shown = {
+            "baseline": f"{short(kept[0].commit)}, {run.task.metric} {kept[0].score:.6f} in the run",
+            "champion": f"{short(kept[-1].commit)}, {kept[-1].score:.6f}, {count(len(kept) - 1, 'change')} kept",
+            "runs": f"{options.runs} of each code, with fresh seeds, in turn",
+            "sandbox": sandbox_in_words(run.confined),
+            "to stop": "Ctrl-C: after the running one; twice: now. The same command continues",
+        }
+        title = f"autoresearch: verify run {tag}"
+        seats, settings = run.choose_seats(), run.recorded_settings()
+        await run.open(seats, settings, run.ledger.seed, lambda facts: console.first_screen(title, shown))
+        try:
+            finished = await stop.unless_asked(verification(options.ablate, options.prune), level=2)
+        except Stopped:
+            finished = False
+        for line, style in lines_of(verification.findings()):
+            console.line(line, style)
+        if not finished:
+            console.line("stopped before all was run; the same command continues")
     return 130 if stop.now() else 0
 
 

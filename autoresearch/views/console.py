@@ -24,7 +24,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from autoresearch import keys
+from autoresearch import Stopped, keys
 from autoresearch.limits import Limits
 from autoresearch.record.accounting import shares
 from autoresearch.record.ledger import Attempt, Ledger
@@ -116,6 +116,8 @@ class Console:
         drawing = asyncio.create_task(self._redraw())
         try:
             yield
+        except Stopped:
+            raise
         except Exception as error:
             self.tell("fault", reason=one_line(keys.scrub(str(error) or type(error).__name__), 500))
             raise
