@@ -1,4 +1,4 @@
-"""A signal at any moment leaves no process: not between starting one and waiting for it, nor at a terminal in git."""
+"""Signals at bad moments: between the start of a program and the wait for it, and at a terminal while git commits."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ asyncio.run(main())
 """
 
 
-def alive(marker: str) -> list[int]:
+def processes(marker: str) -> list[int]:
     """Processes whose command line holds a marker."""
     found = []
     for process in psutil.process_iter(["pid", "cmdline", "status"]):
@@ -54,16 +54,17 @@ def alive(marker: str) -> list[int]:
 
 @pytest.mark.slow
 def test_a_signal_just_after_a_start_leaves_no_process(tmp_path):
+    """Of 300 starts none leaves one, neither then nor a second later."""
     marker = f"98765{os.getpid()}"
     words = [sys.executable, "-c", RACE, str(ROOT), "300", marker]
     answer = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert answer.stdout == "done\n", answer.stderr
-    assert alive(marker) == []
+    assert processes(marker) == []
     with pytest.raises(AssertionError):  # nor later: a keeper that was slow to start would start it now
-        wait_for(lambda: alive(marker), 1.0)
+        wait_for(lambda: processes(marker), 1.0)
 
 
-def test_ctrl_c_at_the_terminal_does_not_reach_git(toy):
+def test_ctrl_c_at_the_terminal_does_not_break_off_a_commit(toy):
     """The whole process group gets it, as at a terminal, while git commits. The commit is made; then the loop stops."""
     hook = toy.folder / ".git/hooks/reference-transaction"
     waits = toy.folder.parent / "waits"

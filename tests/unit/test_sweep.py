@@ -144,7 +144,7 @@ def test_the_seed_of_the_command_line(toy):
     toy.commit()
     nights = []
     for seed in ("1", "2"):
-        toy.run("--experiments", "5", "--baseline-runs", "1", "--seed", seed, "--tag", seed)
+        toy.run("--experiments", "3", "--baseline-runs", "1", "--seed", seed, "--tag", seed)
         nights.append([row[4] for row in toy.rows()])
     assert nights[0] != nights[1]
 
