@@ -46,10 +46,12 @@ class Loop:
         """Propose and try out until a limit is reached, the user stops it or nothing is left. Returns why it ended."""
         try:
             while True:
-                over = self.fault or self.reason_to_end()
-                await self.start_trials()
-                if not over:
-                    self.start_proposal()
+                try:
+                    await self.start_trials()
+                    if not (self.fault or self.reason_to_end()):
+                        self.start_proposal()
+                except Exception as fault:
+                    self.end_with(fault)
                 if not (self.trials or self.proposing):
                     break
                 await self.wait_for_something()
@@ -130,34 +132,38 @@ class Loop:
         await asyncio.wait({*tasks, asked}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         if self.stop.level and self.proposing:
-            self.proposing.cancel()
+            cancel(self.proposing)
         if self.stop.now():
             for task, _ in self.trials.values():
-                task.cancel()
+                cancel(task)
 
     def take_in(self) -> None:
         """Take the tasks that are over off the lists, and note what went wrong in them."""
         for number, (task, _) in list(self.trials.items()):
             if task.done():
                 del self.trials[number]
-                self.note_fault(task)
+                self.look_at(task)
                 self.proposer.nothing_left = ""  # after a verdict there may be something to propose again
         if self.proposing and self.proposing.done():
-            self.note_fault(self.proposing)
+            self.look_at(self.proposing)
             self.proposing = None
         self.stop.trials = len(self.trials)
 
-    def note_fault(self, task: asyncio.Task) -> None:
+    def look_at(self, task: asyncio.Task) -> None:
         if not task.cancelled() and (fault := task.exception()):
-            self.fault = self.fault or fault
-            if self.proposing:  # an agent would think in vain
-                self.proposing.cancel()
+            self.end_with(fault)
+
+    def end_with(self, fault: BaseException) -> None:
+        """The night is over; trials come to their verdict first, an agent would think in vain."""
+        self.fault = self.fault or fault
+        if self.proposing:
+            cancel(self.proposing)
 
     async def cancel_all(self) -> None:
         """End what still runs: only where the night itself failed."""
         tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
         for task in tasks:
-            task.cancel()
+            cancel(task)
         if tasks:
             await asyncio.wait(tasks)
 
@@ -185,6 +191,12 @@ class Loop:
             with contextlib.suppress(Stopped):
                 await self.stop.unless_asked(self.run.with_room(lambda: self.experiments.try_out(attempt, seat)), 2)
         self.run.reset()
+
+
+def cancel(task: asyncio.Task) -> None:
+    """Cancel a task once: it may take seconds to end its processes, and a second time would hurry it."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def main() -> None:

@@ -218,8 +218,11 @@ def run_to_end(work: Coroutine[Any, Any, int]) -> None:
     """Run a command on the one thread that decides, and end with its exit code."""
     import asyncio
 
+    from autoresearch import suspension
+
     try:
-        code = asyncio.run(work)
+        with asyncio.Runner(loop_factory=suspension.event_loop) as runner:
+            code = runner.run(work)
     except Stopped:
         print("stopped before the first experiment; the same command goes on", file=sys.stderr)
         code = 130

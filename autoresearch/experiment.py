@@ -5,6 +5,7 @@ Cancelled, it leaves an attempt without a verdict, which runs again when the run
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -14,12 +15,11 @@ from autoresearch import UserError, disk_is_full
 from autoresearch.judge import KeepRule, Verdict, judge, mean
 from autoresearch.pages import Pages
 from autoresearch.record import events
-from autoresearch.record.ledger import OUTRUN, Attempt
+from autoresearch.record.ledger import ABANDONED, OUTRUN, Attempt
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
-ABANDONED = "its trial was interrupted, and another edit was tried instead"  # a verdict's reason
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
 SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
@@ -67,7 +67,7 @@ class Experiments:
             return True
         champion = self.ledger.champion
         number = champion.number if champion else 0
-        reason = f"experiment {number} was kept while this edit waited, and changed the same lines, so {OUTRUN}"
+        reason = f"experiment {number} was kept while this edit waited, and changed the same lines, so {OUTRUN[0]}"
         verdict = self.verdict_event(attempt, Verdict("crash", reason))
         if self.can_retry(attempt):
             return Returned(attempt, reason, False, verdict)
@@ -79,6 +79,8 @@ class Experiments:
 
         Raises UserError when the baseline crashed.
         """
+        if attempt.status:  # a full disk came after the verdict
+            return None
         began = time.monotonic()
         self.run.require_own_code()
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))
@@ -98,17 +100,16 @@ class Experiments:
             view.close()
         if verdict.status == "crash":
             self.run.require_room()
-        if verdict.status == "keep" and attempt.parent != self.ledger.champion_commit:
-            number = self.ledger.champion.number if self.ledger.champion else 0
-            why = f"it beat the champion that it was built on, but experiment {number} was kept meanwhile: it is tested"
-            return self.run_again(attempt, f"{why} on top of that", began)
         event = self.verdict_event(attempt, verdict, measured, checked, time.monotonic() - began)
         early = verdict.status == "crash" and measured.score is None and time.monotonic() - began < EARLY
         if early and attempt.repairs < self.repairs and not self.run.stop.level and self.can_retry(attempt):
             crash = events.Crashed(number=attempt.number, commit=attempt.commit, reason=verdict.reason)
             self.ledger.append(crash)
             return Returned(attempt, verdict.reason, True, event)
-        await self.conclude(event)
+        if not await self.conclude(event):
+            number = self.ledger.champion.number if self.ledger.champion else 0
+            why = f"it beat the champion that it was built on, but experiment {number} was kept meanwhile: it is tested"
+            return self.run_again(attempt, f"{why} on top of that", began)
         if self.ledger.champion is None:
             raise UserError(
                 f"the baseline crashed: {verdict.reason}\nIts log is {self.run.runner.log_path(str(attempt.number))}. "
@@ -119,7 +120,7 @@ class Experiments:
 
     async def abandon(self, attempt: Attempt) -> None:
         """The verdict on an attempt that was interrupted and is not wanted any more."""
-        await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED)))
+        await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED[0])))
 
     # -- run
 
@@ -134,9 +135,10 @@ class Experiments:
             await self.run.record(events.Measured(number=attempt.number, seed=seed, score=score, seconds=seconds))
         return measured
 
-    async def check(self, name: str, seed: int, seat: Seat, tell: Tell) -> Measurement:
+    async def check(self, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False) -> Measurement:
         """Guard and holdout of a trial that has its score."""
-        return await self.run.runner.run(Job(name, {}, seed, (GUARD, HOLDOUT)), seat, tell)
+        job = Job(name, {}, seed, (GUARD, HOLDOUT), fresh_caches)
+        return await self.run.runner.run(job, seat, tell)
 
     def suspended(self, attempt: Attempt, measured: Measurement) -> str:
         """Why a trial that was suspended runs again; empty if it was not, or has been too often."""
@@ -228,7 +230,7 @@ class Experiments:
             second, objection = self.judge(attempt, [measured.score]), ""
             if second.status != "keep":
                 objection = second.reason
-            elif (checked := await self.check(name, seed, seat, view)).reason:
+            elif (checked := await self.check(name, seed, seat, view, fresh_caches=True)).reason:
                 objection = f"the guard failed: {checked.reason}" if checked.failed == GUARD else checked.reason
             return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
         finally:
@@ -267,15 +269,28 @@ class Experiments:
             seconds={**measured.seconds, **checked.seconds, "wall": round(wall, 3)},
         )
 
-    async def conclude(self, verdict: events.Verdict) -> None:
-        """Into the journal, into results.tsv, and the branch to the champion."""
-        await self.run.record(verdict)
+    async def conclude(self, verdict: events.Verdict) -> bool:
+        """Into the journal, into results.tsv, and the branch to the champion.
+
+        False, and nothing is done, for what beat a champion that has been replaced meanwhile.
+        """
         attempt = self.ledger.attempts[verdict.number - 1]
+        if not await self.run.with_room(lambda: self.record_unless_outrun(attempt, verdict)):
+            return False
         await self.run.with_room(lambda: self.add_row(attempt))
         await self.run.with_room(self.run.advance)
-        self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
+        with contextlib.suppress(OSError):  # it has its verdict, whatever is left lying about
+            self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
         await self.run.with_room(lambda: self.pages.write(attempt))
         self.console.verdict(attempt, verdict.seconds["wall"])
+        return True
+
+    def record_unless_outrun(self, attempt: Attempt, verdict: events.Verdict) -> bool:
+        """Looks at the champion and writes in one step: others may have been kept while this waited for room."""
+        if verdict.status == "keep" and attempt.parent != self.ledger.champion_commit:
+            return False
+        self.ledger.append(verdict)
+        return True
 
     def add_row(self, attempt: Attempt) -> None:
         """Into results.tsv. A file that cannot be written does not end a night: the journal has it all."""

@@ -1,6 +1,7 @@
 """When a night is over: what the user said beforehand, and Ctrl-C."""
 
 import asyncio
+import collections
 import dataclasses
 import signal
 import time
@@ -19,22 +20,24 @@ class StopRequest:
     """Counts Ctrl-C: the first asks to stop after the running trials, the second to stop now. `level` is 0, 1 or 2.
 
     SIGTERM and a closed terminal (SIGHUP) mean now. Signals closer than 0.3 s count once: a terminal sends Ctrl-C to
-    `uv` too, which passes it on. A signal only changes `level` and wakes who waits for that; nothing is raised.
+    `uv` too, which passes it on. A signal only notes its time; the loop then changes `level`. Nothing is raised.
     Made inside the running event loop.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.level, self.trials = 0, 0  # trials: how many are running
         self._last, self._say, self._change = 0.0, say, asyncio.Event()
+        self._arrived: collections.deque[float] = collections.deque()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._count, number)
+            signal.signal(number, lambda *_: self._arrived.append(time.monotonic()))  # the loop may be busy for a while
         loop.add_signal_handler(
             signal.SIGTSTP, say, "experiments are timed, so the loop does not pause; Ctrl-C stops it"
         )
 
     def _count(self, number: int) -> None:
-        previous, self._last = self._last, time.monotonic()
+        previous, self._last = self._last, self._arrived.popleft() if self._arrived else time.monotonic()
         if number != signal.SIGINT:
             self.level = 2
         elif self._last - previous > 0.3:
@@ -57,15 +60,13 @@ class StopRequest:
         task, asked = asyncio.ensure_future(work), asyncio.ensure_future(self.reaches(level))
         try:
             await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise Stopped
         finally:
             for one in (task, asked):
                 one.cancel()
             await asyncio.wait({task, asked})
-            if task.done() and not task.cancelled():
-                task.exception()  # has been seen
+        if task.cancelled():
+            raise Stopped
+        return task.result()
 
 
 @dataclasses.dataclass

@@ -6,6 +6,7 @@ from autoresearch import keys
 from autoresearch.brief import page
 from autoresearch.record.ledger import Attempt
 from autoresearch.run import Run
+from autoresearch.runner import TRAIN
 
 
 class Pages:
@@ -22,7 +23,7 @@ class Pages:
     def write(self, attempt: Attempt) -> None:
         if not (path := self.path(attempt.number)).exists():
             path.parent.mkdir(exist_ok=True)
-            log = self.run.runner.log(str(attempt.number))
+            log = self.run.runner.log(str(attempt.number), phases=(TRAIN,))
             part = path.with_suffix(".part")
             part.write_text(keys.scrub(page(attempt, self.run.task, self.run.diff(attempt), log)))
             part.replace(path)

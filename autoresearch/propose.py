@@ -5,6 +5,7 @@ An edit that is refused goes back to its agent with the reason. An agent that ca
 
 import asyncio
 import dataclasses
+import itertools
 import time
 
 import git
@@ -21,12 +22,12 @@ from autoresearch.agents import (
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.external import External
 from autoresearch.brief import Brief
-from autoresearch.experiment import ABANDONED, Returned
+from autoresearch.experiment import Returned
 from autoresearch.lessons import Lessons
 from autoresearch.limits import Limits
 from autoresearch.pages import Pages
 from autoresearch.record import events
-from autoresearch.record.ledger import Attempt
+from autoresearch.record.ledger import ABANDONED, Attempt
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import PREFLIGHT, Job
@@ -200,7 +201,7 @@ class Proposer:
             return False
         times = f"-{attempt.repairs + 1}" if attempt.repairs else ""
         name = f"{attempt.number}-crashed{times}" if back.crashed else f"{attempt.number}-on-{short(attempt.parent)}"
-        self.repo.remember(name, attempt.commit)
+        await self.run.with_room(lambda: self.repo.remember(name, attempt.commit))
         description = proposal.description or attempt.description
         self.patience.pop(agent.name, None)
         await self.commit(attempt.number, dataclasses.replace(proposal, description=description), agent.name)
@@ -211,6 +212,8 @@ class Proposer:
         if back.crashed:
             if attempt.parent != self.ledger.champion_commit:  # another was kept meanwhile
                 commit = self.repo.move(commit, self.ledger.champion_commit)
+                if commit and self.task.fault(self.repo.scratch, self.run.originals):
+                    commit = None
             if commit:
                 self.repo.take_up(commit, self.task.editable)
                 return await self.ask(attempt.number, agent, attempt, back.reason)
@@ -303,7 +306,7 @@ class Proposer:
     def tried_before(self, edit: str) -> Attempt | None:
         """The earlier attempt that did the same."""
         for attempt in self.ledger.attempts:
-            if attempt.edit == edit and attempt.reason != ABANDONED and attempt.number != self.redone:
+            if attempt.edit == edit and attempt.reason not in ABANDONED and attempt.number != self.redone:
                 return attempt
         return self.ledger.repaired.get(edit)
 
@@ -318,7 +321,7 @@ class Proposer:
         self.pages.catch_up()
         proposals = run.folder / "proposals"
         taken = {path.name for path in proposals.glob(f"{number}*")}
-        names = (str(number), *(f"{number}-{again}" for again in range(2, 1000)))
+        names = itertools.chain([str(number)], (f"{number}-{again}" for again in itertools.count(2)))
         folder = proposals / next(name for name in names if name not in taken)
         folder.mkdir(parents=True)
         unfinished = (attempt for attempt in ledger.pending if attempt.number != number)

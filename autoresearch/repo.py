@@ -15,7 +15,7 @@ from pathlib import Path
 
 import git
 
-from autoresearch import UserError, disk_is_full, suspension
+from autoresearch import UserError, disk_is_full
 from autoresearch.text import short
 
 
@@ -23,8 +23,7 @@ class Git(git.Git):
     """git in a session of its own: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
 
     def execute(self, command, *arguments, **options):
-        with suspension.waiting():
-            return super().execute(command, *arguments, **options, start_new_session=True)
+        return super().execute(command, *arguments, **options, start_new_session=True)
 
 
 class Repository(git.Repo):

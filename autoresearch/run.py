@@ -57,6 +57,7 @@ class Run:
         self.confined, self.console, self.stop = confined, console, stop
         self.seed = ledger.seed
         self.gpus: str | None = None
+        self.waits_for_room = False  # and the user has been told
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
 
@@ -233,11 +234,15 @@ class Run:
         while True:
             try:
                 done = step()
-                return await done if inspect.isawaitable(done) else cast(Result, done)
+                result = await done if inspect.isawaitable(done) else done
+                self.waits_for_room = self.waits_for_room and not wait
+                return cast(Result, result)
             except (OSError, git.GitCommandError) as error:
-                if not disk_is_full(error):
+                task = asyncio.current_task()
+                if not disk_is_full(error) or (task and task.cancelling()):
                     raise
-                if not wait:
+                if not self.waits_for_room:
+                    self.waits_for_room = True
                     self.console.line(
                         "the disk is full: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
                     )

@@ -1,13 +1,37 @@
 """Tells a suspended machine or program from a busy one.
 
-Time that passed while the one thread neither computed nor waited for a program was a suspension.
+A thread of asyncio is either in its selector, where it waits for something to happen, or busy. So if much more time has
+passed than the thread was busy, and nothing woke it although something was due, it was suspended.
 """
 
-import contextlib
+import asyncio
+import selectors
 import time
-from collections.abc import Iterator
 
-_waited = 0.0  # seconds that the thread stood in programs which it waits for at once: git
+
+class Selector(selectors.DefaultSelector):
+    """A selector that adds up the time for which its thread was busy: outside of `select`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busy, self.left = 0.0, time.monotonic()  # seconds, as far as counted; when the thread became busy last
+
+    def select(self, timeout=None):
+        self.busy += time.monotonic() - self.left
+        try:
+            return super().select(timeout)
+        finally:
+            self.left = time.monotonic()
+
+
+_selector = Selector()
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The loop of a program that wants to know: a factory for asyncio.Runner."""
+    global _selector
+    _selector = Selector()
+    return asyncio.SelectorEventLoop(_selector)
 
 
 def now() -> float:
@@ -16,16 +40,5 @@ def now() -> float:
 
 
 def busy() -> float:
-    """Seconds that this program has computed, or waited for a program without giving way to other tasks."""
-    return time.process_time() + _waited
-
-
-@contextlib.contextmanager
-def waiting() -> Iterator[None]:
-    """Inside, the thread waits for a program and does nothing else."""
-    global _waited
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        _waited += time.monotonic() - began
+    """Seconds that the thread of `event_loop` was busy so far, on a clock that stops while the machine sleeps."""
+    return _selector.busy + time.monotonic() - _selector.left

@@ -145,6 +145,7 @@ class Verification:
         run.require_own_code()
         job = Job(f"verify/{code.name.replace(' ', '-')}-{seed}", run.files(code.commit), seed=seed)
         seat, view = run.runner.seats[0], run.console.verifying(*place)
+        run.stop.trials = 1
         try:
             measured = await run.runner.run(job, seat, view)
             check = Measurement()
@@ -152,6 +153,7 @@ class Verification:
                 check = await run.runner.run(dataclasses.replace(job, phases=(HOLDOUT,)), seat, view)
             return measured, check
         finally:
+            run.stop.trials = 0
             view.close()
             run.runner.tidy(job.name, keep_weights=False)
 

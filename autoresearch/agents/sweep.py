@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.brief import Brief
-from autoresearch.record.ledger import OUTRUN, Attempt
+from autoresearch.record.ledger import Attempt
 from autoresearch.task import edit_hash
 
 SECTION = ("# Hyperparameters", "# End of hyperparameters")  # comments around the constants to vary; without them, all
@@ -44,7 +44,7 @@ class Sweep:
     async def propose(self, brief: Brief, folder: Path) -> Proposal:
         """Draw a constant and a step. A direction that was just kept is followed first."""
         draw = random.Random(f"{self.seed} {brief.number} {brief.champion.commit}")
-        known = [*(attempt for attempt in brief.attempts if OUTRUN not in attempt.reason), *brief.in_flight]
+        known = [*(attempt for attempt in brief.attempts if not attempt.was_outrun), *brief.in_flight]
         tried = {*(attempt.description for attempt in known), *(event.description for event in brief.refused)}
         contents = {attempt.edit for attempt in known}
         sources = {name: (folder / name).read_bytes() for name in brief.task.editable}

@@ -10,7 +10,12 @@ from autoresearch.record.accounting import Account
 from autoresearch.task import Facts, Task, task_of
 from autoresearch.text import count
 
-OUTRUN = "its edit does not apply to the new champion"  # in the reason of an attempt that never ran
+# In the reasons of attempts that have a verdict without a trial; the second ones are those of version 0.1.
+OUTRUN = "its edit does not apply to the new champion", "it does not go onto the champion any more"
+ABANDONED = (
+    "its trial was interrupted, and another edit was tried instead",
+    "its trial was interrupted, and its driver went on with another edit",
+)
 
 
 @dataclasses.dataclass
@@ -75,6 +80,11 @@ class Attempt:
     @property
     def is_baseline(self) -> bool:
         return self.commit == self.parent
+
+    @property
+    def was_outrun(self) -> bool:
+        """Whether it never ran, because its edit did not apply to the new champion."""
+        return any(text in self.reason for text in OUTRUN)
 
 
 class Ledger:

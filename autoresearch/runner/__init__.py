@@ -73,8 +73,8 @@ class Runner(Protocol):
         """Remove what a trial left and nobody needs: all but its logs and figures, and the weights of what is kept."""
         ...
 
-    def log(self, name: str, limit: int = LOG_TAIL) -> str:
-        """The end of what a trial's commands printed: at most `limit` bytes of training and of scoring each."""
+    def log(self, name: str, limit: int = LOG_TAIL, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
+        """The end of what a trial's commands printed: at most `limit` bytes of each phase."""
         ...
 
     def log_path(self, name: str) -> Path:

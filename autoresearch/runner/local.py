@@ -44,7 +44,7 @@ class Local:
         self.task, self.repo, self.base, self.folder, self.seats = task, repo, base, folder, seats
         self.settings, self.confined, self.output, self.hidden = settings, confined, output, hidden
         self.facts = Facts()
-        self._overfull: set[str] = set()  # names of trials that filled the disk
+        self._overfull: dict[str, Path] = {}  # by name of a trial that filled the disk: its caches
         for trial in (*folder.glob("trials/*"), *folder.glob("verify/*")):
             end_left_overs(trial)
 
@@ -92,16 +92,16 @@ class Local:
         )
         measured = await trial.run()
         if trial.overfull:
-            self._overfull.add(job.name)
+            self._overfull[job.name] = caches
         return measured
 
     def tidy(self, name: str, keep_weights: bool) -> None:
         folder = self._folder(name)
-        caches = [self.folder / name_of("caches", seat) for seat in self.seats] if name in self._overfull else []
+        caches = [self._overfull[name]] if name in self._overfull else []
         tidy(folder, [folder / "caches", *caches], keep_weights)
 
-    def log(self, name: str, limit: int = LOG_TAIL) -> str:
-        tails = (read_tail(self._folder(name) / f"{phase}.log", limit) for phase in (TRAIN, SCORE))
+    def log(self, name: str, limit: int = LOG_TAIL, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
+        tails = (read_tail(self._folder(name) / f"{phase}.log", limit) for phase in phases)
         return keys.scrub("\n".join(filter(None, tails)))
 
     def log_path(self, name: str) -> Path:

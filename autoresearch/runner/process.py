@@ -141,7 +141,7 @@ class Process:
                 ended = await self._reap()
             elif reason := excess():
                 ended = await self.end(reason)
-            elif time.monotonic() - self.started > limit + suspended:
+            elif time.monotonic() - self.started > limit + suspended or suspended > limit:
                 ended = await self.end(f"ended after its time limit of {limit:.0f} s")
             else:
                 continue
@@ -164,13 +164,23 @@ class Process:
         ended = self._collect()
         if self._copying:
             await asyncio.wait({self._copying}, timeout=GRACE_SECONDS)  # what left the session may hold the pipe
-            self._copying.cancel()
+            if not self._copying.cancel():
+                self._copying.exception()  # of a full disk: the log is cut there
         return ended
 
+    def abandon(self) -> None:
+        """End it at once, before there is an `async with` that owns it."""
+        self._collect()
+        if self._copying:
+            self._copying.cancel()
+
     def _collect(self) -> Ended:
-        """Kill what is left of the session and take its exit status."""
+        """Kill what is left, also what has left the session, and take the exit status."""
         if self._ended:
             return self._ended
+        for process in reversed(family(self._process.pid)):  # the keeper last: what it keeps would lose its parent
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         signal_group(self._process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self._process.pid, 0)
         self._exit.close()
@@ -178,10 +188,7 @@ class Process:
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
-        if code < 0:
-            reason = f"killed by {signal.Signals(-code).name}"
-        else:
-            reason = f"exit code {code}" if code else ""
+        reason = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}" if code else ""
         self._ended = Ended(code, reason, time.monotonic() - self.started, usage.ru_maxrss * 1024)
         return self._ended
 
@@ -218,17 +225,25 @@ async def copy_lines(source: IO[bytes], log: Path, clean: Callable[[str], str]) 
     with open(log, "wb") as file, contextlib.closing(pipe):
         while True:
             part = await reader.read(1 << 16)
-            *lines, line = (line + part).split(b"\n")
+            *whole, line = (line + part).split(b"\n")
+            pieces = [raw + b"\n" for raw in whole]
             if not part or len(line) > LONGEST_LINE:
-                lines, line = [*lines, line], b""
-            for number, raw in enumerate(lines):
-                ending = "" if not part and number == len(lines) - 1 else "\n"
-                text = clean(raw.decode("utf-8", "replace") + ending).encode()[: max(0, left)]
+                pieces, line = [*pieces, line], b""
+            for raw in pieces:
+                text = clean(raw.decode("utf-8", "replace")).encode()[: max(0, left)]
                 file.write(text)
                 left -= len(text)
             file.flush()
             if not part:
                 return
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`; realtime signals have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def signal_group(group: int, number: int) -> None:

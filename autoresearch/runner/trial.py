@@ -116,7 +116,7 @@ class Trial:
         self.memory_free = free_memory()
         self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
         self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
-        self.disk_free, self.disk_used = shutil.disk_usage(folder.anchor).free, 0
+        self.disk_free = self.disk_used = 0  # bytes, when a phase began
 
     async def run(self) -> Measurement:
         """The phases of the job. Never raises for what the commands do: a crash is a measurement."""
@@ -143,8 +143,7 @@ class Trial:
     async def _train_and_score(self) -> Measurement:
         shutil.rmtree(self.folder, ignore_errors=True)  # what an interrupted run of it left behind
         self._make_folders()
-        self.disk_used = disk_usage(self.outputs)
-        self.disk_free = shutil.disk_usage(self.folder).free
+        self._note_disk()
         if changed := self.changed():
             return self._failed(TRAIN, f"not run: {', '.join(changed)} is not as in the commit that the run began with")
         async with contextlib.AsyncExitStack() as processes:
@@ -194,6 +193,7 @@ class Trial:
     async def _check(self) -> Measurement:
         """Guard and holdout, on what the training of this trial has saved."""
         figures = {}
+        self._note_disk()
         for phase, command in ((GUARD, self.task.guard), (HOLDOUT, self.task.holdout)):
             if not command or phase not in self.job.phases:
                 continue
@@ -203,6 +203,10 @@ class Trial:
                 return self._failed(phase, self._explain(phase, ended.reason))
             figures = finite(read_figures(self.folder / f"{phase}.log"))
         return Measurement(figures=figures, seconds=dict(self.seconds))
+
+    def _note_disk(self) -> None:
+        """What is used and what is free, before the commands write."""
+        self.disk_used, self.disk_free = disk_usage(self.outputs), shutil.disk_usage(self.folder).free
 
     def _make_folders(self) -> None:
         for path in (*self.outputs, self.folder / "tmp", self.folder / "run/tmp"):
@@ -219,8 +223,12 @@ class Trial:
             rules = self._rules(write)
         log = self.folder / f"{phase}.log"
         process = Process(command_words(command), self.stage, environment, log, rules, on_stdin, channel)
-        with open(self.folder / "process", "a") as file:
-            file.write(process.identifier + "\n")
+        try:
+            with open(self.folder / "process", "a") as file:
+                file.write(process.identifier + "\n")
+        except OSError:
+            process.abandon()
+            raise
         return process
 
     def _rules(self, write: list[str]) -> dict[str, list[str]] | None:
@@ -232,10 +240,12 @@ class Trial:
     async def _finish(self, phase: str, process: Process, before: float = 0.0) -> Ended:
         """Wait for a command. before: seconds that it ran before its phase began."""
         self.tell(Phase(phase, str(self.folder)))
-        ended = await process.wait(self.limits[phase] + before, lambda: self._excess(process))
+        try:
+            ended = await process.wait(self.limits[phase] + before, lambda: self._excess(process))
+        finally:  # also of a trial that is cancelled
+            shorten(self.folder / f"{phase}.log")
+            keys.scrub_file(self.folder / f"{phase}.log")
         self.seconds[phase] = ended.seconds - before
-        shorten(self.folder / f"{phase}.log")
-        keys.scrub_file(self.folder / f"{phase}.log")
         if phase == TRAIN:
             self.peak_memory = ended.peak_memory
             if progress := read_progress(self.folder):
