@@ -75,7 +75,7 @@ def run_in(
         f"os.environ.pop('AUTORESEARCH_RESULTS', None)\nos.environ.update({environment!r})\ndel os"
     )
     notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
-    # a stream is flushed wherever a moment ends: coalesced, a line is in one piece
+    # the kernel may flush in the middle of a line; coalesced it is in one piece
     NotebookClient(notebook, timeout=120, km=kernel, coalesce_streams=True).execute()
 
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
