@@ -1,8 +1,10 @@
 """analysis.ipynb, run as a researcher runs it: a real kernel, in a folder with one results.tsv (or none).
 
+The kernel is the same for all tests, which saves importing pandas again; each begins with an empty namespace.
 The figures asserted here are worked out by hand in the comments, not by the notebook.
 """
 
+import functools
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
+from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "analysis.ipynb"
@@ -36,7 +39,28 @@ NIGHT = HEADER + "\n".join(
 )
 
 
-def run(folder: Path, results: str | None, lower_is_better: bool = True, more: str = "", **environment: str) -> str:
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    manager = KernelManager(kernel_name="python3")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AUTORESEARCH_")}
+    manager.start_kernel(env={**inherited, "IPYTHONDIR": str(tmp_path_factory.mktemp("ipython"))})
+    yield manager
+    manager.shutdown_kernel(now=True)  # asked politely it takes up to 5 s
+
+
+@pytest.fixture
+def run(kernel):
+    return functools.partial(run_in, kernel)
+
+
+def run_in(
+    kernel: KernelManager,
+    folder: Path,
+    results: str | None,
+    lower_is_better: bool = True,
+    more: str = "",
+    **environment: str,
+) -> str:
     """All that the notebook prints and displays. Fails on an exception and on anything written to stderr."""
     if results is not None:
         (folder / environment.get("AUTORESEARCH_RESULTS", "results.tsv")).write_text(results, encoding="utf-8")
@@ -46,15 +70,13 @@ def run(folder: Path, results: str | None, lower_is_better: bool = True, more: s
         setting.source = setting.source.replace("LOWER_IS_BETTER = True", "LOWER_IS_BETTER = False")
     if more:
         notebook.cells.append(nbformat.v4.new_code_cell(more))
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AUTORESEARCH_")}
-    client = NotebookClient(
-        notebook,
-        timeout=120,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-        shutdown_kernel="immediate",
-    )  # a kernel asked politely takes up to 5 s
-    client.execute(env={**inherited, "IPYTHONDIR": str(folder / "ipython"), **environment})
+    begin = (
+        f"%reset -f\nimport os\nos.chdir({str(folder)!r})\n"
+        f"os.environ.pop('AUTORESEARCH_RESULTS', None)\nos.environ.update({environment!r})\ndel os"
+    )
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
+    # the kernel may flush in the middle of a line; coalesced it is in one piece
+    NotebookClient(notebook, timeout=120, km=kernel, coalesce_streams=True).execute()
 
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     complaints = [output["text"] for output in outputs if output.get("name") == "stderr"]
@@ -95,7 +117,7 @@ plt.close(figure)
 """
 
 
-def test_a_night_in_the_public_format(tmp_path):
+def test_a_night_in_the_public_format(run, tmp_path):
     text = run(tmp_path, NIGHT, more=LOOK_AT_FIGURE)
     assert "all rows: 4 keep, 4 discard, 2 crash" in text
     # without the baseline 9 experiments, 3 kept; 2 crashed, so 7 have a score
@@ -129,7 +151,7 @@ def test_a_night_in_the_public_format(tmp_path):
     assert "out of the frame" not in text
 
 
-def test_many_keeps_are_labelled_within_the_picture(tmp_path):
+def test_many_keeps_are_labelled_within_the_picture(run, tmp_path):
     """Thirty keeps in a row, tiny gains and long descriptions: the worst for labels. A commit like 0000012 stays."""
     rows = [
         f"{place:07d}\t{1 - place / 10000:.6f}\t44.0\tkeep\tidea {place}, and a story about it that goes on and on"
@@ -142,7 +164,7 @@ def test_many_keeps_are_labelled_within_the_picture(tmp_path):
     assert "out of the frame" not in text
 
 
-def test_without_a_file_it_says_what_to_run(tmp_path):
+def test_without_a_file_it_says_what_to_run(run, tmp_path):
     assert "There is no results.tsv yet. To make one: uv run loop.py" in run(tmp_path, None)
     assert not (tmp_path / "progress.png").exists()
 
@@ -156,7 +178,7 @@ def test_without_a_file_it_says_what_to_run(tmp_path):
     ],
     ids=["empty", "header-only", "only-crashes"],
 )
-def test_nothing_scored_yet(tmp_path, results, says, counts):
+def test_nothing_scored_yet(run, tmp_path, results, says, counts):
     text = run(tmp_path, results)
     assert says in text
     assert f"all rows: {counts}" in text
@@ -165,7 +187,7 @@ def test_nothing_scored_yet(tmp_path, results, says, counts):
     require_picture(tmp_path)
 
 
-def test_the_first_keep_is_the_baseline_when_the_first_row_crashed(tmp_path):
+def test_the_first_keep_is_the_baseline_when_the_first_row_crashed(run, tmp_path):
     text = run(
         tmp_path,
         HEADER + "aaaaaaa\t0.000000\t0.0\tcrash\tbaseline\n"
@@ -183,7 +205,7 @@ def test_the_first_keep_is_the_baseline_when_the_first_row_crashed(tmp_path):
     require_picture(tmp_path)
 
 
-def test_no_keep_beyond_the_baseline(tmp_path):
+def test_no_keep_beyond_the_baseline(run, tmp_path):
     text = run(
         tmp_path,
         HEADER + "aaaaaaa\t1.000000\t40.0\tkeep\tbaseline\n"
@@ -199,7 +221,7 @@ def test_no_keep_beyond_the_baseline(tmp_path):
     require_picture(tmp_path)
 
 
-def test_higher_is_better_and_a_file_of_another_name(tmp_path):
+def test_higher_is_better_and_a_file_of_another_name(run, tmp_path):
     text = run(
         tmp_path,
         HEADER + "aaaaaaa\t0.500000\t0.0\tkeep\tbaseline\n"
@@ -229,7 +251,7 @@ def test_the_notebook_is_stored_clean():
     assert not any(cell.outputs or cell.execution_count for cell in code), "outputs are stored: clear them"
 
 
-def test_val_and_holdout_side_by_side(tmp_path):
+def test_val_and_holdout_side_by_side(run, tmp_path):
     """The journal holds 1.01, 1.002, 0.985 for the first three keeps: 0.025 of the 0.040 that val gained."""
     folder = tmp_path / ".autoresearch/night"
     folder.mkdir(parents=True)
@@ -255,7 +277,7 @@ def test_val_and_holdout_side_by_side(tmp_path):
     assert "no holdout scores to compare" in run(tmp_path, HEADER)
 
 
-def test_keeps_within_the_noise_are_marked(tmp_path):
+def test_keeps_within_the_noise_are_marked(run, tmp_path):
     """The run last knew a noise of 0.004: a band of 0.008. Of the gains 0.010, 0.030 and 0.005 the last is inside."""
     folder = tmp_path / ".autoresearch/night"
     folder.mkdir(parents=True)
