@@ -157,6 +157,7 @@ def test_a_crash_is_a_row_and_the_night_goes_on(toy):
         "raise SystemExit('the loss is not a finite number')\n": "training: the loss is not a finite number",
         "print('no memory')\nraise SystemExit(3)\n": "training: exit code 3: no memory",
         "import os\nos.kill(os.getpid(), 9)\n": "training: killed by SIGKILL",
+        "import os\nos.kill(os.getpid(), 40)\n": "training: killed by signal 40",  # which has no name
         "VALUE = float('nan')\nprint('score:', VALUE)\n": "score is nan, not a finite number",
         "print('nothing')\n": "train.log holds no line `score: NUMBER`",
     }

@@ -1,0 +1,117 @@
+"""From a verdict to the record, and from a cancelled process to none: on real repositories and processes."""
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import git, solver, wait_for
+
+from autoresearch import suspension
+from autoresearch.experiment import Experiments
+from autoresearch.judge import RULES, Verdict
+from autoresearch.limits import StopRequest
+from autoresearch.pages import Pages
+from autoresearch.record import events
+from autoresearch.run import open_run
+from autoresearch.runner import Measurement
+from autoresearch.runner.local import Local
+from autoresearch.runner.process import Process
+from autoresearch.views.console import Console
+
+
+def in_a_loop(work):
+    """What a coroutine returns, run as the command line runs it."""
+    with asyncio.Runner(loop_factory=suspension.event_loop) as runner:
+        return runner.run(work)
+
+
+def test_of_two_that_beat_one_champion_only_the_first_is_kept(toy, monkeypatch):
+    """Both were judged before either was recorded, as when a full disk holds both up. The second has to run again."""
+    monkeypatch.chdir(toy.folder)
+    for name, value in toy.environment.items():
+        monkeypatch.setenv(name, value)
+
+    async def conclude() -> list[bool]:
+        console = Console(plain=True)
+        with open_run("night", "off", console, StopRequest(console.line)) as run:
+            run.begin()
+            base = run.ledger.base
+            run.runner = Local(run.task, run.repo, base, run.folder, run.choose_seats(), {}, False, sys.stderr)
+            experiments = Experiments(run, RULES["margin"], Pages(run))
+            answers, waiting = [], []
+            for number, value in enumerate((1, 2, 3), 1):
+                commit = base
+                if number > 1:
+                    run.reset()
+                    (run.repo.worktree / "solver.py").write_text(solver(value))
+                    commit = run.repo.commit(("solver.py",), f"set it to {value}")
+                parent = base
+                run.ledger.append(events.Attempt(number=number, commit=commit, parent=parent, description="x"))
+                run.ledger.append(events.Measured(number=number, seed=42, score=value))
+                attempt = run.ledger.attempts[-1]
+                verdict = experiments.verdict_event(attempt, Verdict("keep", "better"), Measurement(score=value))
+                if number == 1:
+                    answers.append(await experiments.conclude(verdict))
+                else:
+                    waiting.append(verdict)
+            answers += [await experiments.conclude(verdict) for verdict in waiting]
+            assert [attempt.number for attempt in run.ledger.kept] == [1, 2]
+            assert [attempt.number for attempt in run.ledger.pending] == [3]
+            return answers
+
+    assert in_a_loop(conclude()) == [True, True, False]
+    assert toy.tip() == git(toy.folder, "rev-parse", "autoresearch/night")
+
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"],
+                         start_new_session=True)
+open(sys.argv[1], "w").write(f"{os.getpid()} {child.pid}")
+time.sleep(600)
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("cancels", [1, 2])
+def test_a_cancelled_command_leaves_nothing_however_stubborn_it_is(tmp_path, cancels):
+    """It ignores SIGTERM and has a child in another session. Cancelled twice, its end is hurried, and no less whole."""
+    told = tmp_path / "told"
+
+    async def run() -> None:
+        async def work():
+            words = [sys.executable, "-c", STUBBORN, str(told)]
+            async with Process(words, tmp_path, dict(os.environ), tmp_path / "log") as process:
+                await process.wait(600)
+
+        task = asyncio.create_task(work())
+        await asyncio.to_thread(wait_for, lambda: told.exists() and told.read_text().count(" "))
+        for _ in range(cancels):
+            task.cancel()
+            await asyncio.sleep(0.3)
+        await asyncio.wait({task})
+        assert task.cancelled()
+
+    in_a_loop(run())
+    pids = [int(pid) for pid in told.read_text().split()]
+    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+
+def test_a_loop_that_is_busy_is_no_suspension(tmp_path):
+    """Blocked without using the processor, as by a slow disk or a terminal that takes nothing: the trial goes on."""
+
+    async def run(block) -> float:
+        words = [sys.executable, "-c", "import time; time.sleep(1.5)"]
+        async with Process(words, Path.cwd(), dict(os.environ), tmp_path / "log") as process:
+            waiting = asyncio.create_task(process.wait(60))
+            await asyncio.sleep(0.1)
+            block()
+            return (await waiting).suspended
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autoresearch.runner.process.SUSPENDED", 0.8)
+        assert in_a_loop(run(lambda: time.sleep(1.2))) == 0.0
