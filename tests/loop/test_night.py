@@ -267,7 +267,7 @@ def test_a_trial_that_was_suspended_runs_again(two, who):
     os.kill(stopped, signal.SIGCONT)
     release.touch()
     output, _ = process.communicate(timeout=30)
-    assert process.returncode == 0 and "experiment 2: it stood still for" in output
+    assert process.returncode == 0 and "experiment 2: it was suspended for" in output
     assert [entry["number"] for entry in two.journal("trial")] == [1, 2, 2] and len(two.journal("rerun")) == 1
     assert two.statuses() == ["keep", "keep"]
     two.require_whole()
@@ -345,5 +345,5 @@ def test_a_baseline_that_was_suspended_in_its_second_run_runs_again(two):
     time.sleep(1.5)
     os.kill(stopped, signal.SIGCONT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "experiment 1: it stood still for" in output
+    assert process.returncode == 0 and "experiment 1: it was suspended for" in output
     assert two.statuses() == ["keep"] and len(two.journal("rerun")) == 1
