@@ -157,16 +157,6 @@ def test_stages_of_program_md_and_a_slip_in_them(toy, refused):
     assert "`stages` in" in refused(*toy.agent, "--experiments", "6")
 
 
-def test_ctrl_c_while_the_agent_thinks_stops_at_once(toy):
-    (toy.folder.parent / "agent.py").write_text("import time\ntime.sleep(100)\n")
-    process = toy.start(*toy.agent, "--baseline-runs", "1")
-    wait_for(lambda: (toy.runs / "proposals/2").exists())
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=15)
-    assert process.returncode == 0 and "stopped: you asked it to stop" in output
-    toy.require_whole()
-
-
 def test_the_environment_s_keys_do_not_reach_the_agent_s_log(toy):
     (toy.folder.parent / "agent.py").write_text(
         "import os\nprint(os.environ['MY_API_KEY'])\nopen('solver.py', 'a').write('X = 1\\n')\n"
