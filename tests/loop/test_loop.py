@@ -37,10 +37,8 @@ def test_improves_another_repository_with_a_guard(toy):
     assert git(toy.folder, "show", "refs/autoresearch/night/3:solver.py") == solver(30).strip()
     assert checkout_bytes(toy.folder) == before
     baseline, five, *others = toy.references()  # each edit starts from the champion
-    assert git(toy.folder, "rev-parse", f"{five}^", *(f"{other}^" for other in others)).split() == [
-        baseline,
-        *[five] * 3,
-    ]
+    parents = git(toy.folder, "rev-parse", f"{five}^", *(f"{other}^" for other in others)).split()
+    assert parents == [baseline, five, five, five]
     assert [row[0] for row in toy.rows()] == [commit[:7] for commit in (baseline, five, *others)]
     toy.require_whole()
 
@@ -337,12 +335,12 @@ def test_hooks_and_signing_of_the_user_do_not_run(toy):
 
 
 def test_notes_in_program_md_reach_the_agent_and_the_rules_stay(toy):
-    """A later commit of the user's does not change the rules of a run: trials run from the commit that it began with."""
+    """A later commit of the user's does not change them: trials run from the commit that the run began with."""
     toy.plan_steps(e2=[step(5)], e3=[step(30)])
     toy.run_agent(2)
     toy.write("program.md", (toy.folder / "program.md").read_text() + "Try even numbers.\n")
     toy.write("check.py", "")
-    toy.commit()
+    git(toy.folder, "commit", "-qm", "no rules", "check.py")
     toy.run_agent(3)
     assert toy.statuses() == ["keep", "keep", "discard"]  # 30 is forbidden
     assert "Try even numbers." not in (toy.runs / "proposals/2/brief.md").read_text()

@@ -108,9 +108,9 @@ def test_the_same_edit_in_another_form_is_refused(toy):
 
 
 def test_budgets_of_experiments_and_hours_warn_at_four_fifths(toy):
-    steps(toy, **{f"e{number}": [step(number)] for number in range(2, 11)})
-    output = toy.run_agent(10)
-    assert "8 of 10 experiments (--experiments)" in output and output.count("(--experiments)") == 1
+    steps(toy, **{f"e{number}": [step(number)] for number in range(2, 6)})
+    output = toy.run_agent(5)
+    assert "4 of 5 experiments (--experiments)" in output and output.count("(--experiments)") == 1
 
 
 def test_lessons_reach_the_next_run(toy):
