@@ -54,6 +54,7 @@ def test_a_results_file_that_cannot_be_written_does_not_end_the_night(toy):
     assert toy.statuses() == ["keep"] * 3
 
 
+@pytest.mark.slow
 def test_a_trial_that_prints_a_gigabyte(toy):
     flood = "import sys\nfor _ in range(1024):\n    sys.stdout.write(('x' * 1023 + chr(10)) * 1024)\n"
     toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=flood)}, "say": "flood"}], e3=[step(3)])
