@@ -38,9 +38,9 @@ def game(tmp_path, environment) -> Game:
 
 
 def test_a_night_from_an_empty_cache(game, tmp_path):
-    output = game.run("--experiments", "3")
+    output = game.run("--experiments", "2")
     assert "not prepared yet: that comes first" in output and "ready: profile test, data sotu" in output
-    assert game.statuses()[0] == "keep" and len(game.rows()) == 3
+    assert game.statuses()[0] == "keep" and len(game.rows()) == 2
     for entry in game.journal("verdict"):
         assert 1.0 < entry["score"] < 4.0 and 0.2 < entry["memory_gb"] < 4.0
         assert 3.0 <= entry["figures"]["training_seconds"] < 4.5
@@ -56,7 +56,7 @@ def test_a_night_from_an_empty_cache(game, tmp_path):
     assert "run night has seed 42, but now it would be 7" in other
     cpu = game.run("--experiments", "4", "--profile", "cpu", expect=2)
     assert "run night has profile test, but now it would be cpu" in cpu and "ready: profile cpu" not in cpu
-    assert len(game.rows()) == 3
+    assert len(game.rows()) == 2
 
 
 def test_a_training_that_is_stopped_leaves_no_process(game):

@@ -108,9 +108,9 @@ def test_the_same_edit_in_another_form_is_refused(toy):
 
 
 def test_budgets_of_experiments_and_hours_warn_at_four_fifths(toy):
-    steps(toy, **{f"e{number}": [step(number)] for number in range(2, 11)})
-    output = toy.run_agent(10)
-    assert "8 of 10 experiments (--experiments)" in output and output.count("(--experiments)") == 1
+    steps(toy, **{f"e{number}": [step(number)] for number in range(2, 6)})
+    output = toy.run_agent(5)
+    assert "4 of 5 experiments (--experiments)" in output and output.count("(--experiments)") == 1
 
 
 def test_lessons_reach_the_next_run(toy):
@@ -155,16 +155,6 @@ def test_stages_of_program_md_and_a_slip_in_them(toy, refused):
     assert "## Stage" not in brief_of(toy, "2")
     toy.write("program.md", program.replace("---\nRaise", "stages: {refine: many}\n---\nRaise"))
     assert "`stages` in" in refused(*toy.agent, "--experiments", "6")
-
-
-def test_ctrl_c_while_the_agent_thinks_stops_at_once(toy):
-    (toy.folder.parent / "agent.py").write_text("import time\ntime.sleep(100)\n")
-    process = toy.start(*toy.agent, "--baseline-runs", "1")
-    wait_for(lambda: (toy.runs / "proposals/2").exists())
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=15)
-    assert process.returncode == 0 and "stopped: you asked it to stop" in output
-    toy.require_whole()
 
 
 def test_the_environment_s_keys_do_not_reach_the_agent_s_log(toy):

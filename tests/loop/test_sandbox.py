@@ -205,6 +205,7 @@ def test_an_unconfined_trial_does_all_of_it(seen, toy):
     assert {name for name, answer in answers.items() if answer != "done"} == lacking, answers
 
 
+@pytest.mark.slow
 def test_a_confined_process_can_compile(tmp_path):
     """torch.compile on a CPU: a C++ compiler, shared libraries, a cache, worker processes."""
     (tmp_path / "out").mkdir()
