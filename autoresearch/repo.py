@@ -138,7 +138,7 @@ class RunRepo:
                 tree.git.checkout("--detach", "--force", commit)
                 tree.git.clean("-ffdxq")
                 return
-            except git.GitError:  # a lock of a git that was killed, a broken .git: made anew, once
+            except git.GitError:  # a lock of a git that was killed, a broken .git: made again, once
                 if not again:
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
