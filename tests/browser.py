@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe with its DevTools protocol: no package, no port."""
+"""A headless Chromium, controlled over a pipe with its DevTools protocol: no package, no port."""
 
 import base64
 import itertools
@@ -106,7 +106,7 @@ class Browser:
             if value := self.ask(script):
                 return value
             time.sleep(0.05)
-        raise AssertionError(f"waited {seconds} s in vain for {script}; errors: {self.errors}")
+        raise AssertionError(f"not within {seconds} s: {script}; errors: {self.errors}")
 
     def press(self, key: str, code: int, text: str = "") -> None:
         for kind in ("keyDown", "keyUp"):

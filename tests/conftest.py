@@ -116,7 +116,7 @@ def step(value: object, say: str = "", **fields) -> dict:
 
 
 def as_at_a_terminal() -> None:
-    """Signals that whoever started the tests may ignore, as nohup does, count in what they start."""
+    """Ctrl-C and a hang-up end what the tests start, even if the tests themselves ignore them, as under nohup."""
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
@@ -128,7 +128,7 @@ def wait_for(condition, seconds: float = 20.0):
         if answer := condition():
             return answer
         time.sleep(0.01)
-    raise AssertionError(f"waited {seconds} s in vain")
+    raise AssertionError(f"it did not happen within {seconds} s")
 
 
 class Toy:

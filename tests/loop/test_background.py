@@ -209,7 +209,7 @@ def test_what_was_sent_arrives_in_order_before_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["", "'", "no-such-program"])
-def test_commands_that_are_none(command):
+def test_a_command_to_notify_that_cannot_be_run(command):
     async def night() -> None:
         Notifier(command, print)
 
@@ -218,7 +218,7 @@ def test_commands_that_are_none(command):
 
 
 def test_an_agent_that_cannot_be_reached_is_told_the_first_time():
-    """Not each time that it is called in vain."""
+    """Not again each time that a call fails."""
     console, told = Console(), []
     console.tell = lambda event, **fields: told.append((event, fields["reason"]))
     for again in (False, True, True):

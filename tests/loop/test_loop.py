@@ -106,7 +106,7 @@ def test_an_agent_that_commits_by_itself(toy, mischief):
     toy.require_whole()
 
 
-def test_edits_that_are_none(toy):
+def test_edits_that_cannot_be_tried(toy):
     """Each is refused with its reason; the agent begins anew and does the next thing, in the end a true edit."""
     mischief = {
         "rm solver.py": "solver.py is missing or not a plain file",

@@ -9,10 +9,11 @@ from calls import Call, fake_claude, prints, running
 from conftest import solver
 
 from autoresearch import UserError
-from autoresearch.agents import AgentFailed, AgentUnavailable
+from autoresearch.agents import AgentFailed, AgentUnavailable, Proposal
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.agents.command import CommandAgent
+from autoresearch.agents.external import External
 from autoresearch.record.events import Attempt, Verdict
 from autoresearch.record.ledger import Ledger
 
@@ -89,6 +90,10 @@ def test_what_a_command_prints_is_kept_without_keys(call, monkeypatch):
     assert "correct-horse" not in (call.transcript / "agent.log").read_text()
 
 
+def test_the_external_agent_says_what_it_was_told(call):
+    assert call.propose(External(Proposal("raised it", tokens=5))) == Proposal("raised it", tokens=5)
+
+
 # -- programs of others
 
 
@@ -113,7 +118,7 @@ def test_text_tokens_and_cost_are_taken_from_among_other_output(claude):
         (prints("Invalid API key", is_error=True, api_error_status=401), UserError, "claude is not signed in"),
     ],
 )
-def test_an_answer_that_is_none(claude, does, kind, message):
+def test_an_answer_that_cannot_be_used(claude, does, kind, message):
     call, agent = claude(does)
     with pytest.raises(kind) as raised:
         call.propose(agent)

@@ -13,7 +13,6 @@ from models import CUT, EDITOR, KEY, SILENT, SLOW, Fault, Models, Say, Use, crea
 from autoresearch import UserError
 from autoresearch.agents import AgentFailed, AgentStopped, AgentUnavailable, Proposal
 from autoresearch.agents.claude_api import ClaudeAPI
-from autoresearch.agents.external import External
 from autoresearch.task import Stages
 
 
@@ -234,7 +233,7 @@ def test_thinking_and_model(call, thinking, expected):
     assert body["model"] == "my-model" and {name: body.get(name) for name in expected} == expected
 
 
-def test_thinking_that_is_no_such_thing():
+def test_an_unknown_setting_of_thinking_is_refused():
     with pytest.raises(UserError, match="--thinking takes low"):
         agent(None, thinking="deep")
 
@@ -263,7 +262,3 @@ def test_a_key_is_never_written(call):
     assert said.description == "set with [key removed]" and said.hypothesis == said.lesson == "[key removed]"
     kept = (call.transcript / "transcript.jsonl").read_text()
     assert KEY not in kept and other not in kept and "[key removed]" in kept
-
-
-def test_the_external_agent_says_what_it_was_told(call):
-    assert call.propose(External(Proposal("raised it", tokens=5))) == Proposal("raised it", tokens=5)

@@ -51,7 +51,7 @@ def violation(source: str, trusted: str | None = None) -> str | None:
         ("import random\nrandom.seed()", "`seed` takes"),
     ],
 )
-def test_what_is_refused(source, reason):
+def test_source_that_is_refused(source, reason):
     assert reason in (violation(source) or "nothing")
 
 
@@ -71,7 +71,7 @@ def test_what_is_refused(source, reason):
         (ROOT / "tests/small_train.py").read_text(),
     ],
 )
-def test_what_is_not(source):
+def test_source_that_is_allowed(source):
     assert violation(source) is None
 
 
