@@ -37,8 +37,16 @@ def game(tmp_path, environment) -> Game:
     return Game(tmp_path / "clone", environment)
 
 
-def test_a_night_from_an_empty_cache(game, tmp_path):
-    output = game.run("--experiments", "2")
+EDITS = ("--agent", "command", "--agent-command", "sed -i s/3e-3/6e-3/ train.py")
+
+
+@pytest.mark.parametrize(
+    ("small", "agent"), [(True, EDITS), pytest.param(False, (), marks=pytest.mark.slow)], ids=["small", "train.py"]
+)
+def test_a_night_from_an_empty_cache(tmp_path, environment, small, agent):
+    """With a small train.py and an agent that knows one edit; and with the real one and the default agent."""
+    game = Game(tmp_path / "clone", environment, small)
+    output = game.run("--experiments", "2", *agent)
     assert "not prepared yet: that comes first" in output and "ready: profile test, data sotu" in output
     assert game.statuses()[0] == "keep" and len(game.rows()) == 2
     for entry in game.journal("verdict"):
@@ -48,13 +56,14 @@ def test_a_night_from_an_empty_cache(game, tmp_path):
     best = min(float(row[1]) for row in game.rows() if row[3] == "keep")
     tip = next(row for row in game.rows() if row[3] == "keep" and float(row[1]) == best)
     assert game.tip().startswith(tip[0])
-    assert git(game.folder, "diff", "--name-only", "main", "refs/autoresearch/night/2") == "train.py"
+    base = game.journal("run")[0]["base"]
+    assert git(game.folder, "diff", "--name-only", base, "refs/autoresearch/night/2") == "train.py"
     assert git(game.folder, "status", "--porcelain") == ""
     game.require_whole()
 
-    other = game.run("--experiments", "4", "--seed", "7", expect=2)  # the seed is part of the game
+    other = game.run("--experiments", "4", "--seed", "7", *agent, expect=2)  # the seed is part of the game
     assert "run night has seed 42, but now it would be 7" in other
-    cpu = game.run("--experiments", "4", "--profile", "cpu", expect=2)
+    cpu = game.run("--experiments", "4", "--profile", "cpu", *agent, expect=2)
     assert "run night has profile test, but now it would be cpu" in cpu and "ready: profile cpu" not in cpu
     assert len(game.rows()) == 2
 
