@@ -1,13 +1,11 @@
 """Refuse an edit of train.py that cannot count, before it costs a trial. Seconds, and no GPU time.
 
-Two looks. `objections` reads the source: what it imports and reaches for. It is a fence for honest agents, who
-learn at once what the rules are; the walls are the sandbox and the referee, which see what a
-file does and not how it is written. And as a program of its own, confined like a trial:
+Two checks. `violation` reads the source: what it imports and reaches for. That is for honest agents, who learn at once
+what the rules are; what really stops a file are the sandbox and the referee, which see what it does and not how it is
+written. Run as a program of its own, confined like a trial, this file also imports train.py, builds the model and runs
+it forward and backward at its real size: where there is a GPU on fake tensors, which have shapes and no contents.
 
     python preflight.py train.py        # exit code 1, and why in the last line, when the model cannot work
-
-imports the file, builds the model and runs it forward and backward at its real size: where there is a GPU on fake
-tensors, which have shapes and no contents.
 """
 
 import ast

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def facts(self) -> Facts:
-        return self.ledger.game or Facts()
+        return self.ledger.facts or Facts()
 
     @functools.cached_property
     def originals(self) -> dict[str, bytes]:
@@ -156,12 +156,12 @@ class Run:
         base = self.ledger.base
         self.runner = Local(self.task, self.repo, base, self.folder, seats, settings, self.confined, output, hidden)
         facts = await self.stop.unless_asked(self.runner.open(show, self.require_same_game))
-        if self.ledger.game is None:
+        if self.ledger.facts is None:
             self.ledger.append(events.Game(facts=dataclasses.asdict(facts)))
 
     def require_same_game(self, facts: Facts) -> None:
         """A run's scores compare only on one profile, data set, seed and kind of device. Raises UserError."""
-        if (game := self.ledger.game) is None:
+        if (game := self.ledger.facts) is None:
             return
         for name in ("profile", "data", "seed", "device", "time_budget", "game"):
             recorded, now = getattr(game, name), getattr(facts, name)

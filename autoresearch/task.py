@@ -1,4 +1,4 @@
-"""The game: which files are edited, what is run, what is scored. Read from program.md's front matter.
+"""The task: which files are edited, what is run, what is scored. Read from program.md's front matter.
 
 Without a `task:` in the front matter it is this project's own game: train.py, prepare.py, val_bpb.
 Any other repository with a number to improve says, in YAML between two lines of dashes:

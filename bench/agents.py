@@ -55,7 +55,7 @@ def best_so_far(attempts: list[Attempt]) -> list[float]:
 
 def describe(run: Path) -> None:
     ledger = Ledger(run)
-    tried, game = ledger.tried, ledger.game or Facts()
+    tried, game = ledger.tried, ledger.facts or Facts()
     sign = 1 if ledger.task.lower_is_better else -1
     agents = ", ".join(dict.fromkeys(attempt.agent for attempt in tried)) or "nobody"
     scores = best_so_far([ledger.kept[0], *tried])

@@ -98,7 +98,7 @@ class Ledger:
         self.path = folder / "journal.jsonl"
         self.run: events.Run | None = None
         self.task: Task | None = None
-        self.game: Facts | None = None
+        self.facts: Facts | None = None
         self.attempts: list[Attempt] = []  # by number
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
@@ -153,7 +153,7 @@ class Ledger:
     @property
     def seed(self) -> int:
         """The seed of the run's trials."""
-        known = self.game.seed if self.game else None
+        known = self.facts.seed if self.facts else None
         return self.first_seed if self.first_seed is not None else 42 if known is None else known
 
     def scores(self, attempt: Attempt) -> list[float]:
@@ -181,7 +181,7 @@ class Ledger:
 
     def noise(self) -> float:
         """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
-        return noise_scale(self.replicates(), self.game.noise if self.game else None)
+        return noise_scale(self.replicates(), self.facts.noise if self.facts else None)
 
     @property
     def pending(self) -> list[Attempt]:
@@ -213,7 +213,7 @@ class Ledger:
             case events.Start():
                 self.started = event
             case events.Game():
-                self.game = Facts.of(event.facts)
+                self.facts = Facts.of(event.facts)
             case events.Attempt():
                 self._begin_attempt(event)
                 self._spend(event)

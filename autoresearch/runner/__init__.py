@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # the referee imports this package for sandbox.py, and must s
     from autoresearch.task import Facts
 
 PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT = "preflight", "train", "score", "guard", "holdout"
-LOG_TAIL = 4000  # bytes at the end of each log that a measurement brings along
+LOG_END = 4000  # bytes at the end of a log, for agents and pages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Runner(Protocol):
         """Remove what a trial left and nobody needs: all but its logs and figures, and the weights of what is kept."""
         ...
 
-    def log(self, name: str, limit: int = LOG_TAIL, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
+    def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
         """The end of what a trial's commands printed: at most `limit` bytes of each phase."""
         ...
 

@@ -14,7 +14,7 @@ from typing import IO
 
 from autoresearch import UserError, keys
 from autoresearch.repo import RunRepo, Stage
-from autoresearch.runner import LOG_TAIL, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
+from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
 from autoresearch.runner.logs import read_tail
 from autoresearch.runner.process import GRACE_SECONDS, command_words, require_program
 from autoresearch.runner.trial import Trial, end_left_overs, tidy, trial_environment
@@ -100,7 +100,7 @@ class Local:
         caches = [self._overfull[name]] if name in self._overfull else []
         tidy(folder, [folder / "caches", *caches], keep_weights)
 
-    def log(self, name: str, limit: int = LOG_TAIL, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
+    def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
         tails = (read_tail(self._folder(name) / f"{phase}.log", limit) for phase in phases)
         return keys.scrub("\n".join(filter(None, tails)))
 

@@ -126,7 +126,7 @@ class Record:
     def __init__(self, ledger: Ledger) -> None:
         assert ledger.run is not None and ledger.task is not None
         self.ledger, self.run, self.task, self.size = ledger, ledger.run, ledger.task, ledger.size
-        self.facts = ledger.game or Facts()
+        self.facts = ledger.facts or Facts()
         self.sign = 1 if self.task.lower_is_better else -1
 
     def latest(self) -> "Record":
