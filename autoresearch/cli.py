@@ -236,7 +236,7 @@ def arguments() -> list[str]:
 
 
 def main(loop: type) -> None:
-    """The program. loop: the class Loop of loop.py, which imports this room and not the other way round."""
+    """The program. loop: the class Loop of loop.py, which imports this module and not the other way round."""
     try:
         app(arguments(), obj=loop)
     except UserError as error:
