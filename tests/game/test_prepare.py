@@ -146,6 +146,7 @@ def test_prepared_twice_is_prepared_once_and_the_same_everywhere(prepared, user)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "changed", "no manifest", "other profile", "other version"])
+@pytest.mark.slow
 def test_a_cache_that_is_damaged_is_built_again(prepared, user, damage):
     folder = user.cache / "sotu-test"
     shutil.copytree(prepared.cache / "sotu-test", folder)
@@ -167,6 +168,7 @@ def test_a_cache_that_is_damaged_is_built_again(prepared, user, damage):
     }
 
 
+@pytest.mark.slow
 def test_a_preparation_killed_in_its_middle(user):
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "prepare.py")], env=user.environment, stderr=subprocess.DEVNULL

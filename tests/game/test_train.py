@@ -122,6 +122,7 @@ def test_full_attention_is_cudnn_on_an_h100_alone(as_on_a_gpu, monkeypatch):
     assert train.choose_attention(train.MAX_SEQ_LEN) is train.masked_attention
 
 
+@pytest.mark.slow
 def test_compiled_parts_give_what_the_model_gives(monkeypatch):
     """Whole graphs, one for each kind of block, and the same loss and gradients."""
     monkeypatch.setattr(train, "DEPTH", 9)

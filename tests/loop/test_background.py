@@ -147,6 +147,7 @@ def notices(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_command_is_told_of_keeps_the_stop_and_faults(toy, tmp_path):
     toy.plan_steps(e2=[step(2)], e3=[step(1.5)], e4=[step(4, f"four {KEY}")], e5=[{"files": {}, "say": "nothing"}])
     script = tmp_path / "notify.sh"

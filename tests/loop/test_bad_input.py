@@ -229,6 +229,7 @@ def small_disk(toy):
 
 
 @pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_recording(toy, small_disk, stopped):
     """The second trial fills the disk. The record before it stays whole; the loop waits for space, and then goes on."""
     once, log, said = toy.folder.parent / "filled", toy.folder.parent / "journal-when-full", toy.folder.parent / "said"

@@ -5,6 +5,7 @@ unit/test_model_calls.py tests single calls of it.
 
 import socket
 
+import pytest
 from conftest import git, solver, wait_for
 from models import CUT, EDITOR, KEY, Asked, Fault, Models, Say, Use, create, edit, steps, submit
 
@@ -60,6 +61,7 @@ def test_views_edits_looks_checks_submits_and_learns(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_a_storm_passes(toy):
     """A proposal without an edit, then 429 and 529 for longer than the SDK tries, then answers that break off.
 
@@ -74,6 +76,7 @@ def test_a_storm_passes(toy):
     assert [entry["reason"] for entry in toy.journal("refused")] == ["the model ended without an edit"]
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_away_does_not_hold_up_another(toy):
     toy.plan_steps(**{f"e{number}": [{"files": {"solver.py": solver(number)}, "say": "up"}] for number in range(2, 5)})
     with Models(lambda asked: OVERLOADED) as models:
@@ -81,6 +84,7 @@ def test_an_agent_that_is_away_does_not_hold_up_another(toy):
     assert toy.statuses() == ["keep"] * 4 and "command fills in" in output
 
 
+@pytest.mark.slow
 def test_a_filler_that_has_nothing_left_does_not_end_the_night(toy):
     toy.write("solver.py", "FLAG = True\nVALUE = ''\nif __name__ == '__main__':\n    print('score: 1')\n")
     toy.commit()  # one step there is, and no more
@@ -102,6 +106,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_without_network_sweep_fills_in_until_the_agent_is_back(toy):
     port, models = free_port(), None
     arguments = [*USUAL, "--base-url", f"http://127.0.0.1:{port}", "--fill", "sweep", "--hours", "1"]

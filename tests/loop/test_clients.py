@@ -237,6 +237,7 @@ def test_a_client_that_is_too_old_is_refused_before_anything_runs(toy, fake, ref
         ),
     ],
 )
+@pytest.mark.slow
 def test_budgets_of_money_and_tokens(toy, fake, option, limit, warning, reason):
     """Warned at four fifths; at the end the proposal that was paid for gets its trial. Refused proposals count, too."""
     answer = prints("up", total_cost_usd=0.2, modelUsage={"a": {"inputTokens": 100}})
@@ -263,6 +264,7 @@ def test_a_budget_that_cannot_be_held_says_so(toy):
     )
 
 
+@pytest.mark.slow
 def test_several_agents_have_their_turns(toy, fake):
     """First of all one each, then by what they earn (unit/test_agents.py)."""
     answer = prints("up", total_cost_usd=0.1, modelUsage={"a": {"inputTokens": 9}})

@@ -40,9 +40,8 @@ def game(tmp_path, environment) -> Game:
 EDITS = ("--agent", "command", "--agent-command", "sed -i s/3e-3/6e-3/ train.py")
 
 
-@pytest.mark.parametrize(
-    ("small", "agent"), [(True, EDITS), pytest.param(False, (), marks=pytest.mark.slow)], ids=["small", "train.py"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("small", "agent"), [(True, EDITS), (False, ())], ids=["small", "train.py"])
 def test_a_night_from_an_empty_cache(tmp_path, environment, small, agent):
     """With a small train.py and an agent that knows one edit; and with the real one and the default agent."""
     game = Game(tmp_path / "clone", environment, small)
@@ -85,6 +84,7 @@ def test_a_training_that_is_stopped_leaves_no_process(game):
     game.require_whole()
 
 
+@pytest.mark.slow
 def test_train_py_by_hand(game):
     """Prepare in the clone; then train and score with the two files alone, in a folder of their own."""
     alone = game.folder.parent / "alone"

@@ -230,6 +230,7 @@ def test_killed_between_its_verdict_and_the_reset(toy):
     assert (toy.runs / "worktree/solver.py").read_text() == solver(1)
 
 
+@pytest.mark.slow
 def test_verify_leaves_it_alone(toy):
     toy.run("start")
     edit(toy, 5)

@@ -130,6 +130,7 @@ def test_edits_that_cannot_be_tried(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_an_agent_that_never_corrects_its_edit_is_given_up(toy):
     toy.plan_steps(otherwise=[{"files": {}, "say": "nothing at all"}])
     output = toy.run_agent(2, expect=2)
@@ -292,6 +293,7 @@ def test_the_system_going_down_stops_now(toy, waiting, number):
     assert len(toy.journal("interrupted")) == 1
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_trial_nothing_is_lost(toy, waiting):
     process, folder = waiting
     trial = int((folder / "started").read_text())
@@ -373,6 +375,7 @@ def test_the_holdout_is_measured_of_what_is_kept_and_decides_nothing(toy):
 LUCK = "import os\nVALUE = {value} if os.environ['AUTORESEARCH_SEED'] == '42' else {other}\nprint('score:', VALUE)\n"
 
 
+@pytest.mark.slow
 def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy):
     suspects = (
         ("1 / 0", "crash", "in quarantine: training: ZeroDivisionError"),
@@ -435,6 +438,7 @@ def test_what_git_ignores_or_converts_is_no_change(toy):
     assert toy.journal("verdict")[2]["reason"] == "void: a/.gitignore changed while the trial ran"
 
 
+@pytest.mark.slow
 def test_an_agent_that_leaves_disorder(toy):
     disorder = (
         ({".git": ""}, ""),  # the worktree is none any more
@@ -455,6 +459,7 @@ def test_an_agent_that_leaves_disorder(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_disorder_between_two_calls(toy):
     """Locks that a git which was killed has left, and worktrees that somebody deleted or broke."""
     toy.plan_steps(**{f"e{number}": [step(number)] for number in range(2, 6)})

@@ -3,6 +3,7 @@
 import json
 import signal
 
+import pytest
 from conftest import git, solver, step, wait_for
 
 # The agent of these tests: for experiment N it does what plan.json says for its first, second, ... call.
@@ -61,6 +62,7 @@ def test_an_early_crash_is_repaired_once_under_its_number(toy):
     assert toy.tip() == git(toy.folder, "rev-parse", "refs/autoresearch/night/2")
 
 
+@pytest.mark.slow
 def test_a_crash_is_final_without_repairs_and_when_the_agent_has_no_better_idea(toy):
     steps(toy, e2=[step("1 / 0", "crash")], e3=[step("2 / 0", "crash"), step(5, "repaired")])
     toy.run_agent(2, "--repairs", "1")  # who gives the same edit again
@@ -73,6 +75,7 @@ def test_a_crash_is_final_without_repairs_and_when_the_agent_has_no_better_idea(
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_killed_while_a_crash_is_being_repaired(toy):
     hang = {**step(5, "repaired"), "files": {}}
     steps(toy, e2=[step("1 / 0", "crash"), hang])
@@ -89,6 +92,7 @@ def test_killed_while_a_crash_is_being_repaired(toy):
     assert toy.statuses() == ["keep", "keep"]
 
 
+@pytest.mark.slow
 def test_the_same_edit_in_another_form_is_refused(toy):
     forms = [solver(5, "# a comment\n"), solver("5   "), '"""A docstring."""\n' + solver(5)]
     steps(
@@ -113,6 +117,7 @@ def test_budgets_of_experiments_and_hours_warn_at_four_fifths(toy):
     assert "4 of 5 experiments (--experiments)" in output and output.count("(--experiments)") == 1
 
 
+@pytest.mark.slow
 def test_lessons_reach_the_next_run(toy):
     steps(
         toy,
@@ -194,6 +199,7 @@ def test_what_a_crash_was_repaired_from_is_not_tried_again(toy):
     ] and toy.statuses() == ["keep", "keep", "keep"]
 
 
+@pytest.mark.slow
 def test_settings_that_look_like_keys_do_not_stop_a_run(toy):
     toy.write(
         "program.md",

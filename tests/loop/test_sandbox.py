@@ -296,6 +296,7 @@ os.wait()
 @pytest.mark.parametrize(
     "ending", ["", "time.sleep(600)", "import signal; signal.signal(15, lambda *_: None)\nwhile True: time.sleep(9)"]
 )
+@pytest.mark.slow
 def test_nothing_outlives_a_trial(toy, ending):
     """A child in a session of its own, of a trial that ends by itself, at its time limit, or only when it is killed."""
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", "time_limit: 2"))

@@ -102,6 +102,7 @@ def test_no_run(toy, refused):
     assert not toy.runs.exists()
 
 
+@pytest.mark.slow
 def test_stop_after_the_trial_and_at_once(toy, training):
     process, _ = training
     assert "stops when the running experiment has its verdict" in toy.run("stop")

@@ -147,6 +147,7 @@ def test_the_gain_of_a_run(night):
     require_a_report_of_what_is_recorded(night, verified=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_verify_goes_on(night):
     process = night.start("verify")
     wait_for(lambda: len(night.journal("verified")) >= 2)
@@ -164,6 +165,7 @@ def test_an_interrupted_verify_goes_on(night):
     assert night.run("verify").count("val      ") == 1 and len(night.journal("verified")) == 6
 
 
+@pytest.mark.slow
 def test_which_changes_carry_the_gain_also_when_it_is_interrupted(night):
     """The codes that it makes are the same commits the next time, so no run is repeated."""
     process = night.start("verify", "--prune", "--runs", "2")
@@ -213,6 +215,7 @@ def test_the_pruned_branch_is_not_taken_from_the_user(toy):
         repo.name_branch("pruned", first, [second])
 
 
+@pytest.mark.slow
 def test_removed_lines_are_worth_keeping(toy):
     """An edit that removes code at an equal score carries no gain, but the judge would keep it again: it stays."""
     toy.write("solver.py", NOISY.format(first=1, second=1, luck=0))
@@ -230,6 +233,7 @@ def test_removed_lines_are_worth_keeping(toy):
     assert "carries (two)" in output and "pruned" not in output
 
 
+@pytest.mark.slow
 def test_a_champion_that_fails_with_other_seeds(toy):
     """The most important thing that verify can find."""
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", ""))
@@ -349,6 +353,7 @@ ODD = [
 FENCED = '"""\n```\n<b>\n"""\n'
 
 
+@pytest.mark.slow
 def test_odd_words_in_a_report(toy):
     """What agents write is shown as it is, in Markdown and in the PDF; a fence in a diff does not end the diff."""
     edits = [(FENCED + solver(number), say, float(number)) for number, say in enumerate(ODD, 2)]
@@ -362,6 +367,7 @@ def test_odd_words_in_a_report(toy):
     assert page.count("<h3>") == 5 and page.count("<pre>") == 5 and "<img src=x>" not in page
 
 
+@pytest.mark.slow
 def test_a_report_of_a_record_without_the_newer_fields(toy):
     write_night(toy, [1.0], [(solver(2), "set it to 2", 2.0), (solver(0), "set it to 0", 0.0)])
     toy.plan_steps(e4=[step(3)])

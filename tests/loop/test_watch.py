@@ -288,6 +288,7 @@ def test_a_folder_in_the_place_of_a_trials_progress(tmp_path):
 
 
 @pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")
+@pytest.mark.slow
 def test_the_page_in_a_browser(toy, watch, tmp_path):
     toy.write("program.md", PROGRAM.replace("time_limit: 20", "time_limit: 200"))
     toy.commit()

@@ -78,6 +78,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize("cancels", [1, 2])
+@pytest.mark.slow
 def test_a_cancelled_command_leaves_nothing_however_stubborn_it_is(tmp_path, cancels):
     """It ignores SIGTERM and has a child in another session. Cancelled twice, its end is hurried, and no less whole."""
     told = tmp_path / "told"

@@ -138,6 +138,7 @@ def test_the_same_seed_is_the_same_night_and_another_is_not(tmp_path, monkeypatc
     assert set(first) == set(other)
 
 
+@pytest.mark.slow
 def test_the_seed_of_the_command_line(toy):
     toy.write("solver.py", "".join(f"C{i} = {i}.5\n" for i in range(8)) + "print('score: 0')\n")
     toy.write("check.py", "pass\n")
