@@ -136,6 +136,7 @@ def test_tokenizer_round_trip(prepared):
     assert all(len(tokenizer.decode([t]).strip()) <= 2 for t in tokenizer.encode_ordinary("1234567890"))
 
 
+@pytest.mark.slow
 def test_prepared_twice_is_prepared_once_and_the_same_everywhere(prepared, user):
     time = (prepared.cache / "sotu-test/train.bin").stat().st_mtime_ns
     assert "ready: profile test, data sotu" in prepared.prepare()

@@ -61,6 +61,7 @@ def test_attention_on_a_gpu_agrees_with_the_reference(attention, window, monkeyp
 
 
 @pytest.mark.parametrize("window", [5, 64])
+@pytest.mark.slow
 def test_flex_attention_agrees_with_the_reference(window):
     """Its eager form, which runs on a CPU too."""
     torch.manual_seed(0)
@@ -170,6 +171,7 @@ print(sum(p.numel() for p in model.parameters()), train.flops_per_token(model))
 """
 
 
+@pytest.mark.slow
 def test_a_step_on_a_gpu_that_is_not_there():
     """The model, loss and Muon of the `gpu` profile in their full size, as shapes alone."""
     ended = subprocess.run(

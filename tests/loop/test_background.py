@@ -64,6 +64,7 @@ def background(toy):
         terminal.process.wait()
 
 
+@pytest.mark.slow
 def test_it_goes_on_when_the_terminal_is_closed(toy, background):
     terminal = background()
     terminal.wait_for("ended with 0")
@@ -85,6 +86,7 @@ def test_it_goes_on_when_the_terminal_is_closed(toy, background):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_what_the_running_trial_prints(toy, background):
     background().wait_for("ended with 0")
     wait_for((toy.runs / "trials/2/run/started").exists)

@@ -184,6 +184,7 @@ def test_a_branch_that_the_user_moved(toy, refused):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_the_branch_checked_out_by_the_user(toy):
     toy.plan_steps(e2=[step(5)], e3=[step(6)])
     toy.run_agent(2)

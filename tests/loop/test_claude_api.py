@@ -138,6 +138,7 @@ def test_while_its_agent_is_away_the_loop_waits_and_stops_when_told(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_what_only_a_person_can_fix_stops_the_run(toy):
     with Models(lambda asked: Fault(401, "authentication_error", "invalid x-api-key")) as models:
         output = run(toy, models, 2, expect=2)

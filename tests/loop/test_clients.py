@@ -182,6 +182,7 @@ def sets(value: str) -> str:
     return f"n = int(brief.split()[2])\nopen('solver.py', 'w').write({solver('N')!r}.replace('N', str({value})))\n"
 
 
+@pytest.mark.slow
 def test_failures_are_told_and_followed_by_another_call(toy, fake, tmp_path):
     """A call that hangs is ended with all that it started; an edit of another file goes back; the third one counts.
 

@@ -138,6 +138,7 @@ def test_what_lost_to_its_own_base_is_not_run_again(two):
     assert "worse than the champion's 2.000000" in two.journal("verdict")[2]["reason"]
 
 
+@pytest.mark.slow
 def test_verdicts_out_of_order_are_rebuilt_in_order(two):
     two.plan_steps(e2=[edit(two, 1, 0, '"number": 3, "status": "discard"')], e3=[edit(two, 0, 1)])
     run(two, 3, "--workers", "2")

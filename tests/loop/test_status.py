@@ -45,6 +45,7 @@ def status(toy) -> dict:
     return json.loads(toy.run("status", "--json"))
 
 
+@pytest.mark.slow
 def test_a_run_in_another_process_and_after_its_end(toy, training):
     process, folder = training
     with open(toy.runs / "journal.jsonl", "ab") as journal:  # the loop is about to write a line

@@ -156,6 +156,7 @@ def test_who_may_ask_what(toy, watch):
     assert "there is no run none here; runs are: night" in toy.run("watch", "--tag", "none", expect=2)
 
 
+@pytest.mark.slow
 def test_it_reads_and_follows_and_changes_nothing(toy, watch):
     toy.plan_steps(e2=[step(5)], e3=[step(4, TRICK)], e4=[step(6)])
     toy.run_agent(3)

@@ -117,6 +117,7 @@ plt.close(figure)
 """
 
 
+@pytest.mark.slow
 def test_a_night_in_the_public_format(run, tmp_path):
     text = run(tmp_path, NIGHT, more=LOOK_AT_FIGURE)
     assert "all rows: 4 keep, 4 discard, 2 crash" in text
@@ -151,6 +152,7 @@ def test_a_night_in_the_public_format(run, tmp_path):
     assert "out of the frame" not in text
 
 
+@pytest.mark.slow
 def test_many_keeps_are_labelled_within_the_picture(run, tmp_path):
     """Thirty keeps in a row, tiny gains and long descriptions: the worst for labels. A commit like 0000012 stays."""
     rows = [
@@ -251,6 +253,7 @@ def test_the_notebook_is_stored_clean():
     assert not any(cell.outputs or cell.execution_count for cell in code), "outputs are stored: clear them"
 
 
+@pytest.mark.slow
 def test_val_and_holdout_side_by_side(run, tmp_path):
     """The journal holds 1.01, 1.002, 0.985 for the first three keeps: 0.025 of the 0.040 that val gained."""
     folder = tmp_path / ".autoresearch/night"
@@ -277,6 +280,7 @@ def test_val_and_holdout_side_by_side(run, tmp_path):
     assert "no holdout scores to compare" in run(tmp_path, HEADER)
 
 
+@pytest.mark.slow
 def test_keeps_within_the_noise_are_marked(run, tmp_path):
     """The run last knew a noise of 0.004: a band of 0.008. Of the gains 0.010, 0.030 and 0.005 the last is inside."""
     folder = tmp_path / ".autoresearch/night"
