@@ -13,7 +13,7 @@ import psutil
 
 from autoresearch import UserError, keys
 from autoresearch.record.journal import holder
-from autoresearch.runner.process import identify
+from autoresearch.runner.identity import identify
 from autoresearch.runner.progress import read_json
 from autoresearch.text import clean
 from autoresearch.views.state import Now, read_now

@@ -28,8 +28,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from autoresearch import UserError, preflight
 
 SETTINGS = ("task", "simplicity", "stages", "imports")  # of the front matter
@@ -239,6 +237,8 @@ def read_stages(path: Path) -> Stages:
 
 def read_front_matter(path: Path) -> dict:
     """The settings between two lines of dashes at the head of a program.md."""
+    import yaml
+
     front, _ = split_front_matter(read_text(path))
     try:
         settings = yaml.safe_load(front) or {}

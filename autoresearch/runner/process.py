@@ -27,6 +27,7 @@ import psutil
 
 from autoresearch import UserError, suspension
 from autoresearch.runner import sandbox
+from autoresearch.runner.identity import identify
 
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
 WATCH_SECONDS = 0.5  # between two looks at what a command uses
@@ -277,15 +278,6 @@ def own_memory(process: psutil.Process) -> int:
         return sum(int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
     except (OSError, ValueError):
         return 0
-
-
-def identify(pid: int) -> str:
-    """`pid start-time`: names a process for good, since a pid alone is used again."""
-    try:
-        start = psutil.Process(pid).create_time() - psutil.boot_time()  # which does not move when the clock is set
-        return f"{pid} {round(100 * start)}"
-    except psutil.NoSuchProcess:
-        return f"{pid} gone"
 
 
 def end_left_over(identifier: str) -> bool:

@@ -29,7 +29,7 @@ from autoresearch.limits import Limits
 from autoresearch.record.accounting import shares
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner import Phase
-from autoresearch.runner.process import identify
+from autoresearch.runner.identity import identify
 from autoresearch.text import count, duration, one_line, short
 from autoresearch.views.notify import Notifier
 from autoresearch.views.state import Now, Record, Row, Running, State, Thinking, TrialState, state_of

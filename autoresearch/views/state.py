@@ -18,7 +18,7 @@ from autoresearch.record.findings import Findings, findings
 from autoresearch.record.journal import holder
 from autoresearch.record.ledger import Attempt, Ledger, Spent
 from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN
-from autoresearch.runner.process import identify
+from autoresearch.runner.identity import identify
 from autoresearch.runner.progress import read_json, read_progress
 from autoresearch.task import Facts
 from autoresearch.text import one_line

@@ -16,7 +16,7 @@ from autoresearch.background import ask_to_stop
 from autoresearch.record import events
 from autoresearch.record.journal import Lock, holder
 from autoresearch.record.ledger import Ledger
-from autoresearch.runner.process import identify
+from autoresearch.runner.identity import identify
 from autoresearch.runner.progress import read_progress
 from autoresearch.task import OWN_GAME
 from autoresearch.views.state import Now, Record, Running, Thinking, Used, finish_of, look, read_now, state_of
