@@ -211,9 +211,7 @@ class Proposer:
         attempt, commit = back.attempt, back.attempt.commit
         if back.crashed:
             if attempt.parent != self.ledger.champion_commit:  # another was kept meanwhile
-                commit = self.repo.move(commit, self.ledger.champion_commit)
-                if commit and self.task.fault(self.repo.scratch, self.run.originals):
-                    commit = None
+                commit = self.run.on_champion(attempt)
             if commit:
                 self.repo.take_up(commit, self.task.editable)
                 return await self.ask(attempt.number, agent, attempt, back.reason)

@@ -213,11 +213,15 @@ class Run:
     def diff(self, attempt: Attempt) -> str:
         return self.repo.diff(attempt.parent, attempt.commit, self.task.editable)
 
+    def on_champion(self, attempt: Attempt) -> str | None:
+        """An attempt's edit as a commit on top of the champion; None if git cannot apply it there, or not whole."""
+        commit = self.repo.move(attempt.commit, self.ledger.champion_commit)
+        return None if commit and self.task.fault(self.repo.scratch, self.originals) else commit
+
     def move(self, attempt: Attempt) -> bool:
         """Put an attempt that has not run onto the present champion. False if git cannot apply its edit there."""
-        champion = self.ledger.champion_commit
-        commit = self.repo.move(attempt.commit, champion)
-        if commit is None or self.task.fault(self.repo.scratch, self.originals):
+        champion, commit = self.ledger.champion_commit, self.on_champion(attempt)
+        if commit is None:
             return False
         edit = self.edit(self.repo.scratch)
         self.repo.remember(f"{attempt.number}-on-{short(attempt.parent)}", attempt.commit)

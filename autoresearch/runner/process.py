@@ -135,7 +135,7 @@ class Process:
             left = self.started + limit + suspended - time.monotonic()
             exited = await self._exit.within(min(WATCH_SECONDS, max(0.0, left)))
             gap, worked = suspension.now() - looked, suspension.busy() - busy
-            if gap - worked > SUSPENDED or is_stopped(self._process.pid):
+            if gap - worked > SUSPENDED or (not exited and is_stopped(self._process.pid)):
                 suspended += gap
             looked, busy = looked + gap, busy + worked
             if exited:
@@ -179,7 +179,8 @@ class Process:
         """Kill what is left, also what has left the session, and take the exit status."""
         if self._ended:
             return self._ended
-        for process in reversed(family(self._process.pid)):  # the keeper last: what it keeps would lose its parent
+        running = [] if self._exit.seen() else family(self._process.pid)
+        for process in reversed(running):  # the keeper last: what it keeps would lose its parent
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         signal_group(self._process.pid, signal.SIGKILL)
@@ -211,6 +212,10 @@ class Exit:
     async def within(self, seconds: float) -> bool:
         """Whether it has ended, at the latest in so many seconds."""
         await asyncio.wait({self._seen}, timeout=seconds)
+        return self.seen()
+
+    def seen(self) -> bool:
+        """Whether its end has been seen."""
         return self._seen.done()
 
     def close(self) -> None:
