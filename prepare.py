@@ -189,6 +189,10 @@ def keep_freed_memory() -> None:
             libc.mallopt(parameter, 2**31 - 1)
 
 
+if sys.platform != "linux":
+    stop(
+        "this runs on Linux: on Windows in WSL2 (`wsl --install`), on macOS in a virtual machine; or on another machine"
+    )
 GAME = Game.from_environment()
 PROFILE = GAME.profile
 TIME_BUDGET = PROFILE.time_budget

@@ -114,7 +114,8 @@ class Experiments:
             raise UserError(
                 f"the baseline crashed: {verdict.reason}\nIts log is {self.run.runner.log_path(str(attempt.number))}. "
                 f"Correct {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
-                "(or run the same command again if the fault was a passing one)"
+                "(or run the same command again if the fault was a passing one). Where the file is not to blame: "
+                "`uv run loop.py doctor` checks this machine"
             )
         return None
 

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from autoresearch.agents import AgentFailed, AgentUnavailable, Proposal, price, 
 from autoresearch.agents.command import run_told
 from autoresearch.brief import Brief
 from autoresearch.runner.logs import read_tail
+from autoresearch.runner.process import ask
 from autoresearch.text import one_line
 
 OUTPUT = 8 << 20  # bytes of output that are read
@@ -82,18 +82,16 @@ class Program:
             (Path.home() / name).exists() for name in self.files
         )
 
-    def require(self) -> None:
-        """UserError where it is missing or too old."""
+    def require(self, limit: float = 60.0) -> str:
+        """Its version. UserError where it is missing, too old, or says none within so many seconds."""
         if self.path is None:
             raise UserError(
                 f"there is no program {self.program}; install it, `npm install -g {self.package}`, and sign in, or "
                 "choose another --agent"
             )
         try:
-            said = subprocess.run(
-                [self.path, "--version"], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-            ).stdout
-        except (OSError, subprocess.TimeoutExpired) as error:
+            _, said = ask([self.path, "--version"], limit, errors=False)
+        except OSError as error:
             raise UserError(f"`{self.program} --version` does not answer: {error}") from None
         found = re.search(r"\d+(?:\.\d+)+", said)
         if not found or tuple(map(int, found[0].split("."))) < self.oldest:
@@ -102,6 +100,7 @@ class Program:
                 f"{self.program} says that it is version {one_line(said, 60) or 'nothing'!r}, but {needed} or later is "
                 f"needed: `npm install -g {self.package}`"
             )
+        return found[0]
 
 
 def objects(output: str) -> list[dict]:

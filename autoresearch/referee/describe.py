@@ -26,10 +26,17 @@ def machine() -> dict[str, str]:
     }
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
         facts["processor"] = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    if driver := driver_version():
+        facts["driver"] = driver
+    return facts
+
+
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, where there is one."""
     with contextlib.suppress(OSError, IndexError):
         version = Path("/proc/driver/nvidia/version").read_text()
-        facts["driver"] = re.findall(r"Kernel Module.*?  (\d[\d.]*)", version)[0]
-    return facts
+        return re.findall(r"Kernel Module.*?  (\d[\d.]*)", version)[0]
+    return None
 
 
 def describe(game: Game) -> dict:

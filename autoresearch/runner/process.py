@@ -18,8 +18,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -34,6 +35,43 @@ WATCH_SECONDS = 0.5  # between two looks at what a command uses
 SUSPENDED = 5.0  # seconds between two looks, if this program was not busy in them: it or the machine was suspended
 OUTPUT_LIMIT = 8 << 20  # bytes of cleaned output that are kept
 LONGEST_LINE = 4 << 20  # bytes that are cleaned as one
+
+
+def ask(
+    words: Sequence[str],
+    limit: float,
+    rules: dict | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    errors: bool = True,
+) -> tuple[int, str]:
+    """(Exit code, what it printed) of a short command, for those who can wait. Leaves no survivors, also when killed.
+
+    rules: as of Process. errors: with its standard error. Raises TimeoutError after `limit` seconds. Exit code 127 says
+    that there is no such program.
+    """
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*sandbox.launcher(rules), *words],
+            cwd=folder,
+            env={**(os.environ if environment is None else environment), sandbox.PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output if errors else subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # its keeper ends all that it started
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            raise TimeoutError(f"no answer within {limit:g} s") from None
+        finally:
+            signal_group(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
 
 
 def command_words(command: str) -> list[str]:
