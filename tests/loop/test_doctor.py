@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from autoresearch import doctor
+from autoresearch.runner import sandbox
 
 HANGS = "#!/bin/sh\nsleep 600 & wait\n"
 # The doctor as loop.py runs it, but with less patience for agents.
@@ -134,3 +135,14 @@ def test_other_systems_are_told_at_once(tmp_path, environment, platform, missing
     answer = called(tmp_path, environment, *arguments, program=("-c", ELSEWHERE))
     assert answer.returncode == 2 and answer.stdout == "" and answer.stderr.startswith("error: "), answer.stderr
     assert all(word in answer.stderr for word in said) and answer.stderr.count("\n") == 1
+
+
+def test_the_bring_up_knows_what_it_leaves_out(monkeypatch):
+    """Names of parts of the sandbox and of kernels that bench/bring_up.py, which no test runs, takes from elsewhere."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import bring_up
+
+    assert all(callable(getattr(sandbox, part)) for part in bring_up.PARTS)
+    assert {"masked_attention", *bring_up.GPU_ALONE} < set(bring_up.kernel_names())
+    said = bring_up.in_words({"step": "kernels", "what": "FAILED", "why": "exit code 1", "printed": ["a", "b"]})
+    assert said.split() == ["kernels", "FAILED", "exit", "code", "1", "a", "b"]
