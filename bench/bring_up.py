@@ -451,7 +451,7 @@ def in_words(result: dict) -> str:
         if value not in ("", None)
     )
     below = [f"next: {result['next']}"] if result.get("next") else result.get("printed", [])
-    lines = [f"{result['step']:<12}{result['what']:<34}{', '.join(shown)}".rstrip(), *below]
+    lines = [f"{result['step']:<12}{result['what']:<33} {', '.join(shown)}".rstrip(), *below]
     return f"\n{'':<14}".join(lines)
 
 
