@@ -19,7 +19,8 @@ from autoresearch import UserError, disk_is_full
 from autoresearch.text import short
 
 # Hooks and signing of the user's do not run, nor does housekeeping in the midst of a night.
-COMMIT = "git -c commit.gpgsign=false -c maintenance.auto=false -c gc.auto=0 commit --quiet --no-verify".split()
+SETTINGS = ("commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0")
+COMMIT = ["git", *(word for setting in SETTINGS for word in ("-c", setting)), "commit", "--quiet", "--no-verify"]
 
 
 class Git(git.Git):
