@@ -20,10 +20,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autoresearch import UserError, keys
 from autoresearch.text import count, one_line
+
+if TYPE_CHECKING:
+    import rich.console
 
 ROOT = Path(__file__).resolve().parent.parent  # of this project, whose game may not be the one that is played
 OK, WARNING, FAULT = "ok", "warning", "fault"
@@ -420,35 +423,34 @@ def in_home(path: Path) -> str:
 CHECKS = (system, disk, git, task, compiler, torch, sandbox, data, agents)
 
 
-def show(finding: Finding, plain: bool) -> None:
-    """Print a finding as soon as it is known."""
-    import rich.console
-    import rich.table
-    from rich.markup import escape
-
+def show(finding: Finding, console: "rich.console.Console | None") -> None:
+    """Print a finding as soon as it is known. console: a terminal, with colours."""
     said, then = keys.scrub(finding.said), keys.scrub(finding.next)
-    if plain:
-        print(f"{finding.status:<9}{finding.name:<13}{said}", flush=True)
-        if then:
-            print(f"{'':<22}next: {then}", flush=True)
+    then = then and f"next: {then}"
+    if console is None:
+        print(f"{finding.status:<9}{finding.name:<13}{said}" + (then and f"\n{'':<22}{then}"), flush=True)
         return
+    from rich.table import Table
+    from rich.text import Text
+
     style = {OK: "green", WARNING: "yellow", FAULT: "bold red"}[finding.status]
-    table = rich.table.Table.grid(padding=(0, 1))
+    table = Table.grid(padding=(0, 1))
     table.add_column(width=8, style=style)
     table.add_column(width=12, style="bold")
     table.add_column(overflow="fold")
-    table.add_row(finding.status, finding.name, escape(said))
+    table.add_row(finding.status, finding.name, Text(said))
     if then:
-        table.add_row("", "", f"[cyan]next: {escape(then)}[/]")
-    rich.console.Console(highlight=False).print(table)
+        table.add_row("", "", Text(then, style="cyan"))
+    console.print(table)
 
 
 def main(settings: dict[str, str], as_json: bool, plain: bool) -> int:
     """The command. Returns its exit code: 1 where there is a fault."""
-    from autoresearch.views.console import Console
+    from autoresearch.views.panel import screen
 
-    plain = Console(plain).plain
-    findings = examine(settings, lambda finding: None if as_json else show(finding, plain))
+    console, draws = screen()
+    terminal = console if draws and not plain else None
+    findings = examine(settings, lambda finding: None if as_json else show(finding, terminal))
     faults, warnings = (sum(finding.status == status for finding in findings) for status in (FAULT, WARNING))
     if as_json:
         listed = [dataclasses.asdict(finding) for finding in findings]

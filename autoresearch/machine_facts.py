@@ -7,9 +7,9 @@ prints one JSON object.
 
 import contextlib
 import ctypes
-import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,14 +27,12 @@ def torch_facts() -> dict:
     """Of torch, and of the first GPU. `error`: what is wrong with it; empty where nothing is."""
     import torch
 
-    from autoresearch.referee.describe import driver_version
-
     facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "error": ""}
     try:
         torch.cuda.init()
         device, (free, total) = torch.cuda.get_device_properties(0), torch.cuda.mem_get_info(0)
     except Exception as error:  # whatever it says where there is none
-        return facts | {"error": one_line(str(error), 200)}
+        return facts | {"error": one_line(str(error).partition(". ")[0], 200)}
     facts |= {"gpu": device.name, "gpus": torch.cuda.device_count(), "free": free, "total": total}
     facts |= {"driver": driver_version(), "share": None}
     try:
@@ -97,6 +95,14 @@ def c_compiler() -> str | None:
     return next(filter(None, map(shutil.which, [chosen] if chosen else ["gcc", "clang", "cc"])), None)
 
 
+def driver_version() -> str | None:
+    """Of NVIDIA's driver, where there is one."""
+    with contextlib.suppress(OSError, IndexError):
+        version = Path("/proc/driver/nvidia/version").read_text()
+        return re.findall(r"Kernel Module.*?  (\d[\d.]*)", version)[0]
+    return None
+
+
 def has_nvidia_card() -> bool:
     """Whether a card of NVIDIA's is built in, or passed in from outside, whatever the driver says."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
@@ -109,6 +115,8 @@ def has_nvidia_card() -> bool:
 
 def models_at(port: int) -> list[str]:
     """The models of a server on this machine that lists them as OpenAI's does; empty where there is none."""
+    import http.client
+
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", "/v1/models")

@@ -5,11 +5,10 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
-from pathlib import Path
 
 from autoresearch.data.sources import source_folder
 from autoresearch.data.texts import digest
+from autoresearch.machine_facts import driver_version
 from prepare import Game, cuda_device_name
 
 # The standard deviation of the scores of identical code, as far as it is known before a run has measured its own: on an
@@ -29,14 +28,6 @@ def machine() -> dict[str, str]:
     if driver := driver_version():
         facts["driver"] = driver
     return facts
-
-
-def driver_version() -> str | None:
-    """Of NVIDIA's driver, where there is one."""
-    with contextlib.suppress(OSError, IndexError):
-        version = Path("/proc/driver/nvidia/version").read_text()
-        return re.findall(r"Kernel Module.*?  (\d[\d.]*)", version)[0]
-    return None
 
 
 def describe(game: Game) -> dict:
