@@ -366,10 +366,10 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
     prepare.TIME_BUDGET = budget
     original = shared.device_memory
 
-    def noted(size: int):
+    def noted(*arguments):
         if shared_by == "host":
             raise OSError("the host's is asked for")
-        memory = original(size)
+        memory = original(*arguments)
         print("logits through the device's memory", flush=True)
         return memory
 

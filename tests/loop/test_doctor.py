@@ -1,6 +1,7 @@
 """`loop.py doctor`: what it finds on machines that lack something, how it says so, and that nothing holds it up."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from autoresearch import doctor
+from autoresearch import doctor, machine_facts
 from autoresearch.runner import sandbox
 
 HANGS = "#!/bin/sh\nsleep 600 & wait\n"
@@ -120,6 +121,19 @@ def test_a_gpu(more, status, said):
     h100 = {"gpu": "NVIDIA H100 80GB HBM3", "gpus": 1, "free": 79 << 30, "total": 80 << 30, "driver": "580.1"}
     finding = doctor.gpu({**h100, "share": 1.0, "error": "", **more})
     assert finding.status == status and said in finding.said and bool(finding.next) == (status != "ok")
+
+
+def test_servers_on_this_machine_and_elsewhere(httpserver):
+    httpserver.expect_request("/v1/models").respond_with_json({"data": [{"id": "a-model"}, {"id": "another"}]})
+    assert machine_facts.models_at(httpserver.port) == ["a-model", "another"]
+    assert machine_facts.network_facts(httpserver.url_for("/v1/models")) == {"error": ""}
+    assert machine_facts.network_facts(httpserver.url_for("/shard")) == {"error": "the server answers 500"}
+    httpserver.clear()
+    assert machine_facts.models_at(httpserver.port) == []  # a server of another kind
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert machine_facts.models_at(port) == []
+    assert "ConnectionError" in machine_facts.network_facts(f"http://127.0.0.1:{port}/")["error"]
 
 
 @pytest.mark.parametrize(
