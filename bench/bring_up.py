@@ -358,6 +358,9 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
     import dataclasses
     import runpy
 
+    module = words[0] == "-m"
+    if not module:
+        import torch  # noqa: F401  (as train.py does, before prepare notes that everything is imported)
     import prepare
     from autoresearch.referee import shared
 
@@ -374,7 +377,6 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
         return memory
 
     shared.device_memory = noted
-    module = words[0] == "-m"
     sys.argv = words[module:]
     if module:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -474,6 +476,8 @@ def main() -> None:
 
     gpu = prepare.cuda_device_name()
     os.environ |= {"AUTORESEARCH_PROFILE": "gpu" if gpu else "test", "AUTORESEARCH_DATA": "sotu"}
+    if not gpu:  # what runs is what counts then: other programs on the machine must not hold it up
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     deadline = time.monotonic() + 60 * arguments.minutes
     failed = []
     with open(arguments.output, "w") as file, tempfile.TemporaryDirectory() as shared:
