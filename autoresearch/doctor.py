@@ -102,6 +102,8 @@ def found(check: Callable, answer: Future) -> list[Finding]:
         return [Finding(name, FAULT, str(error), "uv sync    # and start everything with `uv run`")]
     except (NothingFound, OSError) as error:
         return [Finding(name, FAULT, one_line(str(error)))]
+    except Exception as error:  # the other checks go on
+        return [Finding(name, FAULT, one_line(f"the check itself failed: {type(error).__name__}: {error}"))]
 
 
 class Machine:

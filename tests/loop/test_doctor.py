@@ -75,37 +75,26 @@ def test_another_repository_without_torch_and_git_identity(toy, tmp_path, enviro
     assert "Traceback" not in answer.stdout + answer.stderr and where["ANTHROPIC_API_KEY"] not in answer.stdout
 
 
-def test_what_is_wrong_is_said_with_what_to_do(toy, monkeypatch, tmp_path):
+def test_a_check_that_fails_does_not_end_the_others(toy, monkeypatch):
+    """Whatever comes of it, it is a finding."""
     monkeypatch.chdir(toy.folder)
-    monkeypatch.setattr(doctor, "begin", lambda function, *arguments: None)  # asks nothing that takes long
     toy.write("program.md", "---\ntask: 3\n---\n")
-    machine = doctor.Machine({})
-    [broken] = doctor.found(doctor.task, Answer(doctor.listed, doctor.task, machine))
-    assert broken.status == "fault" and "program.md" in broken.said
-    [none] = doctor.found(doctor.data, Answer(sleeps))
-    assert (none.status, none.said) == ("warning", "no answer within 60 s")
-    (toy.folder / ".autoresearch").write_text("")  # a file where the folder of runs would be
-    machine.own_game = True
-    machine._game = Answer(fails, doctor.NothingFound("error"))
-    assert [finding.name for finding in doctor.disk(machine)] == ["runs"]
 
+    def no_answer(machine):
+        raise TimeoutError
 
-class Answer:
-    """In place of a Future: the result of a function that is called when it is asked for."""
+    def broken(machine):
+        raise KeyError("gone")
 
-    def __init__(self, function, *arguments) -> None:
-        self.function, self.arguments = function, arguments
-
-    def result(self, limit=None):
-        return self.function(*self.arguments)
-
-
-def sleeps():
-    raise TimeoutError
-
-
-def fails(error):
-    raise error
+    monkeypatch.setattr(doctor.Machine, "ask", lambda *arguments: {})  # of torch: nobody wants to know it here
+    monkeypatch.setattr(doctor, "CHECKS", (no_answer, doctor.task, broken, doctor.git))
+    reported = []
+    assert doctor.examine({}, reported.append) == reported
+    assert [(finding.name, finding.status) for finding in reported] == [
+        ("no_answer", "warning"), ("task", "fault"), ("broken", "fault"), ("git", "ok")
+    ]  # fmt: skip
+    assert reported[0].said == "no answer within 60 s" and "KeyError: 'gone'" in reported[2].said
+    assert "program.md" in reported[1].said
 
 
 @pytest.mark.parametrize(
