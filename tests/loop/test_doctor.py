@@ -6,13 +6,15 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 from conftest import ROOT
 
 from autoresearch import doctor, machine_facts
 from autoresearch.runner import sandbox
 
-HANGS = "#!/bin/sh\nsleep 600 & wait\n"
+SLEEP = "sleep 614.25"  # nobody else does
+HANGS = f"#!/bin/sh\n{SLEEP} & wait\n"
 # The doctor as loop.py runs it, but with less patience for agents.
 IMPATIENT = "from autoresearch import doctor; doctor.AGENT_LIMIT = 1.0; import loop; loop.main()"
 # loop.py or prepare.py on a system that is not there: what it lacks is taken away, then the program runs.
@@ -55,8 +57,8 @@ def test_this_machine(toy, tmp_path, environment):
     assert "takes sweep" in found["agents"]["said"] and found["agents"]["next"].startswith("export ANTHROPIC_API_KEY")
     assert "no home, no keys, no network" in found["sandbox"]["said"] or found["sandbox"]["said"].startswith("none")
     assert found["data"]["said"].startswith("sotu, not prepared yet")
-    left = subprocess.run(["pgrep", "-f", str(programs / "claude")], capture_output=True, text=True).stdout
-    assert not left, "the program that hung is left running"
+    running = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in running if str(programs / "claude") in line or SLEEP in line], "it was left running"
 
 
 def test_another_repository_without_torch_and_git_identity(toy, tmp_path, environment):
