@@ -337,7 +337,7 @@ def random_game(cache: Path, share: int) -> int:
 
     generator, sizes, folder = np.random.default_rng(0), GAME.profile, cache / f"sotu-{GAME.profile.name}"
     folder.mkdir(parents=True)
-    rows = {"train": 4096, "val": sizes.scored_tokens // sizes.max_seq_len // share, "holdout": 64}
+    rows = {"train": 4096, "val": sizes.scored_tokens // sizes.max_seq_len // share, "holdout": 64, "spare": 512}
     for split, count in rows.items():
         tokens = generator.integers(0, sizes.vocab_size, (count, sizes.max_seq_len + 1), dtype=np.uint16)
         (folder / f"{split}.bin").write_bytes(tokens.tobytes())
