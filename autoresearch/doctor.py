@@ -310,7 +310,7 @@ def sandbox(machine: Machine) -> Finding:
         inside = machine.ask(TORCH_LIMIT, "torch", rules=rules, environment=environment) if has_gpu else {}
     broken = [what for what in ("reads your files", "sees your keys", "reaches the network") if facts[what]]
     if broken:
-        then = "trust the agent's code, or do not start a run here"
+        then = "use a machine, a virtual machine or a user with nothing to hide    # or trust the agent's code"
         return Finding("sandbox", FAULT, f"{method}, but a trial {', '.join(broken)}", then)
     fails = [f"{what} fails ({facts[what]})" for what in ("a rename", "a C compile") if facts[what]]
     if has_gpu and ("gpu" not in inside or inside["error"]):
