@@ -1,6 +1,6 @@
 """The first look at a machine with a GPU, in one command and under ten minutes: does it run, is it right, is it fast?
 
-    python3 bench/bring_up.py                           # any Python with torch 2.11 or later; needs no uv, no network
+    python3 bench/bring_up.py                           # needs no uv and no network; see below for what it does need
     python3 bench/bring_up.py --only doctor kernels     # some of the steps
 
 Each step is a process of its own with a time limit, so that a crash does not end the rest. Every result is printed at
@@ -16,6 +16,8 @@ step fails.
     graphs        graphs, recompiles and graph breaks in 20 steps; then the kernels that take longest
     trial         30 s of training and the score, with logits through the device's memory and through the host's; from
                   the end of the clock to the exit
+
+It needs torch 2.11 or later, numpy, psutil and safetensors; `tests` pytest, pytest-xdist and the project's packages, too.
 """
 
 import argparse
