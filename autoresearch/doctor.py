@@ -169,8 +169,8 @@ def system(machine: Machine) -> Iterator[Finding]:
 
     cores = count(len(os.sched_getaffinity(0)), "core")
     said = f"Linux {platform.release()}, {cores}, Python {platform.python_version()}"
-    young = sys.version_info >= (3, 11)
-    yield Finding("system", OK if young else FAULT, said, "" if young else "uv python install 3.12")
+    recent = sys.version_info >= (3, 11)
+    yield Finding("system", OK if recent else FAULT, said, "" if recent else "uv python install 3.12")
     free, wanted = free_memory() / GIB, 8 if machine.has_gpu() else 2
     said = f"{free:.1f} GiB free" + ("" if free >= wanted else f"; {wanted} are comfortable")
     yield Finding("memory", OK if free >= wanted else WARNING, said, "" if free >= wanted else "close other programs")
@@ -257,27 +257,27 @@ def torch(machine: Machine) -> Iterator[Finding]:
         return
     built = f"with CUDA {facts['cuda']}" if facts["cuda"] else "without CUDA"
     yield Finding("torch", OK, f"{facts['torch']}, built {built}")
+    broken = FAULT if machine.has_gpu() else WARNING
     if "gpu" in facts:
-        yield gpu(facts)
+        yield gpu(facts, broken)
     elif machine.own_game and (machine.has_gpu() or has_nvidia_card()):
         driver = "install NVIDIA's driver until `nvidia-smi` shows the GPU"
         then = driver if facts["cuda"] else "uv sync --reinstall-package torch"
         said = f"torch finds none: {facts['error']}"
-        yield Finding("GPU", FAULT, said, f"{then}    # or play the CPU's game: --profile cpu")
+        yield Finding("GPU", broken, said, f"{then}    # or play the CPU's game: --profile cpu")
     else:
         yield Finding("GPU", OK, "none" + ("; a run plays the small game of the CPU" if machine.own_game else ""))
 
 
-def gpu(facts: dict) -> Finding:
-    """The GPU that torch found. facts: see machine_facts.torch_facts."""
+def gpu(facts: dict, broken: str) -> Finding:
+    """The GPU that torch found. facts: see machine_facts.torch_facts. broken: the status of one that does not work."""
     gib, free = facts["total"] / GIB, facts["free"] / GIB
     said = f"{facts['gpu']}, {gib:.0f} GiB, driver {facts['driver'] or 'unknown'}"
     said += f", one of {facts['gpus']}" if facts["gpus"] > 1 else ""
-    said += (
-        f"; {100 * facts['share']:.0f}% of an H100's bf16 rate" if facts["share"] else "; its bf16 rate is not known"
-    )
+    share = f"{100 * facts['share']:.0f}%" if facts["share"] else "an unknown share"
+    said += f"; {share} of an H100's bf16 rate"
     if facts["error"]:
-        return Finding("GPU", FAULT, f"{said}; {facts['error']}", "uv run loop.py --profile cpu    # does without it")
+        return Finding("GPU", broken, f"{said}; {facts['error']}", "uv run loop.py --profile cpu    # does without it")
     if free < 0.9 * gib:
         return Finding("GPU", WARNING, f"{said}; only {free:.0f} GiB are free", "nvidia-smi    # shows who uses it")
     return Finding("GPU", OK, said)

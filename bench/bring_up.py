@@ -17,7 +17,7 @@ step fails.
     trial         30 s of training and the score, with logits through the device's memory and through the host's; from
                   the end of the clock to the exit
 
-It needs torch 2.11 or later, numpy, psutil and safetensors; `tests` pytest, pytest-xdist and the project's packages, too.
+It needs torch 2.11 or later, numpy, psutil, safetensors; for `tests` also pytest, xdist and the project's packages.
 """
 
 import argparse

@@ -103,14 +103,14 @@ def test_a_check_that_fails_does_not_end_the_others(toy, monkeypatch):
     ("more", "status", "said"),
     [
         ({}, "ok", "NVIDIA H100 80GB HBM3, 80 GiB, driver 580.1; 100% of an H100's bf16 rate"),
-        ({"share": None}, "ok", "its bf16 rate is not known"),
+        ({"share": None}, "ok", "an unknown share of an H100's bf16 rate"),
         ({"free": 30 << 30}, "warning", "only 30 GiB are free"),
         ({"gpus": 2, "error": "no kernel image"}, "fault", "one of 2; 100% of an H100's bf16 rate; no kernel image"),
     ],
 )
 def test_a_gpu(more, status, said):
     h100 = {"gpu": "NVIDIA H100 80GB HBM3", "gpus": 1, "free": 79 << 30, "total": 80 << 30, "driver": "580.1"}
-    finding = doctor.gpu({**h100, "share": 1.0, "error": "", **more})
+    finding = doctor.gpu({**h100, "share": 1.0, "error": "", **more}, "fault")
     assert finding.status == status and said in finding.said and bool(finding.next) == (status != "ok")
 
 
