@@ -95,7 +95,7 @@ def sandbox() -> None:
             say(**{**json.loads(ended.stdout.splitlines()[-1]), "what": what})
             return ""
         said = (lines or [f"exit code {ended.returncode}"])[-1][:300]
-        say(what, failed=said)
+        say(what, fails=said)
         return said
 
     if said := failed("not confined", confined=False):
@@ -448,15 +448,16 @@ def run_step(name: str, arguments: list[str], limit: float, note: Callable[[dict
 
 def in_words(result: dict) -> str:
     """A result as a line, and what else there is to say below it."""
-    figures = {name: value for name, value in result.items() if name not in ("step", "what", "printed", "next")}
-    shown = (
-        value if isinstance(value, str) else f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in figures.items()
-        if value not in ("", None)
-    )
+
+    def shown(name: str, value: Any) -> str:
+        if isinstance(value, str):
+            return f"fails: {value}" if name == "fails" else value
+        return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+    elsewhere = ("step", "what", "printed", "next")
+    figures = [shown(*item) for item in result.items() if item[0] not in elsewhere and item[1] not in ("", None)]
     below = [f"next: {result['next']}"] if result.get("next") else result.get("printed", [])
-    lines = [f"{result['step']:<12}{result['what']:<33} {', '.join(shown)}".rstrip(), *below]
-    return f"\n{'':<14}".join(lines)
+    return f"\n{'':<14}".join([f"{result['step']:<12}{result['what']:<33} {', '.join(figures)}".rstrip(), *below])
 
 
 def main() -> None:
