@@ -102,6 +102,7 @@ NEW_MOUNTS, NEW_IPC, NEW_NETWORK = 0x00020000, 0x08000000, 0x40000000
 PRIVATE_MOUNTS = 1 << 18 | 1 << 14  # recursively
 MOUNT_SETATTR, AT_CWD, RECURSIVE = 442, -100, 0x8000
 NO_ACCESS_TIME, ACCESS_TIME_SETTINGS = 0x10, 0x70
+SHARED_MEMORY = 64 << 20  # bytes of a trial's own /dev/shm
 
 
 # ----------------------------------------------------------------------------------------------
@@ -270,6 +271,8 @@ def wrapped(rules: dict, folder: str) -> list[str]:
     ]
     for _, mount in sorted(mounts, key=lambda mount: mount[0].count("/")):  # a folder before what lies in it
         words += mount
+    if wants_shared_memory(rules):
+        words += ["--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]
     for path in ("/", "/dev", *filter(os.path.isdir, hidden)):
         words += ["--remount-ro", path]
     return [*words, "--chdir", folder, "--"]
@@ -302,8 +305,11 @@ add_key 248 217; request_key 249 218; keyctl 250 219; setxattr 188 5; lsetxattr 
 removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16; truncate 76 45; memfd_secret 447 447
 """  # what outlives its process and is no file; truncate: of old kernels; memfd_secret: memory that nobody counts
 NAMES = """
-link 86 -; linkat 265 37; symlink 88 -; symlinkat 266 36; mknod 133 -; mknodat 259 33
+symlink 88 -; symlinkat 266 36; mknod 133 -; mknodat 259 33
 """  # the target of a link can be read wherever it lies
+HARD_LINKS = """
+link 86 -; linkat 265 37
+"""  # the C library's semaphores are made with them
 CLOCK = """
 adjtimex 159 171; settimeofday 164 170; clock_settime 227 112; clock_adjtime 305 266
 """
@@ -348,13 +354,14 @@ def filter_program(rules: dict) -> bytes:
     setting the clock; what tells which files others have read; what outlives its process and is no file. Changing
     modes, owners and times of files seems to succeed.
 
-    rules: with `strict` also names of links, with `alone` locks of files, which seem to succeed too. Empty for a
-    machine that is not known.
+    rules: `strict` and `alone` as `launcher` says; locks of files seem to succeed then. Empty for a machine that is not
+    known.
     """
     if platform.machine() not in AUDIT:
         return b""
     denied = [REACH_OUT, OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES]
     denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_gpu())
+    denied += [HARD_LINKS] * bool(rules.get("alone"))
     idle = [MODES_AND_TIMES] + [LOCKS] * bool(rules.get("alone"))
     program = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT[platform.machine()]), "deny", (LOAD, 0, 0, 0)]
     program += [(AT_LEAST, 0, 1, 0x40000000), "deny", (AT_LEAST, 0, 1, FIRST_UNKNOWN), "unknown"]
@@ -438,15 +445,22 @@ def needs_override(paths: Iterable[str]) -> bool:
     return False
 
 
-def leave_namespaces() -> None:
-    """Where root may: a network and System V names of its own, and no access times, which would be notes."""
+def enter_namespaces(shared_memory: bool) -> bool:
+    """Where root may: a network and System V names of its own, and no access times, which would be notes.
+
+    shared_memory: also a /dev/shm of its own. Whether there is one now.
+    """
     if libc().unshare(NEW_MOUNTS | NEW_IPC | NEW_NETWORK) or libc().mount(None, b"/", None, PRIVATE_MOUNTS, None):
-        return
+        return False
     attributes = struct.pack("=4Q", NO_ACCESS_TIME, ACCESS_TIME_SETTINGS, 0, 0)
+    arguments = ctypes.c_int(AT_CWD), b"/", ctypes.c_uint(RECURSIVE), attributes, ctypes.c_size_t(len(attributes))
     with contextlib.suppress(OSError):
-        system_call(
-            MOUNT_SETATTR, ctypes.c_int(AT_CWD), b"/", ctypes.c_uint(RECURSIVE), attributes, ctypes.c_size_t(32)
-        )
+        system_call(MOUNT_SETATTR, *arguments)
+    return shared_memory and not libc().mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=%d" % SHARED_MEMORY)
+
+
+def wants_shared_memory(rules: dict) -> bool:
+    return bool(rules.get("strict")) and not rules.get("alone")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -463,8 +477,9 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
     if parent and os.getppid() != parent:  # it was killed before it could be watched
         os._exit(1)
     by_landlock = bool(rules) and rules["by"] == "Landlock"
+    shared_memory = bool(rules) and wants_shared_memory(rules)
     if by_landlock:
-        leave_namespaces()  # which Landlock forbids
+        shared_memory = enter_namespaces(shared_memory)  # which Landlock forbids later
     apart = by_landlock and set_apart()
     awaited = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
@@ -476,8 +491,11 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
             if rules:
                 with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
                     score.write("1000")  # when memory runs out, this goes first
-            if rules and rules["by"] == "Landlock":
+                if not shared_memory:  # the semaphores of Inductor's worker processes are files in it
+                    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+            if by_landlock:
                 paths = paths_of(rules)
+                paths[1].extend(["/dev/shm"] * shared_memory)
                 restrict(*paths)
                 drop_privileges(needs_override((*paths[0], *paths[1])))
                 cut_off(rules)
@@ -577,8 +595,8 @@ def launcher(rules: dict | None) -> list[str]:
     """The words that go before a command to run it below a keeper and, with rules, confined.
 
     rules: paths to `read` and to `write`, and what is `hidden` in them. This interpreter and its packages can always be
-    read. `strict`: no links, and no text among the system's files and the packages. `alone`: no locks either, which
-    other processes could see.
+    read. `strict`: no symbolic links or pipes, no text among the system's files and packages, but where that can be a
+    /dev/shm of its own (64 MB). `alone`, of a model's process: not that either, no hard links and no locks.
     """
     if rules is None:
         return keeper(None)

@@ -109,10 +109,10 @@ DENIED = [
 DEVICE = next((path for path in ("/dev/kmsg", "/dev/vda", "/dev/sda", "/dev/ptmx") if os.access(path, os.R_OK)), "")
 
 
-def keeps_override() -> bool:
-    """Whether this process may open files whose mode does not say so."""
+def holds(privilege: int) -> bool:
+    """Whether this process has a privilege of root's (linux/capability.h)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
-    return bool(int(line.split()[1], 16) >> sandbox.DAC_OVERRIDE & 1)
+    return bool(int(line.split()[1], 16) >> privilege & 1)
 
 
 def keeps_attributes(folder: Path) -> bool:
@@ -303,11 +303,13 @@ def test_nothing_but_the_sandbox_denies_it(attempts):
     answers = attempts(None)
     cannot = {name for said_of in answers.values() for name, said in said_of.items() if said != "done"}
     root = {"passwords", "somebody else's"}
-    assert cannot <= root if os.geteuid() else cannot <= (set() if keeps_override() else {"somebody else's"}), answers
+    assert (
+        cannot <= root if os.geteuid() else cannot <= (set() if holds(sandbox.DAC_OVERRIDE) else {"somebody else's"})
+    ), answers
 
 
 @pytest.mark.parametrize("by", METHODS)
-@pytest.mark.skipif(os.geteuid() != 0, reason="Landlock can hide access times only where this process is root")
+@pytest.mark.skipif(not holds(21), reason="only root with CAP_SYS_ADMIN can keep access times from changing")
 def test_reading_leaves_no_time(tmp_path, by):
     """The time of the last access to a library's file would tell the next process what this one has read."""
     (tmp_path / "texts").mkdir()
@@ -318,6 +320,25 @@ def test_reading_leaves_no_time(tmp_path, by):
     assert read.stat().st_atime == 1
     read.read_text()
     assert read.stat().st_atime > 1
+
+
+POOL = """import concurrent.futures, os, sys
+if os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") == "1":
+    sys.exit(print("alone"))
+with open("/dev/shm/note", "a+") as note, concurrent.futures.ProcessPoolExecutor(2) as pool:
+    print(sum(pool.map(abs, [1, -2, 3])), note.tell(), note.write("x"))
+"""
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_worker_processes_have_what_they_need_or_are_not_started(tmp_path, by):
+    """A pool needs semaphores, files in /dev/shm: a trial has one that no other sees, or Inductor has no pool."""
+    has_one = by == "bubblewrap" or holds(21)  # CAP_SYS_ADMIN
+    for _ in range(2):
+        answer = launch(by, tmp_path / "out", "-c", POOL, strict=True)
+        assert answer.stdout == ("6 0 1\n" if has_one else "alone\n"), answer.stderr[-2000:]
+    assert launch(by, tmp_path / "out", "-c", POOL, strict=True, alone=True).stdout == "alone\n"
+    assert not os.path.exists("/dev/shm/note")
 
 
 COMPILE = """import torch
@@ -339,10 +360,12 @@ print(len(made.asm["cubin"]) > 1000)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", METHODS)
-def test_a_confined_process_can_compile(tmp_path, by):
-    """torch.compile on a CPU: a C++ compiler, shared libraries, a cache, compile threads."""
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_confined_process_can_compile(tmp_path, by, alone, monkeypatch):
+    """torch.compile on a CPU: a C++ compiler, shared libraries, a cache, workers; in a model's process none."""
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "4")
     (tmp_path / "compile.py").write_text(COMPILE)
-    answer = launch(by, tmp_path / "out", str(tmp_path / "compile.py"), read=[str(tmp_path)], strict=True, alone=True)
+    answer = launch(by, tmp_path / "out", str(tmp_path / "compile.py"), read=[str(tmp_path)], strict=True, alone=alone)
     assert answer.stdout == "compiled\n", answer.stderr[-2000:]
 
 
