@@ -493,7 +493,7 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
                     score.write("1000")  # when memory runs out, this goes first
                 if not shared_memory:  # the semaphores of Inductor's worker processes are files in it
                     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-            if by_landlock:
+            if rules and by_landlock:
                 paths = paths_of(rules)
                 paths[1].extend(["/dev/shm"] * shared_memory)
                 restrict(*paths)
@@ -540,6 +540,7 @@ def keep(command: int, awaited: set[signal.Signals], apart: bool) -> int:
         if received and received.si_signo == signal.SIGTERM and deadline is None:
             deadline = time.monotonic() + GRACE_SECONDS
             os.kill(command, signal.SIGTERM)
+            os.kill(command, signal.SIGCONT)  # it may have stopped itself
         while (ended := next_ended()) is not None:
             if ended[0] == command:
                 status = ended[1]
@@ -596,7 +597,8 @@ def launcher(rules: dict | None) -> list[str]:
 
     rules: paths to `read` and to `write`, and what is `hidden` in them. This interpreter and its packages can always be
     read. `strict`: no symbolic links or pipes, no text among the system's files and packages, but where that can be a
-    /dev/shm of its own (64 MB). `alone`, of a model's process: not that either, no hard links and no locks.
+    /dev/shm of its own (64 MB); `imports` names packages that it sees all the same. `alone`, of a model's process: not
+    that either, no hard links and no locks.
     """
     if rules is None:
         return keeper(None)
@@ -619,7 +621,8 @@ def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
     shown = []
     if rules.get("strict"):
         described = glob.glob(f"{rules['packages']}/*.dist-info")
-        hidden += [*TEXT, *described, *(f"{rules['packages']}/{name}" for name in TEXT_PACKAGES)]
+        texts = set(TEXT_PACKAGES) - set(rules.get("imports", ()))
+        hidden += [*TEXT, *described, *(f"{rules['packages']}/{name}" for name in texts)]
         hidden += [f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON]
         shown = [f"/usr/share/{name}" for name in SHARE] + [f"{folder}/entry_points.txt" for folder in described]
         shown += [f"{folder}/METADATA" for folder in described if os.path.basename(folder).startswith(DESCRIBED)]
@@ -630,7 +633,10 @@ def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
 
 def main() -> None:
     rules, words = json.loads(sys.argv[1]), sys.argv[2:]
-    parent = os.environ.pop(PARENT, None)
+    parent, group = os.environ.pop(PARENT, None), os.environ.pop(GROUP, None)
+    if group:
+        with contextlib.suppress(OSError), open(f"{group}/cgroup.procs", "w") as processes:
+            processes.write("0")  # this process, and so all that it starts
     if rules and rules["by"] == "bubblewrap":
         words = [*wrapped(rules, os.getcwd()), *words]
 
