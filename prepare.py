@@ -60,7 +60,7 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("gpu", 300.0, 2048, 8192, 40 * 524_288, "climbmix", 2048),
+        Profile("gpu", 300.0, 2048, 8192, 40 * 524_288, "climbmix", 6144),
         Profile("cpu", 60.0, 256, 2048, 586 * 256, "sotu", 320),
         Profile("test", 3.0, 64, 512, 128 * 64, "sotu", 320),
     )
@@ -125,7 +125,7 @@ class Game:
             return None
 
     def rows(self, split: str) -> np.ndarray:
-        """The packed rows of `train`, `val`, `spare` or `holdout`: (rows, max_seq_len + 1) uint16, a read-only memory map."""
+        """The packed rows of a split, train, val, spare or holdout: (rows, max_seq_len + 1) uint16, a read-only map."""
         manifest = self.manifest()
         if manifest is None:
             stop(

@@ -3,10 +3,11 @@
 A file of tests/honest or tests/gaming holds what it changes: definitions that take the place of those with the
 same name. As a program, in a process that has imported torch and does no more with it than to fork:
 
-    python tests/games.py FOLDER STEPS SEEDS FILE ...
+    python tests/games.py FOLDER STEPS SEEDS [--once] FILE ...
 
 prints for each file and seed one JSON line: the score or why there is none, the score of a plain evaluation
-of the same weights, and what the preflight has to say. AUTORESEARCH_CACHE names the prepared data.
+of the same weights, and what the preflight has to say. The first file is the baseline of each seed. With --once it
+alone is trained, and the others are scored with its weights. AUTORESEARCH_CACHE names the prepared data.
 """
 
 import ast
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -112,7 +114,10 @@ def forked():
         def start(self, channel):
             if (pid := os.fork()) == 0:
                 os.setsid()
-                sys.stdout = sys.stderr = open(os.devnull, "w")
+                os.closerange(3, channel.fileno())
+                os.closerange(channel.fileno() + 1, 1 << 12)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                os.dup2(1, 2)
                 os.environ["TMPDIR"] = str(self.folder)
                 answer(channel, prepare.GAME)
             return Child(pid)
@@ -147,19 +152,27 @@ def main() -> None:
 
     with torch._subclasses.fake_tensor.FakeTensorMode():  # imports a second's worth of modules, once for all children
         torch.nn.functional.cross_entropy(torch.ones(2, 2) @ torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))
-    folder, steps, seeds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    for name in sys.argv[4:]:
-        for seed in range(seeds):
-            variant = folder / f"{Path(name).stem}-{seed}"
+    folder, steps, seeds, *files = sys.argv[1:]
+    once = files[:1] == ["--once"]
+    for name in files[once:]:
+        for seed in range(int(seeds)):
+            variant = Path(folder) / f"{Path(name).stem}-{seed}"
             variant.mkdir(parents=True)
             file = variant / "train.py"
             file.write_text(compose(Path(name)))
             game = dataclasses.replace(prepare.GAME, run_folder=variant, seed=seed)
             os.environ["AUTORESEARCH_RUN_DIR"] = str(variant)  # some of them look for it
+            os.environ["AUTORESEARCH_REFERENCE"] = f"{folder}/reference-{seed}"
             answer = {"name": Path(name).stem, "seed": seed}
-            for fake in (False, True) if seed == 0 else ():
-                answer |= in_a_child(rehearse, file, fake) if not answer.get("preflight") else {}
-            answer |= in_a_child(train, game, file, steps)
+            if once and name != files[1]:
+                for saved in ("model.safetensors", "figures.json"):
+                    shutil.copy(Path(folder) / f"{Path(files[1]).stem}-{seed}" / saved, variant)
+                figures = json.loads((variant / "figures.json").read_text())
+                prepare.write_json(variant / "figures.json", figures | {"train_py": str(file)})
+            else:
+                for fake in (False, True) if seed == 0 else ():
+                    answer |= in_a_child(rehearse, file, fake) if not answer.get("preflight") else {}
+                answer |= in_a_child(train, game, file, int(steps))
             answer |= in_a_child(score, game) if "failed" not in answer else {}
             print(json.dumps(answer), flush=True)
 

@@ -1,5 +1,6 @@
 """The model's side of the score: what a confined process runs. It reads token ids, writes logits, knows no target."""
 
+import contextlib
 import json
 import os
 import socket
@@ -56,12 +57,11 @@ def answer(channel: socket.socket, game: Game) -> NoReturn:
                     channel.send(b"memory")
                     continue
                 channel.send(b"done")
-    except NoScore:
-        channel.send(b"shape")
     except BaseException as error:
-        channel.send(b"failed %s %d" % (type(error).__name__.encode(), line_of(error, train_py)))
-    finally:
-        os._exit(0)
+        said = b"failed %s %d" % (type(error).__name__.encode(), line_of(error, train_py))
+        with contextlib.suppress(OSError):  # nobody listens any more
+            channel.send(b"shape" if isinstance(error, NoScore) else said)
+    os._exit(0)
 
 
 def line_of(error: BaseException, train_py: str) -> int:

@@ -23,8 +23,8 @@ LONGEST_HOLD = 60.0  # seconds that a training waits, at most, for what else sta
 class Referee:
     """Hands out rows by the messages that prepare.RefereeRows sends, from the first `start` until the time is over.
 
-    Its child process imports no torch, so that nothing in this process can hold up a batch. hold: the clock starts after
-    `release` only, when whatever else starts up computes no more.
+    Its child process imports no torch, so that nothing in this process can hold up a batch. hold: the clock starts
+    only after `release`, when whatever else starts up computes no more.
     """
 
     def __init__(self, channel: socket.socket, game: Game, hold: bool = False) -> None:

@@ -32,7 +32,7 @@ STANDARD_ERRORS = 4.0  # by which unseen tokens may be harder than the scored ro
 
 def probe_counts(game: Game) -> tuple[int, int]:
     """(Rows of those scored that are altered, spare rows that are altered), where not all are; at most."""
-    return (512, 1024) if game.profile.name == "gpu" else (128, 160)
+    return (512, 4096) if game.profile.name == "gpu" else (128, 160)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,9 @@ def answers(streams: list[Stream], losses: list[np.ndarray], scored: int) -> Ans
         rows.append(one.number[new])
         positions.append(one.cut[new] - 1)
     join = np.concatenate
-    return Answers(score, join(again), join(later), join(altered), join(cuts), join(unseen), (join(rows), join(positions)))
+    return Answers(
+        score, join(again), join(later), join(altered), join(cuts), join(unseen), (join(rows), join(positions))
+    )
 
 
 # ----------------------------------------------------------------------------------------------

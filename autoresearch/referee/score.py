@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from autoresearch.referee import probes
 from autoresearch.referee.clock import Referee
 from autoresearch.referee.models import ModelProcess
-from autoresearch.referee.probes import Answers, answers, depends_on_company, excess, looks_ahead
-from autoresearch.referee.probes import plan, plan_all, probe_counts, rises
 from prepare import Game, NoScore, bits_per_byte, losses_of, read_figures
 
 
@@ -58,9 +57,9 @@ def score(
         rows, spare = np.array(game.rows(split)), spare_rows(game)
         if probe_all:
             donors, spare = np.array(game.rows("val")) if split != "val" else spare, spare[:0]
-            streams = plan_all(rows, donors if len(donors) else rows, random)
+            streams = probes.plan_all(rows, donors if len(donors) else rows, random)
         else:
-            streams = plan(np.concatenate([rows, spare]), len(rows), probe_counts(game), random)
+            streams = probes.plan(np.concatenate([rows, spare]), len(rows), probes.probe_counts(game), random)
         losses = []
         for model, stream in zip((first, second), streams, strict=True):
             model.batch_size = first.batch_size  # less than at first where memory ran out
@@ -69,13 +68,15 @@ def score(
             first.end()  # before the other one begins: they must not meet
         text = np.concatenate([rows, spare])
         token_bytes = game.token_bytes()[text[:, 1:]]
-        given = answers(streams, losses, len(rows))
+        given = probes.answers(streams, losses, len(rows))
         value = bits_per_byte(torch.from_numpy(given.losses), token_bytes[: len(rows)])
-        if reason := looks_ahead(given.altered, given.cuts) or depends_on_company(given.again, given.later):
+        if reason := probes.looks_ahead(given.altered, given.cuts) or probes.depends_on_company(
+            given.again, given.later
+        ):
             raise NoScore(random_instead(second, streams[1].rows) or reason)
         folder = os.environ.get("AUTORESEARCH_REFERENCE")
         reference = read_reference(Path(folder) / f"{split}.npz", given, len(spare)) if folder else None
-        found = excess(given, reference, token_bytes > 0)
+        found = probes.excess(given, reference, token_bytes > 0)
         if reason := found.reason():
             raise NoScore(reason)
         if folder and not reference:
@@ -97,15 +98,15 @@ def random_instead(model: ModelProcess, rows: np.ndarray) -> str | None:
     batch = rows[: model.batch_size]
     with contextlib.suppress(NoScore):
         moved = (losses_of(model, batch) - losses_of(model, batch)).numpy()
-        if not abs(moved).mean() <= 1e-3 and not rises(moved.mean(1)):  # which they do in a model that learns
+        if not abs(moved).mean() <= 1e-3 and not probes.rises(moved.mean(1)):  # which they do in a model that learns
             return (
-                f"the score is random: the same rows, given twice in one batch, moved by {abs(moved).mean():.2g} nats a "
-                "token. Is dropout left on, or a random number drawn, when self.training is False?"
+                f"the score is random: the same rows, given twice in one batch, moved by {abs(moved).mean():.2g} "
+                "nats a token. Is dropout left on, or a random number drawn, when self.training is False?"
             )
     return None
 
 
-def read_reference(path: Path, given: Answers, spare: int) -> tuple[np.ndarray, np.ndarray] | None:
+def read_reference(path: Path, given: probes.Answers, spare: int) -> tuple[np.ndarray, np.ndarray] | None:
     """The baseline's losses of the scored and of the spare rows; None where there are none for these rows."""
     try:
         with np.load(path) as file:
@@ -116,7 +117,7 @@ def read_reference(path: Path, given: Answers, spare: int) -> tuple[np.ndarray, 
     return (scored, others) if fits else None
 
 
-def write_reference(path: Path, given: Answers, spare: np.ndarray) -> None:
+def write_reference(path: Path, given: probes.Answers, spare: np.ndarray) -> None:
     """Keep the losses of the first run that is scored."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.part")

@@ -43,7 +43,10 @@ STRANGERS = {
     "a line that is long": ("serve(1); channel.send(b'failed ValueError ' + b'9' * 400)", "ValueError while"),
     "zeros": ("serve(1); channel.send(bytes(64))", BROKE),
     "handles": ("serve(1); socket.send_fds(channel, [b'x'], [0] * 50)", BROKE),
-    "a flood": ("channel.setblocking(False)\nwhile True:\n    try: channel.send(b'done')\n    except OSError: pass", BROKE),
+    "a flood": (
+        "channel.setblocking(False)\nwhile True:\n    try: channel.send(b'done')\n    except OSError: pass",
+        BROKE,
+    ),
     "a flood of answers, none of which waits": (
         "serve(0)\nwhile True:\n    channel.send(b'done')",
         None,  # what its memory holds is scored, and is no number or a bad one
@@ -123,7 +126,8 @@ def test_what_a_model_process_inherits(trained, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
     monkeypatch.setenv("AUTORESEARCH_REFERENCE", "/secret")
     look = (
-        "channel.send(b'imported'); held = socket.recv_fds(channel, 4096, 1); channel.send(b'ready'); channel.recv(64)\n"
+        "channel.send(b'imported'); held = socket.recv_fds(channel, 4096, 1)\n"
+        "channel.send(b'ready'); channel.recv(64)\n"
         "path = os.environ['HOME'] + '/found'\n"
         "paths = [f'/proc/self/fd/{number}' for number in range(3, 100)]\n"
         "handles = [os.readlink(path) for path in paths if os.path.islink(path)]\n"
