@@ -3,13 +3,14 @@
 A file of tests/honest or tests/gaming holds what it changes: definitions that take the place of those with the
 same name. As a program, in a process that has imported torch and does no more with it than to fork:
 
-    python tests/games.py FOLDER STEPS SEEDS [--once] FILE ...
+    python tests/games.py FOLDER STEPS SEEDS FILE ... [--once] [--scorings N]
 
-prints for each file and seed one JSON line: the score or why there is none, the score of a plain evaluation
+prints for each file, seed and scoring one JSON line: the score or why there is none, the score of a plain evaluation
 of the same weights, and what the preflight has to say. The first file is the baseline of each seed. With --once it
 alone is trained, and the others are scored with its weights. AUTORESEARCH_CACHE names the prepared data.
 """
 
+import argparse
 import ast
 import dataclasses
 import json
@@ -152,29 +153,36 @@ def main() -> None:
 
     with torch._subclasses.fake_tensor.FakeTensorMode():  # imports a second's worth of modules, once for all children
         torch.nn.functional.cross_entropy(torch.ones(2, 2) @ torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))
-    folder, steps, seeds, *files = sys.argv[1:]
-    once = files[:1] == ["--once"]
-    for name in files[once:]:
-        for seed in range(int(seeds)):
-            variant = Path(folder) / f"{Path(name).stem}-{seed}"
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("seeds", type=int)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--once", action="store_true")
+    parser.add_argument("--scorings", type=int, default=1)
+    asked = parser.parse_args()
+    baseline = asked.files[0]
+    for path in asked.files:
+        for seed in range(asked.seeds):
+            variant = asked.folder / f"{path.stem}-{seed}"
             variant.mkdir(parents=True)
             file = variant / "train.py"
-            file.write_text(compose(Path(name)))
+            file.write_text(compose(path))
             game = dataclasses.replace(prepare.GAME, run_folder=variant, seed=seed)
             os.environ["AUTORESEARCH_RUN_DIR"] = str(variant)  # some of them look for it
-            os.environ["AUTORESEARCH_REFERENCE"] = f"{folder}/reference-{seed}"
-            answer = {"name": Path(name).stem, "seed": seed}
-            if once and name != files[1]:
+            os.environ["AUTORESEARCH_REFERENCE"] = f"{asked.folder}/reference-{seed}"
+            answer = {"name": path.stem, "seed": seed}
+            if asked.once and path != baseline:
                 for saved in ("model.safetensors", "figures.json"):
-                    shutil.copy(Path(folder) / f"{Path(files[1]).stem}-{seed}" / saved, variant)
+                    shutil.copy(asked.folder / f"{baseline.stem}-{seed}" / saved, variant)
                 figures = json.loads((variant / "figures.json").read_text())
                 prepare.write_json(variant / "figures.json", figures | {"train_py": str(file)})
             else:
                 for fake in (False, True) if seed == 0 else ():
                     answer |= in_a_child(rehearse, file, fake) if not answer.get("preflight") else {}
-                answer |= in_a_child(train, game, file, int(steps))
-            answer |= in_a_child(score, game) if "failed" not in answer else {}
-            print(json.dumps(answer), flush=True)
+                answer |= in_a_child(train, game, file, asked.steps)
+            for _ in range(asked.scorings):
+                print(json.dumps(answer | (in_a_child(score, game) if "failed" not in answer else {})), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from prepare import Game
 # In nats; measured on honest models, twice to five times what the worst of them shows. See bench/RESULTS.md.
 MOVED = (1e-4, 1e-3, 1e-2, 1e-1)  # sizes of moves that are counted; less is the noise of float32
 LARGEST_MOVE = 0.25  # of the loss of one token
-MEAN_MOVE = 0.01  # a token, over rows as they are and over altered ones before the cut
-RISE_AT_CUT = 0.02  # on average, of the loss of the token just before the cut
+MEAN_MOVE = 0.03  # a token, over rows as they are and over altered ones before the cut
+RISE_AT_CUT = 0.02  # on average, of the loss of the token just before the cut; of the last k together, times sqrt(k)
+LAST = (1, 2, 4, 8, 16)  # such k
 LARGEST_ERROR = 0.02  # of the mean of a row's moves, as far as noise may explain them
 # A token's loss less the baseline's, and without a baseline its loss alone: what is cut off, the largest deviation.
 WITH_REFERENCE, WITHOUT_REFERENCE = (4.0, 1.3), (12.0, 3.2)
@@ -183,7 +184,7 @@ def looks_ahead(moved: np.ndarray, cuts: np.ndarray) -> str | None:
     signs = (
         size.max() > LARGEST_MOVE
         or size[before].mean() > MEAN_MOVE
-        or moved[at_cut].mean() > RISE_AT_CUT
+        or any(np.where(position >= cuts[:, None] - k, moved, 0).sum(1).mean() > RISE_AT_CUT * k**0.5 for k in LAST)
         or any(moves_at_cut(size > limit, at_cut, farther) for limit in MOVED)
         or any(moves_at_a_position(size > limit, farther) for limit in MOVED)
         or rises(moved.sum(1) / before.sum(1))

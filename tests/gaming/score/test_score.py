@@ -31,7 +31,7 @@ def scored(tmp_path_factory):
     honest, *files = (
         str(ROOT / f"tests/{name}.py") for name in ("honest/plain", *(f"gaming/score/{n}" for n in ATTACKS))
     )
-    words = [sys.executable, ROOT / "tests/games.py", folder / "runs", "150", "1", "--once", honest, *files]
+    words = [sys.executable, ROOT / "tests/games.py", folder / "runs", "150", "1", honest, *files, "--once"]
     answer = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
     assert answer.returncode == 0, answer.stderr
     assert "HELDOUT" not in answer.stdout + answer.stderr
