@@ -67,8 +67,9 @@ def main() -> None:
     errors = [entry["error"] / entry["score"] for entry in passed if entry["name"] != baseline.stem]
     if len(gaps) > 1:
         print(
-            f"unseen tokens of honest models: {statistics.mean(gaps):+.2f} standard errors harder on average, deviation "
-            f"{statistics.stdev(gaps):.2f}, at most {max(gaps):.2f}; one is {statistics.median(errors):.1%} of the score"
+            f"unseen tokens of honest models: {statistics.mean(gaps):+.2f} standard errors harder on average, "
+            f"deviation {statistics.stdev(gaps):.2f}, at most {max(gaps):.2f}; one is {statistics.median(errors):.1%} "
+            "of the score"
         )
 
 
