@@ -54,14 +54,15 @@ class Profile:
     vocab_size: int  # tokens, the four reserved ones included
     scored_tokens: int  # at most; a small data set may hold fewer
     data: str  # the default data set
+    spare_rows: int  # of val, never scored, for the referee's probes; at most
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("gpu", 300.0, 2048, 8192, 40 * 524_288, "climbmix"),
-        Profile("cpu", 60.0, 256, 2048, 586 * 256, "sotu"),
-        Profile("test", 3.0, 64, 512, 128 * 64, "sotu"),
+        Profile("gpu", 300.0, 2048, 8192, 40 * 524_288, "climbmix", 6144),
+        Profile("cpu", 60.0, 256, 2048, 586 * 256, "sotu", 320),
+        Profile("test", 3.0, 64, 512, 128 * 64, "sotu", 320),
     )
 }
 
@@ -70,7 +71,7 @@ PROFILES = {
 class Game:
     """One game: its sizes, its text, its seed, and where its files are. Made once, then handed to whoever needs it."""
 
-    FORMAT: ClassVar[int] = 1  # raised whenever the files in the cache change their meaning
+    FORMAT: ClassVar[int] = 2  # raised whenever the files in the cache change their meaning
 
     profile: Profile
     data: str  # `climbmix`, `sotu`, or the path of a folder with text
@@ -115,7 +116,7 @@ class Game:
         """What is prepared: None if it was made for other sizes, or a file is missing or of another length."""
         try:
             manifest = json.loads((self.folder / "manifest.json").read_text())
-            shaped_by = ("name", "max_seq_len", "vocab_size", "scored_tokens")
+            shaped_by = ("name", "max_seq_len", "vocab_size", "scored_tokens", "spare_rows")
             fits = all(manifest["profile"][name] == getattr(self.profile, name) for name in shaped_by)
             sizes = ((self.folder / name, entry["bytes"]) for name, entry in manifest["files"].items())
             complete = fits and all(path.stat().st_size == size for path, size in sizes)
@@ -124,7 +125,7 @@ class Game:
             return None
 
     def rows(self, split: str) -> np.ndarray:
-        """The packed rows of `train`, `val` or `holdout`: (rows, max_seq_len + 1) uint16, a read-only memory map."""
+        """The packed rows of a split, train, val, spare or holdout: (rows, max_seq_len + 1) uint16, a read-only map."""
         manifest = self.manifest()
         if manifest is None:
             stop(

@@ -21,6 +21,7 @@ from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
+PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
 SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
 Tell = Callable[[Phase], None]
@@ -262,7 +263,7 @@ class Experiments:
             reason=verdict.reason,
             score=None if crashed else mean(attempt.runs),
             memory_gb=0.0 if crashed else measured.memory_gb,
-            figures=dict(measured.figures),
+            figures={**measured.figures, **{name: checked.figures[name] for name in PROBED if name in checked.figures}},
             holdout=holdout if verdict.status == "keep" else None,
             noise=self.ledger.noise(),
             standing=mean(standing) if standing else None,

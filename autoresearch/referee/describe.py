@@ -30,6 +30,12 @@ def machine() -> dict[str, str]:
     return facts
 
 
+def game_name(files: dict) -> str:
+    """A name for the text that is trained and scored on; the rows that only probes read do not belong to it."""
+    named = {name: entry for name, entry in files.items() if name != "spare.bin"}
+    return digest(json.dumps(named, sort_keys=True)).hex()[:12]
+
+
 def describe(game: Game) -> dict:
     """The facts, ready for JSON. `game` names the prepared data; None when they are not there yet."""
     manifest, name = game.manifest(), game.profile.name
@@ -42,7 +48,7 @@ def describe(game: Game) -> dict:
         "time_budget": game.profile.time_budget,
         "seed": game.seed,
         "cache": str(game.folder),
-        "game": manifest and digest(json.dumps(manifest["files"], sort_keys=True)).hex()[:12],
+        "game": manifest and game_name(manifest["files"]),
         "noise": NOISE[name],  # what the score's standard deviation usually is
         "implausible_gain": 0.05 if name == "gpu" else None,  # bits a byte over the champion
         "hidden": [str(game.folder), str(source_folder(game))],  # no trial sees text but through the referee

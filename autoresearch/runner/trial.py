@@ -236,7 +236,12 @@ class Trial:
         environment, write = self.environment, []
         if phase in (SCORE, HOLDOUT) and self.task.referee:
             words = sandbox.launcher(self._rules(["$TMPDIR"], alone=True))
-            environment = {**environment, "TMPDIR": str(self.folder / "tmp"), "AUTORESEARCH_CONFINE": json.dumps(words)}
+            environment = {
+                **environment,
+                "TMPDIR": str(self.folder / "tmp"),
+                "AUTORESEARCH_CONFINE": json.dumps(words),
+                "AUTORESEARCH_REFERENCE": str(self.folder.parent.parent / "reference"),  # of all trials of the run
+            }
             rules = None
         else:
             write = [str(self.folder / "run"), *(environment[name] for name in CACHES), *self.task.writable]
