@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import types
 from pathlib import Path
 
@@ -132,6 +133,7 @@ class Compiler:
         self.graphs: list[dict] = []  # of each: calls, flops, bytes, saved ({(dtype, shape): bytes})
         inductor.force_disable_caches = True
         inductor.compile_threads = 1
+        inductor.triton.autotune_pointwise = False  # one configuration of each: half the time
         inductor.shape_padding = inductor.joint_graph_constant_folding = False  # both would launch
         seen, codegen = self, Scheduler.codegen
 
@@ -162,7 +164,10 @@ class Compiler:
 
         facts = {"calls": 0, "flops": 0, "bytes": 0, "saved": {}}
         self.graphs.append(facts)
+        before, began = len(self.kernels), time.perf_counter()
         result = compile_fx_inner(graph, inputs, **options)
+        kernels, seconds = len(self.kernels) - before, time.perf_counter() - began
+        print(f"  graph {len(self.graphs)}: {kernels} kernels, {seconds:.0f} s", flush=True)
 
         def run(arguments):
             facts["calls"] += 1
@@ -276,7 +281,7 @@ def main() -> None:
             "TRITON_CACHE_DIR": f"{folder}/triton",
         }
         for width in arguments.widths or [None]:
-            words = [sys.executable, __file__, "--shim", shim, *([str(width)] if width else [])]
+            words = [sys.executable, "-W", "ignore", __file__, "--shim", shim, *([str(width)] if width else [])]
             failed |= subprocess.run(words, env=environment, cwd=ROOT).returncode != 0
     sys.exit(failed)
 
