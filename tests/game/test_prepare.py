@@ -384,7 +384,10 @@ def test_climbmix_through_a_bad_network(user, shards):
     manifest = user.manifest("climbmix-test")
     assert manifest["source"] == {"name": "climbmix", "shards": 3, "val": 6542, "holdout": 6541}
     requests = len(shards.requests)
-    user.prepare(**shards.settings)
+    said = user.prepare(**shards.settings)
+    tokens = 64 * manifest["splits"]["train"]["rows"]
+    assert f"{tokens / 1e6:.1f} million tokens to train on" in said and f"{3 * 1.65e6 / tokens:.2f} epochs" in said
+    assert f"AUTORESEARCH_SHARDS={int(3 * 3 * 1.65e6 / tokens) + 1} makes it less than one" in said
     assert len(shards.requests) == requests  # prepared once
 
 
