@@ -267,11 +267,12 @@ def size_of(node: ast.AST) -> int:
 
 
 def bytes_of(value: object) -> int:
+    """Bytes that a constant takes in the source, more or less."""
     if isinstance(value, str):
         return len(value.encode(errors="surrogatepass"))
     if isinstance(value, int) and not isinstance(value, bool):
-        return max(1, (value.bit_length() + 7) // 8)
-    return len(value) if isinstance(value, bytes) else 8 if isinstance(value, float) else 1
+        return 2 + value.bit_length() * 3 // 10  # digits, and a comma
+    return len(value) if isinstance(value, bytes) else len(repr(value))
 
 
 def bits_of(text: str) -> float:

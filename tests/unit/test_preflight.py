@@ -87,7 +87,7 @@ PACKED = base64.b85encode(random.Random(1).randbytes(3000)).decode()
     [
         (f"ROWS = {PROSE * 50!r}", "line 1: a literal of 4.3 KB; 4 KB are allowed (`size` in the front matter"),
         (f"def f():\n    {PROSE * 50!r}", "line 2: a literal of 4.3 KB"),
-        ("ROWS = [" + "7, " * 5000 + "]", "a literal of 4.9 KB"),
+        ("ROWS = [" + "7, " * 5000 + "]", "a literal of 9.8 KB"),
         ("ROWS = {" + ", ".join(f"{n}: ({n}, -{n})" for n in range(900)) + "}", "KB; 4 KB are allowed"),
         ("ROWS = (" + " + ".join([repr(PROSE)] * 60) + ")", "a literal of 5.2 KB"),
         ("\n".join(f"ROWS{n} = {PROSE * 40!r}" for n in range(12)), "literals of 41.3 KB together; 32 KB are allowed"),
