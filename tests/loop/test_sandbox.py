@@ -227,7 +227,7 @@ SYSTEM_FILES = {  # by name of an attempt: what stands for its kind on most mach
 }
 
 
-def launch(by: str | None, out: Path, *words: str, **rules) -> subprocess.CompletedProcess:
+def launch(by: str | None, out: Path, *words: str, before=None, **rules) -> subprocess.CompletedProcess:
     """What a command printed that a method of confinement holds in a folder; None: nothing holds it."""
     out.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
@@ -237,7 +237,8 @@ def launch(by: str | None, out: Path, *words: str, **rules) -> subprocess.Comple
     folders = {"TMPDIR": "tmp", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
     environment = {**os.environ, **{name: str(out / folder) for name, folder in folders.items()}}
     (out / "tmp").mkdir(exist_ok=True)
-    return subprocess.run([*launcher, sys.executable, *words], cwd=out, env=environment, capture_output=True, text=True)
+    command = [*launcher, sys.executable, *words]
+    return subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, preexec_fn=before)
 
 
 @pytest.fixture
@@ -338,6 +339,9 @@ def test_worker_processes_have_what_they_need_or_are_not_started(tmp_path, by):
         answer = launch(by, tmp_path / "out", "-c", POOL, strict=True)
         assert answer.stdout == ("6 0 1\n" if has_one else "alone\n"), answer.stderr[-2000:]
     assert launch(by, tmp_path / "out", "-c", POOL, strict=True, alone=True).stdout == "alone\n"
+    if by == "Landlock":  # of somebody who is not root, or in a container
+        answer = launch(by, tmp_path / "out", "-c", POOL, strict=True, before=lambda: sandbox.drop_privileges(False))
+        assert answer.stdout == "alone\n"
     assert not os.path.exists("/dev/shm/note")
 
 
