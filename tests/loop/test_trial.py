@@ -169,7 +169,7 @@ def test_a_training_that_does_not_begin_is_ended(tmp_path):
     job, facts = Job("1", {}, 1, (TRAIN,)), Facts(time_budget=3.0)
     folder, environment = tmp_path / "1", trial_environment(tmp_path / "1", tmp_path / "caches", {})
     trial = Trial(task, job, facts, tmp_path, folder, environment, None, list, lambda phase: None)
-    assert trial.start_limit == 60.0 and trial.limits[TRAIN] == 123.0
+    assert trial.start_limit == 120.0 and trial.limits[TRAIN] == 183.0
     trial.start_limit = 1.0
     began = time.monotonic()
     measured = asyncio.run(trial.run())
