@@ -323,17 +323,26 @@ fchmodat2 452 452; utime 132 -; utimes 235 -; futimesat 261 -; utimensat 280 88
 LOCKS = """
 flock 73 32
 """
+PRIORITIES = """
+sched_setaffinity 203 122; sched_setscheduler 144 119; sched_setparam 142 118; sched_setattr 314 274
+"""  # of other processes: they can be read from outside, and would hold up the loop and the referee
+PRIORITIES_OF_KINDS = """
+setpriority 141 140; ioprio_set 251 30
+"""  # the same; what kind of process is meant comes first
 FIRST_UNKNOWN = 463  # setxattrat: no program relies on this and later ones yet
 WITH_ARGUMENTS = """
-socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone3 435 435
+socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone 56 220;
+clone3 435 435
 """
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 UNIX, STREAM, SEQPACKET = 1, 1, 5  # sockets
 FLAG_IOCTLS = (0x66, 0x76, 0x58)  # second byte of calls that set flags of a file, which its owner may on any
-LOCK_COMMANDS = (*(5, 6, 7), *(36, 37, 38), *(1024, 1025, 1026))  # of fcntl: locks, locks of open files, leases, notes
+# Of fcntl: leases, notices and write hints, which are notes about a file; then locks, of a process and of an open file.
+FILE_COMMANDS, LOCK_COMMANDS = (1024, 1025, 1026, 1035, 1036, 1037, 1038), (5, 6, 7, 36, 37, 38)
+NEW_NAMESPACES = 0x7E020000  # flags of clone
 NOT_PERMITTED, NO_SUCH_CALL = 13, 38  # EACCES, which is a PermissionError, and ENOSYS
 
-LOAD, MASK, EQUAL, AT_LEAST, ANSWER = 0x20, 0x54, 0x15, 0x35, 0x06  # operations of linux/filter.h
+LOAD, MASK, EQUAL, AT_LEAST, HAS_BITS, ANSWER = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # operations of linux/filter.h
 ANSWERS = {
     "allow": (ANSWER, 0, 0, 0x7FFF0000),
     "deny": (ANSWER, 0, 0, 0x00050000 | NOT_PERMITTED),
@@ -369,7 +378,8 @@ def filter_program(rules: dict) -> bytes:
         for number in (number for table in tables for number in numbers_of(table).values()):
             program += [(EQUAL, 0, 1, number), what]
     number = numbers_of(WITH_ARGUMENTS)
-    for name, steps in steps_with_arguments(alone=bool(rules.get("alone"))).items():
+    number |= numbers_of(PRIORITIES) | numbers_of(PRIORITIES_OF_KINDS)
+    for name, steps in steps_with_arguments(bool(rules.get("strict")), bool(rules.get("alone"))).items():
         program += [(EQUAL, 0, len(steps), number[name]), *steps]
     program.append("allow")
     # Each step: operation, steps to skip if true, if false, value.
@@ -377,8 +387,9 @@ def filter_program(rules: dict) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def steps_with_arguments(alone: bool) -> dict[str, list]:
+def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name."""
+    own = "nothing" if strict else "allow"  # what is done to the calling thread itself
 
     def argument(index: int) -> tuple[int, int, int, int]:
         return LOAD, 0, 0, 16 + 8 * index  # the lower half of it
@@ -406,8 +417,11 @@ def steps_with_arguments(alone: bool) -> dict[str, list]:
             (MASK, 0, 0, 0xFF00),
             *one_of(tuple(kind << 8 for kind in FLAG_IOCTLS), "deny", "allow"),
         ],
-        "fcntl": [argument(1), *one_of(LOCK_COMMANDS if alone else LOCK_COMMANDS[-3:], "nothing", "allow")],
+        "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * alone, "nothing", "allow")],
+        "clone": [argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny", "allow"],
         "clone3": ["unknown"],  # its flags cannot be seen; the C library then calls clone
+        **{name: [argument(0), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES)},
+        **{name: [argument(1), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES_OF_KINDS)},
     }
 
 
@@ -487,7 +501,7 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
         try:
             libc().prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # which also a program that collects them respects
             if rules:
                 with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
                     score.write("1000")  # when memory runs out, this goes first

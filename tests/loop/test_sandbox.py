@@ -303,6 +303,8 @@ def test_nothing_but_the_sandbox_denies_it(attempts):
     """The control: a program that nothing holds does all of it, where it is root."""
     answers = attempts(None)
     cannot = {name for said_of in answers.values() for name, said in said_of.items() if said != "done"}
+    if os.cpu_count() == 1:
+        cannot -= {"the processors of another process"}  # it has no choice
     root = {"passwords", "somebody else's"}
     assert (
         cannot <= root if os.geteuid() else cannot <= (set() if holds(sandbox.DAC_OVERRIDE) else {"somebody else's"})
