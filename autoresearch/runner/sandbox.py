@@ -87,7 +87,8 @@ PROC = (
     "vmstat",
 )
 DEVICES = ("null", "zero", "full", "random", "urandom")
-GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dri", "kfd", "dxg")
+CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")  # nvidia-uvm-tools, too: cuInit opens it
+OTHER_GPU_DEVICES = ("dri", "kfd")
 DAC_OVERRIDE = 1  # the privilege to open files whose mode does not say so (linux/capability.h)
 PARENT = "AUTORESEARCH_PARENT"  # environment variable: the process that started the keeper, and must not have ended
 GROUP = "AUTORESEARCH_GROUP"  # environment variable: folder of the control group that counts the command's memory
@@ -162,7 +163,7 @@ def restrict(read: list[str], write: list[str], hidden: list[str], shown: list[s
             rights |= dict.fromkeys(visible(os.path.realpath(path), hidden, rights), allowed)
     rights |= dict.fromkeys((*shown, *(f"/proc/{name}" for name in PROC)), READ)
     rights |= {"/dev": READ_DIR} | dict.fromkeys(devices(), DEVICE_RIGHTS)
-    if has_gpu():  # the driver names its threads, and cuInit fails where it cannot; only in the command's own process
+    if has_cuda():  # the driver names its threads, and cuInit fails where it cannot; only in the command's own process
         rights["/proc/self/task"] = READ | WRITE_FILE
     for path, allowed in rights.items():
         allow(rules, path, allowed & handled)
@@ -200,13 +201,13 @@ def devices() -> list[str]:
     return [*(f"/dev/{name}" for name in DEVICES), *gpu_devices()]
 
 
-def gpu_devices() -> list[str]:
-    return [path for name in GPU_DEVICES for path in sorted(glob.glob(f"/dev/{name}"))]
+def gpu_devices(names: tuple[str, ...] = (*CUDA_DEVICES, *OTHER_GPU_DEVICES)) -> list[str]:
+    return [path for name in names for path in sorted(glob.glob(f"/dev/{name}"))]
 
 
-def has_gpu() -> bool:
-    """Whether a GPU's driver may be used here, and must get what it needs (see the comments)."""
-    return bool(gpu_devices())
+def has_cuda() -> bool:
+    """Whether NVIDIA's driver may be used here, and must get what it needs (see the comments)."""
+    return bool(gpu_devices(CUDA_DEVICES))
 
 
 def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
@@ -294,10 +295,13 @@ pidfd_getfd 438 438; kcmp 312 272; migrate_pages 256 238; move_pages 279 239; pe
 bpf 321 280
 """
 WHAT_OTHERS_READ = """
-mincore 27 232; fadvise64 221 223; readahead 187 213; preadv2 327 286; cachestat 451 451; io_setup 206 0;
+mincore 27 232; preadv2 327 286; cachestat 451 451; io_setup 206 0;
 io_uring_setup 425 425; io_uring_enter 426 426; io_uring_register 427 427; inotify_init 253 -;
 inotify_init1 294 26; fanotify_init 300 262
 """  # which pages of a file are in memory, and who opens it; the io_ ones read as preadv2 does and pass this filter by
+WHAT_IS_READ_AHEAD = """
+fadvise64 221 223; readahead 187 213
+"""  # writes for them; in other tasks it seems to succeed, since some programs take a refusal for a broken disk
 NOTES = """
 shmget 29 194; shmat 30 196; shmctl 31 195; semget 64 190; semop 65 193; semctl 66 191; semtimedop 220 192;
 msgget 68 186; msgsnd 69 189; msgrcv 70 188; msgctl 71 187; mq_open 240 180; mq_unlink 241 181;
@@ -369,9 +373,10 @@ def filter_program(rules: dict) -> bytes:
     if platform.machine() not in AUDIT:
         return b""
     denied = [REACH_OUT, OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES]
-    denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_gpu())
+    denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_cuda())
     denied += [HARD_LINKS] * bool(rules.get("alone"))
     idle = [MODES_AND_TIMES] + [LOCKS] * bool(rules.get("alone"))
+    (denied if rules.get("strict") else idle).append(WHAT_IS_READ_AHEAD)
     program = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT[platform.machine()]), "deny", (LOAD, 0, 0, 0)]
     program += [(AT_LEAST, 0, 1, 0x40000000), "deny", (AT_LEAST, 0, 1, FIRST_UNKNOWN), "unknown"]
     for tables, what in ((denied, "deny"), (idle, "nothing")):
@@ -408,7 +413,7 @@ def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
         ]
 
     return {
-        "socket": unix_of_type(SEQPACKET) if has_gpu() else ["deny"],
+        "socket": unix_of_type(SEQPACKET) if has_cuda() else ["deny"],
         "socketpair": unix_of_type(STREAM, SEQPACKET),  # any other type can send to an address
         "prlimit64": [argument(0), *one_of((0,), "allow", "deny")],  # limits of other processes are notes
         "prctl": [argument(0), *one_of((SET_DUMPABLE,), "deny", "allow")],  # hides from the loop what it holds

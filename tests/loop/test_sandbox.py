@@ -295,6 +295,7 @@ def test_what_another_task_s_trial_tries(attempts, by):
     assert {name for name, said in allowed.items() if said != "done"} == {"a socket", "an abstract socket"}
     assert answers["notes"].pop("a lock of a file") == "done"
     files = answers.pop("files")
+    assert {answers["what others have read"].pop(name) for name in ("fadvise", "readahead")} == {"done"}  # to no effect
     assert {files["passwords"], files["another program's settings"], files["somebody else's"]}.isdisjoint({"done"})
     assert "done" not in [said for said_of in answers.values() for said in said_of.values()], answers
 
@@ -323,6 +324,41 @@ def test_reading_leaves_no_time(tmp_path, by):
     assert read.stat().st_atime == 1
     read.read_text()
     assert read.stat().st_atime > 1
+
+
+DRIVER = """import os, socket, sys, threading
+sys.path.insert(0, sys.argv[1])
+from autoresearch.runner import sandbox
+sandbox.has_cuda = lambda: sys.argv[2] == "there"
+sandbox.restrict([sys.prefix, sys.base_prefix], [], [], [])
+sandbox.cut_off({"strict": True, "alone": True})
+def works(action):
+    try:
+        action()
+    except OSError:
+        return False
+    return True
+def listen():
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind("\\0cuda-uvmfd-autoresearch-%d" % os.getpid())
+    listener.listen()
+def name_a_thread():
+    thread = threading.Thread(target=threading.Event().wait, daemon=True)
+    thread.start()
+    with open(f"/proc/self/task/{thread.native_id}/comm", "r+") as name:
+        name.write("cuda-EvtHandlr")
+others = [(socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, 1)]
+print(works(listen), works(name_a_thread), *(works(lambda: socket.socket(*kind)) for kind in others))
+"""
+
+
+@pytest.mark.skipif(sandbox.version() < 2, reason="no Landlock")
+@pytest.mark.parametrize("driver", ["there", "missing"])
+def test_what_the_driver_of_a_gpu_needs(tmp_path, driver):
+    """cuInit fails unless it may name its threads and listen at an abstract socket of one kind."""
+    allowed = str(driver == "there")
+    answer = launch(None, tmp_path / "out", "-c", DRIVER, str(ROOT), driver)
+    assert answer.stdout.split() == [allowed, allowed, "False", "False", "False"], answer.stderr
 
 
 POOL = """import concurrent.futures, os, sys
