@@ -35,7 +35,7 @@ import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import NoReturn
 
 SYSTEM = (
@@ -157,10 +157,11 @@ def restrict(read: list[str], write: list[str], hidden: list[str], shown: list[s
     known = version()
     handled = FILE_RIGHTS_OF_VERSION[max(v for v in FILE_RIGHTS_OF_VERSION if v <= known)]
     rules = ruleset(handled, network=BOTH_TCP_RIGHTS if known >= 4 else 0, scoped=BOTH_SCOPES if known >= 6 else 0)
+    above = {path[:end] or "/" for path in hidden for end, letter in enumerate(path) if letter == "/"}
     rights: dict[str, int] = {}
     for paths, allowed in (((*SYSTEM, *ETC_FILES, *read), READ), (write, handled)):
         for path in paths:
-            rights |= dict.fromkeys(visible(os.path.realpath(path), hidden, rights), allowed)
+            rights |= dict.fromkeys(visible(os.path.realpath(path), set(hidden), above, rights), allowed)
     rights |= dict.fromkeys((*shown, *(f"/proc/{name}" for name in PROC)), READ)
     rights |= {"/dev": READ_DIR} | dict.fromkeys(devices(), DEVICE_RIGHTS)
     if has_cuda():  # the driver names its threads, and cuInit fails where it cannot; only in the command's own process
@@ -210,18 +211,21 @@ def has_cuda() -> bool:
     return bool(gpu_devices(CUDA_DEVICES))
 
 
-def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
+def visible(path: str, hidden: Set[str], above: Set[str], rights: dict[str, int]) -> list[str]:
     """`path`; or, when something hidden lies in it, what else is in it. Landlock only allows, it cannot take out again.
 
-    Folders that are opened up in this way get the right to be listed, in `rights`.
+    above: the folders that something hidden lies in. Those that are opened up get the right to be listed, in `rights`.
     """
     if path in hidden:
         return []
-    if not any(other.startswith(path.rstrip("/") + "/") for other in hidden) or not os.path.isdir(path):
+    if path not in above or not os.path.isdir(path):
         return [path]
     rights[path] = READ_DIR
     return [
-        found for entry in os.scandir(path) if not entry.is_symlink() for found in visible(entry.path, hidden, rights)
+        found
+        for entry in os.scandir(path)
+        if not entry.is_symlink()
+        for found in visible(entry.path, hidden, above, rights)
     ]
 
 
@@ -637,15 +641,15 @@ def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
     read, write, hidden = (
         [os.path.expandvars(path) for path in rules.get(name, [])] for name in ("read", "write", "hidden")
     )
-    shown = []
+    shown, described = [], []
     if rules.get("strict"):
-        described = glob.glob(f"{rules['packages']}/*.dist-info")
-        texts = set(TEXT_PACKAGES) - set(rules.get("imports", ()))
-        hidden += [*TEXT, *described, *(f"{rules['packages']}/{name}" for name in texts)]
-        hidden += [f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON]
+        packages = os.path.realpath(rules["packages"])
+        described = glob.glob(f"{packages}/*.dist-info")
+        hidden += [*TEXT, *(f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON)]
+        hidden += [f"{packages}/{name}" for name in set(TEXT_PACKAGES) - set(rules.get("imports", ()))]
         shown = [f"/usr/share/{name}" for name in SHARE] + [f"{folder}/entry_points.txt" for folder in described]
         shown += [f"{folder}/METADATA" for folder in described if os.path.basename(folder).startswith(DESCRIBED)]
-    hidden = sorted({os.path.realpath(path) for path in hidden})
+    hidden = sorted({*map(os.path.realpath, hidden), *described})
     outermost = [path for path in hidden if not any(path.startswith(other + "/") for other in hidden)]
     return read, write, outermost, shown
 
