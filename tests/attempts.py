@@ -50,6 +50,23 @@ def keep_a_lock() -> bool:
     return False
 
 
+def changes(set_it, read_it) -> bool:
+    """Whether what others can read has changed."""
+    before = read_it()
+    set_it()
+    return read_it() != before
+
+
+def in_a_namespace() -> None:
+    """A child that has its own users, in which it is root."""
+    number = ctypes.c_long(56 if platform.machine() == "x86_64" else 220)
+    if (child := LIBC.syscall(number, 0x10000000 | 17, 0, 0, 0, 0)) == 0:
+        os._exit(0)
+    if child < 0:
+        raise OSError(ctypes.get_errno(), "clone")
+    os.waitpid(child, 0)
+
+
 def datagrams(kind: int = socket.SOCK_DGRAM, family: int = socket.AF_UNIX) -> socket.socket:
     return socket.socket(family, kind)
 
@@ -97,6 +114,18 @@ ATTEMPTS = {
         "a lock of a file": keep_a_lock,
         "limits of another process": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE),
         "to be unreadable for the loop": lambda: call("prctl", 4, 0, 0, 0, 0),
+        "a hint about a file": lambda: changes(
+            lambda: fcntl.fcntl(beside(), 1036, struct.pack("Q", 3)),
+            lambda: fcntl.fcntl(beside(), 1035, bytes(8)),
+        ),
+        "the priority of another process": lambda: changes(
+            lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 5),
+            lambda: os.getpriority(os.PRIO_PROCESS, os.getppid()),
+        ),
+        "the processors of another process": lambda: changes(
+            lambda: os.sched_setaffinity(os.getppid(), {min(os.sched_getaffinity(0))}),
+            lambda: os.sched_getaffinity(os.getppid()),
+        ),
         "secret memory": lambda: call("syscall", ctypes.c_long(447), 0),
     },
     "files": {
@@ -120,7 +149,10 @@ ATTEMPTS = {
         "out of the folder": lambda: os.rename("own", TARGET["outside"] + "/own"),
         "out of it, a folder": lambda: (os.mkdir("d"), os.rename("d", TARGET["outside"] + "/d")),
     },
-    "privileges": {"of a namespace": lambda: call("unshare", 0x10000000)},  # the last: it loses those outside
+    "privileges": {
+        "of a child's namespace": in_a_namespace,
+        "of a namespace": lambda: call("unshare", 0x10000000),  # the last: it loses those outside
+    },
 }
 
 if __name__ == "__main__":

@@ -51,7 +51,11 @@ class MemoryGroup:
         self.folder = parent / f"autoresearch-{os.getpid()}-{next(self._numbers)}"
         self.folder.mkdir()
         self.used_file = "memory.current" if (self.folder / "memory.current").exists() else "memory.usage_in_bytes"
-        self.used()
+        try:
+            self.used()
+        except OSError:  # it counts no memory
+            self.remove()
+            raise
 
     @classmethod
     def make(cls) -> "MemoryGroup | None":

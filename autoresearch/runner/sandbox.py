@@ -35,7 +35,7 @@ import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import NoReturn
 
 SYSTEM = (
@@ -87,7 +87,8 @@ PROC = (
     "vmstat",
 )
 DEVICES = ("null", "zero", "full", "random", "urandom")
-GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dri", "kfd", "dxg")
+CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")  # nvidia-uvm-tools, too: cuInit opens it
+OTHER_GPU_DEVICES = ("dri", "kfd")
 DAC_OVERRIDE = 1  # the privilege to open files whose mode does not say so (linux/capability.h)
 PARENT = "AUTORESEARCH_PARENT"  # environment variable: the process that started the keeper, and must not have ended
 GROUP = "AUTORESEARCH_GROUP"  # environment variable: folder of the control group that counts the command's memory
@@ -156,13 +157,14 @@ def restrict(read: list[str], write: list[str], hidden: list[str], shown: list[s
     known = version()
     handled = FILE_RIGHTS_OF_VERSION[max(v for v in FILE_RIGHTS_OF_VERSION if v <= known)]
     rules = ruleset(handled, network=BOTH_TCP_RIGHTS if known >= 4 else 0, scoped=BOTH_SCOPES if known >= 6 else 0)
+    above = {path[:end] or "/" for path in hidden for end, letter in enumerate(path) if letter == "/"}
     rights: dict[str, int] = {}
     for paths, allowed in (((*SYSTEM, *ETC_FILES, *read), READ), (write, handled)):
         for path in paths:
-            rights |= dict.fromkeys(visible(os.path.realpath(path), hidden, rights), allowed)
+            rights |= dict.fromkeys(visible(os.path.realpath(path), set(hidden), above, rights), allowed)
     rights |= dict.fromkeys((*shown, *(f"/proc/{name}" for name in PROC)), READ)
     rights |= {"/dev": READ_DIR} | dict.fromkeys(devices(), DEVICE_RIGHTS)
-    if has_gpu():  # the driver names its threads, and cuInit fails where it cannot; only in the command's own process
+    if has_cuda():  # the driver names its threads, and cuInit fails where it cannot; only in the command's own process
         rights["/proc/self/task"] = READ | WRITE_FILE
     for path, allowed in rights.items():
         allow(rules, path, allowed & handled)
@@ -200,27 +202,30 @@ def devices() -> list[str]:
     return [*(f"/dev/{name}" for name in DEVICES), *gpu_devices()]
 
 
-def gpu_devices() -> list[str]:
-    return [path for name in GPU_DEVICES for path in sorted(glob.glob(f"/dev/{name}"))]
+def gpu_devices(names: tuple[str, ...] = (*CUDA_DEVICES, *OTHER_GPU_DEVICES)) -> list[str]:
+    return [path for name in names for path in sorted(glob.glob(f"/dev/{name}"))]
 
 
-def has_gpu() -> bool:
-    """Whether a GPU's driver may be used here, and must get what it needs (see the comments)."""
-    return bool(gpu_devices())
+def has_cuda() -> bool:
+    """Whether NVIDIA's driver may be used here, and must get what it needs (see the comments)."""
+    return bool(gpu_devices(CUDA_DEVICES))
 
 
-def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
+def visible(path: str, hidden: Set[str], above: Set[str], rights: dict[str, int]) -> list[str]:
     """`path`; or, when something hidden lies in it, what else is in it. Landlock only allows, it cannot take out again.
 
-    Folders that are opened up in this way get the right to be listed, in `rights`.
+    above: the folders that something hidden lies in. Those that are opened up get the right to be listed, in `rights`.
     """
     if path in hidden:
         return []
-    if not any(other.startswith(path.rstrip("/") + "/") for other in hidden) or not os.path.isdir(path):
+    if path not in above or not os.path.isdir(path):
         return [path]
     rights[path] = READ_DIR
     return [
-        found for entry in os.scandir(path) if not entry.is_symlink() for found in visible(entry.path, hidden, rights)
+        found
+        for entry in os.scandir(path)
+        if not entry.is_symlink()
+        for found in visible(entry.path, hidden, above, rights)
     ]
 
 
@@ -294,10 +299,13 @@ pidfd_getfd 438 438; kcmp 312 272; migrate_pages 256 238; move_pages 279 239; pe
 bpf 321 280
 """
 WHAT_OTHERS_READ = """
-mincore 27 232; fadvise64 221 223; readahead 187 213; preadv2 327 286; cachestat 451 451; io_setup 206 0;
+mincore 27 232; preadv2 327 286; cachestat 451 451; io_setup 206 0;
 io_uring_setup 425 425; io_uring_enter 426 426; io_uring_register 427 427; inotify_init 253 -;
 inotify_init1 294 26; fanotify_init 300 262
 """  # which pages of a file are in memory, and who opens it; the io_ ones read as preadv2 does and pass this filter by
+WHAT_IS_READ_AHEAD = """
+fadvise64 221 223; readahead 187 213
+"""  # writes for them; in other tasks it seems to succeed, since some programs take a refusal for a broken disk
 NOTES = """
 shmget 29 194; shmat 30 196; shmctl 31 195; semget 64 190; semop 65 193; semctl 66 191; semtimedop 220 192;
 msgget 68 186; msgsnd 69 189; msgrcv 70 188; msgctl 71 187; mq_open 240 180; mq_unlink 241 181;
@@ -323,17 +331,26 @@ fchmodat2 452 452; utime 132 -; utimes 235 -; futimesat 261 -; utimensat 280 88
 LOCKS = """
 flock 73 32
 """
+PRIORITIES = """
+sched_setaffinity 203 122; sched_setscheduler 144 119; sched_setparam 142 118; sched_setattr 314 274
+"""  # of other processes: they can be read from outside, and would hold up the loop and the referee
+PRIORITIES_OF_KINDS = """
+setpriority 141 140; ioprio_set 251 30
+"""  # the same; what kind of process is meant comes first
 FIRST_UNKNOWN = 463  # setxattrat: no program relies on this and later ones yet
 WITH_ARGUMENTS = """
-socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone3 435 435
+socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone 56 220;
+clone3 435 435
 """
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 UNIX, STREAM, SEQPACKET = 1, 1, 5  # sockets
 FLAG_IOCTLS = (0x66, 0x76, 0x58)  # second byte of calls that set flags of a file, which its owner may on any
-LOCK_COMMANDS = (*(5, 6, 7), *(36, 37, 38), *(1024, 1025, 1026))  # of fcntl: locks, locks of open files, leases, notes
+# Of fcntl: leases, notices and write hints, which are notes about a file; then locks, of a process and of an open file.
+FILE_COMMANDS, LOCK_COMMANDS = (1024, 1025, 1026, 1035, 1036, 1037, 1038), (5, 6, 7, 36, 37, 38)
+NEW_NAMESPACES = 0x7E020000  # flags of clone
 NOT_PERMITTED, NO_SUCH_CALL = 13, 38  # EACCES, which is a PermissionError, and ENOSYS
 
-LOAD, MASK, EQUAL, AT_LEAST, ANSWER = 0x20, 0x54, 0x15, 0x35, 0x06  # operations of linux/filter.h
+LOAD, MASK, EQUAL, AT_LEAST, HAS_BITS, ANSWER = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # operations of linux/filter.h
 ANSWERS = {
     "allow": (ANSWER, 0, 0, 0x7FFF0000),
     "deny": (ANSWER, 0, 0, 0x00050000 | NOT_PERMITTED),
@@ -360,16 +377,18 @@ def filter_program(rules: dict) -> bytes:
     if platform.machine() not in AUDIT:
         return b""
     denied = [REACH_OUT, OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES]
-    denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_gpu())
+    denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_cuda())
     denied += [HARD_LINKS] * bool(rules.get("alone"))
     idle = [MODES_AND_TIMES] + [LOCKS] * bool(rules.get("alone"))
+    (denied if rules.get("strict") else idle).append(WHAT_IS_READ_AHEAD)
     program = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT[platform.machine()]), "deny", (LOAD, 0, 0, 0)]
     program += [(AT_LEAST, 0, 1, 0x40000000), "deny", (AT_LEAST, 0, 1, FIRST_UNKNOWN), "unknown"]
     for tables, what in ((denied, "deny"), (idle, "nothing")):
         for number in (number for table in tables for number in numbers_of(table).values()):
             program += [(EQUAL, 0, 1, number), what]
     number = numbers_of(WITH_ARGUMENTS)
-    for name, steps in steps_with_arguments(alone=bool(rules.get("alone"))).items():
+    number |= numbers_of(PRIORITIES) | numbers_of(PRIORITIES_OF_KINDS)
+    for name, steps in steps_with_arguments(bool(rules.get("strict")), bool(rules.get("alone"))).items():
         program += [(EQUAL, 0, len(steps), number[name]), *steps]
     program.append("allow")
     # Each step: operation, steps to skip if true, if false, value.
@@ -377,8 +396,9 @@ def filter_program(rules: dict) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def steps_with_arguments(alone: bool) -> dict[str, list]:
+def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name."""
+    own = "nothing" if strict else "allow"  # what is done to the calling thread itself
 
     def argument(index: int) -> tuple[int, int, int, int]:
         return LOAD, 0, 0, 16 + 8 * index  # the lower half of it
@@ -397,7 +417,7 @@ def steps_with_arguments(alone: bool) -> dict[str, list]:
         ]
 
     return {
-        "socket": unix_of_type(SEQPACKET) if has_gpu() else ["deny"],
+        "socket": unix_of_type(SEQPACKET) if has_cuda() else ["deny"],
         "socketpair": unix_of_type(STREAM, SEQPACKET),  # any other type can send to an address
         "prlimit64": [argument(0), *one_of((0,), "allow", "deny")],  # limits of other processes are notes
         "prctl": [argument(0), *one_of((SET_DUMPABLE,), "deny", "allow")],  # hides from the loop what it holds
@@ -406,8 +426,11 @@ def steps_with_arguments(alone: bool) -> dict[str, list]:
             (MASK, 0, 0, 0xFF00),
             *one_of(tuple(kind << 8 for kind in FLAG_IOCTLS), "deny", "allow"),
         ],
-        "fcntl": [argument(1), *one_of(LOCK_COMMANDS if alone else LOCK_COMMANDS[-3:], "nothing", "allow")],
+        "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * alone, "nothing", "allow")],
+        "clone": [argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny", "allow"],
         "clone3": ["unknown"],  # its flags cannot be seen; the C library then calls clone
+        **{name: [argument(0), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES)},
+        **{name: [argument(1), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES_OF_KINDS)},
     }
 
 
@@ -487,7 +510,7 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
         try:
             libc().prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # which also a program that collects them respects
             if rules:
                 with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
                     score.write("1000")  # when memory runs out, this goes first
@@ -618,15 +641,15 @@ def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
     read, write, hidden = (
         [os.path.expandvars(path) for path in rules.get(name, [])] for name in ("read", "write", "hidden")
     )
-    shown = []
+    shown, described = [], []
     if rules.get("strict"):
-        described = glob.glob(f"{rules['packages']}/*.dist-info")
-        texts = set(TEXT_PACKAGES) - set(rules.get("imports", ()))
-        hidden += [*TEXT, *described, *(f"{rules['packages']}/{name}" for name in texts)]
-        hidden += [f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON]
+        packages = os.path.realpath(rules["packages"])
+        described = glob.glob(f"{packages}/*.dist-info")
+        hidden += [*TEXT, *(f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON)]
+        hidden += [f"{packages}/{name}" for name in set(TEXT_PACKAGES) - set(rules.get("imports", ()))]
         shown = [f"/usr/share/{name}" for name in SHARE] + [f"{folder}/entry_points.txt" for folder in described]
         shown += [f"{folder}/METADATA" for folder in described if os.path.basename(folder).startswith(DESCRIBED)]
-    hidden = sorted({os.path.realpath(path) for path in hidden})
+    hidden = sorted({*map(os.path.realpath, hidden), *described})
     outermost = [path for path in hidden if not any(path.startswith(other + "/") for other in hidden)]
     return read, write, outermost, shown
 

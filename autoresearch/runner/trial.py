@@ -62,9 +62,7 @@ ENVIRONMENT = [
 ]
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")  # compiled kernels, private to one run
 PREFLIGHT_LIMIT = 60.0  # seconds; it takes about two
-SHORTEST_START = (
-    60.0  # seconds that a training under a referee may take until its clock starts; or as long as its budget
-)
+SHORTEST_START = 120.0  # seconds that a training under a referee has before its clock starts; or its budget
 FOR_SAVING = 60.0  # seconds from the end of its time to the end of its process, at most; the referee allows less
 KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a training under a referee leaves in run/
 LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
