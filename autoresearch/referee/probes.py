@@ -216,9 +216,9 @@ def moves_at_a_position(moved: np.ndarray, farther: np.ndarray) -> bool:
 
 
 def rises(means: np.ndarray) -> bool:
-    """Whether rows' mean moves (rows,) are above zero by five standard errors, and by enough to matter."""
+    """Whether rows' mean moves (rows,) are above zero by six standard errors, and by enough to matter."""
     error = min(means.std(), LARGEST_ERROR) / len(means) ** 0.5
-    return bool(means.mean() > max(5 * error, 2e-6))
+    return bool(means.mean() > max(6 * error, 2e-6))
 
 
 # ----------------------------------------------------------------------------------------------

@@ -415,6 +415,7 @@ def test_the_clock_waits_until_nothing_else_starts_up(short):
         referee.release()
         ours.settimeout(10)
         assert ours.recv(64) == b"go" and time.perf_counter() - referee.times[0] < 0.2
+    os.kill(referee.pid, 9)
     os.waitpid(referee.pid, 0)
 
 
