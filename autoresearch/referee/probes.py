@@ -3,8 +3,8 @@
 Two processes run the model, one after the other. Each scores one half of the rows, and among them, in one random order,
 it is given rows of the other half as they are, rows of the other half whose end is another text's (they are altered),
 and altered rows that are not scored and that no other process sees (they are spare). So there is no process and no
-time at which it is safe to cheat. Before something is kept every row of the holdout is probed: one process is given all
-of them altered, before another one scores them.
+time at which it is safe to cheat. Before something is kept every row of the holdout is probed, twice: one process is
+given all of them altered, before another one scores them.
 
 Two questions are asked. The same token, with the same text before it, must have the same loss in both processes
 (`looks_ahead`, `depends_on_company`): noise of the arithmetic is forgiven, up to constants that were measured on honest
@@ -66,6 +66,7 @@ def stream(
     order = random.permutation(len(number))
     counts = (np.arange(len(number)) < len(scored))[order]
     number, cut = number[order], cut[order]
+    cut[np.lexsort((np.arange(len(cut)), number))] = cut[np.lexsort((cut, number))]  # of a row twice the shorter first
     rows = text[number]
     places = np.flatnonzero(cut < length)
     for place, donor in zip(places, np.resize(random.permutation(len(donors)), len(places)), strict=True):
@@ -95,9 +96,13 @@ def plan(text: np.ndarray, scored: int, counts: tuple[int, int], random: np.rand
 
 
 def plan_all(text: np.ndarray, donors: np.ndarray, random: np.random.Generator) -> list[Stream]:
-    """Two streams: every row of the text altered, with ends from the donors; then every row as it is, and scored."""
+    """Two streams: every row of the text altered, twice, with ends from the donors; then every row as it is, scored.
+
+    Of a row that is given twice the longer part comes second, so that what is asked is unseen both times.
+    """
     every, none = np.arange(len(text)), np.arange(0)
-    return [stream(text, none, none, every, donors, random), stream(text, every, none, none, donors, random)]
+    twice = np.concatenate([every, every])
+    return [stream(text, none, none, twice, donors, random), stream(text, every, none, none, donors, random)]
 
 
 def spread(count: int, length: int, random: np.random.Generator) -> np.ndarray:
