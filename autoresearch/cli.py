@@ -122,14 +122,14 @@ def run_detached(tag: str | None) -> None:
 def status(context: typer.Context, options: Status) -> None:
     """How a run stands: champion, what runs, the last verdicts, costs, where the time went. Of a loop in any process,
     and of one that has ended."""
-    from autoresearch.views.console import Console
+    from autoresearch.views.panel import print_state
     from autoresearch.views.state import look
 
     state = look(recorded_run(options.tag).ledger)
     if options.as_json:
         print(keys.scrub(json.dumps(state.as_json(), ensure_ascii=False)))
     else:
-        Console(options.plain).status(state)
+        print_state(state, options.plain)
 
 
 @app.command("stop")

@@ -18,6 +18,10 @@ import git
 from autoresearch import UserError, disk_is_full
 from autoresearch.text import short
 
+# Hooks and signing of the user's do not run, nor does housekeeping in the midst of a night.
+SETTINGS = ("commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0")
+COMMIT = ["git", *(word for setting in SETTINGS for word in ("-c", setting)), "commit", "--quiet", "--no-verify"]
+
 
 class Git(git.Git):
     """git in a session of its own: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
@@ -104,9 +108,7 @@ class RunRepo:
         tree = Repository(self.scratch)
         try:
             tree.git.cherry_pick("--no-commit", commit)
-            tree.git.execute(
-                ["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--reuse-message", commit]
-            )
+            tree.git.execute([*COMMIT, "--reuse-message", commit])
             return tree.git.rev_parse("HEAD")
         except git.GitCommandError as error:
             if disk_is_full(error):
@@ -134,8 +136,7 @@ class RunRepo:
                     self.repository.git.worktree("prune")
                     self.repository.git.worktree("add", "--force", "--detach", str(folder), commit)
                 tree = Repository(folder)
-                tree.git.reset("--hard", commit)
-                tree.git.checkout("--detach", "--force", commit)
+                tree.git.checkout("--quiet", "--detach", "--force", commit)
                 tree.git.clean("-ffdxq")
                 return
             except git.GitError:  # a lock of a git that was killed, a broken .git: made again, once
@@ -159,10 +160,10 @@ class RunRepo:
         Commits that an agent made there itself are taken back first, their changes kept as files.
         """
         tree = self._tree()
-        tree.git.checkout("--quiet", "--detach")
+        if not (Path(tree.git_dir) / "HEAD").read_text().startswith(champion):
+            tree.git.checkout("--quiet", "--detach")
         tree.git.reset("--quiet", champion)
-        listing = tree.git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
-        return [entry[3:].encode(errors="replace").decode() for entry in listing.split("\0") if entry]
+        return [entry[3:].encode(errors="replace").decode() for entry in status_of(tree)]
 
     def take_up(self, commit: str, paths: tuple[str, ...]) -> None:
         """Put the paths, as they are in a commit, into the worktree."""
@@ -177,12 +178,10 @@ class RunRepo:
         tree.git.clean("-ffdxq", "--", ":/", *others)
 
     def commit(self, paths: tuple[str, ...], message: str) -> str:
-        """Commit the given paths in the worktree. Hooks and signing of the user's do not run."""
+        """Commit the given paths in the worktree."""
         tree = self._tree()
         tree.git.add("--", *paths)
-        tree.git.execute(
-            ["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message]
-        )
+        tree.git.execute([*COMMIT, "--message", message])
         return tree.git.rev_parse("HEAD")
 
     def remember(self, name: int | str, commit: str) -> None:
@@ -208,10 +207,8 @@ class RunRepo:
         if tree.git.write_tree() == tree.git.rev_parse("HEAD^{tree}"):
             return None, stuck
         date = tree.git.show("--no-patch", "--format=%cI", champion)  # so that it is the same commit each time
-        tree.git.execute(
-            ["git", "-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "--message", message],
-            env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date},
-        )
+        dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+        tree.git.execute([*COMMIT, "--message", message], env=dates)
         return tree.git.rev_parse("HEAD"), stuck
 
     def name_branch(self, name: str, commit: str, ours: list[str]) -> None:
@@ -230,11 +227,16 @@ class RunRepo:
 
     def uncommitted(self, paths: tuple[str, ...]) -> list[str]:
         """Which of the paths differ, in the user's checkout, from its last commit."""
-        listing = self.repository.git.status("--porcelain=v1", "-z", "--no-renames", "--", *paths)
-        return [entry[3:] for entry in listing.split("\0") if entry]
+        return [entry[3:] for entry in status_of(self.repository, *paths)]
 
     def _tree(self) -> git.Repo:
         return Repository(self.worktree)
+
+
+def status_of(tree: git.Repo, *paths: str) -> list[str]:
+    """Changed and new files, each as two letters (staged, not staged), a blank and the path."""
+    listing = tree.git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", *paths)
+    return [entry for entry in listing.split("\0") if entry]
 
 
 class Stage:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from autoresearch.record.ledger import Ledger  # noqa: E402
 from autoresearch.text import one_line  # noqa: E402
-from autoresearch.views.console import COLORS, panel_of  # noqa: E402
+from autoresearch.views.panel import COLORS, panel_of  # noqa: E402
 from autoresearch.views.state import State, look  # noqa: E402
 
 WIDTH = 112

@@ -34,7 +34,7 @@ from autoresearch.repo import RunRepo
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN
 from autoresearch.runner.logs import read_tail
 from autoresearch.text import clean, short
-from autoresearch.views.console import clock_time
+from autoresearch.views.panel import clock_time
 from autoresearch.views.state import Record, State, look
 
 PAGE = Path(__file__).with_name("watch.html")

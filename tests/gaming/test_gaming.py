@@ -1,7 +1,7 @@
 """Every file of tests/gaming tries to get a better number than it has earned, in a real night, and fails.
 
 Line two of each file says how: refused (by the preflight, before a trial), crash (with the reason that the loop
-gives), or no effect (it is scored like the honest file below it, and not as it wished).
+gives), or no effect (it is scored as the honest file below it would be, and not as it wished).
 """
 
 import functools
@@ -23,6 +23,7 @@ EXPECTED = {
     for path in TRICKS
 }
 DEAR_FIRST = sorted(TRICKS, key=lambda path: EXPECTED[path.stem][0] == "refused")
+HONEST = 2.5  # bits a byte that small_train.py reaches even on a slow machine
 HALF = {path.stem: number % 2 for number, path in enumerate(DEAR_FIRST)}  # two nights, side by side
 
 TASK = """---
@@ -114,9 +115,9 @@ def test_is_caught(nights, half, trick):
     outcomes, toy = nights(half)
     kind, reason = EXPECTED[trick]
     status, entry = outcomes[trick]
-    if kind == "no effect":
-        honest = outcomes["baseline"][1]["score"]
-        assert status in ("keep", "discard") and abs(entry["score"] - honest) < 0.3, entry["reason"]
+    if kind == "no effect":  # on a busy machine a trial of 3 s makes fewer steps, so it may well be worse
+        honest = min(outcomes["baseline"][1]["score"], HONEST)
+        assert status in ("keep", "discard") and entry["score"] > honest - 0.3, entry["reason"]
     else:
         assert status == kind and reason in entry["reason"]
 

@@ -28,7 +28,8 @@ from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner import SCORE, TRAIN, Phase
 from autoresearch.task import OWN_GAME
 from autoresearch.text import ESCAPES
-from autoresearch.views.console import Console, clock_time, lines_of, panel_of, sparkline
+from autoresearch.views.console import Console
+from autoresearch.views.panel import clock_time, lines_of, panel_of, sparkline
 from autoresearch.views.state import Record, read_now, state_of
 
 

@@ -16,7 +16,7 @@ from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner.logs import last_word, read_figures
 from autoresearch.task import OWN_GAME, code_lines, read_agenda, read_task
 from autoresearch.text import one_line
-from autoresearch.views.console import lines_of
+from autoresearch.views.panel import lines_of
 from autoresearch.views.report import write_report
 from autoresearch.views.state import look
 from autoresearch.views.watch import Watch

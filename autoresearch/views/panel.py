@@ -1,0 +1,183 @@
+"""A state in rows: the panel that a terminal shows, and the same as plain lines."""
+
+import datetime
+import os
+from collections.abc import Iterable, Iterator
+
+import rich.console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from autoresearch import keys
+from autoresearch.record.accounting import shares
+from autoresearch.text import count, duration, one_line, short
+from autoresearch.views.state import Row, State, TrialState
+
+COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
+WIDEST = 110  # columns
+BAR, SHORT_BAR = 24, 6  # columns of the bar, on a wide terminal and on one of eighty columns
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def screen(to_errors: bool = False) -> tuple[rich.console.Console, bool]:
+    """Where to print, and whether it takes more than lines."""
+    console = rich.console.Console(highlight=False, stderr=to_errors)
+    return console, console.is_terminal and not console.is_dumb_terminal and "NO_COLOR" not in os.environ
+
+
+def print_state(state: State, plain: bool = False) -> None:
+    """The panel of a run, once."""
+    console, draws = screen()
+    if plain or not draws:
+        print(keys.scrub("\n".join(lines_of(state))))
+    else:
+        console.print(panel_of(state, console.width))
+
+
+def panel_of(state: State, width: int, height: int | None = None) -> Panel:
+    """The state as a panel that fits a terminal. height: of the terminal, of a panel that stays in it."""
+    table = Table.grid(padding=(0, 2))
+    width = min(width, WIDEST)
+    table.add_column(style="bold", no_wrap=True, width=8)
+    table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, width - 14))
+    verdicts = 8 if height is None else max(1, min(8, height - 16 - len(state.trials)))
+    for name, text in rows_of(state, verdicts, bar=BAR if width > 100 else SHORT_BAR):
+        table.add_row(name, text)
+    stopping = "stopping after the running experiment; Ctrl-C again: now"
+    foot = stopping if state.stopping else "Ctrl-C: stop after the running experiment; twice: now"
+    return Panel(
+        table,
+        title=Text(title_of(state), style="bold"),
+        title_align="left",
+        width=width,
+        subtitle=foot if height else None,
+        subtitle_align="left",
+    )
+
+
+def lines_of(state: State) -> list[str]:
+    """The same, one line a row, without bars."""
+    rows = rows_of(state, verdicts=8, bar=0)
+    return [title_of(state), *(f"  {name:<10}{text.plain}".rstrip() for name, text in rows)]
+
+
+def title_of(state: State) -> str:
+    if not state.running or state.since is None:
+        return f"autoresearch: run {state.tag}, " + ("not running" if state.experiments else "nothing done yet")
+    stopping = ", stopping" if state.stopping else ""
+    return f"autoresearch: run {state.tag}, running for {duration(state.time - state.since)}{stopping}"
+
+
+def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]:
+    """(name, text) of each row. bar: columns of the running trial's; 0 for no bar and no curve."""
+    game = ", ".join(f"{name} {value}" for name, value in (("profile", state.profile), ("data", state.data)) if value)
+    if state.device or game:
+        yield "device", Text("; ".join(filter(None, (state.device, game))))
+    if champion := state.champion:
+        what = f", experiment {champion.number}, {short(champion.commit)}: {one_line(champion.description, 80)}"
+        yield "champion", Text.assemble((f"{state.metric} {champion.score:.6f}", "bold"), what)
+    if champion and state.keep > 1 and state.gain is not None:
+        gain = f"{state.gain:.6f} over the baseline's {state.baseline:.6f}"
+        yield "gain", Text(gain, "green" if state.gain > 0 else "")
+    if state.doubt:
+        yield "doubt", Text(state.doubt, "red")
+    if bar and len(set(state.curve)) > 1:
+        for name, line in zip(("curve", ""), sparkline(state.curve), strict=True):
+            yield name, Text(line, "green")
+    yield from named("now", doing(state, bar))
+    if state.reason:
+        yield "ended", Text(state.reason)
+    yield from named("last", (verdict_row(row) for row in state.last[:verdicts]))
+    if state.experiments:
+        counts = f"{state.keep} keep, {state.discard} discard, {state.crash} crash"
+        rate = "" if state.keep_rate is None else f"; {state.keep_rate:.0%} of the changes kept"
+        hour = f"; {state.per_hour:.{0 if state.per_hour >= 10 else 1}f} an hour" if state.per_hour else ""
+        yield "so far", Text(f"{count(state.experiments, 'experiment')}: {counts}{rate}{hour}")
+    spent = state.spent
+    if spent.tokens or spent.dollars or spent.unknown_dollars:
+        limit = None if spent.unknown_dollars else state.limits.get("max-cost")
+        left = f"; ${max(0.0, limit.allowed - limit.used):.2f} left" if limit else ""
+        yield "cost", Text(spent.words() + left)
+    if state.running:
+        yield "until", Text(until(state))
+    parts = [
+        f"{name} {share:.0%}" if share else f"{name} {duration(seconds)}"
+        for name, seconds, share in shares(state.seconds)
+        if not share or share >= 0.005
+    ]
+    if parts:
+        workers = f" of {state.workers} workers" if state.workers > 1 else ""
+        yield "time", Text(f"{duration(state.wall)}{workers}: " + ", ".join(parts), no_wrap=False, overflow="fold")
+
+
+def named(name: str, texts: Iterable[Text]) -> Iterator[tuple[str, Text]]:
+    """Rows of which the first alone has the name."""
+    for text in texts:
+        yield name, text
+        name = ""
+
+
+def doing(state: State, bar: int) -> Iterator[Text]:
+    """What goes on now, a row each."""
+    for trial in state.trials:
+        yield trial_row(trial, state.time, bar)
+    if thinking := state.thinking:
+        since = duration(state.time - thinking.since)
+        yield Text(f"experiment {thinking.number}: {thinking.agent} is thinking, {since}")
+    if waiting := state.waiting:
+        left = duration(waiting.until - state.time)
+        yield Text(f"{waiting.agent} cannot be reached; next call in {left}", "yellow")
+    if state.running and not (state.trials or thinking or waiting):
+        yield Text("between two steps")
+
+
+def trial_row(trial: TrialState, at: float, bar: int) -> Text:
+    text = Text(f"{trial.label}: {trial.doing}")
+    if trial.done is None or trial.budget is None:
+        text.append(f", {duration(at - trial.since)}")
+    else:
+        if bar:
+            full = round(bar * trial.done / trial.budget)
+            text.append(" ").append("━" * full, "green").append("━" * (bar - full), "bright_black")
+        text.append(f" {trial.done:.0f} of {trial.budget:.0f} s")
+    if trial.left is not None:
+        text.append(f", {duration(trial.left)} left" if trial.left >= 1 else ", nearly done")
+    if trial.loss is not None:
+        text.append(f", loss {trial.loss:.4f}" + (f" at step {trial.step}" if trial.step is not None else ""))
+    return text
+
+
+def verdict_row(row: Row) -> Text:
+    status = (f"{row.status:<8}", COLORS[row.status])
+    score = "" if row.score is None else f"{row.score:.6f} "
+    return Text.assemble(f"{row.number:>4} ", status, f"{score}{row.description}: ", (row.reason, "bright_black"))
+
+
+def until(state: State) -> str:
+    """When the night will be over."""
+    words = {
+        "experiments": lambda n: count(int(n), "experiment"),
+        "hours": lambda n: f"{n:g} hours",
+        "max-cost": lambda n: f"${n:g}",
+        "max-tokens": lambda n: f"{int(n):,} tokens",
+    }
+    allowed = " or ".join(words[name](limit.allowed) for name, limit in state.limits.items())
+    if state.finish is None:
+        return allowed or "you stop it"
+    return f"{allowed}: about {clock_time(state.finish, state.time)}"
+
+
+def clock_time(then: float, now: float) -> str:
+    """`17:40`, and the day where it is another."""
+    moment, today = (datetime.datetime.fromtimestamp(value) for value in (min(then, now + 3e9), now))
+    if moment.date() == today.date():
+        return f"{moment:%H:%M}"
+    return f"{moment:%a %H:%M}" if then - now < 6 * 86400 else f"{moment:%Y-%m-%d}"
+
+
+def sparkline(values: list[float], lines: int = 2) -> list[str]:
+    """A curve in block characters, from the top line to the bottom one; the least value is one eighth high."""
+    low, high = min(values), max(values)
+    levels = [1 + round((8 * lines - 1) * (value - low) / (high - low)) if high > low else 1 for value in values]
+    return ["".join(BLOCKS[min(8, max(0, level - 8 * line))] for level in levels) for line in reversed(range(lines))]
