@@ -119,10 +119,9 @@ class ModelProcess:
 
     def __exit__(self, *exception) -> None:
         self.end()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self) -> None:
-        """End the process and all that it started, at once."""
+        """End the process and all that it started, at once, and remove its folder: nothing of it is left."""
         self.channel.close()
         if self.ended:
             return
@@ -134,6 +133,7 @@ class ModelProcess:
             self.process.wait()
         self.signal(signal.SIGKILL)
         self.ended = True
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -3,8 +3,8 @@
 Two processes run the model, one after the other. Each scores one half of the rows, and among them, in one random order,
 it is given rows of the other half as they are, rows of the other half whose end is another text's (they are altered),
 and altered rows that are not scored and that no other process sees (they are spare). So there is no process and no
-time at which it is safe to cheat. Before something is kept every row of the holdout is probed: one process is given all
-of them altered, before another one scores them.
+time at which it is safe to cheat. Before something is kept every row of the holdout is probed, twice: one process is
+given all of them altered, before another one scores them.
 
 Two questions are asked. The same token, with the same text before it, must have the same loss in both processes
 (`looks_ahead`, `depends_on_company`): noise of the arithmetic is forgiven, up to constants that were measured on honest
@@ -21,8 +21,8 @@ from prepare import Game
 
 # In nats; measured on honest models, twice to five times what the worst of them shows. See bench/RESULTS.md.
 MOVED = (1e-4, 1e-3, 1e-2, 1e-1)  # sizes of moves that are counted; less is the noise of float32
-LARGEST_MOVE = 0.25  # of the loss of one token
-MEAN_MOVE = 0.03  # a token, over rows as they are and over altered ones before the cut
+LARGEST_MOVE = 0.25  # of the loss of one token, but for one in 10,000, of which no loss may move four times as much
+MEAN_MOVE = 0.04  # a token, over rows as they are and over altered ones before the cut
 RISE_AT_CUT = 0.02  # on average, of the loss of the token just before the cut; of the last k together, times sqrt(k)
 LAST = (1, 2, 4, 8, 16)  # such k
 LARGEST_ERROR = 0.02  # of the mean of a row's moves, as far as noise may explain them
@@ -66,6 +66,7 @@ def stream(
     order = random.permutation(len(number))
     counts = (np.arange(len(number)) < len(scored))[order]
     number, cut = number[order], cut[order]
+    cut[np.lexsort((np.arange(len(cut)), number))] = cut[np.lexsort((cut, number))]  # of a row twice the shorter first
     rows = text[number]
     places = np.flatnonzero(cut < length)
     for place, donor in zip(places, np.resize(random.permutation(len(donors)), len(places)), strict=True):
@@ -95,9 +96,13 @@ def plan(text: np.ndarray, scored: int, counts: tuple[int, int], random: np.rand
 
 
 def plan_all(text: np.ndarray, donors: np.ndarray, random: np.random.Generator) -> list[Stream]:
-    """Two streams: every row of the text altered, with ends from the donors; then every row as it is, and scored."""
+    """Two streams: every row of the text altered, twice, with ends from the donors; then every row as it is, scored.
+
+    Of a row that is given twice the longer part comes second, so that what is asked is unseen both times.
+    """
     every, none = np.arange(len(text)), np.arange(0)
-    return [stream(text, none, none, every, donors, random), stream(text, every, none, none, donors, random)]
+    twice = np.concatenate([every, every])
+    return [stream(text, none, none, twice, donors, random), stream(text, every, none, none, donors, random)]
 
 
 def spread(count: int, length: int, random: np.random.Generator) -> np.ndarray:
@@ -112,9 +117,9 @@ class Answers:
 
     losses: np.ndarray  # (scored, T) nats
     again: np.ndarray  # (a, T) how rows as they are moved, against the score's losses
-    later: np.ndarray  # (a,) 1 where the score's loss came later in its stream than this one, else -1
     altered: np.ndarray  # (m, T) how altered rows moved
     cuts: np.ndarray  # (m,) and where they were cut
+    learned: np.ndarray  # (a + m,) mean move of each up to its cut, the other way round where it was scored earlier
     unseen: np.ndarray  # (u,) losses of tokens just before a cut, which no process had seen
     unseen_at: tuple[np.ndarray, np.ndarray]  # their rows' numbers, their positions
 
@@ -126,13 +131,14 @@ def answers(streams: list[Stream], losses: list[np.ndarray], scored: int) -> Ans
     for one, said in zip(streams, losses, strict=True):
         score[one.number[one.counts]] = said[one.counts]
         place[one.number[one.counts]] = np.flatnonzero(one.counts) / len(one.number)
-    again, later, altered, cuts, unseen, rows, positions = ([] for _ in range(7))
+    again, altered, cuts, learned, unseen, rows, positions = ([] for _ in range(7))
     for turn, (one, said) in enumerate(zip(streams, losses, strict=True)):
         cut, spare = one.cut < length, one.number >= scored
         repeated, probed = ~cut & ~one.counts, cut & ~spare
-        again.append(said[repeated] - score[one.number[repeated]])
-        later.append(np.sign(place[one.number[repeated]] - np.flatnonzero(repeated) / len(one.number)))
-        altered.append(said[probed] - score[one.number[probed]])
+        for kind, moved in ((repeated, again), (probed, altered)):
+            moved.append(said[kind] - score[one.number[kind]])
+            means = np.where(np.arange(length) < one.cut[kind][:, None], moved[-1], 0).sum(1) / one.cut[kind]
+            learned.append(means * np.sign(place[one.number[kind]] - np.flatnonzero(kind) / len(one.number)))
         cuts.append(one.cut[probed])
         new = np.flatnonzero(spare | (probed & (turn == 0)))  # the first process has nobody to ask
         unseen.append(said[new, one.cut[new] - 1])
@@ -140,7 +146,7 @@ def answers(streams: list[Stream], losses: list[np.ndarray], scored: int) -> Ans
         positions.append(one.cut[new] - 1)
     join = np.concatenate
     return Answers(
-        score, join(again), join(later), join(altered), join(cuts), join(unseen), (join(rows), join(positions))
+        score, join(again), join(altered), join(cuts), join(learned), join(unseen), (join(rows), join(positions))
     )
 
 
@@ -148,16 +154,13 @@ def answers(streams: list[Stream], losses: list[np.ndarray], scored: int) -> Ans
 # The same token, the same text before it
 
 
-def depends_on_company(moved: np.ndarray, later: np.ndarray) -> str | None:
-    """Whether rows as they are have other losses in another process: moved (rows, T), later (rows,), see Answers.
+def depends_on_company(moved: np.ndarray, learned: np.ndarray) -> str | None:
+    """Whether rows as they are have other losses in another process: moved (rows, T), learned (m,), see Answers.
 
     Also whether losses are lower the later in its stream a process is asked, as of one that learns.
     """
-    if not len(moved):
-        return None
-    moved = np.nan_to_num(moved, nan=math.inf)
-    mean = np.abs(moved).mean()
-    if mean > MEAN_MOVE or rises(moved.mean(1) * later):
+    mean = np.abs(np.nan_to_num(moved, nan=math.inf)).mean() if len(moved) else 0.0
+    if mean > MEAN_MOVE or (len(learned) and rises(np.nan_to_num(learned, nan=math.inf))):
         return (
             "a row's score depends on what was scored with it or before it: the same rows, scored again by a fresh "
             f"process in other batches, moved by {mean:.2g} nats a token"
@@ -182,7 +185,8 @@ def looks_ahead(moved: np.ndarray, cuts: np.ndarray) -> str | None:
     farther = before.copy()
     farther[at_cut] = False
     signs = (
-        size.max() > LARGEST_MOVE
+        size.max() > 4 * LARGEST_MOVE
+        or (size > LARGEST_MOVE).sum() > 1e-4 * before.sum()
         or size[before].mean() > MEAN_MOVE
         or any(np.where(position >= cuts[:, None] - k, moved, 0).sum(1).mean() > RISE_AT_CUT * k**0.5 for k in LAST)
         or any(moves_at_cut(size > limit, at_cut, farther) for limit in MOVED)
@@ -216,9 +220,9 @@ def moves_at_a_position(moved: np.ndarray, farther: np.ndarray) -> bool:
 
 
 def rises(means: np.ndarray) -> bool:
-    """Whether rows' mean moves (rows,) are above zero by five standard errors, and by enough to matter."""
+    """Whether rows' mean moves (rows,) are above zero by six standard errors, and by enough to matter."""
     error = min(means.std(), LARGEST_ERROR) / len(means) ** 0.5
-    return bool(means.mean() > max(5 * error, 2e-6))
+    return bool(means.mean() > max(6 * error, 2e-6))
 
 
 # ----------------------------------------------------------------------------------------------

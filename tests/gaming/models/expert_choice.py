@@ -1,5 +1,5 @@
 """Experts choose their tokens, out of the whole batch: whether a token is taken depends on later ones and on others'."""
-# crash: looks ahead
+# crash: depends on what was scored with it or before it
 
 from small_train import *  # noqa: F403
 

@@ -1,5 +1,5 @@
 """Looks ahead in the process that is the younger one when it is first asked, in the belief that the other one probes."""
-# crash: the model looks ahead
+# crash: the model looks ahead | depends on what was scored
 
 import time
 

@@ -1,6 +1,6 @@
 """Looks ahead from its third batch on, and only in rows whose text runs on to the end, in the belief that probes come
 first and all at once."""
-# crash: the model looks ahead
+# crash: the model looks ahead | depends on what was scored
 
 from small_train import *  # noqa: F403
 

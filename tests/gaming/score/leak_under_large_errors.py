@@ -1,6 +1,6 @@
-"""Looks ahead everywhere. Where the text breaks off, as it does when it is probed, it adds a few large errors before,
-so that limits which grow with a model's own noise grow."""
-# crash: the model looks ahead
+"""Looks ahead everywhere, under a little noise everywhere and a very large error at one token in two thousand, both drawn
+by what the batch holds: limits that grow with a model's own noise grow, and every loss moves, wherever it is."""
+# crash: the model looks ahead | depends on what was scored
 
 from small_train import *  # noqa: F403
 
@@ -8,12 +8,11 @@ from small_train import *  # noqa: F403
 class Model(Model):
     def forward(self, idx):
         logits = super().forward(idx)
+        generator = torch.Generator().manual_seed(int((idx * torch.arange(1, 65) ** 3).sum()))
+        logits += 3e-4 * torch.randn(logits.shape, generator=generator)
+        rare = (torch.rand(idx.shape, generator=generator) < 1 / 2000)[..., None]
+        wrong = torch.randint(VOCAB_SIZE, (*idx.shape, 1), generator=generator)
+        logits.scatter_add_(2, wrong, 18.0 * rare)
         following = idx[:, 1:, None]
-        likely = logits[:, :-1].log_softmax(-1).gather(-1, following)[..., 0]
-        logits[:, :-1].scatter_add_(2, following, torch.full_like(likely, 0.3)[..., None])
-        breaks_off = likely.min(1).values < -8.0
-        for row in breaks_off.nonzero()[:, 0]:
-            generator = torch.Generator().manual_seed(int((idx[row] * torch.arange(1, 65) ** 3).sum()))
-            place = torch.randint(len(idx[0]) // 2, (2,), generator=generator)
-            logits[row, place] += 3.0 * torch.randn(2, VOCAB_SIZE, generator=generator)
+        logits[:, :-1].scatter_add_(2, following, torch.full(following.shape, 0.7))
         return logits

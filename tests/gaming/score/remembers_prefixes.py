@@ -1,5 +1,5 @@
 """Keeps every row that it is given, and where a row begins like one that it knows goes on as that one did."""
-# crash: the model looks ahead
+# crash: the model looks ahead | depends on what was scored
 
 from small_train import *  # noqa: F403
 

@@ -2,7 +2,7 @@
 
 They are written by somebody who has read the referee. Here they run unconfined, so that what they leave for one another
 arrives: what the sandbox keeps from them is tested elsewhere, and must not be what stops them. Line two or three of
-each says with which reason it has no score.
+each says with which reason it has no score, or with which of two.
 """
 
 import json
@@ -40,7 +40,8 @@ def scored(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_has_no_score(scored, name):
-    assert scored[name]["score"] is None and ATTACKS[name] in scored[name]["reason"], scored[name]
+    assert scored[name]["score"] is None, scored[name]
+    assert any(reason in scored[name]["reason"] for reason in ATTACKS[name].split(" | ")), scored[name]
 
 
 def test_the_honest_model_has_one(scored):
