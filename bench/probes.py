@@ -29,9 +29,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of variants; default: all")
     asked = parser.parse_args()
     honest = chosen(sorted((ROOT / "tests/honest").glob("*.py")), asked.only)
-    mistakes = [ROOT / f"tests/gaming/{name}.py" for name in ("dropout_while_scored", "expert_choice")]
-    leaks = [*sorted((ROOT / "tests/gaming").glob("lea*.py")), *mistakes, ROOT / "bench/smallest_leak.py"]
-    leaks = chosen(leaks, asked.only)
+    leaks = chosen([*sorted((ROOT / "tests/gaming/models").glob("*.py")), ROOT / "bench/smallest_leak.py"], asked.only)
     adaptive = chosen(sorted((ROOT / "tests/gaming/score").glob("*.py")), asked.only)
     baseline = ROOT / "tests/honest/plain.py"
     honest.remove(baseline)
@@ -39,18 +37,16 @@ def main() -> None:
         environment = {**os.environ, "AUTORESEARCH_PROFILE": "test", "AUTORESEARCH_CACHE": folder}
         subprocess.run([sys.executable, ROOT / "prepare.py"], env=environment, check=True)
         scored = collections.defaultdict(list)
-        for files, more in (([baseline, *honest, *leaks], []), ([baseline, *adaptive], ["--once"])):
-            more = [*more, "--scorings", str(asked.scorings)]
-            words = [f"{folder}/{'once' if '--once' in more else 'each'}", str(asked.steps), str(asked.seeds)]
-            command = [sys.executable, ROOT / "tests/games.py", *words, *files, *more]
-            with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as games:
-                for line in games.stdout:
-                    entry = json.loads(line)
-                    if "failed" in entry:
-                        sys.exit(f"error: {entry}")
-                    scored[entry["name"]].append(entry)
-                    if entry["score"] is None and entry["name"] in {path.stem for path in (baseline, *honest)}:
-                        print(f"false alarm: {entry['name']}, seed {entry['seed']}: {entry['reason']}", flush=True)
+        command = [sys.executable, ROOT / "tests/games.py", f"{folder}/runs", str(asked.steps), str(asked.seeds)]
+        command += [baseline, *honest, *leaks, "--borrow", *adaptive, "--scorings", str(asked.scorings)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as games:
+            for line in games.stdout:
+                entry = json.loads(line)
+                if "failed" in entry:
+                    sys.exit(f"error: {entry}")
+                scored[entry["name"]].append(entry)
+                if entry["score"] is None and entry["name"] in {path.stem for path in (baseline, *honest)}:
+                    print(f"false alarm: {entry['name']}, seed {entry['seed']}: {entry['reason']}", flush=True)
     kinds = ("honest", [baseline, *honest]), ("looking ahead or learning", leaks), ("by who knows the probes", adaptive)
     for kind, files in kinds:
         names = [path.stem for path in files]

@@ -3,11 +3,11 @@
 A file of tests/honest or tests/gaming holds what it changes: definitions that take the place of those with the
 same name. As a program, in a process that has imported torch and does no more with it than to fork:
 
-    python tests/games.py FOLDER STEPS SEEDS FILE ... [--once] [--scorings N]
+    python tests/games.py FOLDER STEPS SEEDS FILE ... [--borrow FILE ...] [--scorings N] [--rehearse]
 
 prints for each file, seed and scoring one JSON line: the score or why there is none, the score of a plain evaluation
-of the same weights, and what the preflight has to say. The first file is the baseline of each seed. With --once it
-alone is trained, and the others are scored with its weights. AUTORESEARCH_CACHE names the prepared data.
+of the same weights, and with --rehearse what the preflight has to say. The first file is the baseline of each seed.
+Those after --borrow are not trained but scored with its weights. AUTORESEARCH_CACHE names the prepared data.
 """
 
 import argparse
@@ -158,11 +158,12 @@ def main() -> None:
     parser.add_argument("steps", type=int)
     parser.add_argument("seeds", type=int)
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--once", action="store_true")
+    parser.add_argument("--borrow", nargs="*", type=Path, default=[])
     parser.add_argument("--scorings", type=int, default=1)
+    parser.add_argument("--rehearse", action="store_true")
     asked = parser.parse_args()
     baseline = asked.files[0]
-    for path in asked.files:
+    for path in (*asked.files, *asked.borrow):
         for seed in range(asked.seeds):
             variant = asked.folder / f"{path.stem}-{seed}"
             variant.mkdir(parents=True)
@@ -172,13 +173,13 @@ def main() -> None:
             os.environ["AUTORESEARCH_RUN_DIR"] = str(variant)  # some of them look for it
             os.environ["AUTORESEARCH_REFERENCE"] = f"{asked.folder}/reference-{seed}"
             answer = {"name": path.stem, "seed": seed}
-            if asked.once and path != baseline:
+            if path in asked.borrow:
                 for saved in ("model.safetensors", "figures.json"):
                     shutil.copy(asked.folder / f"{baseline.stem}-{seed}" / saved, variant)
                 figures = json.loads((variant / "figures.json").read_text())
                 prepare.write_json(variant / "figures.json", figures | {"train_py": str(file)})
             else:
-                for fake in (False, True) if seed == 0 else ():
+                for fake in (False, True) if asked.rehearse and seed == 0 else ():
                     answer |= in_a_child(rehearse, file, fake) if not answer.get("preflight") else {}
                 answer |= in_a_child(train, game, file, asked.steps)
             for _ in range(asked.scorings):

@@ -23,7 +23,7 @@ def scored(tmp_path_factory):
     subprocess.run([sys.executable, ROOT / "prepare.py"], env=environment, check=True, capture_output=True)
     files = [str(ROOT / f"tests/honest/{name}.py") for name in VARIANTS]
     answer = subprocess.run(
-        [sys.executable, ROOT / "tests/games.py", folder / "runs", "40", "1", *files],
+        [sys.executable, ROOT / "tests/games.py", folder / "runs", "40", "1", *files, "--rehearse"],
         env=environment,
         capture_output=True,
         text=True,
