@@ -269,10 +269,10 @@ def wrapped(rules: dict, folder: str) -> list[str]:
     mounts = [(path, ["--ro-bind-try", path, path]) for path in (*SYSTEM, *ETC_FILES, *read, *shown)]
     mounts += [(path, ["--dev-bind-try", path, path]) for path in gpu_devices()]
     mounts += [(path, ["--bind-try", path, path]) for path in write]
+    given = {os.path.realpath(path) for path in (*read, *write)}
+    hidden = [path for path in hidden if os.path.exists(path) and not is_gone(path, set(hidden), given)]
     mounts += [
-        (path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path])
-        for path in hidden
-        if os.path.exists(path)
+        (path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]) for path in hidden
     ]
     for _, mount in sorted(mounts, key=lambda mount: mount[0].count("/")):  # a folder before what lies in it
         words += mount
@@ -281,6 +281,15 @@ def wrapped(rules: dict, folder: str) -> list[str]:
     for path in ("/", "/dev", *filter(os.path.isdir, hidden)):
         words += ["--remount-ro", path]
     return [*words, "--chdir", folder, "--"]
+
+
+def is_gone(path: str, hidden: Set[str], given: Set[str]) -> bool:
+    """Whether a path is not there because a folder above it is hidden, and none below that is given again."""
+    while path not in given and path != "/":
+        path = os.path.dirname(path)
+        if path in hidden:
+            return path not in given
+    return False
 
 
 # ----------------------------------------------------------------------------------------------
@@ -649,9 +658,7 @@ def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
         hidden += [f"{packages}/{name}" for name in set(TEXT_PACKAGES) - set(rules.get("imports", ()))]
         shown = [f"/usr/share/{name}" for name in SHARE] + [f"{folder}/entry_points.txt" for folder in described]
         shown += [f"{folder}/METADATA" for folder in described if os.path.basename(folder).startswith(DESCRIBED)]
-    hidden = sorted({*map(os.path.realpath, hidden), *described})
-    outermost = [path for path in hidden if not any(path.startswith(other + "/") for other in hidden)]
-    return read, write, outermost, shown
+    return read, write, sorted({*map(os.path.realpath, hidden), *described}), shown
 
 
 def main() -> None:
