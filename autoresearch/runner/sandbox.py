@@ -86,7 +86,7 @@ PROC = (
     "vmstat",
 )
 DEVICES = ("null", "zero", "full", "random", "urandom")
-# What cuInit needs besides these devices, nvidia-uvm-tools among them, is not documented. It reads /proc/driver/nvidia and
+# What cuInit needs besides these devices (nvidia-uvm-tools, too) is not documented. It reads /proc/driver/nvidia and
 # nvidia-uvm, writes /proc/self/task/*/comm and calls memfd_create, say sandboxes in which it failed with error 304
 # (github.com/nolabs-ai/nono, 652, 673, 924; github.com/NVIDIA/OpenShell, 710, 1486, 1696). It reads /proc/devices,
 # /proc/sys/vm/mmap_min_addr and /sys/devices/system/memory, and listens at an abstract socket of the kind SEQPACKET,
