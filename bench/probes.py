@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of variants; default: all")
     asked = parser.parse_args()
     honest = chosen(sorted((ROOT / "tests/honest").glob("*.py")), asked.only)
-    mistakes = [ROOT / f"tests/gaming/{name}.py" for name in ("dropout_while_scored", "expert_choice")]
-    leaks = [*sorted((ROOT / "tests/gaming").glob("lea*.py")), *mistakes, ROOT / "bench/smallest_leak.py"]
+    others = ("tests/gaming/dropout_while_scored", "bench/expert_choice", "bench/smallest_leak")
+    leaks = [*sorted((ROOT / "tests/gaming").glob("lea*.py")), *(ROOT / f"{name}.py" for name in others)]
     leaks = chosen(leaks, asked.only)
     adaptive = chosen(sorted((ROOT / "tests/gaming/score").glob("*.py")), asked.only)
     baseline = ROOT / "tests/honest/plain.py"
