@@ -222,7 +222,7 @@ class Trial:
 
     def _note_disk(self) -> None:
         """What is used and what is free, before the commands write."""
-        for path in self.outputs:
+        for path in (self.folder / "run", self.folder / "tmp", *self.outputs[1:]):
             if disk_usage([path]) == math.inf:  # nested so deeply that nothing could be counted
                 remove(path)
         self._make_folders()

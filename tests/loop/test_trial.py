@@ -61,7 +61,7 @@ def test_what_a_trial_leaves_does_not_end_the_loop(toy):
     toy.run_agent(3)
     assert toy.statuses() == ["keep"] * 3
     kept = [entry for entry in os.scandir(toy.runs / "trials/2/run") if not entry.is_file(follow_symlinks=False)]
-    assert not kept
+    assert not kept and "score: 2" in (toy.runs / "trials/2/train.log").read_text()
     toy.require_whole()
 
 
