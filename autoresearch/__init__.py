@@ -3,6 +3,7 @@
 import errno
 
 BRIEF_TOKENS = 30_000  # how much an agent is told
+LARGEST_FILE = 256 << 10  # bytes of a file that an agent edits
 
 
 def disk_is_full(error: Exception) -> bool:

@@ -70,6 +70,9 @@ class Research(Begins):
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
     base_url: str | None = option("Of claude-api: any server with a Messages API.")
+    price: str | None = option(
+        "Of claude-api with --base-url: dollars for a million tokens of input and of output.", metavar="IN,OUT"
+    )
     thinking: str | None = option(
         "Of claude-api: low, medium, high, xhigh, max, off, or a budget in tokens for models that take one."
     )

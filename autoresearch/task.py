@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from autoresearch import UserError, preflight
+from autoresearch import LARGEST_FILE, UserError, preflight
 
 SETTINGS = ("task", "simplicity", "stages", "imports")  # of the front matter
 DRIVING = "Running the experiments yourself"  # chapter of program.md that is for external agents only
@@ -278,7 +278,8 @@ def code_lines(sources: dict[str, bytes]) -> int:
 def as_plain(name: str, source: bytes) -> str:
     """A file for comparison: of Python the plain code, of all else, and of what does not parse, the text itself."""
     try:
-        return plain_code(source) if name.endswith(".py") else source.decode(errors="surrogateescape")
+        python = name.endswith(".py") and len(source) <= LARGEST_FILE  # more would take minutes
+        return plain_code(source) if python else source.decode(errors="surrogateescape")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source.decode(errors="surrogateescape")
 

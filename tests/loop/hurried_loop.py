@@ -1,0 +1,13 @@
+"""The loop, with hundredths of a second between two calls of an agent that failed: `hurried_loop.py ARGUMENTS`."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import loop
+from autoresearch import propose
+
+if __name__ == "__main__":
+    propose.PATIENCE = 0.01, 0.05
+    loop.main()
