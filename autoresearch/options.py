@@ -120,7 +120,7 @@ class Try(Trials):
     category: str = option("What kind of change it is, e.g. optimizer.", default="")
     hypothesis: str = option("Why it should help.", default="")
     predicted: float | None = option("The change of the metric that is expected.")
-    lesson: str = option("What the last verdicts taught, for later runs.", default="")
+    lesson: str = option("What the last verdicts taught, for later runs; L3: this edit tests lesson L3.", default="")
     as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
 
 
