@@ -148,6 +148,7 @@ class Proposer:
         """An agent has proposed all it ever will."""
         if agent is self.fill:
             self.fill = None
+            self.ledger.append(events.Waited(reason=reason, seconds=self.seconds_to_wait(), agent=self.agents[0].name))
         elif len(self.agents) > 1:
             self.agents.remove(agent)
         else:
@@ -196,21 +197,17 @@ class Proposer:
             ),
             "yellow",
         )
-        while True:
+        proposal, others = None, self.fill or len(self.agents) > 1
+        while agent in self.ready() or not others:
+            await asyncio.sleep(self.seconds_to_wait())
             self.reset()
             try:
                 proposal = await self.ask_to_redo(back, agent)
                 break
             except AgentUnavailable as failure:
-                others = self.fill or len(self.agents) > 1
                 self.put_off(agent, failure, "its verdict is final, and another" if others else None)
-                if others:
-                    proposal = None
-                    break
-                await asyncio.sleep(self.seconds_to_wait())
             except AgentBlocked as blocked:
                 self.leave_out(agent, blocked)
-                proposal = None
                 break
             except (AgentStopped, asyncio.CancelledError):
                 if back.crashed:
@@ -219,7 +216,6 @@ class Proposer:
                     self.console.line(f"  interrupted: {again}", "yellow")
                 raise
             except AgentFailed:
-                proposal = None
                 break
         if proposal is None:
             self.reset()

@@ -408,7 +408,7 @@ class Client:
                 return AgentBlocked(f"{name} asks for payment ({said}). {how}, and {again}", *costs)
             case Meaning.NO_MODEL:
                 return AgentBlocked(f"{name} does not know the model ({said}); choose one with --model", *costs)
-        reason = f"{name}: {reason or 'it failed'}: {said}"
-        if meaning_of(reason) is Meaning.PASSES:
-            return AgentUnavailable(reason, *costs, again=named_wait(said))
-        return AgentFailed(reason, *costs)
+        whole = f"{name}: {reason or 'it failed'}: {said}"
+        if Meaning.PASSES in (meaning_of(said), meaning_of(reason)):
+            return AgentUnavailable(whole, *costs, again=named_wait(said))
+        return AgentFailed(whole, *costs)

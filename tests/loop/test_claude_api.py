@@ -3,12 +3,13 @@
 unit/test_model_calls.py tests single calls of it.
 """
 
+import random
 import socket
 from pathlib import Path
 
 import pytest
 from conftest import git, solver, wait_for
-from models import CUT, EDITOR, KEY, SILENT, Asked, Fault, Models, Say, Use, create, edit, steps, submit
+from models import CUT, EDITOR, KEY, PINGS, SILENT, Asked, Fault, Models, Say, Use, create, edit, steps, submit
 
 USUAL = ("--agent", "claude-api", "--baseline-runs", "1", "--lookahead", "0")
 OVERLOADED = Fault(529, "overloaded_error", "Overloaded")
@@ -83,6 +84,39 @@ def test_a_storm_passes(toy):
     assert [entry["reason"] for entry in toy.journal("refused")] == ["the model ended without an edit"]
     paid = [entry["tokens"] or 0 for kind in ("refused", "waited", "attempt") for entry in toy.journal(kind)]
     assert sum(paid) == 1110 * (3 + 2 + 4)
+    toy.require_whole()
+
+
+@pytest.mark.slow
+def test_a_model_that_fails_in_every_way_in_random_order(toy):
+    """Half of its answers are faults. The record is whole, nothing that was sent is missing in it, and limits hold."""
+    draw, sent = random.Random(18), []
+    odd = Fault(400, "invalid_request_error", "odd")
+    limit = Fault(429, "rate_limit_error", "limit reached; resets in 0s")
+    faults = [
+        CUT,
+        SILENT,
+        PINGS,
+        OVERLOADED,
+        limit,
+        Fault(500),
+        Fault(502),
+        Fault(408),
+        odd,
+        [Say("I would raise it.")],
+    ]
+
+    def answer(asked: Asked):
+        whole = [submit()] if asked.results else [create("solver.py", solver(asked.experiment, f"# {len(sent)}\n"))]
+        sent.append(draw.choice(faults) if draw.random() < 0.5 else whole)
+        return sent[-1]
+
+    with Models(answer) as models:
+        output = run(toy, models, 100, "--max-tokens", "40000", loop=HURRIED)
+    paid = [entry["tokens"] or 0 for kind in ("refused", "waited", "attempt") for entry in toy.journal(kind)]
+    assert sum(paid) == 1110 * sum(not isinstance(one, Fault) for one in sent) and 40_000 <= sum(paid) < 41_110
+    assert "of 40,000 tokens are used up" in output and len(toy.statuses()) > 5 and "crash" not in toy.statuses()
+    assert len({str(one) for one in sent if isinstance(one, Fault | str)}) > 6 and not toy.journal("interrupted")
     toy.require_whole()
 
 

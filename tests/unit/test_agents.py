@@ -116,6 +116,7 @@ def test_text_tokens_and_cost_are_taken_from_among_other_output(claude):
         ("print('x' * 2_000_000)", AgentFailed, "it printed no result"),
         (prints("", subtype="error_max_turns") + "sys.exit(1)", AgentFailed, "exit code 1"),
         (prints("Overloaded", is_error=True, api_error_status=529), AgentUnavailable, "it failed: 529 Overloaded"),
+        (prints("no", is_error=True, api_error_status=500) + "sys.exit(1)", AgentUnavailable, "exit code 1: 500 no"),
         (prints("Request timed out", is_error=True), AgentUnavailable, "it failed: Request timed out"),
         (prints("Session limit hit; resets 3am", is_error=True), AgentUnavailable, "resets 3am"),
         (prints("Invalid API key", is_error=True, api_error_status=401), AgentBlocked, "claude is not signed in"),
