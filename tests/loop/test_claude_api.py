@@ -66,6 +66,7 @@ def test_views_edits_looks_checks_submits_and_learns(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_a_storm_passes(toy):
     """A proposal without an edit, then more outages in a row than failures are allowed, then answers that break off.
 
@@ -137,6 +138,24 @@ def test_a_limit_that_names_its_end_is_waited_for_in_sight(toy):
         assert "slow down; sweep fills in" in output and len(models.asked) == 2
 
 
+@pytest.mark.slow
+def test_of_several_that_are_away_the_first_to_be_back_is_called(toy):
+    """One has reached its limit for two hours, the other is overloaded for a moment."""
+    turns = iter([OVERLOADED, [edit(1, 5)], OVERLOADED, [submit()]])
+
+    def answer(asked: Asked):
+        if asked.body["model"] == "a":
+            return Fault(429, "rate_limit_error", "limit reached", wait=7200)
+        return next(turns)
+
+    with Models(answer) as models:
+        output = run(toy, models, 2, "--agent", "claude-api:a,claude-api:b", loop=HURRIED)
+    assert [entry["agent"] for entry in toy.journal("attempt")] == ["loop", "claude-api:b"]
+    assert [asked.body["model"] for asked in models.asked] == ["a", *"bbbb"] and "claude-api:b fills in" in output
+    assert all(entry["seconds"] < 1 for entry in toy.journal("waited"))
+
+
+@pytest.mark.slow
 def test_the_hours_of_a_night_end_a_proposal(toy):
     """Of which nothing more comes. What it took is in the record."""
     with Models(lambda asked: SILENT) as models:
@@ -146,6 +165,7 @@ def test_the_hours_of_a_night_end_a_proposal(toy):
     assert [entry["tokens"] for entry in toy.journal("waited")] == [1110] * len(models.asked)
 
 
+@pytest.mark.slow
 def test_an_agent_that_only_a_person_can_help_is_left_out_and_named(toy):
     toy.plan_steps(**{f"e{number}": [{"files": {"solver.py": solver(number)}, "say": "up"}] for number in range(2, 4)})
     with Models(lambda asked: Fault(401, "authentication_error", "invalid x-api-key")) as models:
@@ -163,6 +183,7 @@ def test_a_cost_limit_holds_at_a_server_with_a_price(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_a_file_of_two_megabytes_is_refused(toy):
     large = create("solver.py", solver(5, "# x\n" * (512 << 10)))
     with Models(steps([[large], [submit()], [create("solver.py", solver(6))], [submit()]])) as models:
