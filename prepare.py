@@ -54,30 +54,34 @@ class Profile:
     vocab_size: int  # tokens, the four reserved ones included
     scored_tokens: int  # at most; a small data set may hold fewer
     data: str  # the default data set
+    spare_rows: int  # of val, never scored, for the referee's probes; at most
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("gpu", 300.0, 2048, 8192, 40 * 524_288, "climbmix"),
-        Profile("cpu", 60.0, 256, 2048, 586 * 256, "sotu"),
-        Profile("test", 3.0, 64, 512, 128 * 64, "sotu"),
+        Profile("gpu", 300.0, 2048, 8192, 40 * 524_288, "climbmix", 6144),
+        Profile("cpu", 60.0, 256, 2048, 586 * 256, "sotu", 320),
+        Profile("test", 3.0, 64, 512, 128 * 64, "sotu", 320),
     )
 }
+
+
+PUBLIC_PACE = 1.65e6  # tokens/s of github.com/karpathy/autoresearch as it starts, on an H100
 
 
 @dataclasses.dataclass(frozen=True)
 class Game:
     """One game: its sizes, its text, its seed, and where its files are. Made once, then handed to whoever needs it."""
 
-    FORMAT: ClassVar[int] = 1  # raised whenever the files in the cache change their meaning
+    FORMAT: ClassVar[int] = 2  # raised whenever the files in the cache change their meaning
 
     profile: Profile
     data: str  # `climbmix`, `sotu`, or the path of a folder with text
     seed: int  # given by the loop: picking seeds is not research
     cache: Path  # prepared data of all games
     run_folder: Path  # weights and figures of a run
-    shards: int = 10  # of climbmix, to train on
+    shards: int = 20  # of climbmix, to train on; about 40 million packed tokens each, an estimate: see `epochs`
     climbmix_url: str = ""  # a mirror of it; empty for the public address
 
     @classmethod
@@ -94,7 +98,7 @@ class Game:
             seed=number_from_environment("AUTORESEARCH_SEED", 42),
             cache=cache,
             run_folder=Path(os.environ.get("AUTORESEARCH_RUN_DIR") or cache / "last-run").absolute(),
-            shards=number_from_environment("AUTORESEARCH_SHARDS", 10),
+            shards=number_from_environment("AUTORESEARCH_SHARDS", cls.shards),
             climbmix_url=os.environ.get("AUTORESEARCH_CLIMBMIX_URL") or "",
         )
 
@@ -115,7 +119,7 @@ class Game:
         """What is prepared: None if it was made for other sizes, or a file is missing or of another length."""
         try:
             manifest = json.loads((self.folder / "manifest.json").read_text())
-            shaped_by = ("name", "max_seq_len", "vocab_size", "scored_tokens")
+            shaped_by = ("name", "max_seq_len", "vocab_size", "scored_tokens", "spare_rows")
             fits = all(manifest["profile"][name] == getattr(self.profile, name) for name in shaped_by)
             sizes = ((self.folder / name, entry["bytes"]) for name, entry in manifest["files"].items())
             complete = fits and all(path.stat().st_size == size for path, size in sizes)
@@ -124,7 +128,7 @@ class Game:
             return None
 
     def rows(self, split: str) -> np.ndarray:
-        """The packed rows of `train`, `val` or `holdout`: (rows, max_seq_len + 1) uint16, a read-only memory map."""
+        """The packed rows of a split, train, val, spare or holdout: (rows, max_seq_len + 1) uint16, a read-only map."""
         manifest = self.manifest()
         if manifest is None:
             stop(
@@ -133,6 +137,16 @@ class Game:
             )
         shape = (manifest["splits"][split]["rows"], self.profile.max_seq_len + 1)
         return np.memmap(self.folder / f"{split}.bin", dtype=np.uint16, mode="r", shape=shape)
+
+    def epochs(self, manifest: dict) -> str:
+        """How often a fast training would go through the training text of this manifest, as a sentence."""
+        tokens = manifest["splits"]["train"]["rows"] * self.profile.max_seq_len
+        passes = self.profile.time_budget * PUBLIC_PACE / tokens
+        more = f"; AUTORESEARCH_SHARDS={int(self.shards * passes) + 1} makes it less than one" if passes >= 1 else ""
+        return (
+            f"{tokens / 1e6:,.1f} million tokens to train on: {self.profile.time_budget:g} s at {PUBLIC_PACE / 1e6:g} "
+            f"million tokens/s, the public baseline's pace on an H100, are {passes:.2f} epochs{more}"
+        )
 
     def token_bytes(self) -> np.ndarray:
         """Raw bytes of each token, (vocab_size,) int32; zero for those that stand for no text."""
@@ -189,6 +203,10 @@ def keep_freed_memory() -> None:
             libc.mallopt(parameter, 2**31 - 1)
 
 
+if sys.platform != "linux":
+    stop(
+        "this runs on Linux: on Windows in WSL2 (`wsl --install`), on macOS in a virtual machine; or on another machine"
+    )
 GAME = Game.from_environment()
 PROFILE = GAME.profile
 TIME_BUDGET = PROFILE.time_budget
@@ -683,12 +701,15 @@ def main() -> None:
         if split:
             print_summary(score(GAME, split), split)
         else:
-            rows = {split: counts["rows"] for split, counts in prepared(GAME)["splits"].items()}
+            manifest = prepared(GAME)
+            rows = {split: counts["rows"] for split, counts in manifest["splits"].items()}
             print(
                 f"ready: profile {PROFILE.name}, data {GAME.data}, rows of {MAX_SEQ_LEN} tokens: "
                 + ", ".join(f"{count:,} {split}" for split, count in rows.items())
                 + f", in {GAME.folder}"
             )
+            if GAME.data == "climbmix":
+                print(GAME.epochs(manifest))
     except NoScore as reason:
         print(f"no score: {reason}", file=sys.stderr)
         raise SystemExit(1) from None

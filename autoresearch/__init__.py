@@ -1,14 +1,27 @@
 """What every module shares: the exceptions that people see, and what a full disk looks like."""
 
 import errno
+import sys
 
 BRIEF_TOKENS = 30_000  # how much an agent is told
-LARGEST_FILE = 256 << 10  # bytes of a file that an agent edits
 
 
 def disk_is_full(error: Exception) -> bool:
     """Whether this, or a git that says so, failed for want of room."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def require_linux() -> None:
+    """Raises UserError on any other system."""
+    if sys.platform != "linux":
+        name, instead = {
+            "darwin": ("macOS", "Use a machine with Linux, or a virtual machine with it on this one"),
+            "win32": (
+                "Windows",
+                "Use WSL2: `wsl --install` in a terminal, and in the Linux that it gives you begin again",
+            ),
+        }.get(sys.platform, (sys.platform, "Use a machine with Linux"))
+        raise UserError(f"autoresearch runs on Linux, and this is {name}. {instead}")
 
 
 class Stopped(Exception):

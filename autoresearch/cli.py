@@ -14,8 +14,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from autoresearch import Stopped, UserError, disk_is_full, keys
-from autoresearch.options import Logs, Report, Research, Start, Status, Stop, Tagged, Try, Verify, Watch
+from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
+from autoresearch.options import Doctor, Logs, Report, Research, Start, Status, Stop, Tagged, Try, Verify, Watch
 from autoresearch.record.runs import RUNS, folder_of, recorded_run
 from autoresearch.text import count
 
@@ -211,6 +211,17 @@ def results(context: typer.Context, options: Tagged) -> None:
     print(f"{file.path}: {len(recorded.ledger.finished)} experiments of run {recorded.tag}")
 
 
+@app.command()
+@taking(Doctor)
+def doctor(context: typer.Context, options: Doctor) -> None:
+    """Check this machine: what a run needs here, whether it is there, and what to type where it is not. Seconds. Exit
+    code 1: something is missing."""
+    from autoresearch.doctor import main
+
+    if code := main(options.settings(), options.as_json, options.plain):
+        raise typer.Exit(code)
+
+
 # ----------------------------------------------------------------------------------------------
 
 
@@ -238,6 +249,7 @@ def arguments() -> list[str]:
 def main(loop: type) -> None:
     """The program. loop: the class Loop of loop.py, which imports this module and not the other way round."""
     try:
+        require_linux()
         app(arguments(), obj=loop)
     except UserError as error:
         print(f"error: {keys.scrub(str(error))}", file=sys.stderr)

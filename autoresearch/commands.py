@@ -19,6 +19,7 @@ from autoresearch.options import Research, Start, Trials, Try, Verify
 from autoresearch.pages import Pages
 from autoresearch.propose import Proposer
 from autoresearch.record import events
+from autoresearch.record.findings import doubt
 from autoresearch.record.runs import recorded_run
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import sandbox_in_words
@@ -172,6 +173,8 @@ async def run_verify(options: Verify) -> int:
             finished = False
         for line, style in lines_of(verification.findings()):
             console.line(line, style)
+        if said := doubt(run.ledger.kept):
+            console.line(said, "red")
         if not finished:
             console.line("stopped before all was run; the same command continues")
     return 130 if stop.now() else 0

@@ -23,6 +23,7 @@ from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
+PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
 SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
 Tell = Callable[[Phase], None]
@@ -116,7 +117,8 @@ class Experiments:
             raise UserError(
                 f"the baseline crashed: {verdict.reason}\nIts log is {self.run.runner.log_path(str(attempt.number))}. "
                 f"Correct {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
-                "(or run the same command again if the fault was a passing one)"
+                "(or run the same command again if the fault was a passing one). Where the file is not to blame: "
+                "`uv run loop.py doctor` checks this machine"
             )
         return None
 
@@ -263,7 +265,7 @@ class Experiments:
             reason=verdict.reason,
             score=None if crashed else mean(attempt.runs),
             memory_gb=0.0 if crashed else measured.memory_gb,
-            figures=dict(measured.figures),
+            figures={**measured.figures, **{name: checked.figures[name] for name in PROBED if name in checked.figures}},
             holdout=holdout if verdict.status == "keep" else None,
             noise=self.ledger.noise(),
             standing=mean(standing) if standing else None,

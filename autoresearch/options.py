@@ -33,8 +33,8 @@ class Trials(Tagged):
 
 
 @dataclasses.dataclass
-class Begins(Trials):
-    """Of commands that can begin a run."""
+class Game:
+    """Which game is played."""
 
     profile: str | None = option("gpu, cpu or test. Default: gpu where there is one, else cpu.")
     data: str | None = option("climbmix, sotu or a folder. Default: the profile's.")
@@ -45,6 +45,11 @@ class Begins(Trials):
         if data and data not in ("climbmix", "sotu"):
             data = str(Path(data).expanduser().resolve())
         return {k: v for k, v in (("AUTORESEARCH_PROFILE", self.profile), ("AUTORESEARCH_DATA", data)) if v}
+
+
+@dataclasses.dataclass
+class Begins(Game, Trials):
+    """Of commands that can begin a run."""
 
 
 KEEP_RULE = (
@@ -167,3 +172,13 @@ class Report(Tagged):
 @dataclasses.dataclass
 class Watch(Tagged):
     port: int = option("Of 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
+
+
+@dataclasses.dataclass
+class Doctor(Game):
+    as_json: bool = option(
+        "Print one JSON object: `ready`, and of each of the `findings` name, status, said, next.",
+        "--json",
+        default=False,
+    )
+    plain: bool = option("Without colours.", "--plain", default=False)

@@ -9,7 +9,9 @@ it forward and backward at its real size: where there is a GPU on fake tensors, 
 """
 
 import ast
+import collections
 import importlib
+import math
 import os
 import sys
 import traceback
@@ -87,6 +89,9 @@ FILES = {("torch", "load"), ("torch", "save"), ("np", "load"), ("np", "save"), (
 DUNDERS = {"__init__", "__name__", "__doc__", "__call__", "__post_init__", "__version__", "__class__", "__len__"}
 CLOCK = {"_game", "_start", "_source", "_full", "_free", "_last_step"}  # TrainBatches keeps the time with these
 SETTINGS = {"backends", "_dynamo", "_inductor", "_functorch"}  # parts of torch that are there to be set
+LARGEST_FILE, LARGEST_LITERAL = 256, 4  # KB; all literals together: eight times the latter
+RUN, RUNS = 32, 512  # characters: of text without a space that counts as a run, and of all runs of a file together
+LONG, PACKED = 200, 5.6  # characters of a text that is looked at; bits a character: prose has 4.2, code 5.1, base64 6
 SEEDING = {"manual_seed", "manual_seed_all", "seed", "default_rng", "RandomState", "SeedSequence", "Random"}
 
 
@@ -94,18 +99,30 @@ SEEDING = {"manual_seed", "manual_seed_all", "seed", "default_rng", "RandomState
 # Reading the source
 
 
-def violation(tree: ast.Module, trusted: ast.Module | None = None, imports: Set[str] = frozenset()) -> str | None:
+def violation(
+    tree: ast.Module,
+    trusted: ast.Module | None = None,
+    imports: Set[str] = frozenset(),
+    largest_literal: float = LARGEST_LITERAL,
+) -> str | None:
     """Why a parsed train.py breaks the rules, with its line, or None.
 
     What `trusted`, the human's file, does is no objection. imports: modules that are allowed besides MODULES.
+    largest_literal: KB.
     """
     if not any(
         isinstance(node, ast.FunctionDef) and node.name == "build_model" and not required_arguments(node)
         for node in tree.body
     ):
         return "it must define build_model() at its top level, a function without arguments"
-    known = {text for _, text in objections(trusted, imports)} if trusted else set()
-    return next((f"line {line}: {text}" for line, text in objections(tree, imports) if text not in known), None)
+
+    together = max(8 * 1024 * largest_literal, sum(map(size_of, literals(trusted))) if trusted else 0)
+
+    def all_objections(source: ast.Module) -> list[tuple[int, str]]:
+        return [*objections(source, imports), *objections_to_data(source, largest_literal, together)]
+
+    known = {text for _, text in all_objections(trusted)} if trusted else set()
+    return next((f"line {line}: {text}" for line, text in all_objections(tree) if text not in known), None)
 
 
 def required_arguments(function: ast.FunctionDef) -> int:
@@ -194,6 +211,74 @@ def root_of(node: ast.AST) -> str | None:
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return node.id if isinstance(node, ast.Name) else None
+
+
+# ----------------------------------------------------------------------------------------------
+# Data in the source: rows or weights that an edit brings along
+
+
+def objections_to_data(tree: ast.Module, largest: float, together: float) -> Iterator[tuple[int, str]]:
+    """(line, objection) of literals that look like packed data, or are too large: one (KB), or all of them (bytes)."""
+    allowed = "`size` in the front matter of program.md can allow more"
+    total, runs = 0, 0
+    for node in literals(tree):
+        size = size_of(node)
+        total += size
+        if size > 1024 * largest:
+            yield node.lineno, f"a literal of {size / 1024:.1f} KB; {largest:g} KB are allowed ({allowed})"
+        for value in constants_in(node):
+            text = value.decode("latin-1") if isinstance(value, bytes) else value if isinstance(value, str) else ""
+            words = text.split()
+            runs += sum(len(word) for word in words if len(word) >= RUN)
+            if bits_of("".join(words)) > PACKED or (isinstance(value, int) and bytes_of(value) > LONG):
+                yield node.lineno, "a literal looks like packed data: data is no part of an edit"
+        if runs > RUNS:
+            yield node.lineno, f"more than {RUNS} characters of text without spaces look like packed data"
+            runs = -(1 << 60)  # once is enough
+    if total > together:
+        yield 1, f"literals of {total / 1024:.1f} KB together; {together / 1024:.0f} KB are allowed ({allowed})"
+
+
+def literals(tree: ast.AST) -> Iterator[ast.expr]:
+    """The largest expressions that hold constants alone: texts, numbers, and lists, sums and such of them."""
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
+        parts = list(ast.iter_child_nodes(node))
+        if isinstance(node, ast.expr) and holds_constants(node):
+            yield node
+        else:
+            left += parts
+
+
+def holds_constants(node: ast.AST) -> bool:
+    parts = ast.Constant | ast.Tuple | ast.List | ast.Set | ast.Dict | ast.BinOp | ast.UnaryOp | ast.Starred
+    inner = (part for part in ast.walk(node) if not isinstance(part, ast.operator | ast.unaryop | ast.expr_context))
+    return all(isinstance(part, parts) for part in inner)
+
+
+def constants_in(node: ast.AST) -> list:
+    return [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+
+
+def size_of(node: ast.AST) -> int:
+    """Bytes of the constants in an expression."""
+    return sum(map(bytes_of, constants_in(node)))
+
+
+def bytes_of(value: object) -> int:
+    """Bytes that a constant takes in the source, more or less."""
+    if isinstance(value, str):
+        return len(value.encode(errors="surrogatepass"))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 2 + value.bit_length() * 3 // 10  # digits, and a comma
+    return len(value) if isinstance(value, bytes) else len(repr(value))
+
+
+def bits_of(text: str) -> float:
+    """Bits a character, by how often each occurs; 0 for what is too short to say."""
+    counts = collections.Counter(text).values() if len(text) >= LONG else ()
+    return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)
 
 
 # ----------------------------------------------------------------------------------------------

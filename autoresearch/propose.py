@@ -11,7 +11,7 @@ import time
 
 import git
 
-from autoresearch import BRIEF_TOKENS, LARGEST_FILE, UserError, keys
+from autoresearch import BRIEF_TOKENS, UserError, keys
 from autoresearch.agents import (
     Agent,
     AgentBlocked,
@@ -305,10 +305,6 @@ class Proposer:
         """Why the edit in the worktree cannot be run, or None: rules first, then a short rehearsal of the model."""
         assert self.base is not None
         changed = self.repo.changed(self.base.commit)
-        for name in self.task.editable:  # before anything reads it whole
-            path = self.repo.worktree / name
-            if path.is_file() and (size := path.stat().st_size) > LARGEST_FILE:
-                return f"{name} has {size:,} bytes; {LARGEST_FILE:,} is the most that a file may have"
         if objection := self.task.objection(self.repo.worktree, changed, self.run.originals):
             return objection
         files = {name: (self.repo.worktree / name).read_bytes() for name in self.task.editable}

@@ -40,5 +40,15 @@ def now() -> float:
 
 
 def busy() -> float:
-    """Seconds that the thread of `event_loop` was busy so far, on a clock that stops while the machine sleeps."""
-    return _selector.busy + time.monotonic() - _selector.left
+    """Seconds that the thread of `event_loop` was busy so far, or kept from running by others that are: a trial that
+    starves the loop is no suspension. On a clock that stops while the machine sleeps."""
+    return _selector.busy + time.monotonic() - _selector.left + starved()
+
+
+def starved() -> float:
+    """Seconds that this thread has waited for a processor; 0 where the kernel does not count them."""
+    try:
+        with open("/proc/thread-self/schedstat") as counts:
+            return int(counts.read().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0

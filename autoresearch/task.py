@@ -16,6 +16,7 @@ Any other repository with a number to improve says, in YAML between two lines of
     simplicity: {gain: 0.01, lines: 10}             # optional: ten added lines owe a gain of 0.01
     stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep until the agent changes its ways
     imports: [scipy]                                # optional: train.py of this project's game may import these too
+    size: {file: 256, literal: 4}                   # optional: KB of an editable file, and of a literal in train.py
     ---
 """
 
@@ -28,9 +29,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from autoresearch import LARGEST_FILE, UserError, preflight
+from autoresearch import UserError, preflight
+from autoresearch.preflight import LARGEST_FILE, LARGEST_LITERAL
 
-SETTINGS = ("task", "simplicity", "stages", "imports")  # of the front matter
+SETTINGS = ("task", "simplicity", "stages", "imports", "size")  # of the front matter
 DRIVING = "Running the experiments yourself"  # chapter of program.md that is for external agents only
 
 
@@ -51,6 +53,8 @@ class Task:
     line_price: float = 0.0  # gain that each added line of code owes
     preflight: bool = False  # edits keep this project's own contract (preflight.py)
     imports: tuple[str, ...] = ()  # and may import these modules besides
+    largest_file: float = LARGEST_FILE  # KB of an editable file; or as long as the human's
+    largest_literal: float = LARGEST_LITERAL  # KB of a literal, where `preflight` is on
     readable: tuple[str, ...] = ()  # files and folders outside the worktree that the commands need
     writable: tuple[str, ...] = ()  # and those that they write to, besides their own output folder
     time_limit: float = 600.0  # seconds for `train`; counted on top of time_budget where there is one
@@ -86,11 +90,17 @@ class Task:
             path = folder / name
             if not path.is_file() or path.is_symlink():
                 return f"{name} is missing or not a plain file"
+            size, allowed = path.stat().st_size, max(1024 * self.largest_file, len(originals.get(name, b"")))
+            if size > allowed:
+                return (
+                    f"{name} has {size / 1024:.0f} KB; {allowed / 1024:.0f} KB are allowed: data is no part of an edit "
+                    "(`size` in the front matter of program.md can allow more)"
+                )
             if path.suffix != ".py":
                 continue
             try:
                 tree = ast.parse(path.read_bytes(), filename=name)
-                rules = (ast.parse(originals[name]), set(self.imports))
+                rules = (ast.parse(originals[name]), set(self.imports), self.largest_literal)
                 if self.preflight and (violation := preflight.violation(tree, *rules)):
                     return f"{name}: {violation}"
             except (SyntaxError, ValueError) as error:
@@ -216,6 +226,8 @@ def read_task(path: Path) -> Task:
         task = dataclasses.replace(task, line_price=check_price(settings["simplicity"], path))
     if settings.get("imports") is not None:
         task = dataclasses.replace(task, imports=check_names("imports", settings["imports"], path))
+    if settings.get("size") is not None:
+        task = dataclasses.replace(task, **check_sizes(settings["size"], path))
     return task
 
 
@@ -257,6 +269,15 @@ def read_front_matter(path: Path) -> dict:
     return settings
 
 
+def check_sizes(settings: object, path: Path) -> dict[str, Any]:
+    """The sizes that an edit may have, from `size: {file: 256, literal: 4}`, in KB; either may be missing."""
+    if not isinstance(settings, dict) or settings.keys() - {"file", "literal"}:
+        raise UserError(f"`size` in {path} must hold `file`, `literal` or both, in KB, e.g. {{file: 256, literal: 4}}")
+    if not all(type(size) in (int, float) and 0 < size < float("inf") for size in settings.values()):
+        raise UserError(f"`size` in {path} must hold numbers of KB above zero")
+    return {f"largest_{name}": size for name, size in settings.items()}
+
+
 def check_price(settings: object, path: Path) -> float:
     """The gain that a line owes, from `simplicity: {gain: 0.001, lines: 20}`."""
     if (
@@ -278,7 +299,7 @@ def code_lines(sources: dict[str, bytes]) -> int:
 def as_plain(name: str, source: bytes) -> str:
     """A file for comparison: of Python the plain code, of all else, and of what does not parse, the text itself."""
     try:
-        python = name.endswith(".py") and len(source) <= LARGEST_FILE  # more would take minutes
+        python = name.endswith(".py") and len(source) <= 1024 * LARGEST_FILE  # more would take minutes
         return plain_code(source) if python else source.decode(errors="surrogateescape")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source.decode(errors="surrogateescape")
@@ -336,6 +357,8 @@ def check_task(settings: object, path: Path) -> Task:
         ("score_limit", "seconds"),
         ("memory_limit", "GiB"),
         ("disk_limit", "GiB"),
+        ("largest_file", "KB"),
+        ("largest_literal", "KB"),
     ):
         if name in values and (not isinstance(values[name], int | float) or values[name] <= 0):
             raise UserError(f"`{name}` in {path} must be a number of {unit} above zero, not {values[name]!r}")

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -37,23 +38,53 @@ def device_is_there() -> bool:
 # A whole run, in a process of its own
 
 
+def stand_in(seconds: float, data: str, finish: Callable) -> list[float]:
+    """Give prepare another time budget and another `finish`. Returns the seconds waited for data, as they will add up.
+
+    data: `random` for random tokens, which need nothing prepared.
+    """
+    import dataclasses
+    import threading
+    import types
+
+    import numpy as np
+
+    import prepare
+
+    waited = [0.0]
+
+    class Timed(prepare.queue.Queue):
+        """Counts the time for which somebody waits for a batch, after the first one."""
+
+        def get(self, *arguments, **options):
+            began, first = time.perf_counter(), prepare.TrainBatches._start is None
+            item = super().get(*arguments, **options)
+            if threading.current_thread() is threading.main_thread() and not first:
+                waited[0] += time.perf_counter() - began
+            return item
+
+    prepare.GAME = dataclasses.replace(prepare.GAME, profile=dataclasses.replace(prepare.PROFILE, time_budget=seconds))
+    prepare.finish = finish
+    prepare.queue = types.SimpleNamespace(Queue=Timed)
+    if data == "random":
+        rows = np.random.default_rng(0).integers(
+            0, prepare.VOCAB_SIZE, (4096, prepare.MAX_SEQ_LEN + 1), dtype=np.uint16
+        )
+        prepare.Game.rows = lambda game, split: rows
+    return waited
+
+
 def train_for(file: Path, kernel: str | None, seconds: float, data: str) -> None:
     """Run a train.py as it is, but with another time budget, and print what came of it as JSON. Never returns.
 
     kernel: the attention of windowed (in the GPU's game) or all layers. data: `random` for random tokens.
     """
-    import dataclasses
     import importlib.util
     import runpy
-    import threading
-    import types
 
-    import numpy as np
     import torch
 
     import prepare
-
-    waited = [0.0]
 
     def finish(model, batches, *, num_steps, depth=None, mfu_percent=None):
         elapsed = batches.elapsed
@@ -76,24 +107,7 @@ def train_for(file: Path, kernel: str | None, seconds: float, data: str) -> None
         sys.stdout.flush()
         os._exit(0)
 
-    class Timed(prepare.queue.Queue):
-        """Counts the time for which somebody waits for a batch, after the first one."""
-
-        def get(self, *arguments, **options):
-            began, first = time.perf_counter(), prepare.TrainBatches._start is None
-            item = super().get(*arguments, **options)
-            if threading.current_thread() is threading.main_thread() and not first:
-                waited[0] += time.perf_counter() - began
-            return item
-
-    prepare.GAME = dataclasses.replace(prepare.GAME, profile=dataclasses.replace(prepare.PROFILE, time_budget=seconds))
-    prepare.finish = finish
-    prepare.queue = types.SimpleNamespace(Queue=Timed)
-    if data == "random":
-        rows = np.random.default_rng(0).integers(
-            0, prepare.VOCAB_SIZE, (4096, prepare.MAX_SEQ_LEN + 1), dtype=np.uint16
-        )
-        prepare.Game.rows = lambda game, split: rows
+    waited = stand_in(seconds, data, finish)
     if kernel is None:
         runpy.run_path(str(file), run_name="__main__")
     spec = importlib.util.spec_from_file_location("train", file)

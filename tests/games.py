@@ -3,16 +3,21 @@
 A file of tests/honest or tests/gaming holds what it changes: definitions that take the place of those with the
 same name. As a program, in a process that has imported torch and does no more with it than to fork:
 
-    python tests/games.py FOLDER STEPS SEEDS FILE ...
+    python tests/games.py FOLDER STEPS SEEDS FILE ... [--borrow FILE ...] [--scorings N] [--rehearse]
 
-prints for each file and seed one JSON line: the score or why there is none, the score of a plain evaluation
-of the same weights, and what the preflight has to say. AUTORESEARCH_CACHE names the prepared data.
+prints for each file, seed and scoring one JSON line: the score or why there is none, the score of a plain evaluation
+of the same weights, and with --rehearse what the preflight has to say. The first file is the baseline of each seed.
+Those after --borrow are not trained but scored with its weights. AUTORESEARCH_CACHE names the prepared data.
 """
 
+import argparse
 import ast
 import dataclasses
 import json
 import os
+import select
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -85,13 +90,50 @@ def train(game, file: Path, steps: int) -> dict:
     return {"plain": nats / math.log(2) / token_bytes.sum().item(), "plain_seconds": time.perf_counter() - began}
 
 
+class Child:
+    """A forked process, with what the referee needs of a subprocess.Popen."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def wait(self, timeout: float | None = None) -> None:
+        handle = os.pidfd_open(self.pid)
+        ended, _, _ = select.select([handle], [], [], timeout)
+        os.close(handle)
+        if not ended:
+            raise subprocess.TimeoutExpired("a forked process", timeout)
+        os.waitpid(self.pid, 0)
+
+
+def forked():
+    """A ModelProcess that is forked from this one, which has torch: as the real one, but at once and unconfined."""
+    import prepare
+    from autoresearch.referee.answer import answer
+    from autoresearch.referee.models import ModelProcess
+
+    class Forked(ModelProcess):
+        def start(self, channel):
+            if (pid := os.fork()) == 0:
+                os.setsid()
+                os.closerange(3, channel.fileno())
+                os.closerange(channel.fileno() + 1, 1 << 12)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                os.dup2(1, 2)
+                os.environ["TMPDIR"] = str(self.folder)
+                answer(channel, prepare.GAME)
+            return Child(pid)
+
+    return Forked
+
+
 def score(game) -> dict:
     import prepare
     from autoresearch.referee.score import score
 
     try:
-        result = score(game)
-        return {"score": result["val_bpb"], "score_seconds": result["score_seconds"]}
+        result = score(game, process=forked())
+        names = {"score": "val_bpb", "gap": "val_gap", "error": "val_error", "score_seconds": "score_seconds"}
+        return {name: result[key] for name, key in names.items()}
     except prepare.NoScore as reason:
         return {"score": None, "reason": str(reason)}
 
@@ -111,21 +153,37 @@ def main() -> None:
 
     with torch._subclasses.fake_tensor.FakeTensorMode():  # imports a second's worth of modules, once for all children
         torch.nn.functional.cross_entropy(torch.ones(2, 2) @ torch.ones(2, 2), torch.zeros(2, dtype=torch.int64))
-    folder, steps, seeds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    for name in sys.argv[4:]:
-        for seed in range(seeds):
-            variant = folder / f"{Path(name).stem}-{seed}"
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("seeds", type=int)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--borrow", nargs="*", type=Path, default=[])
+    parser.add_argument("--scorings", type=int, default=1)
+    parser.add_argument("--rehearse", action="store_true")
+    asked = parser.parse_args()
+    baseline = asked.files[0]
+    for path in (*asked.files, *asked.borrow):
+        for seed in range(asked.seeds):
+            variant = asked.folder / f"{path.stem}-{seed}"
             variant.mkdir(parents=True)
             file = variant / "train.py"
-            file.write_text(compose(Path(name)))
+            file.write_text(compose(path))
             game = dataclasses.replace(prepare.GAME, run_folder=variant, seed=seed)
             os.environ["AUTORESEARCH_RUN_DIR"] = str(variant)  # some of them look for it
-            answer = {"name": Path(name).stem, "seed": seed}
-            for fake in (False, True) if seed == 0 else ():
-                answer |= in_a_child(rehearse, file, fake) if not answer.get("preflight") else {}
-            answer |= in_a_child(train, game, file, steps)
-            answer |= in_a_child(score, game) if "failed" not in answer else {}
-            print(json.dumps(answer), flush=True)
+            os.environ["AUTORESEARCH_REFERENCE"] = f"{asked.folder}/reference-{seed}"
+            answer = {"name": path.stem, "seed": seed}
+            if path in asked.borrow:
+                for saved in ("model.safetensors", "figures.json"):
+                    shutil.copy(asked.folder / f"{baseline.stem}-{seed}" / saved, variant)
+                figures = json.loads((variant / "figures.json").read_text())
+                prepare.write_json(variant / "figures.json", figures | {"train_py": str(file)})
+            else:
+                for fake in (False, True) if asked.rehearse and seed == 0 else ():
+                    answer |= in_a_child(rehearse, file, fake) if not answer.get("preflight") else {}
+                answer |= in_a_child(train, game, file, asked.steps)
+            for _ in range(asked.scorings):
+                print(json.dumps(answer | (in_a_child(score, game) if "failed" not in answer else {})), flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from autoresearch.agents.command import run_told
 from autoresearch.agents.failures import Meaning, meaning_of, named_wait
 from autoresearch.brief import Brief
 from autoresearch.runner.logs import read_tail
+from autoresearch.runner.process import ask
 from autoresearch.text import one_line
 
 OUTPUT = 8 << 20  # bytes of output that are read
@@ -86,18 +86,16 @@ class Program:
                 "choose another --agent"
             )
 
-    def require(self) -> str:
-        """Its version. UserError where it is missing or too old."""
+    def require(self, limit: float = 60.0) -> str:
+        """Its version. UserError where it is missing, too old, or says none within so many seconds."""
         if self.path is None:
             raise UserError(
                 f"there is no program {self.program}; install it, `npm install -g {self.package}`, and sign in, or "
                 "choose another --agent"
             )
         try:
-            said = subprocess.run(
-                [self.path, "--version"], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-            ).stdout
-        except (OSError, subprocess.TimeoutExpired) as error:
+            _, said = ask([self.path, "--version"], limit, errors=False)
+        except OSError as error:
             raise UserError(f"`{self.program} --version` does not answer: {error}") from None
         found = re.search(r"\d+(?:\.\d+)+", said)
         if not found or tuple(map(int, found[0].split("."))) < self.oldest:
@@ -262,7 +260,7 @@ CODEX = Program(
     "-c 'shell_environment_policy.inherit=\"core\"' --disable unbounded_connection_retries",
     model="-m",
     keys=("CODEX_API_KEY",),
-    files=((".codex/auth.json", ""), (".codex/config.toml", "model_provider")),
+    files=((".codex/auth.json", ""), (".codex/config.toml", "model_provider"), (".codex/config.toml", "keyring")),
     home="CODEX_HOME",
     read=read_codex,
     search=("-c 'web_search=\"disabled\"'", "-c 'web_search=\"live\"'"),

@@ -78,8 +78,9 @@ def build(game: "Game", source: Climbmix | Documents, part: Path) -> dict:
         np.save(part / "token_bytes.npy", count_token_bytes(encoding, sizes.vocab_size))
         bars.update(bar, total=1, completed=1, note=f"{encoding.n_vocab} tokens")
         splits = {split: write_rows(game, source, split, encoding, part / f"{split}.bin", bars) for split in SPLITS}
-    for split, counts in splits.items():
-        if counts["rows"] == 0:
+    splits["spare"] = {"rows": cut_off_spare_rows(game, part, splits["val"])}
+    for split in SPLITS:
+        if splits[split]["rows"] == 0:
             raise UserError(
                 f"{game.data} has too little text: no full row of {sizes.max_seq_len} tokens for {split}. Add some"
             )
@@ -99,12 +100,14 @@ def build(game: "Game", source: Climbmix | Documents, part: Path) -> dict:
 
 
 def write_rows(game: "Game", source: Climbmix | Documents, split: str, encoding, path: Path, bars) -> dict:
-    """Tokenize and pack one split into `path`; val and holdout end at the profile's number of scored tokens.
+    """Tokenize and pack one split into `path`; holdout ends at the profile's number of scored tokens, val has more.
 
     Returns its numbers of documents, characters and rows.
     """
     length = game.profile.max_seq_len
     limit = None if split == "train" else game.profile.scored_tokens // length
+    if limit and split == "val":
+        limit += game.profile.spare_rows
     bos = encoding.encode_single_token(SPECIAL_TOKENS[0])
     longest = sys.maxsize if source.crops else length  # tokens a document, BOS not counted
     counts = {"documents": 0, "characters": 0, "rows": 0}
@@ -135,6 +138,18 @@ def write_rows(game: "Game", source: Climbmix | Documents, split: str, encoding,
                 break
     show(total=counts["rows"])
     return counts
+
+
+def cut_off_spare_rows(game: "Game", part: Path, val: dict) -> int:
+    """Move what val holds beyond the scored rows, `val` its counts, to a file of its own. Returns its rows, maybe 0."""
+    scored = min(val["rows"], game.profile.scored_tokens // game.profile.max_seq_len)
+    spare, val["rows"] = val["rows"] - scored, scored
+    with open(part / "val.bin", "r+b") as file:
+        file.seek(2 * scored * (game.profile.max_seq_len + 1))
+        (part / "spare.bin").write_bytes(file.read())
+        file.seek(2 * scored * (game.profile.max_seq_len + 1))
+        file.truncate()
+    return spare
 
 
 def file_hash(path: Path) -> str:

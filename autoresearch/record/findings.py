@@ -11,6 +11,7 @@ from autoresearch.judge import RULES, judge, mean, noise_scale, standard_error
 from autoresearch.record.ledger import Attempt, Ledger
 
 CONFIDENCE = 0.95
+STANDARD_ERRORS = 4.0  # by which the probes of all keeps together may say that the scores are too good
 BASELINE, CHAMPION, PRUNED = "baseline", "champion", "pruned"  # names of codes in the record
 
 
@@ -110,6 +111,26 @@ def findings(ledger: Ledger, lower_is_better: bool, line_price: float) -> Findin
             f"{code} has no score" + (f" in {failures[code]} of its runs" if failures[code] else "") + f": {reason}"
             for code, reason in reasons.items()
         ],
+    )
+
+
+def doubt(kept: Sequence[Attempt]) -> str:
+    """What the probes of the holdout say of all kept changes together (docs/trust.md), where they disagree with the
+    scores by more than chance explains; else empty.
+
+    kept: the baseline first. Each keep was probed by itself, so each was within what one scoring allows; what a leak
+    brings adds up over the keeps faster than chance.
+    """
+    probed = [
+        attempt.figures for attempt in kept[1:] if {"holdout_gap", "holdout_error"} <= (attempt.figures or {}).keys()
+    ]
+    gap = sum(figures["holdout_gap"] for figures in probed)
+    chance = STANDARD_ERRORS * sum(figures["holdout_error"] ** 2 for figures in probed) ** 0.5
+    if gap <= chance:
+        return ""
+    return (
+        f"the scores of the kept changes are too good, taken together: {gap:.4f} bits a byte over {len(probed)} of "
+        f"them do not hold on tokens that no model process had seen; chance explains {chance:.4f}. Read their diffs"
     )
 
 

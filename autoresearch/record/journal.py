@@ -4,7 +4,6 @@ Only the process that holds the lock of the run writes it; anybody may read it.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 import time
@@ -94,6 +93,8 @@ class Lock:
 
 def take(file: TextIO) -> None:
     """Lock a file, or BlockingIOError. Tries twice: `status` may hold it for a moment, to see whether anybody does."""
+    import fcntl  # not there on Windows, where the command line says what is needed
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -103,6 +104,8 @@ def take(file: TextIO) -> None:
 
 def holder(folder: Path) -> int | None:
     """The process that holds a run's lock; 0 where that is not known, None where nobody does."""
+    import fcntl
+
     try:
         with open(folder / "lock") as file:
             try:

@@ -49,6 +49,8 @@ def main() -> None:
             train_py = arguments.train and arguments.train.absolute()
             result = score(GAME, arguments.split, arguments.wait, train_py, arguments.probe_all)
             print_summary(result, arguments.split)
+            for name in (f"{arguments.split}_gap", f"{arguments.split}_error"):  # of the probes, bits a byte
+                print(f"{name + ':':<18}{result[name]:.6f}")
     except NoScore as reason:
         print(f"no score: {reason}", file=sys.stderr)
         raise SystemExit(1) from None

@@ -1,5 +1,6 @@
 """The model's side of the score: what a confined process runs. It reads token ids, writes logits, knows no target."""
 
+import contextlib
 import json
 import os
 import socket
@@ -13,20 +14,26 @@ from prepare import Game, NoScore, PlainModel
 def answer(channel: socket.socket, game: Game) -> NoReturn:
     """Build the model that the referee asks for, then give it logits, a batch at a time, until the channel closes.
 
-    The request is JSON with the host memory for ids and logits attached; `handle` names memory of the device for the
-    logits. It is answered by `ready`, or by `closed` where that memory cannot be opened. Then each packet is a
-    number of rows, answered by `done` or `memory` (which ran out). Everything that goes wrong ends the process.
+    Says `imported` when it has torch. The request is JSON with the host memory for ids and logits attached; `handle`
+    names memory of the device for the logits. It is answered by `ready`, or by `closed` where that memory cannot be
+    opened. Then each packet is a number of rows, answered by `done` or `memory` (which ran out). Everything that goes
+    wrong ends the process, with `shape` or `failed TYPE LINE` as its last words: the type of the exception and the
+    line of train.py, 0 where it came from elsewhere.
     """
-    import torch
+    train_py = ""
+    try:
+        import safetensors.torch  # noqa: F401
+        import torch
 
-    with channel:
+        channel.send(b"imported")
         while True:
             request, memories, _, _ = socket.recv_fds(channel, 4096, 1)
             if not request:
                 os._exit(0)
             request = json.loads(request)
-            handle, device = request["handle"], request["device"]
+            train_py, handle, device = request["train_py"], request["handle"], request["device"]
             ids, logits = shared.ids_and_logits(memories[0], request["batch_size"], game.profile, bool(handle))
+            os.close(memories[0])
             if handle:
                 try:
                     logits = shared.open_device_memory(handle)
@@ -35,7 +42,7 @@ def answer(channel: socket.socket, game: Game) -> NoReturn:
                     continue
                 logits = logits.view(-1, game.profile.max_seq_len, game.profile.vocab_size)
             break
-        model = PlainModel(Path(request["train_py"]), Path(request["weights"]), device, game)
+        model = PlainModel(Path(train_py), Path(request["weights"]), device, game)
         channel.send(b"ready")
         with torch.inference_mode():
             while rows := channel.recv(64):
@@ -44,13 +51,24 @@ def answer(channel: socket.socket, game: Game) -> NoReturn:
                     logits[: int(rows)].copy_(given)
                     if logits.device.type != given.device.type or given.is_cuda:
                         torch.cuda.synchronize()
-                except NoScore as reason:
-                    print(reason, flush=True)
-                    os._exit(1)
                 except torch.OutOfMemoryError:
                     given = None
                     torch.cuda.empty_cache()
                     channel.send(b"memory")
                     continue
                 channel.send(b"done")
+    except BaseException as error:
+        said = b"failed %s %d" % (type(error).__name__.encode(), line_of(error, train_py))
+        with contextlib.suppress(OSError):  # nobody listens any more
+            channel.send(b"shape" if isinstance(error, NoScore) else said)
     os._exit(0)
+
+
+def line_of(error: BaseException, train_py: str) -> int:
+    """The line of train.py in which an exception arose or through which it passed last; 0 where there is none."""
+    line, trace = 0, error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == train_py:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import select
 import signal
 import socket
 import time
@@ -16,25 +17,37 @@ from prepare import MOST_ROWS, CacheRows, Game, NoScore, shared_rows
 MOST_STREAMS = 64  # that a training may open
 FAIR_END = 2.0  # seconds after the time is over, for the last step and for saving the weights
 SLOWEST_DISK = 200e6  # bytes/s at which weights are saved
+LONGEST_HOLD = 60.0  # seconds that a training waits, at most, for what else starts up
 
 
 class Referee:
     """Hands out rows by the messages that prepare.RefereeRows sends, from the first `start` until the time is over.
 
-    Its child process imports no torch, so that nothing in this process can hold up a batch.
+    Its child process imports no torch, so that nothing in this process can hold up a batch. hold: the clock starts
+    only after `release`, when whatever else starts up computes no more.
     """
 
-    def __init__(self, channel: socket.socket, game: Game) -> None:
+    def __init__(self, channel: socket.socket, game: Game, hold: bool = False) -> None:
         self.channel, self.game = channel, game
         # By time.perf_counter(): when the clock started, the longest time between two requests for a batch, the last
         # request. In memory that parent and child share.
         self.times = np.frombuffer(mmap.mmap(-1, 24), np.float64)
+        self.held, self.holding = os.pipe()
+        if not hold:
+            self.release()
         if (pid := os.fork()) == 0:
+            if hold:
+                os.close(self.holding)
             with contextlib.suppress(BaseException):  # of a training that breaks the rules: it gets no more rows
                 self.run()
             os._exit(0)
         self.pid = pid
+        os.close(self.held)
         channel.close()
+
+    def release(self) -> None:
+        """Let the clock start."""
+        os.close(self.holding)
 
     def run(self) -> None:
         streams: list[tuple[CacheRows, np.ndarray]] = []
@@ -48,6 +61,8 @@ class Referee:
                 streams.append((CacheRows(int(number), self.game), shared_rows(memory, int(number), self.game)))
                 os.close(memory)
                 continue
+            if word == b"start":
+                select.select([self.held], [], [], LONGEST_HOLD)
             now = time.perf_counter()
             if word == b"start" and not self.times[0]:
                 self.times[0] = self.times[2] = now

@@ -5,11 +5,10 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
-from pathlib import Path
 
 from autoresearch.data.sources import source_folder
 from autoresearch.data.texts import digest
+from autoresearch.machine_facts import driver_version
 from prepare import Game, cuda_device_name
 
 # The standard deviation of the scores of identical code, as far as it is known before a run has measured its own: on an
@@ -26,10 +25,15 @@ def machine() -> dict[str, str]:
     }
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
         facts["processor"] = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    with contextlib.suppress(OSError, IndexError):
-        version = Path("/proc/driver/nvidia/version").read_text()
-        facts["driver"] = re.findall(r"Kernel Module.*?  (\d[\d.]*)", version)[0]
+    if driver := driver_version():
+        facts["driver"] = driver
     return facts
+
+
+def game_name(files: dict) -> str:
+    """A name for the text that is trained and scored on; the rows that only probes read do not belong to it."""
+    named = {name: entry for name, entry in files.items() if name != "spare.bin"}
+    return digest(json.dumps(named, sort_keys=True)).hex()[:12]
 
 
 def describe(game: Game) -> dict:
@@ -44,7 +48,7 @@ def describe(game: Game) -> dict:
         "time_budget": game.profile.time_budget,
         "seed": game.seed,
         "cache": str(game.folder),
-        "game": manifest and digest(json.dumps(manifest["files"], sort_keys=True)).hex()[:12],
+        "game": manifest and game_name(manifest["files"]),
         "noise": NOISE[name],  # what the score's standard deviation usually is
         "implausible_gain": 0.05 if name == "gpu" else None,  # bits a byte over the champion
         "hidden": [str(game.folder), str(source_folder(game))],  # no trial sees text but through the referee

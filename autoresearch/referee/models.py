@@ -1,99 +1,147 @@
 """The processes that run train.py's model while it is scored, as the referee sees them."""
 
+import builtins
 import contextlib
 import fcntl
+import fnmatch
 import json
 import os
-import select
 import shutil
 import signal
 import socket
+import stat
+import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from autoresearch.referee import shared
-from autoresearch.referee.answer import answer
 from autoresearch.runner import sandbox
 from prepare import Game, NoScore, scored_batch_size
 
 if TYPE_CHECKING:
     import torch
 
+# What such a process sees of the environment: what Python, torch and a compiler need, and what the game is.
+ENVIRONMENT = [
+    "PATH",
+    "LANG",
+    "LC_*",
+    "LD_LIBRARY_PATH",
+    "VIRTUAL_ENV",
+    "PYTHONDONTWRITEBYTECODE",
+    "CUDA_*",
+    "NVIDIA_*",
+    "PYTORCH_*",
+    "TORCH_*",
+    "OMP_*",
+    "MKL_*",
+    "OPENBLAS_*",
+    "CC",
+    "CXX",
+    "AUTORESEARCH_PROFILE",
+    "AUTORESEARCH_SEED",
+]
 PRIVATE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
-ANSWERS = (b"ready", b"done", b"memory", b"closed")
+ANSWER_SECONDS = 300.0  # that the process may take for an answer; a score has a limit of its own
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL
+NEARLY_NOTHING = 256 << 20  # bytes of the disk that a copy of the weights must leave
+# Names of exceptions that are told besides Python's own. Others could be words of the text that is scored.
+TOLD = (
+    "AcceleratorError",
+    "BackendCompilerFailed",
+    "CompilationError",
+    "InductorError",
+    "InternalTorchDynamoError",
+    "OutOfMemoryError",
+    "SafetensorError",
+    "TorchRuntimeError",
+    "Unsupported",
+)
 
 
 class ModelProcess:
     """A process that runs train.py's model and nothing else of ours. What it may read holds no target.
 
-    A prepare.ScoredModel. Forked from this process, which has imported torch and must not have used it yet.
+    A prepare.ScoredModel. It starts fresh: it inherits one socket, a few harmless variables, and nothing else.
     AUTORESEARCH_CONFINE holds the words of the loop's sandbox.launcher, by which it is confined; it writes to a
-    folder of its own and nowhere else.
+    folder of its own and nowhere else, in which it finds a copy of the weights. Nothing that it prints is kept.
     """
 
     def __init__(self, game: Game) -> None:
         self.game, self.batch_size = game, scored_batch_size(game.profile)
+        self.lines = 0  # of train.py
         self.folder = Path(tempfile.mkdtemp(prefix="model-"))
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        if (pid := os.fork()) == 0:
-            try:
-                self.become(theirs)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        self.pid: int | None = pid
-        theirs.close()
+        self.channel.settimeout(ANSWER_SECONDS)
+        self.ended = False
+        with theirs:
+            self.process = self.start(theirs)
 
-    def become(self, channel: socket.socket) -> NoReturn:
-        """In the child: leave everything behind but the channel, confine itself, answer."""
-        os.setsid()
-        log = os.open(self.folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for target, handle in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
-            os.dup2(handle, target)
-        os.closerange(3, channel.fileno())
-        os.closerange(channel.fileno() + 1, 1 << 16)
-        tempfile.tempdir = None
-        os.environ |= {"TMPDIR": str(self.folder), **{name: str(self.folder / name.lower()) for name in PRIVATE_CACHES}}
-        launcher = json.loads(os.environ.pop("AUTORESEARCH_CONFINE", "[]"))
-        if not launcher:
-            answer(channel, self.game)
-        rules = json.loads(launcher[-1])
-        if rules and rules["by"] != "Landlock":  # a program confines it, so it has to begin anew
-            os.environ["AUTORESEARCH_REFEREE"] = str(channel.fileno())
-            channel.set_inheritable(True)
-            os.execv(launcher[0], [*launcher, sys.executable, "-m", "autoresearch.referee", "answer"])
-        sandbox.run(rules, lambda: answer(channel, self.game))
+    def start(self, channel: socket.socket) -> subprocess.Popen:
+        """Start the program, with its end of the channel."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT)
+        }
+        environment = {
+            **kept,
+            **{name: str(self.folder / name.lower()) for name in PRIVATE_CACHES},
+            "HOME": str(self.folder),
+            "TMPDIR": str(self.folder),
+            "AUTORESEARCH_REFEREE": str(channel.fileno()),
+            sandbox.PARENT: str(os.getpid()),
+        }
+        return subprocess.Popen(
+            [*self.launcher(), *self.program()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=[channel.fileno()],
+        )
+
+    def launcher(self) -> list[str]:
+        """The words by which the loop confines it, less the folder in which the training has left its files."""
+        words = json.loads(os.environ.get("AUTORESEARCH_CONFINE", "[]")) or sandbox.launcher(None)
+        if rules := json.loads(words[-1]):
+            rules["read"] = [path for path in rules["read"] if Path(path) != self.game.run_folder]
+        return [*words[:-1], json.dumps(rules)]
+
+    def program(self) -> list[str]:
+        return [sys.executable, "-m", "autoresearch.referee", "answer"]
 
     def __enter__(self) -> "ModelProcess":
         return self
 
     def __exit__(self, *exception) -> None:
         self.end()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def end(self) -> None:
-        """End the process and all that it started, at once."""
+        """End the process and all that it started, at once, and remove its folder: nothing of it is left."""
         self.channel.close()
-        if self.pid is None:
+        if self.ended:
             return
-        handle = os.pidfd_open(self.pid)
-        for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, number)  # its keeper, where it has one, ends all
-            if select.select([handle], [], [], seconds)[0]:
-                break
+        self.signal(signal.SIGTERM)  # its keeper ends all
+        try:
+            self.process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+        self.signal(signal.SIGKILL)
+        self.ended = True
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        os.close(handle)
-        os.waitpid(self.pid, 0)
-        self.pid = None
+            os.killpg(self.process.pid, number)
+
+    def wait_until_imported(self) -> None:
+        """Wait until it has imported torch and computes nothing any more. Raises NoScore."""
+        self.expect(b"imported", during="it was started")
 
     def load(self, train_py: Path, device: str) -> None:
         """Have it build the model with the run's weights. Raises NoScore where it cannot.
@@ -101,6 +149,8 @@ class ModelProcess:
         Logits travel through the device's memory if both sides can open it, else through the host's.
         """
         self.device, sizes = device, self.game.profile
+        self.lines = len(train_py.read_bytes().splitlines())
+        copy_weights(self.game.weights, self.folder / "model.safetensors")
         ids = self.batch_size * sizes.max_seq_len
         logits = ids * sizes.vocab_size
         for shared_by in ("handle", "host") if device.startswith("cuda") else ("host",):
@@ -117,7 +167,7 @@ class ModelProcess:
             self.shared_ids, in_memory = shared.ids_and_logits(memory, self.batch_size, sizes, only_ids=bool(handle))
             request = {
                 "train_py": str(train_py),
-                "weights": str(self.game.weights),
+                "weights": str(self.folder / "model.safetensors"),
                 "device": device,
                 "batch_size": self.batch_size,
                 "handle": handle,
@@ -125,7 +175,7 @@ class ModelProcess:
             with contextlib.suppress(OSError):  # it has ended: the answer says so
                 socket.send_fds(self.channel, [json.dumps(request).encode()], [memory])
             os.close(memory)
-            if self.answer() == b"ready":
+            if self.expect(b"ready", b"closed", during="it was built") == b"ready":
                 if not handle:
                     self.shared_logits = in_memory
                 return
@@ -138,21 +188,56 @@ class ModelProcess:
         self.shared_ids[: len(ids)] = ids
         with contextlib.suppress(OSError):
             self.channel.send(b"%d" % len(ids))
-        if self.answer() == b"memory":
+        if self.expect(b"done", b"memory", during="it gave logits") == b"memory":
             raise torch.OutOfMemoryError
         return self.shared_logits
 
-    def answer(self) -> bytes:
-        """The process's next word. Raises NoScore, with the last line of its log, where there is no such word."""
+    def expect(self, *words: bytes, during: str) -> bytes:
+        """The process's next word, one of these. Raises NoScore where it is another: see `why_not`."""
         try:
-            answer = self.channel.recv(64)
+            said = self.channel.recv(64)
+        except TimeoutError:
+            self.end()
+            raise NoScore(
+                f"the model cannot be scored: while {during}, its process said nothing for {ANSWER_SECONDS:g} s"
+            ) from None
         except OSError:
-            answer = b""
-        if answer in ANSWERS:
-            return answer
+            said = b""
+        if said in words:
+            return said
         self.end()
-        log = (self.folder / "log").read_bytes()[-4000:].decode(errors="replace")
-        lines = ["".join(c for c in line if c.isprintable()) for line in log.splitlines() if line.strip()]
-        for line in lines[-15:]:
-            print(f"  model | {line[:300]}", file=sys.stderr)
-        raise NoScore(f"the model cannot be scored: {lines[-1][:200] if lines else 'its process ended without a word'}")
+        raise NoScore(why_not(said, self.game, self.batch_size, self.lines, during))
+
+
+def why_not(said: bytes, game: Game, batch_size: int, lines: int, during: str) -> str:
+    """Why a model has no score, whose process said this, as its last word, while something was done (`during`).
+
+    Only words that are known and a line of train.py: what it says could be text that is scored.
+    """
+    if said == b"shape":
+        expected = (batch_size, game.profile.max_seq_len, game.profile.vocab_size)
+        return f"the model must give logits {expected} in floating point"
+    word, *rest = said.decode(errors="replace").split(" ")
+    if word == "failed" and len(rest) == 2 and rest[1].isascii() and rest[1].isdigit():
+        known = getattr(builtins, rest[0], None)
+        told = rest[0] in TOLD or (isinstance(known, type) and issubclass(known, BaseException))
+        line = int(rest[1])
+        where = f" in line {line} of train.py" if 0 < line <= lines else ""
+        return f"the model cannot be scored: {rest[0] if told else 'an exception'}{where} while {during}"
+    return f"the model cannot be scored: its process {'broke the rules' if said else 'ended'} while {during}"
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy what a training has saved. Raises NoScore for what is no file, or too large."""
+    try:
+        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        raise NoScore("the model cannot be scored: the training saved no weights") from None
+    with open(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NoScore("the model cannot be scored: what the training saved as weights is no file")
+        if status.st_size > shutil.disk_usage(target.parent).free - NEARLY_NOTHING:
+            raise NoScore(f"the disk has no room for a copy of the weights, {status.st_size / 2**30:.1f} GiB")
+        with open(target, "wb") as copy:
+            shutil.copyfileobj(file, copy, 1 << 20)

@@ -1,21 +1,29 @@
 """The score of a run, from the referee's side: what it waits for, what it computes, what it probes."""
 
+import contextlib
+import math
 import os
 import socket
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from autoresearch.referee import probes
 from autoresearch.referee.clock import Referee
 from autoresearch.referee.models import ModelProcess
-from autoresearch.referee.probes import probe, probe_count
-from prepare import Game, bits_per_byte, losses_of, read_figures
+from prepare import Game, NoScore, bits_per_byte, losses_of, read_figures
 
 
 def score(
-    game: Game, split: str = "val", wait: bool = False, train_py: Path | None = None, probe_all: bool = False
+    game: Game,
+    split: str = "val",
+    wait: bool = False,
+    train_py: Path | None = None,
+    probe_all: bool = False,
+    process: type[ModelProcess] = ModelProcess,
 ) -> dict:
     """Bits per byte of the last run's checkpoint on a held-out split, and the run's figures.
 
@@ -24,26 +32,94 @@ def score(
 
     wait: be the referee of a training that runs beside this; a line on standard input says that its
     process has ended. train_py: the file that defines the model, else the one that the run names.
-    probe_all: probe every row once, instead of a sample.
+    probe_all: probe every row once, instead of a sample. process: what runs the model; tests have their own.
+
+    AUTORESEARCH_REFERENCE names a folder, out of the trials' reach, for the losses of the first run that is scored
+    with it: the baseline's, against which those of later ones are compared.
     """
     channel = os.environ.pop("AUTORESEARCH_REFEREE", None)
-    referee = Referee(socket.socket(fileno=int(channel)), game) if channel else None
-    import torch  # noqa: F401  (here, for the processes forked below; the clock runs without it)
+    referee = Referee(socket.socket(fileno=int(channel)), game, hold=True) if channel else None
+    with process(game) as first, process(game) as second:
+        import torch
 
-    if wait and not sys.stdin.readline():
-        raise SystemExit(1)  # the training failed: nothing to score
-    if referee:
-        referee.require_in_time(game.weights)
-    with ModelProcess(game) as scored, ModelProcess(game) as probed:  # forked while this process holds nothing to hide
+        first.wait_until_imported()
+        second.wait_until_imported()
+        if referee:
+            referee.release()  # from here on nothing computes beside the training
+        if wait and not sys.stdin.readline():
+            raise SystemExit(1)  # the training failed: nothing to score
+        if referee:
+            referee.require_in_time(game.weights)
         began = time.perf_counter()
         figures = read_figures(game)
-        rows = np.array(game.rows(split))
-        model = train_py or Path(figures["train_py"])
-        scored.load(model, figures["device"])
-        losses = losses_of(scored, rows)
-        scored.end()  # before the other one begins: they must not meet
-        value = bits_per_byte(losses, game.token_bytes()[rows[:, 1:]])
-        probed.batch_size = scored.batch_size
-        probed.load(model, figures["device"])
-        probe(probed, rows, losses, len(rows) if probe_all else probe_count(game))
-    return {**figures, f"{split}_bpb": value, "score_seconds": time.perf_counter() - began}
+        train_py = train_py or Path(figures["train_py"])
+        random = np.random.default_rng()  # never seeded: who trains must not know the cuts
+        rows, spare = np.array(game.rows(split)), spare_rows(game)
+        if probe_all:
+            donors, spare = np.array(game.rows("val")) if split != "val" else spare, spare[:0]
+            streams = probes.plan_all(rows, donors if len(donors) else rows, random)
+        else:
+            streams = probes.plan(np.concatenate([rows, spare]), len(rows), probes.probe_counts(game), random)
+        losses = []
+        for model, stream in zip((first, second), streams, strict=True):
+            model.batch_size = first.batch_size  # less than at first where memory ran out
+            model.load(train_py, figures["device"])
+            losses.append(losses_of(model, stream.rows, stream.targets).numpy())
+            first.end()  # before the other one begins: they must not meet
+        text = np.concatenate([rows, spare])
+        token_bytes = game.token_bytes()[text[:, 1:]]
+        given = probes.answers(streams, losses, len(rows))
+        value = bits_per_byte(torch.from_numpy(given.losses), token_bytes[: len(rows)])
+        reason = probes.depends_on_company(given.again, given.learned) or probes.looks_ahead(given.altered, given.cuts)
+        if reason:
+            raise NoScore(random_instead(second, streams[1].rows) or reason)
+        folder = os.environ.get("AUTORESEARCH_REFERENCE")
+        reference = read_reference(Path(folder) / f"{split}.npz", given, len(spare)) if folder else None
+        found = probes.excess(given, reference, token_bytes > 0)
+        if reason := found.reason():
+            raise NoScore(reason)
+        if folder and not reference:
+            write_reference(Path(folder) / f"{split}.npz", given, losses_of(second, spare).numpy())
+    unit = (token_bytes > 0).sum() / token_bytes.sum() / math.log(2)  # bits a byte for a nat a token
+    probed = {f"{split}_gap": found.gap * unit, f"{split}_error": found.error * unit}
+    return {**figures, f"{split}_bpb": value, **probed, "score_seconds": time.perf_counter() - began}
+
+
+def spare_rows(game: Game) -> np.ndarray:
+    """Rows of val that are never scored, (rows, MAX_SEQ_LEN + 1); a small data set has none."""
+    manifest = game.manifest()
+    none = np.empty((0, game.profile.max_seq_len + 1), np.uint16)
+    return np.array(game.rows("spare")) if manifest and manifest["splits"]["spare"]["rows"] else none
+
+
+def random_instead(model: ModelProcess, rows: np.ndarray) -> str | None:
+    """Whether what a model says is not even the same for the same batch, given twice."""
+    batch = rows[: model.batch_size]
+    with contextlib.suppress(NoScore):
+        moved = (losses_of(model, batch) - losses_of(model, batch)).numpy()
+        if not abs(moved).mean() <= 1e-3 and not probes.rises(moved.mean(1)):  # which they do in a model that learns
+            return (
+                f"the score is random: the same rows, given twice in one batch, moved by {abs(moved).mean():.2g} "
+                "nats a token. Is dropout left on, or a random number drawn, when self.training is False?"
+            )
+    return None
+
+
+def read_reference(path: Path, given: probes.Answers, spare: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The baseline's losses of the scored and of the spare rows; None where there are none for these rows."""
+    try:
+        with np.load(path) as file:
+            scored, others = file["scored"].astype(np.float32), file["spare"].astype(np.float32)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    fits = scored.shape == given.losses.shape and others.shape == (spare, scored.shape[1])
+    return (scored, others) if fits else None
+
+
+def write_reference(path: Path, given: probes.Answers, spare: np.ndarray) -> None:
+    """Keep the losses of the first run that is scored."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    with open(temporary, "wb") as file:
+        np.savez(file, scored=given.losses.astype(np.float16), spare=spare.astype(np.float16))
+    temporary.replace(path)

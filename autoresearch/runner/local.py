@@ -77,7 +77,8 @@ class Local:
             stage.set(self.base, job.files)
         folder = self._folder(job.name)
         settings = {**self.settings, **seat.device, "AUTORESEARCH_SEED": str(job.seed)}
-        caches = folder / "caches" if job.fresh_caches else self.folder / name_of("caches", seat)
+        own_caches = job.fresh_caches or (self.task.referee and self.facts.profile != "gpu")  # nothing to pass on
+        caches = folder / "caches" if own_caches else self.folder / name_of("caches", seat)
         trial = Trial(
             self.task,
             job,

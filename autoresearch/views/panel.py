@@ -80,6 +80,8 @@ def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]
     if champion and state.keep > 1 and state.gain is not None:
         gain = f"{state.gain:.6f} over the baseline's {state.baseline:.6f}"
         yield "gain", Text(gain, "green" if state.gain > 0 else "")
+    if state.doubt:
+        yield "doubt", Text(state.doubt, "red")
     if bar and len(set(state.curve)) > 1:
         for name, line in zip(("curve", ""), sparkline(state.curve), strict=True):
             yield name, Text(line, "green")

@@ -78,6 +78,7 @@ def summary(state: State) -> list[str]:
     return [
         f"# Run {plain(state.tag)}",
         claim,
+        *([f"**Doubtful:** {record.doubt}."] if record.doubt else []),
         f"{tried} changes were tried after the baseline, {kept} were kept. In the run {plain(task.metric)} "
         f"went from {first.score:.6f} to {last.score:.6f} ({better} is better): a gain of "
         f"{signed(state.gain or 0.0)}. The champion is commit `{short(last.commit)}`.",

@@ -14,7 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
-from autoresearch.record.findings import Findings, findings
+from autoresearch.record.findings import Findings, doubt, findings
 from autoresearch.record.journal import holder
 from autoresearch.record.ledger import Attempt, Ledger, Spent
 from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN
@@ -211,6 +211,11 @@ class Record:
         return findings(self.ledger, self.task.lower_is_better, self.task.line_price)
 
     @functools.cached_property
+    def doubt(self) -> str:
+        """Why the kept changes are not to be believed, taken together; empty where nothing speaks against them."""
+        return doubt(self.ledger.kept)
+
+    @functools.cached_property
     def _kept_by_commit(self) -> dict[str, Attempt]:
         return {attempt.commit: attempt for attempt in self.ledger.kept}
 
@@ -322,6 +327,7 @@ class State:
     discard: int
     crash: int
     keep_rate: float | None  # of what came after the baseline
+    doubt: str  # why the kept changes are not to be believed, taken together; mostly empty
     per_hour: float | None  # experiments while a loop ran
     curve: list[float]  # best score so far, oldest first, at most CURVE points
     last: list[Row]  # the last verdicts, newest first, at most LAST
@@ -393,6 +399,7 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         experiments=experiments,
         **record.counts,
         keep_rate=record.keep_rate,
+        doubt=record.doubt,
         per_hour=3600 * experiments / wall if wall > 0 and experiments else None,
         curve=record.curve,
         last=record.last,

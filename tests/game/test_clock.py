@@ -21,7 +21,7 @@ import torch
 from conftest import ROOT
 
 import prepare
-from autoresearch.referee import clock, probes
+from autoresearch.referee import clock
 from autoresearch.runner.progress import Progress, read_progress
 
 # A train.py of the least size: a bigram table. Small enough that the score can be worked out by hand.
@@ -283,17 +283,22 @@ def another_model(game, folder, old: str, new: str, device: str = "cpu") -> None
         (
             REFEREE,
             "return self.table(idx)[..., :100]",
-            "give logits (16, 64, 512) in floating point, not (16, 64, 100)",
+            "must give logits (16, 64, 512) in floating point\n",  # and no number that the model chose
         ),
         (REFEREE, "return self.table(idx) * float('nan')", "not a finite number"),
+        (
+            REFEREE,
+            "raise ValueError(idx)",
+            "the model cannot be scored: ValueError in line 11 of train.py while it gave",
+        ),
     ],
-    ids=["plain, narrow", "referee, narrow", "referee, not finite"],
+    ids=["plain, narrow", "referee, narrow", "referee, not finite", "referee, an exception"],
 )
 def test_a_model_without_a_score(game, run, tmp_path, forward, message, scorer):
     another_model(game, tmp_path, "return self.table(idx)", forward)
     answer = program(*scorer, game=game, AUTORESEARCH_RUN_DIR=str(tmp_path))
     assert answer.returncode == 1 and "no score: " in answer.stderr and message in answer.stderr
-    assert "val_bpb" not in answer.stdout and "Traceback" not in answer.stderr
+    assert "val_bpb" not in answer.stdout and "Traceback" not in answer.stderr and "tensor" not in answer.stderr
 
 
 def test_a_score_that_is_no_number():
@@ -398,6 +403,22 @@ def test_saving_a_large_model_takes_its_time(joined, short, tmp_path, monkeypatc
         referee.require_in_time(tmp_path / "model.safetensors")
 
 
+def test_the_clock_waits_until_nothing_else_starts_up(short):
+    """A training's first batch comes when the referee has imported what it needs, and its time begins then."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    referee = clock.Referee(theirs, short, hold=True)
+    with ours:
+        ours.send(b"start")
+        ours.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            ours.recv(64)
+        referee.release()
+        ours.settimeout(10)
+        assert ours.recv(64) == b"go" and time.perf_counter() - referee.times[0] < 0.2
+    os.kill(referee.pid, 9)
+    os.waitpid(referee.pid, 0)
+
+
 def test_a_training_without_a_batch_has_no_score(joined, tmp_path):
     with pytest.raises(prepare.NoScore, match="drew no batch"):
         joined[0].require_in_time(tmp_path / "model.safetensors")
@@ -425,10 +446,6 @@ def test_figures_are_read_as_what_a_stranger_wrote(game, tmp_path, capsys):
         with pytest.raises(SystemExit):
             prepare.read_figures(game)
         (tmp_path / "figures.json").unlink()
-
-
-def test_cuts_cover_the_whole_row():
-    assert set(probes.spread(500, 64, np.random.default_rng())) == set(range(1, 64))
 
 
 # -- the score on a GPU

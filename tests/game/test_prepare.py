@@ -118,10 +118,12 @@ def test_sotu_from_nothing_to_rows(user):
     manifest, tokenizer = user.manifest(), user.tokenizer()
     assert tokenizer.n_vocab == 512 and manifest["splits"]["val"]["rows"] == 128
     bos = tokenizer.encode_single_token("<|reserved_0|>")
-    for split in sources.SPLITS:
+    for split in (*sources.SPLITS, "spare"):
         rows = user.rows(split)
         assert len(rows) == manifest["splits"][split]["rows"]
         assert (rows[:, 0] == bos).all() and rows.max() < 512
+    seen = {split: {row.tobytes() for row in user.rows(split)} for split in ("val", "spare")}
+    assert manifest["splits"]["spare"]["rows"] == len(seen["spare"] - seen["val"]) == 320
     counts = np.load(user.cache / "sotu-test/token_bytes.npy")
     sample = user.rows("val")[3]
     assert counts[sample].sum() == len(tokenizer.decode_bytes([token for token in sample if token < 508]))
@@ -384,7 +386,10 @@ def test_climbmix_through_a_bad_network(user, shards):
     manifest = user.manifest("climbmix-test")
     assert manifest["source"] == {"name": "climbmix", "shards": 3, "val": 6542, "holdout": 6541}
     requests = len(shards.requests)
-    user.prepare(**shards.settings)
+    said = user.prepare(**shards.settings)
+    tokens = 64 * manifest["splits"]["train"]["rows"]
+    assert f"{tokens / 1e6:.1f} million tokens to train on" in said and f"{3 * 1.65e6 / tokens:.2f} epochs" in said
+    assert f"AUTORESEARCH_SHARDS={int(3 * 3 * 1.65e6 / tokens) + 1} makes it less than one" in said
     assert len(shards.requests) == requests  # prepared once
 
 

@@ -116,6 +116,26 @@ def test_a_kernel_that_is_wrong_is_passed_over(as_on_a_gpu, monkeypatch, capsys)
     assert "varlen_attention is wrong here" in capsys.readouterr().out
 
 
+def test_a_kernel_with_wrong_gradients_is_passed_over(as_on_a_gpu, monkeypatch, capsys):
+    """What it gives is right; its keys get no gradient from what they should."""
+
+    def varlen_attention(window):
+        masked = train.masked_attention(window)
+        return lambda q, k, v: masked(q, k.detach(), v) + 0 * k
+
+    monkeypatch.setattr(train, "varlen_attention", varlen_attention)
+    monkeypatch.setattr(train, "flex_attention", train.masked_attention)
+    assert train.choose_attention(32) is train.masked_attention
+    assert "varlen_attention is wrong here, by 1.000" in capsys.readouterr().out
+
+
+def test_a_kernel_that_rounds_otherwise_is_taken(as_on_a_gpu, monkeypatch, capsys):
+    """bf16 between its products, where the masked kernel keeps float32."""
+    monkeypatch.setattr(train, "varlen_attention", train.product_attention)
+    for window in (8, 32):
+        assert train.choose_attention(window) is train.product_attention, capsys.readouterr().out
+
+
 def test_full_attention_is_cudnn_on_an_h100_alone(as_on_a_gpu, monkeypatch):
     assert train.choose_attention(train.MAX_SEQ_LEN) is train.cudnn_attention
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
@@ -154,17 +174,34 @@ torch.cuda.get_device_name = lambda *_: "NVIDIA H200"
 torch.cuda.get_device_properties = lambda *_: types.SimpleNamespace(multi_processor_count=132, major=9, minor=0)
 torch.cuda.mem_get_info = lambda *_: (139 << 30, 141 << 30)
 import train
-from torch._subclasses.fake_tensor import FakeTensorMode
-assert (train.DEPTH, train.BATCH_TOKENS, train.choose_micro_batch()) == (9, 2**18, 128)
+assert (train.DEPTH, train.WIDTH, train.HEADS, train.BATCH_TOKENS) == (9, 640, 5, 2**18)
+assert train.WIDTH == -(-9 * 57 // train.HEAD_DIM) * train.HEAD_DIM  # the published rule: up to whole heads
+assert train.choose_micro_batch() == 128
+torch.cuda.mem_get_info = lambda *_: (78 << 30, 79 << 30)  # a card of 80 GB, on which 128 rows would take 80 GB
+assert train.choose_micro_batch() == 64 and 128 * 2048 * train.token_bytes() > 60 << 30
 train.choose_attention = lambda window: train.product_attention if window >= 2048 else train.varlen_attention
 train.DEVICE, train.autocast = torch.device("meta"), contextlib.nullcontext
 model = train.build_model()
+assert [block.window for block in model.blocks] == [256] * 4 + [2048] + [256] * 3 + [2048]
+adamw, muon = train.build_optimizers(model)
+scale = (640 / 768) ** -0.5
+rates = [(group["lr"], *group["betas"], group["weight_decay"]) for group in adamw.param_groups]
+assert [(round(lr / scale, 9), *rest) for lr, *rest in rates[:3]] == [
+    (0.9, 0.8, 0.95, 0.001), (0.9, 0.8, 0.95, 0.003), (0.005, 0.8, 0.95, 0.01)
+]
+assert rates[3:] == [
+    (0.005, 0.8, 0.95, 0.0), (0.5, 0.96, 0.95, 0.0)
+]
+assert {tuple(shape): len(state[0]) for shape, state in muon.state.items()} == {
+    (640, 640): 9 * 4, (2560, 640): 9, (640, 2560): 9, (5, 32): 5
+}
+assert [train.muon_momentum(steps) for steps in (0, 200, 1000)] == [0.85, 0.95, 0.95]
 with torch.device("meta"):
     idx = torch.zeros(128, 2048, dtype=torch.int64)
 logits = model(idx)
 assert logits.shape == (128, 2048, 8192) and logits.dtype == torch.float32
 model.loss(model.hidden(idx), idx).backward()
-assert all(p.grad.shape == p.shape for p in model.parameters())
+assert not [p for p in model.parameters() if p.grad.shape != p.shape]
 train.compiled = lambda function: function
 train.Muon(model.blocks.parameters()).step(lr=0.1, beta=0.9, weight_decay=0.1)
 print(sum(p.numel() for p in model.parameters()), train.flops_per_token(model))
@@ -173,7 +210,7 @@ print(sum(p.numel() for p in model.parameters()), train.flops_per_token(model))
 
 @pytest.mark.slow
 def test_a_step_on_a_gpu_that_is_not_there():
-    """The model, loss and Muon of the `gpu` profile in their full size, as shapes alone."""
+    """The published end point in its sizes, rates and windows; model, loss and Muon in full size, as shapes alone."""
     ended = subprocess.run(
         [sys.executable, "-c", FAKE_GPU],
         cwd=ROOT,
@@ -184,7 +221,7 @@ def test_a_step_on_a_gpu_that_is_not_there():
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     parameters, flops = ended.stdout.split()
-    assert 55e6 < int(parameters) < 60e6 and 2.2e8 < float(flops) < 2.6e8
+    assert 80e6 < int(parameters) < 82e6 and 3.3e8 < float(flops) < 3.5e8
 
 
 @pytest.mark.parametrize(
@@ -258,6 +295,48 @@ def test_polar_express_makes_singular_values_one(shape, monkeypatch):
     assert values.min() > 0.7 and values.max() < 1.3
 
 
+def test_rotation_after_the_norm_is_rotation_before_it():
+    torch.manual_seed(0)
+    x, angles = torch.randn(2, 7, 3, 16), torch.randn(7, 1, 8)
+    before, after = (
+        train.norm(train.rotate(x, angles.cos(), angles.sin())),
+        train.rotate(train.norm(x), angles.cos(), angles.sin()),
+    )
+    assert torch.allclose(before, after, atol=1e-5)
+
+
+def muon_after(parameters, gradients):
+    """The parameters after two steps of Muon on the same gradients."""
+    muon = train.Muon(parameters)
+    for _ in range(2):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        muon.step(lr=0.1, beta=0.9, weight_decay=0.1)
+    return [parameter.detach() for parameter in parameters]
+
+
+def test_muon_makes_queries_keys_and_values_orthogonal_apart():
+    torch.manual_seed(0)
+    weights, gradients = torch.randn(2, 3, 16, 24, device=train.DEVICE)
+    together = muon_after([torch.nn.Parameter(weights.clone())], [gradients])
+    apart = muon_after([torch.nn.Parameter(matrix.clone()) for matrix in weights], gradients)
+    assert torch.allclose(together[0], torch.stack(apart), atol=1e-5)
+    block = train.build_model().blocks[0]
+    assert block.query_key_value.shape == (3, train.WIDTH, train.WIDTH)
+
+
+@pytest.mark.parametrize("shape, evened", [((16, 64), 0), ((64, 16), 1), ((16, 16), 1)])
+def test_muon_evens_out_the_side_that_is_longer(shape, evened):
+    """After one step from zero all columns of a wide matrix are of one size, or all rows of a tall one."""
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.zeros(shape, device=train.DEVICE))
+    parameter.grad = torch.randn(shape, device=train.DEVICE) * torch.linspace(0.1, 1, shape[0])[:, None].to(parameter)
+    train.Muon([parameter]).step(lr=0.1, beta=0.9, weight_decay=0.0)
+    sizes = [parameter.detach().norm(dim=side) for side in (0, 1)]
+    spread = [(size.std() / size.mean()).item() for size in sizes]
+    assert spread[evened] < 1e-3 < spread[1 - evened]
+
+
 def test_muon_descends():
     torch.manual_seed(0)
     target = torch.randn(32, 48)
@@ -283,6 +362,15 @@ def test_every_parameter_has_one_optimizer():
 def test_learning_rate_falls_to_its_end():
     rates = [train.learning_rate(i / 100) for i in range(101)]
     assert rates[0] == 1 and rates[-1] == pytest.approx(train.FINAL_LR) and sorted(rates, reverse=True) == rates
+
+
+def test_momentum_rises_and_weight_decay_falls_straight():
+    ramp = train.MUON_RAMP
+    assert [train.muon_momentum(steps) for steps in (0, ramp // 2, ramp, 9 * ramp)] == pytest.approx(
+        [0.85, 0.9] + [0.95] * 2
+    )
+    decays = [train.matrix_weight_decay(progress) for progress in (0.0, 0.25, 1.0)]
+    assert decays == pytest.approx([train.MATRIX_WEIGHT_DECAY, 0.75 * train.MATRIX_WEIGHT_DECAY, 0.0])
 
 
 def test_peak_is_known_or_left_open(monkeypatch):

@@ -1,5 +1,5 @@
 """Goes on writing to the shared logits while the referee computes with them: low for its sum, high for what it picks."""
-# crash: depends on what was scored with it
+# crash: the score is random
 
 import gc
 import operator

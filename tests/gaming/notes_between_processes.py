@@ -14,7 +14,6 @@ class Model(Model):
         places = [
             "/dev/shm",
             "/tmp",
-            system.getenv("AUTORESEARCH_RUN_DIR"),
             system.getcwd(),
             system.getenv("TMPDIR") + "/..",
         ]

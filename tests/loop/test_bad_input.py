@@ -85,7 +85,7 @@ def test_a_baseline_that_crashes(toy):
     toy.write("solver.py", "raise SystemExit('no luck')\n")
     toy.commit()
     output = toy.run(expect=2)
-    assert "the baseline crashed" in output and "no luck" in output and "train.log" in output
+    assert all(text in output for text in ("the baseline crashed", "no luck", "train.log", "uv run loop.py doctor"))
     assert toy.statuses() == ["crash"]
     toy.require_whole()
 

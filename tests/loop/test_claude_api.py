@@ -189,7 +189,7 @@ def test_a_file_of_two_megabytes_is_refused(toy):
     with Models(steps([[large], [submit()], [create("solver.py", solver(6))], [submit()]])) as models:
         run(toy, models, 2)
     assert toy.statuses() == ["keep", "keep"]
-    assert "solver.py has 2,0" in models.asked[2].results[1] and "262,144 is the most" in models.asked[2].results[1]
+    assert "solver.py has 2048 KB; 256 KB are allowed" in models.asked[2].results[1]
 
 
 @pytest.mark.slow

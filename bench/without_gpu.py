@@ -1,0 +1,290 @@
+"""The whole step of the `gpu` profile where there is no GPU: compiled to kernels of an H200, never launched.
+
+    uv run bench/without_gpu.py             # train.py as it ships; about a minute
+    uv run bench/without_gpu.py 512 640     # at these widths
+
+train.py runs in its full size on tensors that have a shape and no numbers, and its graphs go through Dynamo, Inductor,
+Triton and ptxas. Prints, and ends with exit code 1 if one of them is not so: no graph breaks; each kernel fits into an
+H200's shared memory; what lies between forward and backward pass agrees with `token_bytes` of train.py; varlen
+attention gets no float32. Prints besides, and judges not, what is saved and how much a step computes and moves.
+
+It cannot see wrong numbers, what cuBLAS and cuDNN say, or any time. It leans on private names of torch 2.15 and Triton
+3.9, needs g++, and is for whoever changes the GPU's path: no test that every machine passes.
+"""
+
+import argparse
+import collections
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = 128  # of a micro-batch: all of 2**18 tokens
+SHARED_MEMORY = 232_448  # bytes that a block of threads may have on an H100 or H200
+H200 = types.SimpleNamespace(
+    name="NVIDIA H200",
+    major=9,
+    minor=0,
+    multi_processor_count=132,
+    warp_size=32,
+    total_memory=150_754_820_096,
+    regs_per_multiprocessor=65_536,
+    max_threads_per_multi_processor=2048,
+    max_threads_per_block=1024,
+    shared_memory_per_block=49_152,
+    shared_memory_per_block_optin=SHARED_MEMORY,
+    shared_memory_per_multiprocessor=233_472,
+    L2_cache_size=62_914_560,
+    is_integrated=0,
+    is_multi_gpu_board=0,
+    gcnArchName="",
+    clock_rate=1_980_000,
+    memory_clock_rate=2_619_000,
+    memory_bus_width=6144,
+)
+
+
+class NoGuard(contextlib.ContextDecorator):
+    """In the place of what switches devices."""
+
+    idx = prev_idx = 0
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+
+def pretend(shim: Path) -> None:
+    """Make torch and Triton believe that device 0 is an H200."""
+    import torch
+    import triton
+    from torch._dynamo.device_interface import CudaInterface
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.driver import CudaDriver
+
+    stream = types.SimpleNamespace(cuda_stream=0, device=torch.device("cuda", 0), device_index=0)
+    answers = {
+        "is_available": True,
+        "is_bf16_supported": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_properties": H200,
+        "get_device_capability": (9, 0),
+        "get_device_name": H200.name,
+        "mem_get_info": (145 << 30, H200.total_memory),
+        "current_stream": stream,
+        "is_initialized": False,
+        "is_current_stream_capturing": False,
+        **dict.fromkeys(("set_device", "synchronize", "_lazy_init", "set_rng_state"), None),
+        **dict.fromkeys(("_exchange_device", "_maybe_exchange_device"), 0),
+    }
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
+        if hasattr(CudaInterface, name):
+            setattr(CudaInterface, name, staticmethod(getattr(torch.cuda, name)))
+    torch.cuda.get_rng_state = lambda *_: torch.zeros(16, dtype=torch.uint8)
+    torch.cuda.device = torch.cuda._DeviceGuard = CudaInterface.device = NoGuard
+    CudaInterface.exchange_device = CudaInterface.maybe_exchange_device = staticmethod(lambda device: 0)
+    CudaInterface.get_raw_stream = staticmethod(lambda device: 0)
+    torch._C._cuda_getCurrentRawStream = lambda device: 0
+    FakeTensorMode.avoid_device_init = property(lambda mode: True)
+    torch._C._ensureCUDADeviceGuardSet()
+    ctypes.CDLL(str(shim)).device_is_there()
+
+    class Driver(CudaDriver):
+        def __init__(self):
+            limits = {
+                "max_shared_mem": SHARED_MEMORY,
+                "max_num_regs": H200.regs_per_multiprocessor,
+                "multiprocessor_count": H200.multi_processor_count,
+                "warpSize": H200.warp_size,
+            }
+            self.utils = types.SimpleNamespace(get_device_properties=lambda device: limits)
+            self.get_current_device = self.get_current_stream = lambda *_: 0
+            self.get_device_capability = lambda *_: (9, 0)
+
+        def get_current_target(self):
+            return GPUTarget("cuda", 90, H200.warp_size)
+
+    triton.runtime.driver._default = triton.runtime.driver._active = Driver()
+
+
+class Compiler:
+    """A backend of torch.compile that compiles each graph as Inductor does, and then runs it on fake tensors."""
+
+    def __init__(self):
+        import torch._inductor.config as inductor
+        from torch._inductor.runtime.triton_heuristics import CachingAutotuner, StaticTritonCompileResult
+        from torch._inductor.scheduler import Scheduler
+
+        self.kernels: list[tuple[str, int]] = []  # name, bytes of shared memory
+        self.graphs: list[dict] = []  # of each: calls, flops, bytes, saved ({(dtype, shape): bytes})
+        inductor.force_disable_caches = True
+        inductor.compile_threads = 1
+        inductor.triton.autotune_pointwise = False  # one configuration of each: half the time
+        inductor.shape_padding = inductor.joint_graph_constant_folding = False  # both would launch
+        seen, codegen = self, Scheduler.codegen
+
+        def collect(autotuner):
+            for result in autotuner.compile_results:
+                seen.kernels.append((autotuner.inductor_meta["kernel_name"], result.kernel.metadata.shared))
+            autotuner.launchers = [None]
+
+        def count(scheduler):
+            graph = seen.graphs[-1]
+            graph["bytes"] += sum(node.get_read_write_buffers_sizes() for node in scheduler.nodes)
+            graph["flops"] += sum(node.estimate_flops() or 0 for node in scheduler.nodes)
+            return codegen(scheduler)
+
+        StaticTritonCompileResult.can_statically_launch = staticmethod(lambda *_, **__: None)
+        CachingAutotuner._make_launchers = collect
+        CachingAutotuner._dynamic_scale_rblock = lambda autotuner: None
+        Scheduler.codegen = count
+
+    def __call__(self, graph, inputs):
+        from torch._inductor.compile_fx import compile_fx
+
+        return compile_fx(graph, inputs, inner_compile=self.compile)
+
+    def compile(self, graph, inputs, **options):
+        import torch
+        from torch._inductor.compile_fx import compile_fx_inner
+
+        facts = {"calls": 0, "flops": 0, "bytes": 0, "saved": {}}
+        self.graphs.append(facts)
+        before, began = len(self.kernels), time.perf_counter()
+        result = compile_fx_inner(graph, inputs, **options)
+        kernels, seconds = len(self.kernels) - before, time.perf_counter() - began
+        print(f"  graph {len(self.graphs)}: {kernels} kernels, {seconds:.0f} s", flush=True)
+
+        def run(arguments):
+            facts["calls"] += 1
+            mode = next(a.fake_mode for a in arguments if hasattr(a, "fake_mode"))
+            given = {a.untyped_storage()._cdata for a in arguments if isinstance(a, torch.Tensor)}
+            with mode:
+                out = torch.fx.Interpreter(graph).run(*arguments)
+            if not options.get("is_backward"):
+                for x in out:
+                    if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in given:
+                        key = x.untyped_storage()._cdata
+                        facts["saved"][key] = (x.dtype, tuple(x.shape), x.untyped_storage().nbytes())
+            return out
+
+        result.current_callable = run
+        return result
+
+
+def trace(width: int | None, shim: Path) -> bool:
+    """Compile and count the step. Whether all is as it should be."""
+    pretend(shim)
+    import torch
+    import torch.nn.attention.varlen as varlen
+    from torch._dynamo.utils import counters
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    compiler = Compiler()
+    dtypes = set()
+    varlen_attention = varlen.varlen_attn
+
+    def watched(q, k, v, *rest, **options):
+        dtypes.update(str(x.dtype) for x in (q, k, v))
+        return varlen_attention(q, k, v, *rest, **options)
+
+    varlen.varlen_attn = watched
+    with FakeTensorMode(), torch.autograd.set_multithreading_enabled(False):
+        import train
+
+        if width:
+            train.WIDTH, train.HEADS = width, width // train.HEAD_DIM
+        train.COMPILE = {**train.COMPILE, "backend": compiler}
+        train.choose_attention = lambda window: (
+            train.cudnn_attention if window >= train.MAX_SEQ_LEN else train.varlen_attention
+        )
+        idx = torch.zeros(ROWS, train.MAX_SEQ_LEN, dtype=torch.int64, device="cuda")
+        model = train.build_model()
+        model.loss(model.hidden(idx), idx).backward()
+
+        train.attention.cache_clear()
+        train.choose_attention = lambda window: (
+            train.cudnn_attention if window >= train.MAX_SEQ_LEN else train.flex_attention
+        )
+        model = train.build_model()
+        model.compile()
+        adamw, muon = train.build_optimizers(model)
+        model.loss(model.hidden(idx), idx).backward()
+        adamw.step()
+        muon.step(0.01, 0.9, 0.1)
+
+    tokens = idx.numel()
+    saved = collections.Counter()
+    for graph in compiler.graphs:
+        for dtype, shape, size in graph["saved"].values():
+            saved[str(dtype).removeprefix("torch."), shape] += graph["calls"] * size / tokens
+    traced = sum(saved.values()) + 2 * train.VOCAB_SIZE  # the gradient of the logits, bf16
+    estimate = train.token_bytes()
+    name, shared = max(compiler.kernels, key=lambda kernel: kernel[1])
+    flops, moved = (sum(graph["calls"] * graph[key] for graph in compiler.graphs) for key in ("flops", "bytes"))
+    claims = {
+        f"graph breaks: {sum(counters['graph_break'].values())} in {len(compiler.graphs)} graphs": (
+            not counters["graph_break"]
+        ),
+        f"shared memory: at most {shared:,} of {SHARED_MEMORY:,} bytes in {len(compiler.kernels)} kernels ({name})": (
+            shared <= SHARED_MEMORY
+        ),
+        f"memory of a token: {traced:,.0f} bytes traced, {estimate:,} estimated": traced <= estimate <= 1.2 * traced,
+        f"varlen attention got {', '.join(sorted(dtypes))}": dtypes == {"torch.bfloat16"},
+    }
+    print(f"{train.DEPTH} blocks, width {train.WIDTH}, {ROWS} rows of {train.MAX_SEQ_LEN} tokens")
+    for claim, holds in claims.items():
+        print(f"  {'ok   ' if holds else 'WRONG'} {claim}")
+    print(f"  a step: {flops / 1e12:.1f} TFLOP of products, {moved / 1e9:.0f} GB read and written")
+    for (dtype, shape), size in saved.most_common(12):
+        print(f"  saved {size:>9,.0f} bytes a token, {dtype} {list(shape)}")
+    return all(claims.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("widths", nargs="*", type=int, metavar="WIDTH", help="multiples of 128 (default: as shipped)")
+    parser.add_argument("--shim", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.shim:
+        sys.path.insert(0, str(ROOT))
+        sys.exit(not trace(next(iter(arguments.widths), None), arguments.shim))
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="without-gpu-") as folder:
+        shim = Path(folder, "shim.so")
+        import triton
+
+        headers = Path(triton.__file__).parent / "backends/nvidia/include"
+        source = Path(__file__).with_suffix(".cpp")
+        command = ["g++", "-shared", "-fPIC", "-O1", "-Wl,-soname,libcuda.so.1", f"-I{headers}", "-o", shim, source]
+        subprocess.run(command, check=True)
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": str(shim),
+            "AUTORESEARCH_PROFILE": "gpu",
+            "AUTORESEARCH_CACHE": folder,
+            "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
+            "TRITON_CACHE_DIR": f"{folder}/triton",
+        }
+        for width in arguments.widths or [None]:
+            words = [sys.executable, "-W", "ignore", __file__, "--shim", shim, *([str(width)] if width else [])]
+            failed |= subprocess.run(words, env=environment, cwd=ROOT).returncode != 0
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The processes that run train.py's model: what reaches the referee from one that breaks every rule."""
+
+import dataclasses
+import json
+import os
+import sys
+
+import pytest
+import torch
+
+import prepare
+from autoresearch.referee import models
+from autoresearch.referee.models import ModelProcess, copy_weights, why_not
+
+# A process in the place of answer.py, without torch: a few lines that know the channel, and then misbehave.
+STRANGER = """import json, os, random, signal, socket, sys, time
+channel = socket.socket(fileno=int(os.environ["AUTORESEARCH_REFEREE"]))
+def serve(batches):
+    channel.send(b"imported")
+    channel.recv(4096)
+    channel.send(b"ready")
+    for _ in range(batches):
+        channel.recv(64)
+        channel.send(b"done")
+"""
+ENDED, BROKE, SILENT = "its process ended while", "its process broke the rules while", "its process said nothing for"
+STRANGERS = {
+    "ends at once": ("", ENDED),
+    "ends after it was built": ("serve(0)", ENDED),
+    "ends in the middle": ("serve(2)", ENDED),
+    "kills itself": ("serve(1); os.kill(os.getpid(), signal.SIGKILL)", ENDED),
+    "closes the channel and stays": ("serve(1); channel.close(); time.sleep(60)", SILENT),
+    "closes it one way": ("serve(1); channel.shutdown(socket.SHUT_WR); time.sleep(60)", ENDED),
+    "says nothing": ("serve(1); time.sleep(60)", SILENT),
+    "says nothing from the start": ("time.sleep(60)", SILENT),
+    "an empty packet": ("serve(1); channel.send(b''); time.sleep(60)", ENDED),
+    "a packet too large": ("serve(1); channel.send(b'done' * 20_000)", BROKE),
+    "the answer and more": ("serve(1); channel.send(b'done '); time.sleep(60)", BROKE),
+    "another answer": ("serve(1); channel.send(b'ready')", BROKE),
+    "an answer before its time": ("channel.send(b'done')", BROKE),
+    "failed, and says more": ("serve(1); channel.send(b'failed of the people by the people')", BROKE),
+    "a line that is none": ("serve(1); channel.send(b'failed ValueError -7')", BROKE),
+    "a line that is long": ("serve(1); channel.send(b'failed ValueError ' + b'9' * 400)", "ValueError while"),
+    "zeros": ("serve(1); channel.send(bytes(64))", BROKE),
+    "handles": ("serve(1); socket.send_fds(channel, [b'x'], [0] * 50)", BROKE),
+    "a flood": (
+        "channel.setblocking(False)\nwhile True:\n    try: channel.send(b'done')\n    except OSError: pass",
+        BROKE,
+    ),
+    "a flood of answers, none of which waits": (
+        "serve(0)\nwhile True:\n    channel.send(b'done')",
+        None,  # what its memory holds is scored, and is no number or a bad one
+    ),
+}
+
+
+class Stranger(ModelProcess):
+    code = ""
+
+    def program(self):
+        return [sys.executable, "-I", "-S", "-c", STRANGER + self.code]
+
+
+@pytest.fixture
+def trained(game, tmp_path):
+    """A run that never was: weights and a train.py that nobody reads."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "train.py").write_text("a = 1\nb = 2\n")
+    return dataclasses.replace(game, run_folder=tmp_path)
+
+
+def score_of(stranger: ModelProcess, game, rows) -> str | None:
+    """Why there is no score of a stranger; None if there is one."""
+    try:
+        with stranger as model:
+            model.wait_until_imported()
+            model.load(game.run_folder / "train.py", "cpu")
+            losses = prepare.losses_of(model, rows)
+            prepare.bits_per_byte(losses, game.token_bytes()[rows[:, 1:]])
+    except prepare.NoScore as reason:
+        return str(reason)
+    return None
+
+
+@pytest.mark.parametrize(("code", "reason"), STRANGERS.values(), ids=STRANGERS)
+def test_a_process_that_breaks_the_rules(trained, monkeypatch, code, reason):
+    """There is a reason in plain words or a score, no traceback, and nothing hangs."""
+    monkeypatch.setattr(models, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(Stranger, "code", code)
+    found = score_of(Stranger(trained), trained, trained.rows("val")[:64])
+    assert found is None if reason is None else reason in found
+    assert not any(path.name.startswith("model-") for path in trained.run_folder.iterdir())
+
+
+def test_random_bytes(trained, monkeypatch):
+    """Two hundred last words drawn by lot; none of them is repeated by the referee."""
+    monkeypatch.setattr(models, "ANSWER_SECONDS", 1.0)
+    for seed in range(4):
+        code = f"serve(1); random.seed({seed}); channel.send(random.randbytes(random.randrange(1, 200)))"
+        monkeypatch.setattr(Stranger, "code", code)
+        assert BROKE in score_of(Stranger(trained), trained, trained.rows("val")[:64])
+    random = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        size = int(torch.randint(1, 64, (1,), generator=random))
+        said = b"failed " * (size % 2) + bytes(torch.randint(256, (size,), generator=random).tolist())
+        reason = why_not(said, trained, 16, 2, "it gave logits")
+        assert reason == "the model cannot be scored: its process broke the rules while it gave logits"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"failed ValueError 2", "ValueError in line 2 of train.py while it gave logits"),
+        (b"failed ValueError 3", "ValueError while it gave logits"),  # there is no third line
+        (b"failed FourScoreAndSevenYears 1", "an exception in line 1 of train.py while it gave logits"),
+        (b"failed print 1", "an exception in line 1 of train.py while it gave logits"),
+        (b"failed OutOfMemoryError 0", "OutOfMemoryError while it gave logits"),
+    ],
+)
+def test_of_a_failure_type_and_line_are_told(trained, said, reason):
+    assert why_not(said, trained, 16, 2, "it gave logits") == f"the model cannot be scored: {reason}"
+
+
+def test_what_a_model_process_inherits(trained, monkeypatch):
+    """One socket; an environment without keys, home or names of the run; no trace of its parent's handles."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
+    monkeypatch.setenv("AUTORESEARCH_REFERENCE", "/secret")
+    look = (
+        "channel.send(b'imported'); held = socket.recv_fds(channel, 4096, 1)\n"
+        "channel.send(b'ready'); channel.recv(64)\n"
+        "path = os.environ['HOME'] + '/found'\n"
+        "paths = [f'/proc/self/fd/{number}' for number in range(3, 100)]\n"
+        "handles = [os.readlink(path) for path in paths if os.path.islink(path)]\n"
+        "open(path, 'w').write(json.dumps([handles, dict(os.environ)]))\n"
+        "channel.send(b'done'); channel.recv(64)"
+    )
+    monkeypatch.setattr(Stranger, "code", look)
+    leaking = os.open("/etc/hostname", os.O_RDONLY)
+    os.set_inheritable(leaking, True)
+    with Stranger(trained) as model:
+        model.wait_until_imported()
+        model.load(trained.run_folder / "train.py", "cpu")
+        model.logits(torch.zeros(1, 64, dtype=torch.int64))
+        handles, environment = json.loads((model.folder / "found").read_text())
+        assert environment["HOME"] == environment["TMPDIR"] == str(model.folder)
+        assert (model.folder / "model.safetensors").read_bytes() == b"weights"
+    os.close(leaking)
+    assert not model.folder.exists()
+    assert sorted(handle.partition(":")[0] for handle in handles) == ["/memfd", "socket"]  # the memory that it was sent
+    assert not set(environment) & {"ANTHROPIC_API_KEY", "AUTORESEARCH_REFERENCE", "AUTORESEARCH_RUN_DIR", "USER"}
+
+
+def test_weights_that_are_none(tmp_path):
+    source, target = tmp_path / "model.safetensors", tmp_path / "copy"
+    with pytest.raises(prepare.NoScore, match="saved no weights"):
+        copy_weights(source, target)
+    source.symlink_to("/etc/hostname")
+    with pytest.raises(prepare.NoScore, match="saved no weights"):
+        copy_weights(source, target)
+    source.unlink()
+    os.mkfifo(source)
+    with pytest.raises(prepare.NoScore, match="is no file"):
+        copy_weights(source, target)
+    source.unlink()
+    with open(source, "wb") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(prepare.NoScore, match="no room"):
+        copy_weights(source, target)
+    assert not target.exists()

@@ -1,0 +1,178 @@
+"""What a trial may take of the machine and leave behind: nothing that it does ends the loop, or helps the next one."""
+
+import asyncio
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import solver, step, wait_for
+
+from autoresearch.runner import TRAIN, Job, machine, process
+from autoresearch.runner.machine import MemoryGroup
+from autoresearch.runner.process import Process
+from autoresearch.runner.trial import Trial, settle, tidy, trial_environment
+from autoresearch.task import Facts, Task
+
+DEEP = """import os
+os.makedirs("deep", exist_ok=True)
+here = os.open("deep", os.O_RDONLY)
+for _ in range(DEPTH):
+    os.mkdir("d" * 100, dir_fd=here)
+    below = os.open("d" * 100, os.O_RDONLY, dir_fd=here)
+    os.close(here)
+    here = below
+os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+"""
+STRANGE = """import os
+os.symlink("x" * 300, "long")
+os.symlink("/", "model.safetensors")
+os.symlink("loop", "loop")
+os.mkfifo("figures.json")
+os.mkfifo("progress.json")
+os.makedirs(b"bad \\xff bytes/\\n")
+os.mkdir("closed", 0o000)
+open("x" * 255, "w").close()
+open(b"\\xff\\xfe", "w").close()
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_deep_folders(tmp_path):
+    """Whatever fails, nothing stays that pytest could not remove."""
+    yield
+    subprocess.run(["rm", "-rf", *tmp_path.glob("*")], check=True)
+
+
+def mess(folder: Path) -> None:
+    """Leave behind what no honest program does. Deeper than Python calls itself, and than a path may be long."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-S", "-c", f"DEPTH = 1100\n{DEEP}{STRANGE}"], cwd=folder, check=True)
+
+
+def test_what_a_trial_leaves_does_not_end_the_loop(toy):
+    """A long link, 1,500 nested folders, pipes where files are read, names that are no text."""
+    into = "import os\nfolder = os.environ['AUTORESEARCH_RUN_DIR']\n"
+    leave = into + "os.chdir(folder)\nDEPTH = 1500\n" + DEEP + STRANGE + "os.chdir('/')\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": leave + solver(2)}, "say": "leave"}], e3=[step(3)])
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep"] * 3
+    kept = [entry for entry in os.scandir(toy.runs / "trials/2/run") if not entry.is_file(follow_symlinks=False)]
+    assert not kept
+    toy.require_whole()
+
+
+def test_only_weights_and_figures_outlive_a_training(tmp_path):
+    run = tmp_path / "run"
+    mess(run)
+    settle(run)
+    assert os.listdir(run) == []
+    for name, size in {"model.safetensors": 1 << 20, "figures.json": 10, "progress.json": 1 << 17, "notes": 10}.items():
+        (run / name).write_bytes(bytes(size))
+    os.link(run / "figures.json", tmp_path / "elsewhere")
+    (run / "tmp/deep").mkdir(parents=True)
+    settle(run)
+    assert os.listdir(run) == ["model.safetensors"]  # figures.json had a second name, progress.json was too long
+
+
+def test_a_tidied_folder_holds_plain_files_alone(tmp_path):
+    mess(tmp_path / "tmp")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/figures.json").write_text("{}")
+    (tmp_path / "run/weights").write_text("1")
+    (tmp_path / "run/link").symlink_to("weights")
+    tidy(tmp_path, [], keep_weights=True)
+    assert os.listdir(tmp_path) == ["run"] and sorted(os.listdir(tmp_path / "run")) == ["figures.json", "weights"]
+    tidy(tmp_path, [tmp_path / "run/weights"], keep_weights=False)
+    assert os.listdir(tmp_path / "run") == ["figures.json"]
+
+
+def test_folders_nested_too_deeply_to_be_counted(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/file").write_bytes(bytes(100_000))
+    assert 100_000 <= machine.disk_usage([tmp_path]) < 200_000
+    mess(tmp_path / "b")
+    assert machine.disk_usage([tmp_path]) == float("inf")
+    machine.remove(tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+# -- memory
+
+HOGS = {
+    "its own": "held = bytearray(MUCH)",
+    "mapped nowhere": "fd = os.memfd_create('x')\nwhile os.fstat(fd).st_size < MUCH: os.write(fd, bytes(1 << 20))",
+    "written and let go": "held = mmap.mmap(-1, MUCH)\nheld.write(bytes(MUCH))\nheld.madvise(mmap.MADV_DONTNEED)",
+    "written by a child that has ended": (
+        "held = mmap.mmap(-1, MUCH)\nif os.fork() == 0:\n    held.write(bytes(MUCH))\n    os._exit(0)\nos.wait()"
+    ),
+    "mapped, its file closed": (
+        "fd = os.memfd_create('x')\nos.ftruncate(fd, MUCH)\nheld = mmap.mmap(fd, MUCH)\n"
+        "while os.lseek(fd, 0, 1) < MUCH: os.write(fd, bytes(1 << 20))\nos.close(fd)"
+    ),
+}
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_memory_is_counted_wherever_it_is_held(tmp_path, counted):
+    """By a control group, where this machine has one, else by what /proc tells."""
+    group = MemoryGroup.make() if counted else None
+    if group:
+        group.remove()
+    elif counted:
+        pytest.skip("this process may not make control groups")
+
+    async def held(name: str, hog: str) -> int:
+        log = tmp_path / name
+        program = f"import mmap, os, time\nMUCH = 100 << 20\n{hog}\nprint('held', flush=True)\ntime.sleep(60)"
+        words = [sys.executable, "-c", program]
+        async with Process(words, tmp_path, dict(os.environ), log, counted=counted) as running:
+            await asyncio.to_thread(wait_for, lambda: "held" in log.read_text())
+            return running.memory()
+
+    async def all_of_them() -> list[int]:
+        return [await held(name, hog) for name, hog in HOGS.items()]
+
+    for name, memory in zip(HOGS, asyncio.run(all_of_them()), strict=True):
+        assert 100 << 20 < memory < 180 << 20, name
+
+
+# -- time
+
+STOPS = {
+    "itself": "os.kill(os.getpid(), signal.SIGSTOP)",
+    "its child": "if os.fork() == 0:\n    os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(60)",
+    "its group": "os.setpgid(0, 0)\nos.killpg(0, signal.SIGSTOP)",
+}
+
+
+def test_who_stops_himself_gets_no_more_time(tmp_path):
+    async def ended(name: str, stop: str) -> process.Ended:
+        words = [sys.executable, "-c", f"import os, signal, time\n{stop}"]
+        async with Process(words, tmp_path, dict(os.environ), tmp_path / name) as running:
+            return await running.wait(1.5)
+
+    async def all_of_them() -> list[process.Ended]:
+        return await asyncio.gather(*(ended(name, stop) for name, stop in STOPS.items()))
+
+    for name, how in zip(STOPS, asyncio.run(all_of_them()), strict=True):
+        assert how.reason == "ended after its time limit of 2 s" and how.suspended == 0.0 and how.seconds < 12, name
+
+
+def test_a_training_that_does_not_begin_is_ended(tmp_path):
+    """Before the clock there is time to import, build and compile, and not for more."""
+    wait = f"{sys.executable} -c 'import time; time.sleep(60)'"
+    task = Task((), train=wait, metric="score", score=f"{sys.executable} -c 'input()'", referee=True)
+    job, facts = Job("1", {}, 1, (TRAIN,)), Facts(time_budget=3.0)
+    folder, environment = tmp_path / "1", trial_environment(tmp_path / "1", tmp_path / "caches", {})
+    trial = Trial(task, job, facts, tmp_path, folder, environment, None, list, lambda phase: None)
+    assert trial.start_limit == 120.0 and trial.limits[TRAIN] == 183.0
+    trial.start_limit = 1.0
+    began = time.monotonic()
+    measured = asyncio.run(trial.run())
+    assert "drew no batch in its first 1 s" in measured.reason and time.monotonic() - began < 10
+    longer = dataclasses.replace(facts, time_budget=300.0)
+    assert Trial(task, job, longer, tmp_path, folder, environment, None, list, lambda phase: None).start_limit == 300.0
