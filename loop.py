@@ -80,7 +80,7 @@ class Loop:
             return
         if self.returned:
             self.proposing = asyncio.create_task(self.retry(self.returned[0]))
-        elif self.proposer.wanted(self.limits, len(self.waiting()), idle, self.lookahead):
+        elif self.proposer.wanted(len(self.waiting()), idle, self.lookahead):
             self.proposing = asyncio.create_task(self.run.with_room(self.proposer.next_attempt))
 
     async def retry(self, back: Returned) -> None:
@@ -126,12 +126,17 @@ class Loop:
     # -- wait
 
     async def wait_for_something(self) -> None:
-        """Wait until a task is over or the user asks to stop. Then cancel the proposal, or (level 2) the trials too."""
+        """Wait until a task is over, the hours are or the user asks to stop.
+
+        Cancel the proposal of a night that ends, and (level 2) the trials too.
+        """
         tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
         asked = asyncio.create_task(self.stop.reaches(self.stop.level + 1))
-        await asyncio.wait({*tasks, asked}, return_when=asyncio.FIRST_COMPLETED)
+        thinks = self.proposing and not self.proposing.cancelling()
+        left = self.limits.seconds_left() if thinks else None
+        await asyncio.wait({*tasks, asked}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
-        if self.stop.level and self.proposing:
+        if self.proposing and (self.stop.level or self.limits.seconds_left() == 0):
             cancel(self.proposing)
         if self.stop.now():
             for task, _ in self.trials.values():

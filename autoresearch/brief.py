@@ -53,6 +53,10 @@ class Brief:
     pages: Path = Path()  # folder with a page on each attempt, <number>.md
     look: Callable[[int], str] = lambda number: ""  # that page
     check: Callable[[], Awaitable[str | None]] = no_objection  # why the edit in the worktree cannot be run, or None
+    redone: bool = False  # whether it is for an attempt that was made before, and crashed or was outrun
+    dollars: float | None = None  # that the run may still cost; None: as much as it likes
+    # From what the proposal has taken so far, (tokens, dollars): why it must end, or None.
+    must_end: Callable[[int | None, float | None], str | None] = lambda tokens, dollars: None
 
     @property
     def stage(self) -> str:

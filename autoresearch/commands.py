@@ -57,7 +57,7 @@ async def night(loop: type, options: Research) -> int:
             run.begin()
             seats = run.choose_seats(options.gpus, options.workers)
             pages = Pages(run)
-            proposer = Proposer(run, pages, agents, filler, options.web_search, options.brief_tokens)
+            proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens)
             rule = rule_of(options.keep_rule, run)
             baseline_runs, repairs = options.baseline_runs, options.repairs
             experiments = Experiments(
@@ -184,7 +184,7 @@ def agents_of(options: Research) -> tuple[list[Agent], str, Agent | None]:
     """(The agents, what the first screen says of them, the one of --fill). Raises UserError."""
     said = AgentOptions(
         options.agent, options.model, options.base_url, options.thinking, options.agent_command, options.agent_limit,
-        options.web_search, options.seed,
+        options.web_search, options.seed, options.price,
     )  # fmt: skip
     agents, in_words = make_agents(said)
     if options.fill not in (None, "sweep"):

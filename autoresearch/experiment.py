@@ -13,9 +13,11 @@ from collections.abc import Callable
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.judge import KeepRule, Verdict, judge, mean
+from autoresearch.lessons import Lessons
 from autoresearch.pages import Pages
 from autoresearch.record import events
 from autoresearch.record.ledger import ABANDONED, OUTRUN, Attempt
+from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
 
@@ -55,7 +57,7 @@ class Experiments:
     ) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.rule, self.pages, self.baseline_runs, self.repairs = rule, pages, baseline_runs, repairs
-        self.can_retry = can_retry
+        self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.suspensions: dict[int, int] = {}  # by number of an attempt
 
     async def stands_on_champion(self, attempt: Attempt) -> bool | Returned:
@@ -284,6 +286,8 @@ class Experiments:
         with contextlib.suppress(OSError):  # it has its verdict, whatever is left lying about
             self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
         await self.run.with_room(lambda: self.pages.write(attempt))
+        if attempt.status == "keep":
+            await self.run.with_room(lambda: self.lessons.confirm(attempt.lesson))
         self.console.verdict(attempt, verdict.seconds["wall"])
         return True
 

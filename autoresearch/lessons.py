@@ -1,11 +1,16 @@
 """Lessons: what one run learned, kept for all later runs. One line each in .autoresearch/lessons.md; edit it freely.
 
 - L3 (confirmed 2) [cpu; CPU, 2 cores; run 2026-11-21, experiment 12]: a smaller batch beats a larger learning rate
+
+An edit may name the lesson that it tests. A lesson counts as confirmed by the verdict on such an edit, not by being
+repeated.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from autoresearch import keys
@@ -13,14 +18,14 @@ from autoresearch.text import one_line
 
 SHOWN = 40  # in a brief, at most
 LINE = re.compile(r"- L(\d+) \(confirmed (\d+)\) \[([^;\]]*); ([^;\]]*); run ([^,\]]*), experiment (\d+)\]: (.+)")
-# A lesson that confirms another one: `L3`, `confirms L3`, `L3: also here`; not `L2 decay helps`.
+# What names a lesson: `L3`, `confirms L3`, `L3: also here`; not `L2 decay helps`.
 AGAIN = re.compile(r"(?:confirms?\s+)?L(\d+)(?:[\s.,]*|:.*)", re.IGNORECASE)
 
 
 @dataclasses.dataclass
 class Lesson:
     number: int
-    confirmed: int  # times that an agent saw it hold again
+    confirmed: int  # edits that tested it and were kept
     profile: str
     device: str
     run: str
@@ -49,29 +54,38 @@ class Lessons:
         return sorted(fitting, key=lambda lesson: (-lesson.confirmed, -lesson.number))[:SHOWN]
 
     def learn(self, text: str, profile: str, device: str, run: str, experiment: int) -> None:
-        """Add a lesson, or confirm the one that `text` names (`L3`) or repeats."""
+        """Add a lesson, unless `text` names one (`L3`) or repeats it."""
         text = one_line(keys.scrub(text))
-        if not text:
+        if not text or AGAIN.fullmatch(text):
             return
+        with self._lines_to_edit() as lines:
+            known = [lesson for line in lines if (lesson := parse(line))]
+            if all(core(lesson.text) != core(text) for lesson in known):
+                number = 1 + max((lesson.number for lesson in known), default=0)
+                lines.append(str(Lesson(number, 0, plain(profile), plain(device), run, experiment, text)))
+
+    def confirm(self, text: str) -> None:
+        """An edit was kept that tested the lesson which `text` names (`L3`)."""
+        if not (named := AGAIN.fullmatch(text.strip())):
+            return
+        with self._lines_to_edit() as lines:
+            for index, lesson in enumerate(map(parse, lines)):
+                if lesson and lesson.number == int(named[1]):
+                    lines[index] = str(dataclasses.replace(lesson, confirmed=lesson.confirmed + 1))
+
+    @contextlib.contextmanager
+    def _lines_to_edit(self) -> Iterator[list[str]]:
+        """The lines, which are written back afterwards. Other runs wait until then."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             lines = self._lines()
-            known = {index: lesson for index, line in enumerate(lines) if (lesson := parse(line))}
-            named = AGAIN.fullmatch(text)
-            for index, lesson in known.items():
-                if (named and lesson.number == int(named[1])) or core(lesson.text) == core(text):
-                    lesson.confirmed += 1
-                    lines[index] = str(lesson)
-                    break
-            else:
-                if named:
-                    return  # there is no such lesson
-                number = 1 + max((lesson.number for lesson in known.values()), default=0)
-                lines.append(str(Lesson(number, 0, plain(profile), plain(device), run, experiment, text)))
-            part = self.path.with_suffix(".part")
-            part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            part.replace(self.path)
+            before = list(lines)
+            yield lines
+            if lines != before:
+                part = self.path.with_suffix(".part")
+                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                part.replace(self.path)
 
     def _lines(self) -> list[str]:
         try:

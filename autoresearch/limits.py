@@ -80,9 +80,10 @@ class Limits:
     began: float = dataclasses.field(default_factory=time.monotonic)
     warned: set[str] = dataclasses.field(default_factory=set)
 
-    def used(self, ledger: Ledger) -> dict[str, tuple[float, float, str]]:
-        """By option: (what was used, what may be, both in words)."""
+    def used(self, ledger: Ledger, tokens: int = 0, dollars: float = 0.0) -> dict[str, tuple[float, float, str]]:
+        """By option: (what was used, what may be, both in words). tokens, dollars: what is not in the record yet."""
         spent = ledger.spent
+        spent.add(tokens, dollars)
         hours = (time.monotonic() - self.began) / 3600
         budgets = {
             "--experiments": (
@@ -100,12 +101,22 @@ class Limits:
         """Whether the run may have one more experiment than were begun."""
         return self.experiments is None or len(ledger.attempts) < self.experiments
 
-    def reached(self, ledger: Ledger, spending: bool = True) -> str | None:
+    def seconds_left(self) -> float | None:
+        """Until the hours are over, at least 0; None where they are not limited."""
+        return None if self.hours is None else max(0.0, self.began + 3600 * self.hours - time.monotonic())
+
+    def dollars_left(self, ledger: Ledger) -> float | None:
+        return None if self.dollars is None else max(0.0, self.dollars - ledger.spent.dollars)
+
+    def reached(
+        self, ledger: Ledger, spending: bool = True, tokens: int | None = 0, dollars: float | None = 0.0
+    ) -> str | None:
         """Why the night is over, or None.
 
-        spending: whether what would come next has to be paid for; a trial has not.
+        spending: whether what would come next has to be paid for; a trial has not. tokens, dollars: what the proposal
+        that goes on has taken so far.
         """
-        for option, (used, allowed, words) in self.used(ledger).items():
+        for option, (used, allowed, words) in self.used(ledger, tokens or 0, dollars or 0.0).items():
             if not spending and option.startswith("--max-"):
                 continue
             if used >= allowed and option == "--experiments":

@@ -75,6 +75,9 @@ class Research(Begins):
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
     base_url: str | None = option("Of claude-api: any server with a Messages API.")
+    price: str | None = option(
+        "Of claude-api with --base-url: dollars for a million tokens of input and of output.", metavar="IN,OUT"
+    )
     thinking: str | None = option(
         "Of claude-api: low, medium, high, xhigh, max, off, or a budget in tokens for models that take one."
     )
@@ -122,7 +125,7 @@ class Try(Trials):
     category: str = option("What kind of change it is, e.g. optimizer.", default="")
     hypothesis: str = option("Why it should help.", default="")
     predicted: float | None = option("The change of the metric that is expected.")
-    lesson: str = option("What the last verdicts taught, for later runs.", default="")
+    lesson: str = option("What the last verdicts taught, for later runs; L3: this edit tests lesson L3.", default="")
     as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
 
 

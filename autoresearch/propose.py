@@ -1,6 +1,7 @@
 """From the record to an edit: choose an agent, brief it, check its edit, commit it.
 
-An edit that is refused goes back to its agent with the reason. An agent that cannot be reached is waited for.
+An edit that is refused goes back to its agent with the reason. An agent that cannot be reached is waited for: all
+waiting is here. One that only a person can help is left out, where there are others.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import git
 from autoresearch import BRIEF_TOKENS, UserError, keys
 from autoresearch.agents import (
     Agent,
+    AgentBlocked,
     AgentFailed,
     AgentStopped,
     AgentUnavailable,
@@ -38,12 +40,15 @@ from autoresearch.text import duration, one_line, short
 RETRIES = 3  # times that a refused edit goes back to its agent
 FAILURES = 5  # failed proposals in a row, before the loop gives up
 PATIENCE = 2.0, 300.0  # seconds to the first next call of an agent that cannot be reached, and to the last
+PASSING, UNKNOWN = 2, 8  # times that the wait is longer after each failure: of one that will pass, and of any other
+LONGEST_WAIT = 86_400.0  # seconds, whatever a service says
 
 
 class Proposer:
     """Lets agents propose, one at a time.
 
-    agents: of several the bandit chooses one for each experiment. fill: who proposes while none can be reached.
+    agents: of several the bandit chooses one for each experiment. limits: what they may take. fill: who proposes while
+    none can be reached.
     web_search: whether agents may look outside. brief_tokens: how much they are told. external: the edit in the
     worktree is that of an external agent; it goes back to no one, and stays where it is until its verdict.
     """
@@ -53,6 +58,7 @@ class Proposer:
         run: Run,
         pages: Pages,
         agents: list[Agent],
+        limits: Limits | None = None,
         fill: Agent | None = None,
         web_search: bool = False,
         brief_tokens: int = BRIEF_TOKENS,
@@ -60,25 +66,25 @@ class Proposer:
     ) -> None:
         self.run, self.ledger, self.repo, self.task, self.console = run, run.ledger, run.repo, run.task, run.console
         self.pages, self.agents, self.fill, self.external = pages, agents, fill, external
-        self.web_search, self.brief_tokens = web_search, brief_tokens
+        self.limits, self.web_search, self.brief_tokens = limits or Limits(), web_search, brief_tokens
         self.lessons = Lessons(run.root / RUNS / "lessons.md")
         self.stages = read_stages(run.root / "program.md")
         self.nothing_left = ""  # why no agent has a proposal, until the next verdict
         self.failures = 0  # in a row
-        self.patience: dict[str, float] = {}  # by agent that could not be reached: seconds until it is called again
+        self.patience: dict[str, float] = {}  # by agent that could not be reached: seconds of the wait after the next
         self.call_again: dict[str, float] = {}  # and when that is
         self.preflight_seconds: float | None = None  # that the last one took
         self.base: Attempt | None = None  # the champion that the worktree was given to the agent with
         self.redone: int | None = None  # an attempt whose edit goes back without having run: it may be as it was
 
-    def wanted(self, limits: Limits, waiting: int, idle: int, lookahead: int) -> bool:
+    def wanted(self, waiting: int, idle: int, lookahead: int) -> bool:
         """Whether there should be one more attempt: for a seat that is idle, or to have one when a trial is over.
 
         waiting: attempts that can run next. idle: seats without a trial. lookahead: attempts to have ready.
         """
         if self.ledger.champion is None:
             return not self.ledger.pending
-        return not self.nothing_left and waiting < max(idle, lookahead) and limits.room(self.ledger)
+        return not self.nothing_left and waiting < max(idle, lookahead) and self.limits.room(self.ledger)
 
     def interrupted_edits(self) -> list[Attempt]:
         """Attempts of an external agent that were interrupted."""
@@ -99,38 +105,50 @@ class Proposer:
         if self.ledger.champion is None:
             base = self.ledger.base
             return await self.commit_as(number, base, base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
+        await asyncio.sleep(self.seconds_to_wait())
         self.reset()
-        ready = [agent for agent in self.agents if time.monotonic() >= self.call_again.get(agent.name, 0.0)]
+        ready = self.ready()
         agent = choose(ready or self.agents, self.ledger, self.task.lower_is_better)
         if self.fill and not ready:
             agent = self.fill
+        proposal, failure = None, None
         try:
             proposal = await self.ask(number, agent)
-        except AgentUnavailable as failure:
+            self.patience.pop(agent.name, None)
+        except AgentUnavailable as away:
             self.reset()
-            others = (other.name for other in (*ready, self.fill) if other and other is not agent)
-            await self.wait_for(agent, failure, instead=next(others, None))
+            self.put_off(agent, away)
+            return None
+        except AgentBlocked as blocked:
+            self.reset()
+            self.leave_out(agent, blocked)
             return None
         except NothingLeft as nothing:
             self.without(agent, str(nothing))
             return None
-        self.patience.pop(agent.name, None)
+        except AgentFailed as failed:
+            failure = failed
         if proposal:
             self.failures = 0
             return await self.commit(number, proposal, agent.name)
         self.reset()
+        if self.limits.reached(self.ledger):  # which ended it
+            return None
         self.failures += 1
         if self.failures >= FAILURES:
             raise UserError(
                 f"{agent.name} failed {FAILURES} times in a row, the last time: {self.ledger.refused[-1].reason}. "
                 "What was measured is kept; see to the agent and run the same command again"
             )
+        if failure:
+            self.put_off(agent, failure)
         return None
 
     def without(self, agent: Agent, reason: str) -> None:
         """An agent has proposed all it ever will."""
         if agent is self.fill:
             self.fill = None
+            self.ledger.append(events.Waited(reason=reason, seconds=self.seconds_to_wait(), agent=self.agents[0].name))
         elif len(self.agents) > 1:
             self.agents.remove(agent)
         else:
@@ -179,23 +197,26 @@ class Proposer:
             ),
             "yellow",
         )
-        while True:
+        proposal, others = None, self.fill or len(self.agents) > 1
+        while agent in self.ready() or not others:
+            await asyncio.sleep(self.seconds_to_wait())
             self.reset()
             try:
                 proposal = await self.ask_to_redo(back, agent)
                 break
             except AgentUnavailable as failure:
-                others = self.fill or len(self.agents) > 1
-                await self.wait_for(agent, failure, "its verdict is final, and another" if others else None)
-                if others:
-                    proposal = None
-                    break
+                self.put_off(agent, failure, "its verdict is final, and another" if others else None)
+            except AgentBlocked as blocked:
+                self.leave_out(agent, blocked)
+                break
             except (AgentStopped, asyncio.CancelledError):
                 if back.crashed:
                     self.ledger.append(events.Interrupted(number=attempt.number))
                     again = f"experiment {attempt.number} runs again when the run goes on"
                     self.console.line(f"  interrupted: {again}", "yellow")
                 raise
+            except AgentFailed:
+                break
         if proposal is None:
             self.reset()
             return False
@@ -223,16 +244,16 @@ class Proposer:
     async def ask(
         self, number: int, agent: Agent, crashed: Attempt | None = None, crash: str = "", refusal: str | None = None
     ) -> Proposal | None:
-        """An edit that stands in the worktree, on top of `base`, and can be run; None if the agent failed.
+        """An edit that stands in the worktree, on top of `base`, and can be run; None if each was refused.
 
         A refused one goes back to it, with the reason. crashed, crash: the attempt that is to be repaired, and why.
-        refusal: why an edit that it made before is refused. Raises AgentUnavailable, NothingLeft, UserError.
+        refusal: why an edit that it made before is refused. Raises AgentFailed, NothingLeft, UserError.
         """
         self.base = self.ledger.champion
         assert self.base is not None
         self.redone = number if refusal and not crashed else None
         for _ in range(1 if self.external else 1 + RETRIES):
-            said, failed = Proposal(), False
+            said, failed = Proposal(), None
             self.console.proposing(number, agent.name)
             try:
                 said = await agent.propose(self.brief(number, refusal, crashed, crash), self.repo.worktree)
@@ -246,7 +267,7 @@ class Proposer:
                 self.note_spent(agent, said.tokens, said.dollars)
                 raise
             except AgentFailed as failure:
-                refusal, failed = str(failure), True
+                refusal, failed = str(failure), failure
                 said = Proposal(tokens=failure.tokens, dollars=failure.dollars)
             except git.GitError as failure:  # an agent can leave git in disorder
                 refusal = str(failure)
@@ -265,7 +286,9 @@ class Proposer:
                 )
             )  # fmt: skip
             self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
-            if failed or self.run.stop.level:
+            if failed:
+                raise failed
+            if self.run.stop.level or self.limits.reached(self.ledger):
                 return None
             if not self.external and agent.retries:
                 self.repo.restore_all_but(self.task.editable)
@@ -347,6 +370,9 @@ class Proposer:
             pages=self.pages.folder,
             look=lambda wanted: read_tail(self.pages.path(wanted)) or f"there is no experiment {wanted}",
             check=lambda: self.refusal(number),
+            redone=crashed is not None or self.redone == number,
+            dollars=self.limits.dollars_left(ledger),
+            must_end=lambda tokens, dollars: self.limits.reached(ledger, tokens=tokens, dollars=dollars),
         )
 
     def reset(self) -> None:
@@ -354,19 +380,53 @@ class Proposer:
         if not self.external:
             self.run.reset()
 
-    async def wait_for(self, agent: Agent, failure: AgentUnavailable, instead: str | None) -> None:
-        """Until an agent that could not be reached may be called again; not at all where `instead` goes on."""
-        wait = self.patience.get(agent.name, PATIENCE[0])
-        self.console.unreachable(agent.name, str(failure), again=agent.name in self.patience)
-        self.patience[agent.name] = min(2 * wait, PATIENCE[1])
-        self.call_again[agent.name] = time.monotonic() + wait
-        reason = one_line(keys.scrub(str(failure)), 200)
-        then = f"{instead} fills in" if instead else f"next call in {duration(wait)}"
-        self.console.line(f"{agent.name} cannot be reached: {reason}; {then}", "yellow")
-        seconds = 0.0 if instead else wait
-        self.ledger.append(
-            events.Waited(
-                reason=str(failure), seconds=seconds, agent=agent.name, tokens=failure.tokens, dollars=failure.dollars
-            )
+    # -- agents that cannot be asked now
+
+    def ready(self) -> list[Agent]:
+        """The agents that may be called now."""
+        return [agent for agent in self.agents if time.monotonic() >= self.call_again.get(agent.name, 0.0)]
+
+    def seconds_to_wait(self) -> float:
+        """Until the first agent may be called; 0 where one may be now, or another fills in."""
+        if self.fill:
+            return 0.0
+        return max(0.0, min(self.call_again.get(agent.name, 0.0) for agent in self.agents) - time.monotonic())
+
+    def put_off(self, agent: Agent, failure: AgentFailed, instead: str | None = None) -> None:
+        """An agent is called again later: when its service said, else after a wait that is longer each time.
+
+        instead: who or what goes on meanwhile, in words. Default: another agent that is ready, or the filler.
+        """
+        passes = isinstance(failure, AgentUnavailable)
+        usual, named = self.patience.get(agent.name, PATIENCE[0]), (failure.again or 0.0) if passes else 0.0
+        if passes:
+            self.console.unreachable(agent.name, str(failure), again=agent.name in self.patience)
+        self.patience[agent.name] = min((PASSING if passes else UNKNOWN) * usual, PATIENCE[1])
+        self.call_again[agent.name] = time.monotonic() + min(max(usual, named), LONGEST_WAIT)
+        instead = instead or next((other.name for other in (*self.ready(), self.fill) if other), None)
+        wait = self.seconds_to_wait() if not instead else 0.0
+        at = time.strftime("at %H:%M, in ", time.localtime(time.time() + wait)) if wait > 600 else "in "
+        then = f"{instead} fills in" if instead else f"next call {at}{duration(wait)}"
+        reason = keys.scrub(str(failure))
+        self.console.line(
+            f"{agent.name} " + (f"cannot be reached: {one_line(reason, 200)}" if passes else "failed") + f"; {then}",
+            "yellow",
         )
-        await asyncio.sleep(seconds)
+        took = (failure.tokens, failure.dollars) if passes else (None, None)  # the record has that of other failures
+        self.ledger.append(
+            events.Waited(reason=reason, seconds=wait, agent=agent.name, tokens=took[0], dollars=took[1])
+        )
+
+    def leave_out(self, agent: Agent, blocked: AgentBlocked) -> None:
+        """Go on with the others without an agent that only a person can help. Raises `blocked` where it is the last."""
+        reason = keys.scrub(str(blocked))
+        self.ledger.append(
+            events.Waited(reason=reason, agent=agent.name, tokens=blocked.tokens, dollars=blocked.dollars)
+        )
+        others = [other for other in self.agents if other is not agent] or ([self.fill] if self.fill else [])
+        if not others:
+            raise blocked
+        self.agents = others
+        self.console.tell("fault", reason=one_line(f"{agent.name} is left out: {reason}", 500))
+        names = ", ".join(other.name for other in others)
+        self.console.line(f"{agent.name} is left out, and {names} goes on: {one_line(reason, 300)}", "yellow")

@@ -299,7 +299,8 @@ def code_lines(sources: dict[str, bytes]) -> int:
 def as_plain(name: str, source: bytes) -> str:
     """A file for comparison: of Python the plain code, of all else, and of what does not parse, the text itself."""
     try:
-        return plain_code(source) if name.endswith(".py") else source.decode(errors="surrogateescape")
+        python = name.endswith(".py") and len(source) <= 1024 * LARGEST_FILE  # more would take minutes
+        return plain_code(source) if python else source.decode(errors="surrogateescape")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source.decode(errors="surrogateescape")
 

@@ -2,7 +2,8 @@
 
 It speaks the Messages API (streaming or not), OpenAI's Responses API and Gemini's, as far as coding agents use them. A
 test gives it a function from what was asked (Asked) to what is answered: a list of Say and Use, a Fault, CUT for an
-answer that breaks off in mid-stream, SLOW for one that never ends, or SILENT for one that stops without ending.
+answer that breaks off in mid-stream, SLOW for one that never ends, SILENT for one that stops without ending, or PINGS
+for one in which only pings come.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-CUT, SLOW, SILENT = "cut", "slow", "silent"
+CUT, SLOW, SILENT, PINGS = "cut", "slow", "silent", "pings"
 EDITOR = "str_replace_based_edit_tool"
 KEY = "sk-ant-api03-abcdefghijklmnopqrstuvwxyz0123456789"
 SPOIL = None  # a function that damages each event of an answer, or None
@@ -164,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
                 **{"retry-after-ms": f"{1000 * answer.wait:.0f}", "retry-after": f"{answer.wait:.0f}"},
             )
             return
-        events = api.events(asked, [Say("Let me think about")] if answer in (CUT, SLOW, SILENT) else answer)
+        events = api.events(asked, [Say("Let me think about")] if isinstance(answer, str) else answer)
         if api is MESSAGES and not asked.body.get("stream"):
             self.send_json(as_message(asked, answer))
             return
@@ -178,14 +179,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{name}data: {json.dumps(event)}\n\n".encode())
             self.wfile.flush()
             self.server.sent += 1
-            while answer in (SLOW, SILENT) and event is events[api.cut - 1]:
+            while answer in (SLOW, SILENT, PINGS) and event is events[api.cut - 1]:
                 if select.select([self.connection], [], [], 0.1)[0]:
                     return  # the client has hung up
                 if answer == SILENT:
                     continue
                 self.server.sent += 1
-                delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": " and"}}
-                self.wfile.write(f"event: content_block_delta\ndata: {json.dumps(delta)}\n\n".encode())
+                more = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": " and"}}
+                more = {"type": "ping"} if answer == PINGS else more
+                self.wfile.write(f"event: {more['type']}\ndata: {json.dumps(more)}\n\n".encode())
                 self.wfile.flush()
 
     def send_json(self, value: dict, status: int = 200, **headers: str) -> None:

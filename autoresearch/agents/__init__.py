@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from autoresearch import keys
+from autoresearch import UserError, keys
 from autoresearch.text import one_line
 
 if TYPE_CHECKING:
@@ -66,7 +66,24 @@ class AgentFailed(Exception):
 
 
 class AgentUnavailable(AgentFailed):
-    """The agent cannot be reached or is overloaded. Worth another call later; it does not count as a failure."""
+    """It passes: a limit, an outage, a time-out. Worth another call later; it does not count as a failure.
+
+    again: seconds until its service will answer, where that says so.
+    """
+
+    def __init__(
+        self, reason: str, tokens: int | None = None, dollars: float | None = None, again: float | None = None
+    ) -> None:
+        super().__init__(reason, tokens, dollars)
+        self.again = again
+
+
+class AgentBlocked(UserError):
+    """Only a person can put it right: signed out, out of credit, no such model. What it spent is spent."""
+
+    def __init__(self, reason: str, tokens: int | None = None, dollars: float | None = None) -> None:
+        super().__init__(reason)
+        self.tokens, self.dollars = tokens, dollars
 
 
 class AgentStopped(AgentFailed):
@@ -84,9 +101,9 @@ class Agent(Protocol):
     async def propose(self, brief: "Brief", folder: Path) -> Proposal:
         """Edit the task's files in `folder`.
 
-        Raises AgentFailed, AgentUnavailable, NothingLeft, and UserError for what only a person can fix, such as a
-        missing key. When cancelled it ends what it started, then raises AgentStopped if it knows of tokens that it
-        spent, else CancelledError.
+        Raises AgentFailed, AgentUnavailable, AgentBlocked and NothingLeft; failures.py tells the first three apart.
+        When cancelled it ends what it started, then raises AgentStopped if it knows of tokens that it spent, else
+        CancelledError.
         """
         ...
 
@@ -98,7 +115,7 @@ description: what you changed and why, in one line
 category: one of {categories}
 hypothesis: why it should help, in one line
 predicted: the change of {metric} that you expect, as a number such as {example}
-lesson: only if the last verdicts taught something of general use, in one line; `lesson: L3` if lesson L3 says it
+lesson: only if the last verdicts taught something of general use, one line; `lesson: L3` if this edit tests lesson L3
 """
 
 
@@ -139,15 +156,19 @@ def read_number(text: str) -> float | None:
     return float(found[0].replace("\u2212", "-")) if found else None
 
 
-def price(model: str | None, provider: str, taken: int, made: int, cached: int, written: int = 0) -> float | None:
+def price(
+    model: str | None, provider: str, taken: int, made: int, cached: int, written: int = 0, requests: int = 1
+) -> float | None:
     """Dollars for tokens at public prices; None for a model that is not known.
 
-    taken: input, including what was read from a cache and written to one; made: output.
+    taken: input, including what was read from a cache and written to one; made: output. requests: over how many they
+    are spread. Long requests cost more a token, so each is priced by itself, here as one of equals.
     """
     from genai_prices import Usage, calc_price  # takes a fifth of a second
 
+    taken, made, cached, written = (round(tokens / requests) for tokens in (taken, made, cached, written))
     try:
         usage = Usage(input_tokens=taken, output_tokens=made, cache_read_tokens=cached, cache_write_tokens=written)
-        return float(calc_price(usage, model, provider_id=provider).total_price) if model else None
+        return requests * float(calc_price(usage, model, provider_id=provider).total_price) if model else None
     except LookupError:
         return None

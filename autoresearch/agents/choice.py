@@ -20,6 +20,7 @@ class AgentOptions:
     limit: float = 1800.0  # seconds for one proposal
     web_search: bool = False  # whether agents may search the web when nothing else helps
     seed: int = 42  # of agents that choose at random
+    price: str | None = None  # IN,OUT: dollars for a million tokens of the server of claude-api
 
 
 def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
@@ -37,6 +38,7 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
     for option, value, kind in (
         ("--agent-command", options.command, {"command"}),
         ("--base-url", options.base_url, {"claude-api"}),
+        ("--price", options.price, {"claude-api"}),
         ("--thinking", options.thinking, {"claude-api"}),
         ("--model", options.model, {"claude-api", *CLIENTS}),
     ):
@@ -48,11 +50,16 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
         words.insert(0, "no model: seeded local search over the constants")
     elif len(agents) > 1:
         words.insert(0, "each as often as it earns")
-    said = ", ".join(
-        agent.name + (f" ({agent.model})" if getattr(agent, "model", None) and ":" not in agent.name else "")
-        for agent in agents
-    )
+    said = ", ".join(map(in_words, agents))
     return agents, said + (f" ({'; '.join(words)})" if words else "")
+
+
+def in_words(agent: Agent) -> str:
+    """`claude-code (sonnet, version 2.1.332)`, as far as there is something to say."""
+    model = getattr(agent, "model", None) if ":" not in agent.name else None
+    version = f"version {agent.version}" if isinstance(agent, Client) else None
+    more = ", ".join(word for word in (model, version) if word)
+    return agent.name + (f" ({more})" if more else "")
 
 
 def choose_ready(options: AgentOptions) -> tuple[str, str]:
@@ -79,8 +86,9 @@ def make_agent(name: str, options: AgentOptions) -> Agent:
     if kind == "claude-api":
         from autoresearch.agents.claude_api import ClaudeAPI  # imports the SDK, which takes a second
 
+        prices = read_prices(options.price) if options.price else None
         return ClaudeAPI(
-            model or options.model, options.base_url, options.thinking, options.limit, options.web_search, name
+            model or options.model, options.base_url, options.thinking, options.limit, options.web_search, name, prices
         )
     if kind in CLIENTS:
         return Client(CLIENTS[kind], model or options.model, options.limit, options.web_search, name)
@@ -97,3 +105,14 @@ def make_agent(name: str, options: AgentOptions) -> Agent:
             raise UserError("--agent command needs the program: --agent-command 'PROGRAM ARGUMENTS'")
         return CommandAgent(options.command, options.limit)
     raise UserError(f"there is no agent {kind!r}; choose one of {', '.join(NAMES)}")
+
+
+def read_prices(text: str) -> tuple[float, float]:
+    """The two numbers of --price IN,OUT. Raises UserError."""
+    try:
+        taken, made = (float(part) for part in text.split(","))
+        if 0 <= taken < 1e6 and 0 <= made < 1e6:
+            return taken, made
+    except ValueError:
+        pass
+    raise UserError(f"--price takes dollars for a million tokens of input and of output, e.g. 3,15, not {text!r}")

@@ -2,7 +2,7 @@
 
 Each is run headless in the run's worktree, with the brief on its standard input, and may read and edit there with its
 own file tools: no shell, and no permission is bypassed. It signs in with the user's own account or key and keeps its
-own settings. Its JSON output says what it answered and what that cost.
+own settings. Its JSON output says what it answered and what that cost. failures.py says what its errors mean.
 """
 
 import dataclasses
@@ -15,27 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch import UserError
-from autoresearch.agents import AgentFailed, AgentUnavailable, Proposal, price, read_reply
+from autoresearch.agents import AgentBlocked, AgentFailed, AgentUnavailable, Proposal, price, read_reply
 from autoresearch.agents.command import run_told
+from autoresearch.agents.failures import Meaning, meaning_of, named_wait
 from autoresearch.brief import Brief
 from autoresearch.runner.logs import read_tail
 from autoresearch.runner.process import ask
 from autoresearch.text import one_line
 
 OUTPUT = 8 << 20  # bytes of output that are read
-STATUS = r"(?:^|\(|status:? |code\W{1,3}|error\W{1,3})"  # what stands before a number that is an HTTP status
-SIGN_IN = re.compile(
-    STATUS + r"401\b|unauthori[sz]ed|authentication.?(?:error|failed|required)|invalid (?:x-)?api.?key|not logged in|"
-    r"please run /login|sign in again|log in again|api key not valid|set an auth method|no api key|missing api key|"
-    r"missing environment variable",
-    re.IGNORECASE,
-)
-AWAY = re.compile(
-    STATUS + r"(?:429|50[0234]|529)\b|overloaded|rate.?limit|too many requests|quota|ECONNREFUSED|ECONNRESET|ENOTFOUND|"
-    r"EAI_AGAIN|ETIMEDOUT|fetch failed|connection (?:error|refused|reset|closed)|unable to connect|stream disconnected|"
-    r"network error|service unavailable|error sending request|premature close|terminated",
-    re.IGNORECASE,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +50,16 @@ class Program:
     arguments: str  # as a shell reads them
     model: str  # the option that chooses a model
     keys: tuple[str, ...]  # environment variables of which each means: signed in
-    files: tuple[str, ...]  # files that mean the same, relative to the home folder
+    files: tuple[tuple[str, str], ...]  # files below the home folder that mean the same, if they hold the text
     read: Callable[[str, str | None], Answer]  # from (its whole output, the model that was asked for)
     search: tuple[str, str] = ("", "")  # more arguments: without web search, and with it
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     search_environment: dict[str, str] = dataclasses.field(default_factory=dict)  # in its place, with web search
     policy: str = ""  # contents of policy.toml in the transcript's folder; {search} stands for the web search tool
     stuck: str = ""  # what its output repeats when it will never end
+    home: str = ""  # the environment variable that names another folder for the first part of its files' paths
+    budget: str = ""  # the option that limits the dollars of a call
+    needs_account: bool = True
 
     @property
     def path(self) -> str | None:
@@ -78,9 +69,22 @@ class Program:
         return self.path is not None
 
     def signed_in(self) -> bool:
+        """As far as it can be seen without asking its service."""
         return any(os.environ.get(name) for name in self.keys) or any(
-            (Path.home() / name).exists() for name in self.files
+            text in read_tail(self.settings(name)) for name, text in self.files if self.settings(name).is_file()
         )
+
+    def settings(self, name: str) -> Path:
+        folder, _, rest = name.partition("/")
+        return Path(os.environ[self.home]) / rest if os.environ.get(self.home) else Path.home() / folder / rest
+
+    def require_account(self) -> None:
+        """UserError where nobody is signed in."""
+        if self.needs_account and not self.signed_in():
+            raise UserError(
+                f"{self.program} is not signed in: start `{self.program}` once and sign in, or set {self.keys[0]}, or "
+                "choose another --agent"
+            )
 
     def require(self, limit: float = 60.0) -> str:
         """Its version. UserError where it is missing, too old, or says none within so many seconds."""
@@ -116,13 +120,19 @@ def objects(output: str) -> list[dict]:
 
 
 def read_claude(output: str, model: str | None) -> Answer:
-    """`claude -p --output-format json`: one object with the result, the cost, and the usage by model.
+    """`claude -p --output-format stream-json`: an object a line. Of type result: the cost, and the usage by model.
 
-    `modelUsage` counts all calls; `usage`, which it has as well, does not.
+    `modelUsage` counts all calls; `usage`, which it has as well, does not. Before there is a result, or without one,
+    the messages of the model have theirs; a message has several lines.
     """
-    said = next((value for value in objects(output) if value.get("type") == "result"), None)
+    values = objects(output)
+    said = next((value for value in values if value.get("type") == "result"), None)
     if said is None:
-        return Answer("", error="it printed no result")
+        messages = [value["message"] for value in values if value.get("type") == "assistant" and value.get("message")]
+        usages = {message.get("id"): message.get("usage") or {} for message in messages}
+        used = sum(value for usage in usages.values() for name, value in usage.items()
+                   if name.endswith("input_tokens") or name == "output_tokens")  # fmt: skip
+        return Answer("", used or None, error="it printed no result")
     tokens = sum(
         usage.get(name) or 0
         for usage in (said.get("modelUsage") or {}).values()
@@ -142,11 +152,13 @@ def read_claude(output: str, model: str | None) -> Answer:
 def read_codex(output: str, model: str | None) -> Answer:
     """`codex exec --json`: an object a line. The last message is the answer.
 
-    `turn.completed` has the usage, `turn.failed` the reason.
+    `turn.completed` has the usage of all requests together, `turn.failed` the reason. Each message, command and edit of
+    the model ends a request.
     """
-    text, error, tokens, dollars = "", "", None, None
+    text, error, tokens, dollars, requests = "", "", None, None, 0
     for value in objects(output):
         item = value.get("item") or {}
+        requests += value.get("type") == "item.completed" and item.get("type") != "reasoning"
         if item.get("type") == "agent_message":
             text = str(item.get("text") or "")
         elif value.get("type") == "turn.failed":
@@ -155,7 +167,7 @@ def read_codex(output: str, model: str | None) -> Answer:
             taken, made, cached = (
                 usage.get(name) or 0 for name in ("input_tokens", "output_tokens", "cached_input_tokens")
             )
-            tokens, dollars = taken + made, price(model, "openai", taken, made, cached)
+            tokens, dollars = taken + made, price(model, "openai", taken, made, cached, requests=max(1, requests))
     return Answer(text, tokens, dollars, error or ("" if text else "it printed no answer"))
 
 
@@ -173,7 +185,8 @@ def read_gemini(output: str, model: str | None) -> Answer:
         used = {key: value or 0 for key, value in (stats.get("tokens") or {}).items()}
         taken, made = used.get("prompt", 0), used.get("candidates", 0) + used.get("thoughts", 0)
         tokens = (tokens or 0) + used.get("total", 0)
-        cost = price(name, "google", taken, made, used.get("cached", 0))
+        requests = max(1, (stats.get("api") or {}).get("totalRequests") or 1)
+        cost = price(name, "google", taken, made, used.get("cached", 0), requests=requests)
         dollars = None if cost is None or dollars is None else dollars + cost
     text = str(said.get("response") or "")
     return Answer(text, tokens, dollars if tokens else None, "" if text else "it printed no answer")
@@ -210,8 +223,8 @@ CLAUDE = Program(
     program="claude",
     package="@anthropic-ai/claude-code",
     oldest=(2, 1, 0),
-    arguments="-p --output-format json --permission-mode acceptEdits --setting-sources user --strict-mcp-config "
-    "--no-session-persistence --max-turns 50",
+    arguments="-p --output-format stream-json --verbose --permission-mode acceptEdits --setting-sources user "
+    "--strict-mcp-config --no-session-persistence --max-turns 50",
     model="--model",
     keys=(
         "ANTHROPIC_API_KEY",
@@ -219,8 +232,15 @@ CLAUDE = Program(
         "CLAUDE_CODE_OAUTH_TOKEN",
         "CLAUDE_CODE_USE_BEDROCK",
         "CLAUDE_CODE_USE_VERTEX",
+        "CLAUDE_CODE_USE_FOUNDRY",
     ),
-    files=(".claude/.credentials.json",),
+    files=(
+        (".claude/.credentials.json", ""),
+        (".claude/settings.json", "apiKeyHelper"),
+        (".claude/settings.json", "ANTHROPIC_"),
+    ),
+    home="CLAUDE_CONFIG_DIR",
+    budget="--max-budget-usd",
     read=read_claude,
     search=(
         '--tools Read,Edit --allowedTools "Read(/$AUTORESEARCH_PAGES/**)"',
@@ -240,7 +260,8 @@ CODEX = Program(
     "-c 'shell_environment_policy.inherit=\"core\"' --disable unbounded_connection_retries",
     model="-m",
     keys=("CODEX_API_KEY",),
-    files=(".codex/auth.json",),
+    files=((".codex/auth.json", ""), (".codex/config.toml", "model_provider"), (".codex/config.toml", "keyring")),
+    home="CODEX_HOME",
     read=read_codex,
     search=("-c 'web_search=\"disabled\"'", "-c 'web_search=\"live\"'"),
 )
@@ -253,8 +274,8 @@ GEMINI = Program(
     arguments='--approval-mode auto_edit --skip-trust -o json --policy "$AUTORESEARCH_TRANSCRIPT/policy.toml" '
     '--include-directories "$AUTORESEARCH_PAGES" -e none --allowed-mcp-server-names none',
     model="-m",
-    keys=("GEMINI_API_KEY", "GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_GENAI_USE_GCA"),
-    files=(".gemini/oauth_creds.json",),
+    keys=("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_GENAI_USE_VERTEXAI", "GOOGLE_GENAI_USE_GCA"),
+    files=((".gemini/oauth_creds.json", ""), (".gemini/.env", "KEY"), (".gemini/settings.json", "selectedType")),
     read=read_gemini,
     environment={"NO_COLOR": "1"},
     policy="""[[rule]]
@@ -299,11 +320,12 @@ OPENCODE_SEARCH = {"websearch": "allow", "webfetch": "allow"}
 OPENCODE = Program(
     program="opencode",
     package="opencode-ai",
-    oldest=(1, 18, 0),
+    oldest=(1, 18, 3),
     arguments="run --format json --title experiment --agent lab",
     model="-m",
     keys=("OPENCODE_AUTH_CONTENT",),
-    files=(".local/share/opencode/auth.json",),
+    files=((".local/share/opencode/auth.json", ""),),
+    needs_account=False,  # it has models that ask for none
     read=read_opencode,
     environment={**OPENCODE_QUIET, "OPENCODE_CONFIG_CONTENT": opencode_settings()},
     search_environment={
@@ -317,12 +339,13 @@ CLIENTS = {"claude-code": CLAUDE, "codex": CODEX, "gemini": GEMINI, "opencode": 
 
 
 class Client:
-    """An agent that runs one of these programs. Raises UserError where the program is missing or too old."""
+    """An agent that runs one of these programs. Raises UserError where it is missing, too old or not signed in."""
 
     retries = True
 
     def __init__(self, program: Program, model: str | None, limit: float, web_search: bool, name: str) -> None:
-        program.require()
+        self.version = program.require()
+        program.require_account()
         self.program, self.model, self.limit, self.web_search, self.name = program, model, limit, web_search, name
 
     async def propose(self, brief: Brief, folder: Path) -> Proposal:
@@ -335,38 +358,55 @@ class Client:
         pages = json.dumps(str(brief.pages))[1:-1]  # inside a JSON string
         environment = {name: value.replace("{pages}", pages) for name, value in values.items()}
         text = brief.text(with_sources=False)
-        stuck = self.stuck(brief.transcript / "agent.log")
-        ended, log = await run_told(self.command(search), brief, text, folder, self.limit, stuck, **environment)
+        command, excess = self.command(search, brief.dollars), self.excess(brief.transcript / "agent.log", brief)
+        ended, log = await run_told(command, brief, text, folder, self.limit, excess, **environment)
         output = read_tail(log, OUTPUT)
         answer = self.program.read(output, self.model)
         if ended.reason or answer.error:
             raise self.failure(ended.reason, answer, output)
         return read_reply(answer.text, tokens=answer.tokens, dollars=answer.dollars, transcript=str(log.parent))
 
-    def command(self, search: bool) -> str:
-        """The whole command line, for a shell."""
+    def command(self, search: bool, dollars: float | None) -> str:
+        """The whole command line, for a shell. dollars: that it may cost."""
         words = [f"exec {shlex.quote(str(self.program.path))}", self.program.arguments, self.program.search[search]]
         words += [self.program.model, shlex.quote(self.model)] if self.model else []
+        words += (
+            [self.program.budget, f"{max(dollars, 0.01):.2f}"] if self.program.budget and dollars is not None else []
+        )
         return " ".join(words)
 
-    def stuck(self, log: Path) -> Callable[[], str | None]:
-        """A function that tells why the program must be ended, or None: whether it repeats itself without end."""
+    def excess(self, log: Path, brief: Brief) -> Callable[[], str | None]:
+        """A function that tells why the program must be ended, or None: a limit, or it repeats itself without end."""
+        size = 0  # of the log, when it was read last
 
         def reason() -> str | None:
-            endless = self.program.stuck and read_tail(log).count(self.program.stuck) > 5
-            return "ended because its answers break off again and again (terminated)" if endless else None
+            nonlocal size
+            if not log.exists() or log.stat().st_size == size:
+                return None
+            size = log.stat().st_size
+            if self.program.stuck and read_tail(log).count(self.program.stuck) > 5:
+                return "ended because its answers break off again and again (terminated)"
+            taken = self.program.read(read_tail(log, OUTPUT), self.model)
+            limit = brief.must_end(taken.tokens, taken.dollars)
+            return limit and f"ended before it was done: {limit}"
 
         return reason
 
     def failure(self, reason: str, answer: Answer, output: str) -> Exception:
         """What to raise for a call that failed: only a person can fix it, it will pass, or this proposal failed."""
-        name = self.program.program
+        name, costs = self.program.program, (answer.tokens, answer.dollars)
         said = one_line(answer.error if objects(output) else f"{answer.error}: {output[-1000:]}", 300)
-        if SIGN_IN.search(said):
-            return UserError(
-                f"{name} is not signed in ({said}). Start `{name}` once and sign in, or set {self.program.keys[0]}, "
-                "and run the same command again; nothing is lost"
-            )
-        reason = f"{reason or 'it failed'}: {said}"
-        failed = AgentUnavailable if AWAY.search(reason) else AgentFailed
-        return failed(f"{name}: {reason}", answer.tokens, answer.dollars)
+        again = "run the same command again; nothing is lost"
+        match meaning_of(said):
+            case Meaning.SIGNED_OUT:
+                how = f"Start `{name}` once and sign in, or set {self.program.keys[0]}"
+                return AgentBlocked(f"{name} is not signed in ({said}). {how}, and {again}", *costs)
+            case Meaning.NO_CREDIT:
+                how = "Top up the account, or choose another --agent"
+                return AgentBlocked(f"{name} asks for payment ({said}). {how}, and {again}", *costs)
+            case Meaning.NO_MODEL:
+                return AgentBlocked(f"{name} does not know the model ({said}); choose one with --model", *costs)
+        whole = f"{name}: {reason or 'it failed'}: {said}"
+        if Meaning.PASSES in (meaning_of(said), meaning_of(reason)):
+            return AgentUnavailable(whole, *costs, again=named_wait(said))
+        return AgentFailed(whole, *costs)

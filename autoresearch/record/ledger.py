@@ -68,6 +68,7 @@ class Attempt:
     category: str = ""  # what kind of change it is
     hypothesis: str = ""  # why it should help, as its agent saw it
     predicted: float | None = None  # change of the metric that its agent expected
+    lesson: str = ""  # what its agent learned, or `L3` where it tests lesson 3
     tokens: int | None = None  # that the agent took for it, and what they cost; None: not known
     dollars: float | None = None
     transcript: str = ""  # folder of what the agent was told and what it said

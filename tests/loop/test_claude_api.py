@@ -3,14 +3,17 @@
 unit/test_model_calls.py tests single calls of it.
 """
 
+import random
 import socket
+from pathlib import Path
 
 import pytest
 from conftest import git, solver, wait_for
-from models import CUT, EDITOR, KEY, Asked, Fault, Models, Say, Use, create, edit, steps, submit
+from models import CUT, EDITOR, KEY, PINGS, SILENT, Asked, Fault, Models, Say, Use, create, edit, steps, submit
 
 USUAL = ("--agent", "claude-api", "--baseline-runs", "1", "--lookahead", "0")
 OVERLOADED = Fault(529, "overloaded_error", "Overloaded")
+HURRIED = Path(__file__).with_name("hurried_loop.py")
 
 
 def run(toy, models: Models, experiments: int, *arguments: str, **more) -> str:
@@ -27,13 +30,14 @@ def test_views_edits_looks_checks_submits_and_learns(toy):
     script = steps(
         [[Use(EDITOR, {"command": "view", "path": "solver.py"})], [edit(1, 5)], [Use("check", {})], [submit()]],
         [[Use("look", {"number": 2})], [edit(5, 6)], [submit(long, lesson="larger values score better")]],
-        [[submit()], [edit(6, 4)], [submit("smaller", lesson="L1")]],
-        [[edit(6, 3)], [submit("smaller")]],
-        [[edit(6, 2)], [submit("smaller")]],
+        [[submit()], [edit(6, 7)], [submit("larger again", lesson="L1")]],
+        [[edit(7, 3)], [submit("smaller", lesson="L1")]],
+        [[edit(7, 2)], [submit("smaller", lesson="L1: again")]],
+        [[edit(7, 1.5)], [submit("smaller")]],
     )
     with Models(script) as models:
-        output = run(toy, models, 6, "--thinking", "4096", "--model", "my-model", "--web-search")
-    assert toy.statuses() == ["keep"] * 3 + ["discard"] * 3
+        output = run(toy, models, 7, "--thinking", "4096", "--model", "my-model", "--web-search")
+    assert toy.statuses() == ["keep"] * 4 + ["discard"] * 3
     first, second, *_ = toy.journal("attempt")[1:]
     assert (first["description"], first["category"], first["hypothesis"], first["predicted"]) == (
         "a larger value",
@@ -45,35 +49,147 @@ def test_views_edits_looks_checks_submits_and_learns(toy):
     description = toy.rows()[2][4]
     assert description.startswith("tabs and lines red \U0001f600 long long") and len(description) <= 300
     assert git(toy.folder, "log", "-1", "--format=%s", second["commit"]) == description
-    asked = {number: [asked for asked in models.asked if asked.experiment == number] for number in range(2, 7)}
+    asked = {number: [asked for asked in models.asked if asked.experiment == number] for number in range(2, 8)}
     assert "1\\tVALUE = 1" in asked[2][1].results[0] and asked[2][3].results[2] == '"the edit can be run"'
     assert "+VALUE = 5" in asked[3][1].results[0] and "larger is better" in asked[3][1].results[0]
     assert "not submitted: nothing changed in solver.py" in asked[4][1].results[0]
     told = asked[4][0].text
     assert "predicted +1.000000, measured +4.000000" in told and "L1 (confirmed 0): larger values score better" in told
     assert "optimizer: 2 tried, 2 kept, best change +4.000000" in told
-    assert "confirmed 1" in (toy.folder / ".autoresearch/lessons.md").read_text()
+    lessons = (toy.folder / ".autoresearch/lessons.md").read_text()
+    assert "L1 (confirmed 1)" in lessons and "L2" not in lessons  # by the keep, not by the two discards
     body = models.asked[0].body
     assert body["model"] == "my-model" and body["thinking"] == {"type": "enabled", "budget_tokens": 4096}
     offered = {number: "web_search" in [tool["name"] for tool in asked[number][0].body["tools"]] for number in asked}
-    assert [number for number in offered if offered[number]] == [6]
-    assert "## Stage: pivot" in asked[5][0].text and "## Stage: look outside" in asked[6][0].text
+    assert [number for number in offered if offered[number]] == [7]
+    assert "## Stage: pivot" in asked[6][0].text and "## Stage: look outside" in asked[7][0].text
     toy.require_whole()
 
 
 @pytest.mark.slow
 def test_a_storm_passes(toy):
-    """A proposal without an edit, then 429 and 529 for longer than the SDK tries, then answers that break off.
+    """A proposal without an edit, then more outages in a row than failures are allowed, then answers that break off.
 
-    The first counts as a failure and is followed by another call; for the others the loop waits, and nothing is lost.
+    The first counts as a failure and is followed by another call; for the others the loop waits, and nothing is lost:
+    what had been said before the outage in the middle is not said again.
     """
-    storm = [OVERLOADED, Fault(429, "rate_limit_error", "slow down")] * 2
-    turns = iter([[Say("I would raise the value.")]] * 3 + storm + [CUT, CUT, [edit(1, 5)], [submit()]])
+    storm = [OVERLOADED, Fault(429, "rate_limit_error", "slow down"), Fault(500), Fault(502), Fault(503), Fault(408)]
+    turns = iter(
+        [[Say("I would raise the value.")]] * 3 + storm + [CUT, CUT, [edit(1, 5)], *storm, [submit()], [edit(5, 6)]]
+        + [[submit()]]
+    )  # fmt: skip
     with Models(lambda asked: next(turns)) as models:
-        output = run(toy, models, 2)
-    assert toy.statuses() == ["keep", "keep"] and "next call in 2 s" in output
-    assert [entry["agent"] for entry in toy.journal("waited")] == ["claude-api"]
+        output = run(toy, models, 3, loop=HURRIED)
+    assert toy.statuses() == ["keep", "keep", "keep"] and "claude-api failed; next call in" in output
+    assert len(toy.journal("waited")) == 1 + 2 * len(storm) and not next(turns, None)
     assert [entry["reason"] for entry in toy.journal("refused")] == ["the model ended without an edit"]
+    paid = [entry["tokens"] or 0 for kind in ("refused", "waited", "attempt") for entry in toy.journal(kind)]
+    assert sum(paid) == 1110 * (3 + 2 + 4)
+    toy.require_whole()
+
+
+@pytest.mark.slow
+def test_a_model_that_fails_in_every_way_in_random_order(toy):
+    """Half of its answers are faults. The record is whole, nothing that was sent is missing in it, and limits hold."""
+    draw, sent = random.Random(18), []
+    odd = Fault(400, "invalid_request_error", "odd")
+    limit = Fault(429, "rate_limit_error", "limit reached; resets in 0s")
+    faults = [
+        CUT,
+        SILENT,
+        PINGS,
+        OVERLOADED,
+        limit,
+        Fault(500),
+        Fault(502),
+        Fault(408),
+        odd,
+        [Say("I would raise it.")],
+    ]
+
+    def answer(asked: Asked):
+        whole = [submit()] if asked.results else [create("solver.py", solver(asked.experiment, f"# {len(sent)}\n"))]
+        sent.append(draw.choice(faults) if draw.random() < 0.5 else whole)
+        return sent[-1]
+
+    with Models(answer) as models:
+        output = run(toy, models, 100, "--max-tokens", "40000", loop=HURRIED)
+    paid = [entry["tokens"] or 0 for kind in ("refused", "waited", "attempt") for entry in toy.journal(kind)]
+    assert sum(paid) == 1110 * sum(not isinstance(one, Fault) for one in sent) and 40_000 <= sum(paid) < 41_110
+    assert "of 40,000 tokens are used up" in output and len(toy.statuses()) > 5 and "crash" not in toy.statuses()
+    assert len({str(one) for one in sent if isinstance(one, Fault | str)}) > 6 and not toy.journal("interrupted")
+    toy.require_whole()
+
+
+def test_a_limit_that_names_its_end_is_waited_for_in_sight(toy):
+    """For two hours by the service's word; the loop stops at once when it is told to."""
+    limit = Fault(429, "rate_limit_error", "slow down", wait=7200)
+    with Models(lambda asked: limit) as models:
+        process = toy.start(*USUAL, "--base-url", models.url, ANTHROPIC_API_KEY=KEY)
+        wait_for(lambda: toy.journal("waited"), 60)
+        assert "claude-api cannot be reached; next call in 2 h 0 min" in toy.run("status")
+        process.send_signal(2)
+        output, _ = process.communicate(timeout=60)
+        assert len(models.asked) == 1 and "slow down; next call at " in output and ", in 2 h 0 min" in output
+        assert process.returncode == 0 and toy.journal("waited")[0]["seconds"] == pytest.approx(7200, abs=5)
+        toy.write("solver.py", "FLAG = True\nVALUE = 1\nif __name__ == '__main__':\n    print(f'score: {VALUE}')\n")
+        toy.commit()
+        output = run(toy, models, 3, "--tag", "filled", "--fill", "sweep")  # and --fill steps in meanwhile
+        assert "slow down; sweep fills in" in output and len(models.asked) == 2
+
+
+@pytest.mark.slow
+def test_of_several_that_are_away_the_first_to_be_back_is_called(toy):
+    """One has reached its limit for two hours, the other is overloaded for a moment."""
+    turns = iter([OVERLOADED, [edit(1, 5)], OVERLOADED, [submit()]])
+
+    def answer(asked: Asked):
+        if asked.body["model"] == "a":
+            return Fault(429, "rate_limit_error", "limit reached", wait=7200)
+        return next(turns)
+
+    with Models(answer) as models:
+        output = run(toy, models, 2, "--agent", "claude-api:a,claude-api:b", loop=HURRIED)
+    assert [entry["agent"] for entry in toy.journal("attempt")] == ["loop", "claude-api:b"]
+    assert [asked.body["model"] for asked in models.asked] == ["a", *"bbbb"] and "claude-api:b fills in" in output
+    assert all(entry["seconds"] < 1 for entry in toy.journal("waited"))
+
+
+@pytest.mark.slow
+def test_the_hours_of_a_night_end_a_proposal(toy):
+    """Of which nothing more comes. What it took is in the record."""
+    with Models(lambda asked: SILENT) as models:
+        process = toy.start(*USUAL, "--base-url", models.url, "--hours", "0.002", ANTHROPIC_API_KEY=KEY)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped: 0.002 hours are over" in output
+    assert [entry["tokens"] for entry in toy.journal("waited")] == [1110] * len(models.asked)
+
+
+@pytest.mark.slow
+def test_an_agent_that_only_a_person_can_help_is_left_out_and_named(toy):
+    toy.plan_steps(**{f"e{number}": [{"files": {"solver.py": solver(number)}, "say": "up"}] for number in range(2, 4)})
+    with Models(lambda asked: Fault(401, "authentication_error", "invalid x-api-key")) as models:
+        output = run(toy, models, 3, "--agent", "claude-api,command", *toy.agent[2:])
+    assert toy.statuses() == ["keep"] * 3 and len(models.asked) == 1
+    assert "claude-api is left out, and command goes on: " in output and "refused the key" in output
+
+
+def test_a_cost_limit_holds_at_a_server_with_a_price(toy):
+    """It is overshot by one turn at most."""
+    price = ("--price", "1000,1000", "--max-cost", "3")  # a turn costs 1.11 dollars
+    with Models(lambda asked: [Use("look", {"number": 1})]) as models:
+        output = run(toy, models, 2, *price)
+    assert len(models.asked) == 3 and "stopped: $3.33 of $3 are used up" in output
+    toy.require_whole()
+
+
+@pytest.mark.slow
+def test_a_file_of_two_megabytes_is_refused(toy):
+    large = create("solver.py", solver(5, "# x\n" * (512 << 10)))
+    with Models(steps([[large], [submit()], [create("solver.py", solver(6))], [submit()]])) as models:
+        run(toy, models, 2)
+    assert toy.statuses() == ["keep", "keep"]
+    assert "solver.py has 2048 KB; 256 KB are allowed" in models.asked[2].results[1]
 
 
 @pytest.mark.slow
@@ -91,7 +207,7 @@ def test_a_filler_that_has_nothing_left_does_not_end_the_night(toy):
     answers = iter(range(100))
 
     def script(asked: Asked):
-        if next(answers) < 8:
+        if next(answers) < 2:
             return OVERLOADED
         return [submit()] if asked.results else [create("solver.py", solver(5))]
 
@@ -175,8 +291,9 @@ def test_a_key_is_never_written(toy):
         return [edit(1, 5)] if reminded else script(asked)
 
     with Models(answer) as models:
-        output = run(toy, models, 4, expect=2)
+        output = run(toy, models, 4, expect=2, loop=HURRIED)
     assert toy.statuses() == ["keep", "keep", "keep"]
+    assert "failed 5 times in a row" in output and len(toy.journal("waited")) == 4  # what is unknown backs off, too
     assert any("looks like a key" in result for asked in models.asked for result in asked.results)
     found = [
         path

@@ -17,12 +17,15 @@ from conftest import git, solver
 from models import CUT, Fault, Models, read_edit_say
 from test_end_to_end import Game
 
-PROGRAMS = {
-    "claude": "@anthropic-ai/claude-code@2.1.197",
+from autoresearch.agents.clients import CLIENTS as CLIENTS_OF
+
+NEWEST = {
+    "claude": "@anthropic-ai/claude-code@2.1.332",
     "codex": "@openai/codex@0.169.0",
     "gemini": "@google/gemini-cli@0.61.0",
     "opencode": "opencode-ai@1.18.33",
 }
+OLDEST = {"claude": "@anthropic-ai/claude-code@2.1.0", "opencode": "opencode-ai@1.18.3"}  # of those that are accepted
 CLIENTS = {"claude-code": "claude", "codex": "codex", "gemini": "gemini", "opencode": "opencode"}
 SAID = (
     "description: change {number}\ncategory: optimizer\nhypothesis: it may help\npredicted: 0.5\n"
@@ -31,19 +34,19 @@ SAID = (
 USUAL = ("--baseline-runs", "1", "--lookahead", "0")
 
 
-@pytest.fixture(scope="session")
-def programs() -> Path:
-    """A folder with the real programs, for PATH. Installed once, in the user's cache."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autoresearch-test-clients"
+def install(packages: dict[str, str], name: str) -> Path:
+    """A folder with real programs, for PATH. Installed once, in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "autoresearch-test-clients" / name
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stamp, wanted = folder / "installed", " ".join(PROGRAMS.values())
+        stamp, wanted = folder / "installed", " ".join(packages.values())
         if not stamp.exists() or stamp.read_text() != wanted:
             if not shutil.which("npm") and not os.environ.get("CI"):
                 pytest.skip("npm is not installed, so the clients cannot be")
             ended = subprocess.run(
-                ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *PROGRAMS.values()],
+                ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *packages.values()],
                 capture_output=True,
                 text=True,
             )
@@ -52,6 +55,16 @@ def programs() -> Path:
             assert ended.returncode == 0, ended.stderr
             stamp.write_text(wanted)
     return folder / "node_modules/.bin"
+
+
+@pytest.fixture(scope="session")
+def programs() -> Path:
+    return install(NEWEST, "newest")
+
+
+@pytest.fixture(scope="session")
+def oldest() -> Path:
+    return install(OLDEST, "oldest")
 
 
 def signed_in(client: str, home: Path, url: str) -> dict[str, str]:
@@ -140,6 +153,19 @@ def test_real_trials(tmp_path, environment, programs):
 
 
 @pytest.mark.clients
+@pytest.mark.parametrize("client", ["claude-code", "opencode"])
+def test_the_oldest_that_are_accepted(client, toy, oldest):
+    """Of the others the newest are the oldest."""
+    assert CLIENTS_OF[client].oldest == tuple(map(int, OLDEST[CLIENTS[client]].rpartition("@")[2].split(".")))
+    edits = {number: (f"VALUE = {number - 1}", f"VALUE = {number}") for number in (2, 3)}
+    with Models(read_edit_say(edits, "solver.py", SAID)) as models:
+        environment = environment_of(client, toy, oldest, models.url)
+        output = toy.run("--agent", client, "--experiments", "3", *USUAL, **environment)
+    assert toy.statuses() == ["keep"] * 3 and f"version {'.'.join(map(str, CLIENTS_OF[client].oldest))}" in output
+    assert all(entry["tokens"] for entry in toy.journal("attempt")[1:]) and not toy.journal("refused")
+
+
+@pytest.mark.clients
 @pytest.mark.parametrize(
     ("client", "fault", "message", "code"),
     [
@@ -201,9 +227,9 @@ def test_failures_are_told_and_followed_by_another_call(toy, fake, tmp_path):
     )
     arguments = ("--agent", "claude-code", "--agent-limit", "3", "--experiments", "2", *USUAL)
     output = toy.run(*arguments, FAKE_DOES=does, **fake)
-    reasons = [entry["reason"] for entry in toy.journal("refused")]
-    assert len(reasons) == 2 and "claude: ended after its time limit of 3 s" in reasons[0]
-    assert "also touches check.py" in reasons[1] and not running(sleeper)
+    (refused,), (waited,) = toy.journal("refused"), toy.journal("waited")
+    assert "claude: ended after its time limit of 3 s" in waited["reason"]  # which passes
+    assert "also touches check.py" in refused["reason"] and not running(sleeper)
     entry = toy.journal("attempt")[1]
     assert (entry["description"], entry["lesson"], entry["tokens"], entry["dollars"]) == (
         "up",
@@ -275,7 +301,7 @@ def test_several_agents_have_their_turns(toy, fake):
     output = toy.run(*arguments, FAKE_DOES=sets("n") + answer, **fake)
     agents = [entry["agent"] for entry in toy.journal("attempt")[1:]]
     assert agents[:3] == ["command", "claude-code", "claude-code"]
-    assert "command, claude-code (each as often as it earns)" in output
+    assert "command, claude-code (version 2.1.197) (each as often as it earns)" in output
     toy.run("report")
     report = (toy.runs / "report/report.md").read_text()
     assert "| claude-code |" in report and "| command |" in report

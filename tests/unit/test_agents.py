@@ -9,9 +9,10 @@ from calls import Call, fake_claude, prints, running
 from conftest import solver
 
 from autoresearch import UserError
-from autoresearch.agents import AgentFailed, AgentUnavailable, Proposal
+from autoresearch.agents import AgentBlocked, AgentFailed, AgentUnavailable, Proposal
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.choice import AgentOptions, make_agents
+from autoresearch.agents.clients import CLIENTS
 from autoresearch.agents.command import CommandAgent
 from autoresearch.agents.external import External
 from autoresearch.record.events import Attempt, Verdict
@@ -115,7 +116,11 @@ def test_text_tokens_and_cost_are_taken_from_among_other_output(claude):
         ("print('x' * 2_000_000)", AgentFailed, "it printed no result"),
         (prints("", subtype="error_max_turns") + "sys.exit(1)", AgentFailed, "exit code 1"),
         (prints("Overloaded", is_error=True, api_error_status=529), AgentUnavailable, "it failed: 529 Overloaded"),
-        (prints("Invalid API key", is_error=True, api_error_status=401), UserError, "claude is not signed in"),
+        (prints("no", is_error=True, api_error_status=500) + "sys.exit(1)", AgentUnavailable, "exit code 1: 500 no"),
+        (prints("Request timed out", is_error=True), AgentUnavailable, "it failed: Request timed out"),
+        (prints("Session limit hit; resets 3am", is_error=True), AgentUnavailable, "resets 3am"),
+        (prints("Invalid API key", is_error=True, api_error_status=401), AgentBlocked, "claude is not signed in"),
+        (prints("Credit balance is too low", is_error=True), AgentBlocked, "claude asks for payment"),
     ],
 )
 def test_an_answer_that_cannot_be_used(claude, does, kind, message):
@@ -136,7 +141,7 @@ HANGS = "import subprocess\nsubprocess.Popen(['sleep', '1001.{pid}'])\nopen('her
 
 def test_a_program_that_hangs_is_ended_with_all_that_it_started(claude):
     call, agent = claude(HANGS.format(pid=os.getpid()), limit=1)
-    with pytest.raises(AgentFailed, match="claude: ended after its time limit of 1 s"):
+    with pytest.raises(AgentUnavailable, match="claude: ended after its time limit of 1 s"):
         call.propose(agent)
     assert (call.folder / "here").exists() and not running(f"1001.{os.getpid()}")
 
@@ -152,6 +157,46 @@ def test_a_program_that_repeats_itself_without_end_is_ended(claude):
     agent.program = dataclasses.replace(agent.program, stuck="again")
     with pytest.raises(AgentUnavailable, match="its answers break off again and again"):
         call.propose(agent)
+
+
+LINE = "print(json.dumps({'type': 'assistant', 'message': {'id': %r, 'usage': {'input_tokens': 60}}}), flush=True)\n"
+
+
+def test_a_program_is_ended_when_a_limit_of_the_run_is_reached(claude):
+    """Claude Code says with each message what it took, though not yet what it cost: that it limits by itself."""
+    does = f"open('words', 'w').write(' '.join(sys.argv))\n{LINE % 'a'}{LINE % 'a'}{LINE % 'b'}time.sleep(1000)"
+    call, agent = claude(does)
+    with pytest.raises(AgentFailed, match="ended before it was done: 120 tokens") as raised:
+        call.propose(agent, dollars=0.5, must_end=lambda tokens, dollars: f"{tokens} tokens" if tokens == 120 else None)
+    assert type(raised.value) is AgentFailed and raised.value.tokens == 120
+    assert "--max-budget-usd 0.50" in (call.folder / "words").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "part"),
+    [
+        ("codex", '{{"type": "item.completed", "item": {{"type": "agent_message", "text": "up"}}}}\n' * 2
+         + '{{"type": "turn.completed", "usage": {{"input_tokens": {taken}, "output_tokens": 10}}}}', 1),
+        ("gemini", '{{"response": "up", "stats": {{"models": {{"gemini-2.5-pro": {{"api": {{"totalRequests": 2}}, '
+         '"tokens": {{"prompt": {taken}, "candidates": 10, "total": {taken}}}}}}}}}}}', 1),
+    ],
+)  # fmt: skip
+def test_a_token_costs_the_same_in_two_requests_as_in_one(name, output, part):
+    """Long requests have a higher price, and programs tell the sum of a conversation."""
+    short, long = (
+        CLIENTS[name].read(output.format(taken=taken), "gpt-5.5").dollars for taken in (150_000, 300_000)
+    )  # fmt: skip
+    assert short and long == pytest.approx(2 * short, rel=0.01)
+
+
+def test_who_is_not_signed_in_is_found_without_asking_a_service(tmp_path, monkeypatch):
+    Call(tmp_path, monkeypatch, PATH=fake_claude(tmp_path / "bin"))
+    with pytest.raises(UserError, match="claude is not signed in: start `claude` once and sign in, or set ANTHROPIC"):
+        make_agents(AgentOptions("claude-code"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/settings.json").write_text('{"apiKeyHelper": "pass show key"}')
+    monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(tmp_path / "elsewhere"))
+    assert make_agents(AgentOptions("claude-code", "sonnet"))[1] == "claude-code (sonnet, version 2.1.197)"
 
 
 def test_a_program_that_is_missing_or_too_old(claude, monkeypatch):
@@ -173,7 +218,9 @@ def test_auto_takes_what_is_ready_and_says_so(tmp_path, monkeypatch):
     assert "sweep (no model: seeded local search over the constants; --agent auto: no ANTHROPIC_API_KEY is set" in said
     monkeypatch.setenv("CLAUDE_CODE_OAUTH_TOKEN", "x")
     _, said = make_agents(AgentOptions())
-    assert said == "claude-code (--agent auto: claude is installed and signed in; --agent NAME chooses another)"
+    assert said == (
+        "claude-code (version 2.1.197) (--agent auto: claude is installed and signed in; --agent NAME chooses another)"
+    )
     monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
     _, said = make_agents(AgentOptions())
     assert said.startswith("claude-api (claude-sonnet-5-5) (--agent auto: a key for it is set")
@@ -189,6 +236,11 @@ def test_auto_takes_what_is_ready_and_says_so(tmp_path, monkeypatch):
         ({"agent": "sweep:big"}, "sweep takes no model"),
         ({"agent": "command"}, "--agent-command 'PROGRAM ARGUMENTS'"),
         ({"agent": "sweep", "command": "true"}, "--agent-command goes with --agent command, not with --agent sweep"),
+        ({"agent": "sweep", "price": "3,15"}, "--price goes with --agent claude-api, not with --agent sweep"),
+        (
+            {"agent": "claude-api", "base_url": "http://127.0.0.1:1", "price": "3"},
+            "--price takes dollars for a million",
+        ),
         ({"agent": "sweep", "thinking": "high"}, "--thinking goes with --agent claude-api, not with --agent sweep"),
     ],
 )

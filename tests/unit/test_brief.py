@@ -171,16 +171,18 @@ def test_lessons_are_kept_across_runs_and_confirmed(tmp_path):
     lessons = Lessons(tmp_path / "lessons.md")
     lessons.learn("a smaller batch helps", "cpu", "CPU, 2 cores", "one", 3)
     lessons.learn("depth\tcosts [much]\n", "cpu", "CPU; 2 cores", "one", 4)
-    lessons.learn("A smaller batch helps.", "cpu", "CPU, 2 cores", "two", 2)  # the same in other words: layout
-    lessons.learn("L2", "cpu", "CPU, 2 cores", "two", 3)
-    lessons.learn("confirms L2: here, too", "cpu", "CPU, 2 cores", "two", 4)
+    for said in ("A smaller batch helps.", "L2", "confirms L2: here, too"):  # to repeat one confirms nothing
+        lessons.learn(said, "cpu", "CPU, 2 cores", "two", 3)
     lessons.learn("L2 decay helps little", "test", "x", "two", 4)  # is none of lesson 2
     lessons.learn("L77", "cpu", "CPU, 2 cores", "two", 5)  # which there is not
     lessons.learn("windows help", "gpu", "H200", "three", 9)
     assert [(one.number, one.confirmed, one.text) for one in lessons.for_profile("cpu")] == [
-        (2, 2, "depth costs [much]"),
-        (1, 1, "a smaller batch helps"),
+        (2, 0, "depth costs [much]"),
+        (1, 0, "a smaller batch helps"),
     ]
+    for kept in ("L1", "confirms L1: here, too", "L77", "a smaller batch helps", ""):  # lessons of edits that were kept
+        lessons.confirm(kept)
+    assert [(one.number, one.confirmed) for one in lessons.for_profile("cpu")] == [(1, 2), (2, 0)]
     assert [one.text for one in lessons.for_profile("gpu")] == ["windows help"]
     assert (one := lessons.read()[1]) and (one.run, one.experiment, one.device) == ("one", 4, "CPU, 2 cores")
 

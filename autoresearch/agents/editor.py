@@ -1,0 +1,96 @@
+"""The text editor of the claude-api agent: the same tool as Anthropic's built-in one. It reaches the editable files."""
+
+import os
+from pathlib import Path
+
+EDITOR = "str_replace_based_edit_tool"
+# For servers that do not have it built in.
+PLAIN_EDITOR = {
+    "name": EDITOR,
+    "description": "View or edit a file. `view`: the file with line numbers, or only the lines of view_range. "
+    "`str_replace`: replace old_str, which must occur exactly once, by new_str. `insert`: insert insert_text after "
+    "line insert_line. `create`: replace the whole file by file_text.",
+    "input_schema": {
+        "type": "object",
+        "required": ["command", "path"],
+        "properties": {
+            "command": {"type": "string", "enum": ["view", "str_replace", "insert", "create"]},
+            "path": {"type": "string"},
+            "view_range": {"type": "array", "items": {"type": "integer"}},
+            "old_str": {"type": "string"},
+            "new_str": {"type": "string"},
+            "insert_line": {"type": "integer"},
+            "insert_text": {"type": "string"},
+            "file_text": {"type": "string"},
+        },
+    },
+}
+
+
+class ToolError(Exception):
+    """A tool call that cannot be carried out. The text tells the model why."""
+
+
+class Editor:
+    def __init__(self, folder: Path, editable: tuple[str, ...]) -> None:
+        self.folder, self.editable = folder, editable
+
+    def edit(self, given: dict) -> str:
+        """What a call of the tool answers. Raises ToolError."""
+        path = self.path_of(given)
+        command = given.get("command")
+        if command == "create":
+            path.write_text(text_of(given, "file_text"), encoding="utf-8", errors="replace")
+            return "written"
+        source = path.read_text(encoding="utf-8", errors="replace")
+        match command:
+            case "view":
+                return view(source, given.get("view_range"))
+            case "str_replace":
+                old = text_of(given, "old_str")
+                found = source.count(old) if old else 0
+                if found != 1:
+                    raise ToolError(f"`old_str` occurs {found} times in {path.name}; it must occur exactly once")
+                path.write_text(source.replace(old, text_of(given, "new_str", "")), encoding="utf-8", errors="replace")
+            case "insert":
+                lines, after = source.splitlines(keepends=True), given.get("insert_line")
+                if not isinstance(after, int) or not 0 <= after <= len(lines):
+                    raise ToolError(f"`insert_line` must be from 0 to {len(lines)}")
+                text = text_of(given, "insert_text")
+                lines[after:after] = [text if text.endswith("\n") else text + "\n"]
+                path.write_text("".join(lines), encoding="utf-8", errors="replace")
+            case _:
+                raise ToolError(f"there is no command {command!r}: view, str_replace, insert, create")
+        return "edited"
+
+    def path_of(self, given: dict) -> Path:
+        """The file that a tool call names: by its whole path or from the folder, which some models call /repo."""
+        said, editable = str(given.get("path") or ""), self.editable
+        relative = os.path.normpath(os.path.join(self.folder, said.removeprefix("/repo/").lstrip("/")))
+        for name in editable:
+            path = self.folder / name
+            if str(path) in (relative, os.path.normpath(said)) and path.is_file() and not path.is_symlink():
+                return path
+        raise ToolError(f"only {', '.join(editable)} can be viewed and edited, not {given.get('path')!r}")
+
+
+def text_of(given: dict, name: str, default: str | None = None) -> str:
+    text = given.get(name, default)
+    if not isinstance(text, str):
+        raise ToolError(f"`{name}` must be a string")
+    return text
+
+
+def view(source: str, lines: object) -> str:
+    """A file with line numbers, or a range [first, last] of it, last -1 for the end."""
+    numbered = [f"{number}\t{line}" for number, line in enumerate(source.splitlines(), 1)]
+    if lines is None:
+        return "\n".join(numbered)
+    if not (
+        isinstance(lines, list)
+        and len(lines) == 2
+        and all(isinstance(n, int) for n in lines)
+        and 1 <= lines[0] <= len(numbered)
+    ):
+        raise ToolError(f"`view_range` must be [first, last] between 1 and {len(numbered)}")
+    return "\n".join(numbered[lines[0] - 1 : None if lines[1] == -1 else lines[1]])

@@ -1,0 +1,18 @@
+"""The loop, with hundredths of a second between two calls of an agent that failed, and a second for a request.
+
+`python hurried_loop.py ARGUMENTS...`
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import loop
+from autoresearch import propose
+from autoresearch.agents import claude_api
+
+if __name__ == "__main__":
+    propose.PATIENCE = 0.01, 0.05
+    claude_api.SILENCE, claude_api.REQUEST = 0.5, 1.0
+    loop.main()
