@@ -130,7 +130,7 @@ class Compiler:
         from torch._inductor.scheduler import Scheduler
 
         self.kernels: list[tuple[str, int]] = []  # name, bytes of shared memory
-        self.graphs: list[dict] = []  # of each: calls, flops, bytes, saved ({(dtype, shape): bytes})
+        self.graphs: list[dict] = []  # of each: calls, flops, bytes, saved (tensors that it makes, by storage)
         inductor.force_disable_caches = True
         inductor.compile_threads = 1
         inductor.triton.autotune_pointwise = False  # one configuration of each: half the time
@@ -176,10 +176,8 @@ class Compiler:
             with mode:
                 out = torch.fx.Interpreter(graph).run(*arguments)
             if not options.get("is_backward"):
-                for x in out:
-                    if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in given:
-                        key = x.untyped_storage()._cdata
-                        facts["saved"][key] = (x.dtype, tuple(x.shape), x.untyped_storage().nbytes())
+                new = [x for x in out if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in given]
+                facts["saved"] = {x.untyped_storage()._cdata: x for x in new}
             return out
 
         result.current_callable = run
@@ -230,8 +228,9 @@ def trace(width: int | None, shim: Path) -> bool:
     tokens = idx.numel()
     saved = collections.Counter()
     for graph in compiler.graphs:
-        for dtype, shape, size in graph["saved"].values():
-            saved[str(dtype).removeprefix("torch."), shape] += graph["calls"] * size / tokens
+        for x in graph["saved"].values():
+            kind = str(x.dtype).removeprefix("torch."), tuple(x.shape)
+            saved[kind] += graph["calls"] * x.untyped_storage().nbytes() / tokens
     traced = sum(saved.values()) + 2 * train.VOCAB_SIZE  # the gradient of the logits, bf16
     estimate = train.token_bytes()
     name, shared = max(compiler.kernels, key=lambda kernel: kernel[1])
