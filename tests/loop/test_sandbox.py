@@ -421,8 +421,7 @@ def test_what_is_given_in_what_is_hidden(tmp_path, by):
 
 COMPILE = """import torch
 from torch._inductor import async_compile, config
-first, second = torch.compile(lambda x: (x * 2).relu() + 1), torch.compile(lambda x: (x @ x).softmax(-1).sum())
-assert torch.equal(first(torch.ones(1000)), torch.full((1000,), 3.0)) and second(torch.ones(64, 64)).isfinite()
+assert torch.equal(torch.compile(lambda x: (x * 2).relu() + 1)(torch.ones(1000)), torch.full((1000,), 3.0))
 if config.compile_threads > 1:
     assert async_compile.AsyncCompile.process_pool().submit(max, 1, 2).result() == 2
 print("compiled by", config.compile_threads)
@@ -440,8 +439,7 @@ print(len(made.asm["cubin"]) > 1000)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", METHODS)
-@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize(("by", "alone"), [(by, by == "bubblewrap") for by in METHODS])  # it takes long
 def test_a_confined_process_can_compile(tmp_path, by, alone, monkeypatch):
     """torch.compile on a CPU: a C++ compiler, shared libraries, a cache, workers; in a model's process none."""
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "4")
