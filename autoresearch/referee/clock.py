@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoresearch.runner.progress import longest_start
 from prepare import MOST_ROWS, CacheRows, Game, NoScore, shared_rows
 
 MOST_STREAMS = 64  # that a training may open
@@ -29,9 +30,10 @@ class Referee:
 
     def __init__(self, channel: socket.socket, game: Game, hold: bool = False) -> None:
         self.channel, self.game = channel, game
+        self.began = time.perf_counter()
         # By time.perf_counter(): when the clock started, the longest time between two requests for a batch, the last
-        # request. In memory that parent and child share.
-        self.times = np.frombuffer(mmap.mmap(-1, 24), np.float64)
+        # request, and when the training was ready for its clock. In memory that parent and child share.
+        self.times = np.frombuffer(mmap.mmap(-1, 32), np.float64)
         self.held, self.holding = os.pipe()
         if not hold:
             self.release()
@@ -62,6 +64,7 @@ class Referee:
                 os.close(memory)
                 continue
             if word == b"start":
+                self.times[3] = self.times[3] or time.perf_counter()
                 select.select([self.held], [], [], LONGEST_HOLD)
             now = time.perf_counter()
             if word == b"start" and not self.times[0]:
@@ -71,12 +74,12 @@ class Referee:
                 if not self.times[0] or now - self.times[0] >= self.game.profile.time_budget:
                     self.channel.send(b"over")
                     continue
-                self.times[1:] = max(self.times[1], now - self.times[2]), now
+                self.times[1:3] = max(self.times[1], now - self.times[2]), now
                 rows.fill(batch)
             self.channel.send(b"go")
 
     def require_in_time(self, saved: Path) -> None:
-        """Call when the training process has just ended. Raises NoScore if it went on after the clock.
+        """Call when the training process has just ended. Raises NoScore if it began too late or went on too long.
 
         saved: the weights. Allowed are two seconds, one step, and what saving the weights takes at 200 MB/s; the
         latter two up to two seconds or a twentieth of the budget each.
@@ -84,9 +87,14 @@ class Referee:
         now, budget = time.perf_counter(), self.game.profile.time_budget
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        clock, longest_step, last = self.times.tolist()
+        clock, longest_step, last, ready = self.times.tolist()
         if not clock:
             raise NoScore("the training drew no batch from TrainBatches")
+        if ready - self.began > longest_start(budget):
+            raise NoScore(
+                f"void: the training drew its first batch after {ready - self.began:.0f} s; it has "
+                f"{longest_start(budget):.0f} s for importing, building and compiling"
+            )
         over = now - clock - budget
         longest_step = max(longest_step, clock + budget - last)
         saving = saved.lstat().st_blocks * 512 / SLOWEST_DISK if saved.exists() else 0.0

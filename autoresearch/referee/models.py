@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from autoresearch.referee import shared
 from autoresearch.runner import sandbox
+from autoresearch.runner.machine import remove
 from prepare import Game, NoScore, scored_batch_size
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class ModelProcess:
             self.process.wait()
         self.signal(signal.SIGKILL)
         self.ended = True
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)  # whatever it has left there
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

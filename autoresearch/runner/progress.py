@@ -12,6 +12,11 @@ from pathlib import Path
 LARGEST = 1 << 16  # bytes of a file that are read
 
 
+def longest_start(budget: float) -> float:
+    """Seconds that a training under a referee has for importing, building and compiling, before its clock starts."""
+    return max(120.0, budget)
+
+
 @dataclasses.dataclass
 class Progress:
     """All times in seconds."""

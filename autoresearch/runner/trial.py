@@ -30,7 +30,7 @@ from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Me
 from autoresearch.runner.logs import last_line, last_word, read_figures, shorten
 from autoresearch.runner.machine import clear, disk_usage, free_memory, remove
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over
-from autoresearch.runner.progress import read_progress
+from autoresearch.runner.progress import longest_start, read_progress
 from autoresearch.task import Facts, Task
 
 # What a trial sees of the user's environment. Nothing else: no keys, no tokens, no agent settings.
@@ -62,7 +62,6 @@ ENVIRONMENT = [
 ]
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")  # compiled kernels, private to one run
 PREFLIGHT_LIMIT = 60.0  # seconds; it takes about two
-SHORTEST_START = 120.0  # seconds that a training under a referee has before its clock starts; or its budget
 FOR_SAVING = 60.0  # seconds from the end of its time to the end of its process, at most; the referee allows less
 KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a training under a referee leaves in run/
 TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
@@ -120,7 +119,7 @@ class Trial:
             HOLDOUT: 2.5 * task.score_limit,  # which probes every row
         }
         if task.referee and facts.time_budget:
-            self.start_limit = max(SHORTEST_START, facts.time_budget)
+            self.start_limit = longest_start(facts.time_budget)
             self.limits[TRAIN] = min(self.limits[TRAIN], self.start_limit + facts.time_budget + FOR_SAVING)
         else:
             self.start_limit = math.inf

@@ -419,6 +419,15 @@ def test_the_clock_waits_until_nothing_else_starts_up(short):
     os.waitpid(referee.pid, 0)
 
 
+def test_a_training_that_begins_too_late_is_void(joined, short, tmp_path):
+    """Whatever its progress.json says: what it could learn before its clock starts is limited."""
+    referee, _ = joined
+    list(prepare.TrainBatches(4, "cpu", short))
+    referee.began -= 130
+    with pytest.raises(prepare.NoScore, match=r"void: the training drew its first batch after 13\d s; it has 120 s"):
+        referee.require_in_time(tmp_path / "model.safetensors")
+
+
 def test_a_training_without_a_batch_has_no_score(joined, tmp_path):
     with pytest.raises(prepare.NoScore, match="drew no batch"):
         joined[0].require_in_time(tmp_path / "model.safetensors")
