@@ -14,8 +14,8 @@ from prepare import Game, NoScore, PlainModel
 def answer(channel: socket.socket, game: Game) -> NoReturn:
     """Build the model that the referee asks for, then give it logits, a batch at a time, until the channel closes.
 
-    Says `imported` when it has torch. The request is JSON with the host memory for ids and logits attached; `handle`
-    names memory of the device for the logits. It is answered by `ready`, or by `closed` where that memory cannot be
+    Says `imported` when it has torch. The request is JSON with the host memory for ids and logits attached, or
+    that for ids alone and memory of the device for the logits. It is answered by `ready`, or by `closed` where that memory cannot be
     opened. Then each packet is a number of rows, answered by `done` or `memory` (which ran out). Everything that goes
     wrong ends the process, with `shape` or `failed TYPE LINE` as its last words: the type of the exception and the
     line of train.py, 0 where it came from elsewhere.
@@ -27,20 +27,23 @@ def answer(channel: socket.socket, game: Game) -> NoReturn:
 
         channel.send(b"imported")
         while True:
-            request, memories, _, _ = socket.recv_fds(channel, 4096, 1)
+            request, memories, _, _ = socket.recv_fds(channel, 4096, 2)
             if not request:
                 os._exit(0)
             request = json.loads(request)
-            train_py, handle, device = request["train_py"], request["handle"], request["device"]
-            ids, logits = shared.ids_and_logits(memories[0], request["batch_size"], game.profile, bool(handle))
-            os.close(memories[0])
-            if handle:
+            train_py, device, sizes = request["train_py"], request["device"], game.profile
+            memory, *on_device = memories
+            ids, logits = shared.ids_and_logits(memory, request["batch_size"], sizes, only_ids=bool(on_device))
+            os.close(memory)
+            if on_device:
                 try:
-                    logits = shared.open_device_memory(handle)
+                    logits = shared.open_device_memory(on_device[0], 4 * ids.numel() * sizes.vocab_size)
                 except (OSError, RuntimeError):
                     channel.send(b"closed")
                     continue
-                logits = logits.view(-1, game.profile.max_seq_len, game.profile.vocab_size)
+                finally:
+                    os.close(on_device[0])
+                logits = logits.view(-1, sizes.max_seq_len, sizes.vocab_size)
             break
         model = PlainModel(Path(train_py), Path(request["weights"]), device, game)
         channel.send(b"ready")

@@ -154,30 +154,32 @@ class ModelProcess:
         copy_weights(self.game.weights, self.folder / "model.safetensors")
         ids = self.batch_size * sizes.max_seq_len
         logits = ids * sizes.vocab_size
-        for shared_by in ("handle", "host") if device.startswith("cuda") else ("host",):
-            handle = ""
-            if shared_by == "handle":
+        for on_device in (True, False) if device.startswith("cuda") else (False,):
+            handles = []
+            if on_device:
                 try:
                     floats, handle = shared.device_memory(4 * logits)
                 except (OSError, RuntimeError):
                     continue
                 self.shared_logits: torch.Tensor = floats.view(-1, sizes.max_seq_len, sizes.vocab_size)
+                handles.append(handle)
             memory = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(memory, 8 * ids + (0 if handle else 4 * logits))
+            os.ftruncate(memory, 8 * ids + (0 if on_device else 4 * logits))
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            self.shared_ids, in_memory = shared.ids_and_logits(memory, self.batch_size, sizes, only_ids=bool(handle))
+            self.shared_ids, in_memory = shared.ids_and_logits(memory, self.batch_size, sizes, only_ids=on_device)
             request = {
                 "train_py": str(train_py),
                 "weights": str(self.folder / "model.safetensors"),
                 "device": device,
                 "batch_size": self.batch_size,
-                "handle": handle,
             }
+            handles.insert(0, memory)
             with contextlib.suppress(OSError):  # it has ended: the answer says so
-                socket.send_fds(self.channel, [json.dumps(request).encode()], [memory])
-            os.close(memory)
+                socket.send_fds(self.channel, [json.dumps(request).encode()], handles)
+            for handle in handles:
+                os.close(handle)
             if self.expect(b"ready", b"closed", during="it was built") == b"ready":
-                if not handle:
+                if not on_device:
                     self.shared_logits = in_memory
                 return
         raise NoScore("the model's process could not open the memory for its logits")

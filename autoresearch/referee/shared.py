@@ -1,7 +1,6 @@
 """Memory that the referee and a model's process both see: token ids one way, logits the other."""
 
 import ctypes
-import functools
 import mmap
 from typing import TYPE_CHECKING
 
@@ -35,36 +34,93 @@ class DeviceMemory:
         self.__cuda_array_interface__ = {"shape": (floats,), "typestr": "<f4", "data": (address, False), "version": 2}
 
 
-class MemoryHandle(ctypes.Structure):  # CUipcMemHandle of cuda.h
-    _fields_ = [("reserved", ctypes.c_char * 64)]
-
-
-@functools.cache
-def device_memory(size: int) -> "tuple[torch.Tensor, str]":
-    """`size` bytes of the first GPU's memory that other processes can open: (a flat float32 tensor, its handle in hex).
-
-    Asks the driver itself, since torch's own allocations share their handle with others. Raises OSError.
-    """
+def device_memory(size: int) -> "tuple[torch.Tensor, int]":
+    """`size` bytes of the first GPU's memory, new: (a flat float32 tensor, a file descriptor by which another process
+    opens it). Raises OSError."""
     import torch
 
     torch.zeros(1, device="cuda")  # makes the context that the driver's calls need
-    cuda, address, handle = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint64(), MemoryHandle()
-    if cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(size)):
-        raise OSError("no memory on the device")
-    if cuda.cuIpcGetMemHandle(ctypes.byref(handle), address):
-        cuda.cuMemFree_v2(address)
-        raise OSError("the device's memory cannot be shared")
-    return torch.as_tensor(DeviceMemory(address.value, size // 4), device="cuda"), f"{size} {bytes(handle).hex()}"
+    address, handle = create(size)
+    return torch.as_tensor(DeviceMemory(address, size // 4), device="cuda"), handle
 
 
-def open_device_memory(text: str) -> "torch.Tensor":
+def open_device_memory(handle: int, size: int) -> "torch.Tensor":
     """The memory behind a handle of `device_memory`, as a flat float32 tensor. Raises OSError."""
     import torch
 
     torch.zeros(1, device="cuda")
-    size, handle = text.split()
-    cuda, address = ctypes.CDLL("libcuda.so.1"), ctypes.c_uint64()
-    cuda.cuIpcOpenMemHandle_v2.argtypes = [ctypes.c_void_p, MemoryHandle, ctypes.c_uint]
-    if cuda.cuIpcOpenMemHandle_v2(ctypes.byref(address), MemoryHandle.from_buffer_copy(bytes.fromhex(handle)), 1):
-        raise OSError("the device's memory cannot be opened here")
-    return torch.as_tensor(DeviceMemory(address.value, int(size) // 4), device="cuda")
+    return torch.as_tensor(DeviceMemory(open_shared(handle, size), size // 4), device="cuda")
+
+
+# ----------------------------------------------------------------------------------------------
+# The driver's own calls (cuda.h, "Virtual Memory Management"). Its older way to share memory, cuIpcGetMemHandle, needs
+# files in /dev/shm or one set of process numbers, which confined processes do not have. A file descriptor needs neither.
+
+PINNED, ON_DEVICE, FILE_DESCRIPTOR, READ_WRITE = 1, 1, 1, 3  # CU_MEM_ALLOCATION_TYPE_PINNED and others
+
+
+class Location(ctypes.Structure):  # CUmemLocation
+    _fields_ = (("kind", ctypes.c_int), ("device", ctypes.c_int))
+
+
+class Allocation(ctypes.Structure):  # CUmemAllocationProp
+    _fields_ = (
+        ("kind", ctypes.c_int),
+        ("handles", ctypes.c_int),
+        ("location", Location),
+        ("windows", ctypes.c_void_p),
+        ("flags", ctypes.c_ubyte * 8),
+    )
+
+
+class Access(ctypes.Structure):  # CUmemAccessDesc
+    _fields_ = (("location", Location), ("modes", ctypes.c_int))
+
+
+WANTED = Allocation(PINNED, FILE_DESCRIPTOR, Location(ON_DEVICE, 0))
+
+
+def driver(name: str, *arguments) -> None:
+    """Call a function of the driver. Raises OSError where it fails."""
+    if error := getattr(ctypes.CDLL("libcuda.so.1"), name)(*arguments):
+        raise OSError(f"{name} failed with error {error} of the CUDA driver")
+
+
+def whole(size: int) -> ctypes.c_size_t:
+    """The size in bytes, rounded up to what the device hands out."""
+    unit = ctypes.c_size_t()
+    driver("cuMemGetAllocationGranularity", ctypes.byref(unit), ctypes.byref(WANTED), ctypes.c_int(0))
+    return ctypes.c_size_t(-(-size // unit.value) * unit.value)
+
+
+def create(size: int) -> tuple[int, int]:
+    """(Address, file descriptor) of new device memory, `size` bytes or more. Needs a context. Raises OSError."""
+    memory, handle = ctypes.c_uint64(), ctypes.c_int(-1)
+    driver("cuMemCreate", ctypes.byref(memory), whole(size), ctypes.byref(WANTED), ctypes.c_uint64(0))
+    try:
+        how = ctypes.c_int(FILE_DESCRIPTOR), ctypes.c_uint64(0)
+        driver("cuMemExportToShareableHandle", ctypes.byref(handle), memory, *how)
+        return mapped(memory, whole(size)), handle.value
+    finally:
+        driver("cuMemRelease", memory)  # it lives as long as it is mapped
+
+
+def open_shared(handle: int, size: int) -> int:
+    """The address of the device memory behind a file descriptor. Needs a context. Raises OSError."""
+    memory = ctypes.c_uint64()
+    how = ctypes.c_void_p(handle), ctypes.c_int(FILE_DESCRIPTOR)
+    driver("cuMemImportFromShareableHandle", ctypes.byref(memory), *how)
+    try:
+        return mapped(memory, whole(size))
+    finally:
+        driver("cuMemRelease", memory)
+
+
+def mapped(memory: ctypes.c_uint64, size: ctypes.c_size_t) -> int:
+    """The address at which this process may now read and write the memory."""
+    address, nothing = ctypes.c_uint64(), ctypes.c_uint64(0)
+    driver("cuMemAddressReserve", ctypes.byref(address), size, ctypes.c_size_t(0), nothing, nothing)
+    driver("cuMemMap", address, size, ctypes.c_size_t(0), memory, nothing)
+    access = Access(Location(ON_DEVICE, 0), READ_WRITE)
+    driver("cuMemSetAccess", address, size, ctypes.byref(access), ctypes.c_size_t(1))
+    return address.value

@@ -468,7 +468,7 @@ def test_the_score_on_a_gpu(game, run, tmp_path, shared_by):
     another_model(game, tmp_path, "return Bigram()", "return Bigram().cuda()", device="cuda")
     code = (
         "from autoresearch.referee import score, shared\nimport prepare\n"
-        "def note(memory, handle):\n    print('shared by', 'handle' if handle else 'host'); return memory, handle\n"
+        "def note(memory, handle):\n    print('shared by handle'); return memory, handle\n"
         "original = shared.device_memory\n"
         + (
             "def none(size):\n    raise OSError\nshared.device_memory = none\n"
