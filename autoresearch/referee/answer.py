@@ -14,11 +14,11 @@ from prepare import Game, NoScore, PlainModel
 def answer(channel: socket.socket, game: Game) -> NoReturn:
     """Build the model that the referee asks for, then give it logits, a batch at a time, until the channel closes.
 
-    Says `imported` when it has torch. The request is JSON with the host memory for ids and logits attached, or
-    that for ids alone and memory of the device for the logits. It is answered by `ready`, or by `closed` where that memory cannot be
-    opened. Then each packet is a number of rows, answered by `done` or `memory` (which ran out). Everything that goes
-    wrong ends the process, with `shape` or `failed TYPE LINE` as its last words: the type of the exception and the
-    line of train.py, 0 where it came from elsewhere.
+    Says `imported` when it has torch. The request is JSON with the host memory for ids and logits attached, or that for
+    ids alone and memory of the device for the logits. It is answered by `ready`, or by `closed` where that memory
+    cannot be opened. Then each packet is a number of rows, answered by `done` or `memory` (which ran out). Everything
+    that goes wrong ends the process, with `shape` or `failed TYPE LINE` as its last words: the type of the exception
+    and the line of train.py, 0 where it came from elsewhere.
     """
     train_py = ""
     try:
