@@ -357,7 +357,8 @@ class GPT(nn.Module):
 
     def embed(self, idx):
         x = self.embedding(idx)
-        return norm(x.bfloat16() if BF16 else x)
+        x = x.bfloat16() if BF16 else x
+        return norm(x).type_as(x)  # autocast makes float32 of a norm
 
     def hidden(self, idx):
         """idx (B, T) -> the residual stream after the last block, (B, T, WIDTH)."""

@@ -29,7 +29,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], help="names of variants; default: all")
     asked = parser.parse_args()
     honest = chosen(sorted((ROOT / "tests/honest").glob("*.py")), asked.only)
-    leaks = chosen([*sorted((ROOT / "tests/gaming/models").glob("*.py")), ROOT / "bench/smallest_leak.py"], asked.only)
+    others = (ROOT / f"bench/{name}.py" for name in ("expert_choice", "smallest_leak"))
+    leaks = chosen([*sorted((ROOT / "tests/gaming/models").glob("*.py")), *others], asked.only)
     adaptive = chosen(sorted((ROOT / "tests/gaming/score").glob("*.py")), asked.only)
     baseline = ROOT / "tests/honest/plain.py"
     honest.remove(baseline)

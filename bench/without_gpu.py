@@ -130,7 +130,7 @@ class Compiler:
         from torch._inductor.scheduler import Scheduler
 
         self.kernels: list[tuple[str, int]] = []  # name, bytes of shared memory
-        self.graphs: list[dict] = []  # of each: calls, flops, bytes, saved ({(dtype, shape): bytes})
+        self.graphs: list[dict] = []  # of each: calls, flops, bytes, saved (tensors that it makes, by storage)
         inductor.force_disable_caches = True
         inductor.compile_threads = 1
         inductor.triton.autotune_pointwise = False  # one configuration of each: half the time
@@ -176,10 +176,8 @@ class Compiler:
             with mode:
                 out = torch.fx.Interpreter(graph).run(*arguments)
             if not options.get("is_backward"):
-                for x in out:
-                    if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in given:
-                        key = x.untyped_storage()._cdata
-                        facts["saved"][key] = (x.dtype, tuple(x.shape), x.untyped_storage().nbytes())
+                new = [x for x in out if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in given]
+                facts["saved"] = {x.untyped_storage()._cdata: x for x in new}
             return out
 
         result.current_callable = run
@@ -187,20 +185,31 @@ class Compiler:
 
 
 def trace(width: int | None, shim: Path) -> bool:
-    """Compile and count the step. Whether all is as it should be."""
+    """Run, compile and count the step. Whether all is as it should be."""
     pretend(shim)
     import torch
     import torch.nn.attention.varlen as varlen
     from torch._dynamo.utils import counters
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    compiler = Compiler()
-    dtypes = set()
-    varlen_attention = varlen.varlen_attn
+    verdicts = []
+
+    def claim(text: str, holds: bool) -> None:
+        print(f"  {'ok' if holds else 'WRONG':<7}{text}", flush=True)
+        verdicts.append(holds)
+
+    def model_with(windowed):
+        train.attention.cache_clear()
+        train.choose_attention = lambda window: (
+            train.cudnn_attention if window >= train.MAX_SEQ_LEN else getattr(train, windowed)
+        )
+        return train.build_model()
+
+    compiler, dtypes, attend = Compiler(), set(), varlen.varlen_attn
 
     def watched(q, k, v, *rest, **options):
         dtypes.update(str(x.dtype) for x in (q, k, v))
-        return varlen_attention(q, k, v, *rest, **options)
+        return attend(q, k, v, *rest, **options)
 
     varlen.varlen_attn = watched
     with FakeTensorMode(), torch.autograd.set_multithreading_enabled(False):
@@ -209,50 +218,40 @@ def trace(width: int | None, shim: Path) -> bool:
         if width:
             train.WIDTH, train.HEADS = width, width // train.HEAD_DIM
         train.COMPILE = {**train.COMPILE, "backend": compiler}
-        train.choose_attention = lambda window: (
-            train.cudnn_attention if window >= train.MAX_SEQ_LEN else train.varlen_attention
-        )
+        print(f"{train.DEPTH} blocks, width {train.WIDTH}, {ROWS} rows of {train.MAX_SEQ_LEN} tokens")
         idx = torch.zeros(ROWS, train.MAX_SEQ_LEN, dtype=torch.int64, device="cuda")
-        model = train.build_model()
-        model.loss(model.hidden(idx), idx).backward()
 
-        train.attention.cache_clear()
-        train.choose_attention = lambda window: (
-            train.cudnn_attention if window >= train.MAX_SEQ_LEN else train.flex_attention
-        )
-        model = train.build_model()
-        model.compile()
-        adamw, muon = train.build_optimizers(model)
+        model = model_with("varlen_attention")  # eager: its kernels are not Triton's
         model.loss(model.hidden(idx), idx).backward()
+        claim(f"varlen attention gets {', '.join(sorted(dtypes))}", dtypes == {"torch.bfloat16"})
+
+        model = model_with("flex_attention")
+        model.compile()
+        model.loss(model.hidden(idx), idx).backward()
+        saved = collections.Counter()
+        for graph in compiler.graphs:
+            for x in graph["saved"].values():
+                kind = str(x.dtype).removeprefix("torch."), tuple(x.shape)
+                saved[kind] += graph["calls"] * x.untyped_storage().nbytes() / idx.numel()
+        for (dtype, shape), size in saved.most_common(8):
+            print(f"         {size:>7,.0f} bytes a token saved: {dtype} {list(shape)}")
+        traced = sum(saved.values()) + 2 * train.VOCAB_SIZE  # the gradient of the logits, bf16
+        estimate = train.token_bytes()
+        claim(f"a token takes {traced:,.0f} bytes, estimated {estimate:,}", traced <= estimate <= 1.2 * traced)
+
+        adamw, muon = train.build_optimizers(model)
         adamw.step()
         muon.step(0.01, 0.9, 0.1)
-
-    tokens = idx.numel()
-    saved = collections.Counter()
-    for graph in compiler.graphs:
-        for dtype, shape, size in graph["saved"].values():
-            saved[str(dtype).removeprefix("torch."), shape] += graph["calls"] * size / tokens
-    traced = sum(saved.values()) + 2 * train.VOCAB_SIZE  # the gradient of the logits, bf16
-    estimate = train.token_bytes()
+    breaks = sum(counters["graph_break"].values())
+    claim(f"{breaks} graph breaks in {len(compiler.graphs)} graphs", not breaks)
     name, shared = max(compiler.kernels, key=lambda kernel: kernel[1])
+    text = (
+        f"{len(compiler.kernels)} kernels take at most {shared:,} of {SHARED_MEMORY:,} bytes of shared memory ({name})"
+    )
+    claim(text, shared <= SHARED_MEMORY)
     flops, moved = (sum(graph["calls"] * graph[key] for graph in compiler.graphs) for key in ("flops", "bytes"))
-    claims = {
-        f"graph breaks: {sum(counters['graph_break'].values())} in {len(compiler.graphs)} graphs": (
-            not counters["graph_break"]
-        ),
-        f"shared memory: at most {shared:,} of {SHARED_MEMORY:,} bytes in {len(compiler.kernels)} kernels ({name})": (
-            shared <= SHARED_MEMORY
-        ),
-        f"memory of a token: {traced:,.0f} bytes traced, {estimate:,} estimated": traced <= estimate <= 1.2 * traced,
-        f"varlen attention got {', '.join(sorted(dtypes))}": dtypes == {"torch.bfloat16"},
-    }
-    print(f"{train.DEPTH} blocks, width {train.WIDTH}, {ROWS} rows of {train.MAX_SEQ_LEN} tokens")
-    for claim, holds in claims.items():
-        print(f"  {'ok   ' if holds else 'WRONG'} {claim}")
-    print(f"  a step: {flops / 1e12:.1f} TFLOP of products, {moved / 1e9:.0f} GB read and written")
-    for (dtype, shape), size in saved.most_common(12):
-        print(f"  saved {size:>9,.0f} bytes a token, {dtype} {list(shape)}")
-    return all(claims.values())
+    print(f"         a step: {flops / 1e12:.1f} TFLOP of products, {moved / 1e9:.0f} GB read and written")
+    return all(verdicts)
 
 
 def main() -> None:

@@ -67,6 +67,7 @@ FOR_SAVING = 60.0  # seconds from the end of its time to the end of its process,
 KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a training under a referee leaves in run/
 TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
 LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
+NEARLY_NO_FILES = 10_000  # that a disk has room for, however small
 NEARLY_NOTHING = 256 << 20  # bytes of memory, or of the disk: a trial ends before the machine suffers
 
 
@@ -129,7 +130,7 @@ class Trial:
         self.memory_free = free_memory()
         self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
         self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
-        self.disk_free, self.disk_used = 0, 0.0  # bytes, when a phase began
+        self.disk_free, self.disk_used, self.files_free = 0, 0.0, 0  # bytes, bytes, files, when a phase began
 
     async def run(self) -> Measurement:
         """The phases of the job. Never raises for what the commands do: a crash is a measurement."""
@@ -221,11 +222,12 @@ class Trial:
 
     def _note_disk(self) -> None:
         """What is used and what is free, before the commands write."""
-        for path in self.outputs:
+        for path in (self.folder / "run", self.folder / "tmp", *self.outputs[1:]):
             if disk_usage([path]) == math.inf:  # nested so deeply that nothing could be counted
                 remove(path)
         self._make_folders()
         self.disk_used, self.disk_free = disk_usage(self.outputs), shutil.disk_usage(self.folder).free
+        self.files_free = os.statvfs(self.folder).f_favail
 
     def _make_folders(self) -> None:
         for path in (*self.outputs, self.folder / "tmp", self.folder / "run/tmp"):
@@ -300,6 +302,9 @@ class Trial:
         if free < NEARLY_NOTHING <= self.disk_free:
             self.overfull = True
             return "ended because the disk was nearly full"
+        if os.statvfs(self.folder).f_favail < NEARLY_NO_FILES <= self.files_free:
+            self.overfull = True
+            return "ended because the disk had next to no room for more files"
         limit = self.task.disk_limit * 2**30
         if self.disk_free - free > limit:  # cheap to ask; then exactly
             used = disk_usage(self.outputs) - self.disk_used

@@ -61,7 +61,7 @@ def test_what_a_trial_leaves_does_not_end_the_loop(toy):
     toy.run_agent(3)
     assert toy.statuses() == ["keep"] * 3
     kept = [entry for entry in os.scandir(toy.runs / "trials/2/run") if not entry.is_file(follow_symlinks=False)]
-    assert not kept
+    assert not kept and "score: 2" in (toy.runs / "trials/2/train.log").read_text()
     toy.require_whole()
 
 
@@ -98,6 +98,18 @@ def test_folders_nested_too_deeply_to_be_counted(tmp_path):
     assert machine.disk_usage([tmp_path]) == float("inf")
     machine.remove(tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+def test_who_makes_too_many_files_is_ended(tmp_path, monkeypatch):
+    """Files that hold nothing take no bytes, but the disk has room for so many only."""
+    many = "import os, time; [open(str(number), 'w').close() for number in range(12_000)]; time.sleep(60)"
+    (tmp_path / "many.py").write_text(f"import os\nos.chdir(os.environ['AUTORESEARCH_RUN_DIR'])\n{many}")
+    folder, environment = tmp_path / "1", trial_environment(tmp_path / "1", tmp_path / "caches", {})
+    task = Task((), train=f"{sys.executable} many.py", metric="score", time_limit=20.0)
+    trial = Trial(task, Job("1", {}, 1), Facts(), tmp_path, folder, environment, None, list, lambda phase: None)
+    monkeypatch.setattr("autoresearch.runner.trial.NEARLY_NO_FILES", os.statvfs(tmp_path).f_favail - 4_000)
+    measured = asyncio.run(trial.run())
+    assert measured.reason == "training: ended because the disk had next to no room for more files" and trial.overfull
 
 
 # -- memory
