@@ -52,7 +52,8 @@ EMBEDDING_WEIGHT_DECAY = 0.001              # AdamW [1]
 VALUE_EMBEDDING_WEIGHT_DECAY = 0.003        # AdamW [1]
 UNEMBEDDING_WEIGHT_DECAY = 0.01             # AdamW [1]
 MATRIX_WEIGHT_DECAY = 0.2                   # Muon, cautious, falls to zero
-BETA1, BETA2 = 0.8, 0.95                    # AdamW; the share of the embedding has a BETA1 of 0.96
+BETA1 = 0.8                                 # AdamW; 0.96 for the share of the embedding
+BETA2 = 0.95                                # AdamW
 MUON_MOMENTUM = 0.95                        # reached from 0.85 after MUON_RAMP
 MUON_RAMP = 200 if GPU else 40              # optimizer steps [1]
 MUON_BETA2 = 0.95                           # of the second moment that evens out Muon's rows or columns
@@ -64,8 +65,8 @@ FINAL_LR = 0.05                             # learning rates end at this fractio
 # ----------------------------------------------------------------------------------------------
 # Where the numbers come from. Those of the GPU are the end point of the public night exp/H100/mar8 of
 # github.com/karpathy/autoresearch, 0.9979 to 0.9697 on an H100: [1] is what that night changed (pull request 44,
-# discussion 43), the rest is where it began. [2]: 1.15 is of nanochat, a later night at other sizes, and not measured
-# on a GPU here. Methods name their papers where they stand. Numbers behind `else` were found here, on 2 cores.
+# discussion 43), the rest is where it began. [2]: nanochat took such a scale in later nights, at other sizes; not yet
+# measured on a GPU here. Methods name their papers where they stand. Numbers behind `else` were found here, on 2 cores.
 # docs/log.md lists what differs from that end point.
 
 # fmt: off
