@@ -53,8 +53,8 @@ def open_device_memory(handle: int, size: int) -> "torch.Tensor":
 
 
 # ----------------------------------------------------------------------------------------------
-# The driver's own calls (cuda.h, "Virtual Memory Management"). Its older way, cuIpcGetMemHandle, needs files in /dev/shm
-# or one set of process numbers, which confined processes do not have. A file descriptor needs neither.
+# The driver's own calls (cuda.h, "Virtual Memory Management"). Its older way, cuIpcGetMemHandle, needs files in
+# /dev/shm or one set of process numbers, which confined processes do not have. A file descriptor needs neither.
 
 PINNED, ON_DEVICE, FILE_DESCRIPTOR, READ_WRITE = 1, 1, 1, 3  # CU_MEM_ALLOCATION_TYPE_PINNED and others
 
