@@ -14,7 +14,7 @@ import games
 import pytest
 from conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 ATTACKS = {
     path.stem: re.search(r"^# crash: (.*)$", path.read_text(), re.MULTILINE)[1]
     for path in sorted((ROOT / "tests/gaming/score").glob("*.py"))
@@ -31,8 +31,8 @@ def scored(tmp_path_factory):
     honest, *files = (
         str(ROOT / f"tests/{name}.py") for name in ("honest/plain", *(f"gaming/score/{n}" for n in ATTACKS))
     )
-    words = [sys.executable, ROOT / "tests/games.py", folder / "runs", "150", "1", honest, *files, "--once"]
-    answer = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
+    words = [sys.executable, ROOT / "tests/games.py", folder / "runs", "60", "1", honest, *files, "--once"]
+    answer = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=500)
     assert answer.returncode == 0, answer.stderr
     assert "HELDOUT" not in answer.stdout + answer.stderr
     return {entry["name"]: entry for entry in map(json.loads, answer.stdout.splitlines())}
