@@ -64,7 +64,7 @@ TIMED = (
     "test_clients.py::test_real_trials",
     "test_gaming.py",
 )
-WHOLE = "test_honest.py"  # its tests share what takes long
+WHOLE = ("test_honest.py", "test_score.py")  # the tests of each share what takes long
 
 
 def pytest_addoption(parser):
@@ -96,7 +96,7 @@ def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             if (place := timed(nodeid)) < 0:
-                return WHOLE if WHOLE in nodeid else nodeid
+                return next((name for name in WHOLE if name in nodeid), nodeid)
             return f"timed {place}" + (nodeid.partition("[")[2][:1] if "test_gaming" in nodeid else "")
 
     return Scheduler(config, log)
