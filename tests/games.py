@@ -36,7 +36,8 @@ def clean_environment(**more: str) -> dict[str, str]:
 def compose(path: Path) -> str:
     """The whole train.py of a variant."""
     base, _, _ = (TESTS / "small_train.py").read_text().partition(MAIN)
-    return base + "\n\n" + path.read_text().replace("from small_train import *  # noqa: F403\n", "") + MAIN
+    lines = path.read_text().splitlines()
+    return "\n".join([base, "", *(line for line in lines if not line.startswith("from small_train import *"))]) + MAIN
 
 
 def in_a_child(function, *arguments):

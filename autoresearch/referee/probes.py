@@ -7,9 +7,9 @@ time at which it is safe to cheat. Before something is kept every row of the hol
 given all of them altered, before another one scores them.
 
 Two questions are asked. The same token, with the same text before it, must have the same loss in both processes
-(`looks_ahead`, `depends_on_company`): noise of the arithmetic is forgiven, up to constants that were measured on honest
-models (bench/probes.py) and whatever a model shows itself. And tokens that no process could have seen must be as easy
-as those that it could (`excess`): this needs no secret, since there is nobody to ask about them.
+(`looks_ahead`, `depends_on_company`, `learns`): noise of the arithmetic is forgiven, up to constants that were measured
+on honest models (bench/probes.py), whatever a model shows itself. And tokens that no process could have seen must be as
+easy as those that it could (`excess`): this needs no secret, since there is nobody to ask about them.
 """
 
 import dataclasses
@@ -154,17 +154,22 @@ def answers(streams: list[Stream], losses: list[np.ndarray], scored: int) -> Ans
 # The same token, the same text before it
 
 
-def depends_on_company(moved: np.ndarray, learned: np.ndarray) -> str | None:
-    """Whether rows as they are have other losses in another process: moved (rows, T), learned (m,), see Answers.
+COMPANY = "a row's score depends on what was scored with it or before it: "
 
-    Also whether losses are lower the later in its stream a process is asked, as of one that learns.
-    """
+
+def depends_on_company(moved: np.ndarray) -> str | None:
+    """Whether rows as they are have other losses in another process: moved (rows, T)."""
     mean = np.abs(np.nan_to_num(moved, nan=math.inf)).mean() if len(moved) else 0.0
-    if mean > MEAN_MOVE or (len(learned) and rises(np.nan_to_num(learned, nan=math.inf))):
-        return (
-            "a row's score depends on what was scored with it or before it: the same rows, scored again by a fresh "
-            f"process in other batches, moved by {mean:.2g} nats a token"
-        )
+    if mean > MEAN_MOVE:
+        again = f"scored again by a fresh process in other batches, moved by {mean:.2g} nats a token"
+        return f"{COMPANY}the same rows, {again}"
+    return None
+
+
+def learns(learned: np.ndarray) -> str | None:
+    """Whether losses are lower the later in its stream a process is asked: learned (rows,), see Answers."""
+    if len(learned) and rises(np.nan_to_num(learned, nan=math.inf)):
+        return f"{COMPANY}the later they were scored the lower were their losses, by {learned.mean():.2g} nats a token"
     return None
 
 
@@ -248,9 +253,9 @@ class Excess:
 def excess(given: Answers, reference: tuple[np.ndarray, np.ndarray] | None, counted: np.ndarray) -> Excess:
     """What the scored rows predict for the unseen tokens, and how these came out.
 
-    reference: the baseline's losses, (scored, T) and (spare, T), of which each loss counts the difference; counted:
-    (rows, T) bool, which targets stand for text. A deviation is believed up to a constant, as a model's own could be
-    as large as it likes. With what the second process says of tokens that the first one has not scored, none is known.
+    reference: the baseline's losses, (scored, T) and (spare, T), which are taken off; None where there are none.
+    counted: (rows, T) bool, which targets stand for text. A standard deviation is believed up to a constant: a model
+    could make its own as large as it likes.
     """
     cut_off, largest = WITH_REFERENCE if reference else WITHOUT_REFERENCE
     known = np.concatenate(reference) if reference else np.zeros(counted.shape, np.float32)

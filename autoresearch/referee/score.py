@@ -70,8 +70,8 @@ def score(
         token_bytes = game.token_bytes()[text[:, 1:]]
         given = probes.answers(streams, losses, len(rows))
         value = bits_per_byte(torch.from_numpy(given.losses), token_bytes[: len(rows)])
-        reason = probes.depends_on_company(given.again, given.learned) or probes.looks_ahead(given.altered, given.cuts)
-        if reason:
+        company, ahead = probes.depends_on_company(given.again), probes.looks_ahead(given.altered, given.cuts)
+        if reason := company or ahead or probes.learns(given.learned):
             raise NoScore(random_instead(second, streams[1].rows) or reason)
         folder = os.environ.get("AUTORESEARCH_REFERENCE")
         reference = read_reference(Path(folder) / f"{split}.npz", given, len(spare)) if folder else None
