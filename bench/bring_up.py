@@ -45,7 +45,7 @@ TOP = 15  # kernels that are shown
 GPU_ALONE = ("cudnn_attention", "flex_attention", "varlen_attention")  # kernels that a CPU has not, or not backward
 SHARED = "BRING_UP_FOLDER"  # environment variable: a folder of all steps, so that the second trial starts warm
 # What the sandbox is made of: functions of runner/sandbox.py that can be left out, paths that can be opened again.
-PARTS = ("restrict", "cut_off", "drop_privileges", "set_apart")
+PARTS = ("restrict", "cut_off", "drop_privileges", "set_apart", "enter_namespaces")
 DEVICE = [sys.executable, __file__, "--step", "device"]  # the command that is run in it
 PATHS = {"write": ("/dev/shm", "/tmp", "/dev", "/"), "read": ("/proc", "/")}
 
