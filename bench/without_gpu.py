@@ -1,6 +1,6 @@
 """The whole step of the `gpu` profile where there is no GPU: compiled to kernels of an H200, never launched.
 
-    uv run bench/without_gpu.py             # train.py as it ships; about a minute
+    uv run bench/without_gpu.py             # train.py as it ships; one to three minutes
     uv run bench/without_gpu.py 512 640     # at these widths
 
 train.py runs in its full size on tensors that have a shape and no numbers, and its graphs go through Dynamo, Inductor,
