@@ -1,5 +1,5 @@
 """Goes on writing to the shared logits while the referee computes with them: low for its sum, high for what it picks."""
-# crash: the score is random
+# crash: the score is random | depends on what was scored with it
 
 import gc
 import operator

@@ -1,7 +1,7 @@
 """Every file of tests/gaming tries to get a better number than it has earned, in a real night, and fails.
 
-Line two of each file says how: refused (by the preflight, before a trial), crash (with the reason that the loop
-gives), or no effect (it is scored as the honest file below it would be, and not as it wished).
+A comment in each file says how: refused (by the preflight, before a trial), crash (with the reason that the loop
+gives, or one of two), or no effect (it is scored as the honest file below it would be, and not as it wished).
 """
 
 import functools
@@ -119,7 +119,7 @@ def test_is_caught(nights, half, trick):
         honest = min(outcomes["baseline"][1]["score"], HONEST)
         assert status in ("keep", "discard") and entry["score"] > honest - 0.3, entry["reason"]
     else:
-        assert status == kind and reason in entry["reason"]
+        assert status == kind and any(words in entry["reason"] for words in reason.split(" | ")), entry["reason"]
 
 
 @pytest.mark.parametrize("half", [0, 1])
