@@ -604,6 +604,7 @@ def losses_of(model: ScoredModel, rows: np.ndarray, targets: np.ndarray | None =
 
 def cross_entropy(logits, targets):
     """Nats of each target: logits (T, VOCAB_SIZE) float32, targets (T,) -> (T,). A row at a time: next to no memory."""
+    logits = logits - logits.amax(-1, keepdim=True)  # of large ones rounding would leave no difference, and no loss
     return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
 
 

@@ -89,6 +89,8 @@ FILES = {("torch", "load"), ("torch", "save"), ("np", "load"), ("np", "save"), (
 DUNDERS = {"__init__", "__name__", "__doc__", "__call__", "__post_init__", "__version__", "__class__", "__len__"}
 CLOCK = {"_game", "_start", "_source", "_full", "_free", "_last_step"}  # TrainBatches keeps the time with these
 SETTINGS = {"backends", "_dynamo", "_inductor", "_functorch"}  # parts of torch that are there to be set
+LITERALS = (ast.Constant, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.BinOp, ast.UnaryOp, ast.Starred)
+OPERATORS = (ast.operator, ast.unaryop, ast.expr_context)
 LARGEST_FILE, LARGEST_LITERAL = 256, 4  # KB; all literals together: eight times the latter
 RUN, RUNS = 32, 512  # characters: of text without a space that counts as a run, and of all runs of a file together
 LONG, PACKED = 200, 5.6  # characters of a text that is looked at; bits a character: prose has 4.2, code 5.1, base64 6
@@ -241,20 +243,18 @@ def objections_to_data(tree: ast.Module, largest: float, together: float) -> Ite
 
 def literals(tree: ast.AST) -> Iterator[ast.expr]:
     """The largest expressions that hold constants alone: texts, numbers, and lists, sums and such of them."""
+    constant: set[ast.AST] = set()
+    for node in reversed(list(ast.walk(tree))):  # the parts of an expression before itself
+        parts = (part for part in ast.iter_child_nodes(node) if not isinstance(part, OPERATORS))
+        if isinstance(node, LITERALS) and all(part in constant for part in parts):
+            constant.add(node)
     left: list[ast.AST] = [tree]
     while left:
         node = left.pop()
-        parts = list(ast.iter_child_nodes(node))
-        if isinstance(node, ast.expr) and holds_constants(node):
+        if isinstance(node, ast.expr) and node in constant:
             yield node
         else:
-            left += parts
-
-
-def holds_constants(node: ast.AST) -> bool:
-    parts = ast.Constant | ast.Tuple | ast.List | ast.Set | ast.Dict | ast.BinOp | ast.UnaryOp | ast.Starred
-    inner = (part for part in ast.walk(node) if not isinstance(part, ast.operator | ast.unaryop | ast.expr_context))
-    return all(isinstance(part, parts) for part in inner)
+            left += ast.iter_child_nodes(node)
 
 
 def constants_in(node: ast.AST) -> list:

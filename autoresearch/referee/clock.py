@@ -55,7 +55,8 @@ class Referee:
         streams: list[tuple[CacheRows, np.ndarray]] = []
         while message := self.channel.recv(64):
             word, _, number = message.partition(b" ")
-            if word == b"open" and len(streams) < MOST_STREAMS and int(number) <= MOST_ROWS:
+            opened = sum(len(memory) for _, memory in streams)
+            if word == b"open" and len(streams) < MOST_STREAMS and opened + int(number) <= MOST_ROWS:
                 memory = os.memfd_create("rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 os.ftruncate(memory, 2 * int(number) * (self.game.profile.max_seq_len + 1))
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)

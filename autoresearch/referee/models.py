@@ -45,7 +45,7 @@ ENVIRONMENT = [
     "AUTORESEARCH_SEED",
 ]
 PRIVATE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
-ANSWER_SECONDS = 300.0  # that the process may take for an answer; a score has a limit of its own
+ANSWER_SECONDS = 60.0  # that the process may take for an answer, or as long as the budget; a model could train in it
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL
 NEARLY_NOTHING = 256 << 20  # bytes of the disk that a copy of the weights must leave
 # Names of exceptions that are told besides Python's own. Others could be words of the text that is scored.
@@ -75,7 +75,7 @@ class ModelProcess:
         self.lines = 0  # of train.py
         self.folder = Path(tempfile.mkdtemp(prefix="model-"))
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.channel.settimeout(ANSWER_SECONDS)
+        self.channel.settimeout(max(ANSWER_SECONDS, game.profile.time_budget))
         self.ended = False
         with theirs:
             self.process = self.start(theirs)
@@ -200,9 +200,10 @@ class ModelProcess:
         try:
             said = self.channel.recv(64)
         except TimeoutError:
+            seconds = self.channel.gettimeout()
             self.end()
             raise NoScore(
-                f"the model cannot be scored: while {during}, its process said nothing for {ANSWER_SECONDS:g} s"
+                f"the model cannot be scored: while {during}, its process said nothing for {seconds:g} s"
             ) from None
         except OSError:
             said = b""

@@ -321,6 +321,14 @@ class Forgetful:
         return torch.nn.functional.one_hot(ids, 512).float()
 
 
+@pytest.mark.parametrize("added", [1e9, 2.0**22, -1e9, 1e30])
+def test_logits_so_large_that_rounding_eats_them_win_nothing(added):
+    """In float32 a large logit and the logarithm of the sum over all are one number, which would be no loss at all."""
+    logits, targets = torch.randn(64, 512) + added, torch.arange(64)
+    exact = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
+    assert torch.allclose(prepare.cross_entropy(logits, targets).double(), exact, atol=1e-4)
+
+
 def test_memory_that_runs_out_changes_the_batches_and_not_the_losses(game):
     rows = game.rows("val")[:9]
     plenty, little = Forgetful(holds=16), Forgetful(holds=3)

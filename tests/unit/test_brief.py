@@ -262,6 +262,14 @@ def test_keys_by_their_shape(key):
     assert "hunter2secret" not in scrub("https://ada:hunter2secret@example.org/x")
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("piece", ["sk-", "-eyJ", "-----BEGIN ", "api-key "])
+def test_what_looks_like_the_beginning_of_many_keys_is_read_in_time(piece):
+    """The loop itself reads logs and edits for keys: a time that grows with the square of a text would stop it."""
+    text = piece * ((256 << 10) // len(piece))
+    assert len(scrub(text)) > 1000
+
+
 def test_what_is_no_key_stays(monkeypatch):
     monkeypatch.setenv("MY_API_KEY", "correct-horse-battery")
     monkeypatch.setenv("OTHER_TOKEN", "short")

@@ -112,6 +112,13 @@ def test_literals_that_are_no_data():
     assert preflight.violation(tree, largest_literal=8) is None
 
 
+@pytest.mark.timeout(60)
+def test_a_file_that_is_long_to_read():
+    """Reading takes a time in proportion to the file, also where expressions are deep: the loop waits for it."""
+    deep = "def build_model(): pass\ndef never(x): return x" + ("+(" + "1," * 50 + ")") * 400
+    assert preflight.violation(ast.parse(deep), largest_literal=64) is None
+
+
 def test_the_size_of_a_file(tmp_path):
     task = read_task(tmp_path / "program.md")
     (tmp_path / "train.py").write_text(BUILD + "#" * (300 << 10))
