@@ -85,8 +85,8 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
     tricks.mkdir()
     (folder / "cheat.py").write_text(CHEAT)
     mild = [path for path in all_tricks if EXPECTED[path.stem][0] != "refused"]
-    for path in all_tricks:  # those that are refused stand between the others
-        position = mild.index(path) if path in mild else 5 * all_tricks.index(path) % len(mild)
+    for path in all_tricks:  # those that are refused stand between the others: after the last one nothing is proposed
+        position = mild.index(path) if path in mild else 5 * all_tricks.index(path) % (len(mild) - 1)
         (tricks / f"{position:03d}-{path.stem}.py").write_text(games.compose(path))
     toy.run(
         "--agent",
