@@ -18,6 +18,7 @@ import sys
 TARGET = json.loads(sys.argv[1])
 LIBC = ctypes.CDLL(None, use_errno=True)
 IO_SETUP = 206 if platform.machine() == "x86_64" else 0
+SETRLIMIT = ctypes.c_long(160 if platform.machine() == "x86_64" else 164)
 
 
 def attempt(action) -> str:
@@ -126,6 +127,10 @@ ATTEMPTS = {
             lambda: os.sched_setaffinity(os.getppid(), {min(os.sched_getaffinity(0))}),
             lambda: os.sched_getaffinity(os.getppid()),
         ),
+        "the kernel's log": lambda: call("klogctl", 3, (ctypes.c_char * 4096)(), 4096),
+        "a core dump's limit": lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+        "that limit, the old way": lambda: call("syscall", SETRLIMIT, resource.RLIMIT_CORE, (ctypes.c_ulong * 2)()),
+        "a thread's own files": lambda: call("close_range", 1 << 20, 1 << 20, 2),
         "secret memory": lambda: call("syscall", ctypes.c_long(447), 0),
     },
     "files": {
@@ -142,7 +147,8 @@ ATTEMPTS = {
         "user names": lambda: __import__("pwd").getpwuid(os.getuid()),
         "a pair of sockets": lambda: over_a_pair(lambda pair: pair.send(b"x")),
         "versions": lambda: __import__("importlib.metadata").metadata.version("torch"),
-        "own limits": lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
+        "own limits": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)),
+        "to know the limit of core dumps": lambda: resource.getrlimit(resource.RLIMIT_CORE),
         "memory without a file": lambda: os.close(os.memfd_create("x")),
     },
     "rename": {

@@ -98,7 +98,8 @@ class Referee:
             )
         over = now - clock - budget
         longest_step = max(longest_step, clock + budget - last)
-        saving = saved.lstat().st_blocks * 512 / SLOWEST_DISK if saved.exists() else 0.0
+        status = saved.lstat() if saved.exists() else None  # neither holes nor what is reserved was saved
+        saving = min(status.st_size, status.st_blocks * 512) / SLOWEST_DISK if status else 0.0
         most = max(2.0, budget / 20)
         allowed = FAIR_END + min(longest_step, most) + min(saving, most)
         if over > allowed:

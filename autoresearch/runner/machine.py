@@ -1,7 +1,6 @@
 """What the machine has left, what a command takes of it, and clearing away what it left: host memory and disk."""
 
 import contextlib
-import errno
 import itertools
 import math
 import os
@@ -17,6 +16,7 @@ CONTAINER_LIMITS = (  # of control groups, version 2 and 1
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
+MOST_HANDLES = 10_000  # open files of one command that are looked at, in some 50 ms
 
 
 def free_memory() -> int:
@@ -80,23 +80,32 @@ class MemoryGroup:
             self.folder.rmdir()
 
 
-def memory_of(pids: Iterable[int]) -> int:
+def memory_of(pids: Iterable[int]) -> float:
     """Bytes of host memory that processes hold for themselves, as far as /proc tells: their own, and what they share,
-    once, also where it is not mapped (memfd_create) or not by those that wrote to it."""
-    own, shared = 0, {}
+    once, also where it is not mapped (memfd_create) or not by those that wrote to it. Infinite where they have more
+    than MOST_HANDLES files open: a memfd among so many would take too long to find.
+    """
+    own, shared, left = 0, {}, MOST_HANDLES
     for pid in pids:
+        with contextlib.suppress(OSError, ValueError):  # names hold any byte but a line's end, which is escaped
+            lines = Path(f"/proc/{pid}/status").read_bytes().split(b"\n")
+            fields = {name: value for name, _, value in (line.partition(b":") for line in lines)}
+            own += sum(int(fields.get(name, b"0").split()[0]) for name in (b"RssAnon", b"VmSwap", b"VmPTE")) * 1024
         with contextlib.suppress(OSError, ValueError):
-            fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-            own += sum(int(fields.get(name, "0").split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+            for line in filter(None, Path(f"/proc/{pid}/maps").read_bytes().split(b"\n")):
                 span, modes, _, device, inode, *name = line.split(maxsplit=5)
-                if modes[3] == "s" and name and name[0].startswith(("/memfd:", "/dev/zero", "/dev/shm/", "/SYSV")):
-                    start, end = (int(word, 16) for word in span.split("-"))
-                    key = device, inode
-                    shared[key] = max(shared.get(key, 0), size_of(f"/proc/{pid}/map_files/{span}", end - start))
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(f"/proc/{pid}/fd"):
+                # One page of a memfd, mapped in whatever way, keeps all of it.
+                kinds = (b"/memfd:", b"/dev/shm/") + (b"/dev/zero", b"/SYSV") * modes.endswith(b"s")
+                if name and name[0].startswith(kinds):
+                    start, end = (int(word, 16) for word in span.split(b"-"))
+                    key = device.decode(), inode.decode()
+                    size = size_of(f"/proc/{pid}/map_files/{span.decode()}", end - start)
+                    shared[key] = max(shared.get(key, 0), size)
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
+            for entry in entries:
+                left -= 1
+                if left < 0:
+                    return math.inf
                 with contextlib.suppress(OSError):
                     if os.readlink(entry.path).startswith(("/memfd:", "/dev/shm/")):
                         status = os.stat(entry.path)
@@ -118,7 +127,7 @@ def size_of(path: str, unknown: int) -> int:
 
 
 def disk_usage(folders: Iterable[Path]) -> float:
-    """Bytes on the disk below the folders; infinite where they are nested so deeply that nobody can tell."""
+    """Bytes on the disk below the folders; infinite where nobody can tell: nested too deeply, or closed."""
     total, left = 0, [str(folder) for folder in folders]
     while left:
         try:
@@ -128,9 +137,10 @@ def disk_usage(folders: Iterable[Path]) -> float:
                         total += entry.stat(follow_symlinks=False).st_blocks * 512
                         if entry.is_dir(follow_symlinks=False):
                             left.append(entry.path)
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return math.inf
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return math.inf
     return total
 
 
@@ -148,9 +158,19 @@ def remove(path: Path) -> None:
 
 
 def clear(path: Path, stays: Callable[[os.DirEntry], bool]) -> None:
-    """Remove what is in a folder, but for the entries that stay."""
+    """Remove what is in a folder, but for the entries that stay; those keep no more of the disk than they hold."""
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(path)):
             with contextlib.suppress(OSError):
-                if not stays(entry):
+                if stays(entry):
+                    cut_at_end(Path(entry.path))
+                else:
                     remove(Path(entry.path))
+
+
+def cut_at_end(path: Path) -> None:
+    """Give back what is reserved on the disk beyond the end of a plain file (fallocate)."""
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        if stat.S_ISREG(status.st_mode):
+            os.truncate(path, status.st_size)

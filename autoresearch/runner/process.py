@@ -193,7 +193,7 @@ class Process:
                 continue
             return dataclasses.replace(ended, suspended=suspended)
 
-    def memory(self) -> int:
+    def memory(self) -> float:
         """Bytes of host memory that the command and all that it started hold for themselves."""
         if self._group:
             with contextlib.suppress(OSError):

@@ -330,12 +330,14 @@ WHAT_IS_READ_AHEAD = """
 fadvise64 221 223; readahead 187 213
 """
 
-# Outlives its process, and is no file; truncate: of old kernels; memfd_secret: memory that nobody counts.
+# Outlives its process, and is no file; truncate: of old kernels; memfd_secret: memory that nobody counts; syslog: reads
+# the kernel's log, in which a process that crashes leaves its name.
 NOTES = """
 shmget 29 194; shmat 30 196; shmctl 31 195; semget 64 190; semop 65 193; semctl 66 191; semtimedop 220 192;
 msgget 68 186; msgsnd 69 189; msgrcv 70 188; msgctl 71 187; mq_open 240 180; mq_unlink 241 181;
 add_key 248 217; request_key 249 218; keyctl 250 219; setxattr 188 5; lsetxattr 189 6; fsetxattr 190 7;
-removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16; truncate 76 45; memfd_secret 447 447
+removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16; truncate 76 45; memfd_secret 447 447;
+syslog 103 116
 """
 
 # Makes names that can be read wherever they lie, such as the target of a link.
@@ -381,14 +383,15 @@ FIRST_UNKNOWN = 463  # setxattrat; of this call and all younger ones a program h
 # Depends on its arguments: see `steps_with_arguments`.
 WITH_ARGUMENTS = """
 socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone 56 220;
-clone3 435 435
+clone3 435 435; setrlimit 160 164; close_range 436 436
 """
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 UNIX, STREAM, SEQPACKET = 1, 1, 5  # sockets
 FLAG_IOCTLS = (0x66, 0x76, 0x58)  # second byte of calls that set flags of a file, which its owner may on any
 # Of fcntl: leases, notices and write hints, which are notes about a file; then locks, of a process and of an open file.
 FILE_COMMANDS, LOCK_COMMANDS = (1024, 1025, 1026, 1035, 1036, 1037, 1038), (5, 6, 7, 36, 37, 38)
-NEW_NAMESPACES = 0x7E020000  # flags of clone
+NEW_NAMESPACES, SAME_FILES, THREAD = 0x7E020000, 0x400, 0x10000  # flags of clone
+OWN_FILES = 0b10  # flag of close_range
 NOT_PERMITTED, NO_SUCH_CALL = 13, 38  # EACCES, which is a PermissionError, and ENOSYS
 
 LOAD, MASK, EQUAL, AT_LEAST, HAS_BITS, ANSWER = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # operations of linux/filter.h
@@ -441,8 +444,8 @@ def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name."""
     own = "nothing" if strict else "allow"  # what is done to the calling thread itself
 
-    def argument(index: int) -> tuple[int, int, int, int]:
-        return LOAD, 0, 0, 16 + 8 * index  # the lower half of it
+    def argument(index: int, upper: bool = False) -> tuple[int, int, int, int]:
+        return LOAD, 0, 0, 16 + 8 * index + 4 * upper  # a half of it
 
     def one_of(values: tuple[int, ...], yes: str, no: str) -> list:
         return [*(step for value in values for step in ((EQUAL, 0, 1, value), yes)), no]
@@ -460,7 +463,13 @@ def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
     return {
         "socket": unix_of_type(SEQPACKET) if has_cuda() else ["deny"],
         "socketpair": unix_of_type(STREAM, SEQPACKET),  # any other type can send to an address
-        "prlimit64": [argument(0), *one_of((0,), "allow", "deny")],  # limits of other processes are notes
+        "prlimit64": [  # limits of other processes are notes; the own one of core dumps stays, but can be read
+            *(argument(0), (EQUAL, 1, 0, 0), "deny"),
+            *(argument(1), (EQUAL, 1, 0, resource.RLIMIT_CORE), "allow"),
+            *(argument(2), (EQUAL, 1, 0, 0), "deny"),
+            *(argument(2, upper=True), *one_of((0,), "allow", "deny")),
+        ],
+        "setrlimit": [argument(0), *one_of((resource.RLIMIT_CORE,), "deny", "allow")],
         "prctl": [argument(0), *one_of((SET_DUMPABLE,), "deny", "allow")],  # hides from the loop what it holds
         "ioctl": [
             argument(1),
@@ -468,7 +477,11 @@ def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
             *one_of(tuple(kind << 8 for kind in FLAG_IOCTLS), "deny", "allow"),
         ],
         "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * alone, "nothing", "allow")],
-        "clone": [argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny", "allow"],
+        "clone": [  # a thread with open files of its own would hide what they hold
+            *(argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny"),
+            *((HAS_BITS, 0, 2, THREAD), (HAS_BITS, 1, 0, SAME_FILES), "deny", "allow"),
+        ],
+        "close_range": [argument(2), (HAS_BITS, 0, 1, OWN_FILES), "unknown", "allow"],  # the same
         "clone3": ["unknown"],  # its flags cannot be seen; the C library then calls clone
         **{name: [argument(0), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES)},
         **{name: [argument(1), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES_OF_KINDS)},
@@ -636,8 +649,8 @@ def children() -> list[int]:
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/stat") as stat:
-                parent = int(stat.read().rpartition(")")[2].split()[1])
+            with open(f"/proc/{name}/stat", "rb") as stat:  # a name in it may be no text
+                parent = int(stat.read().rpartition(b")")[2].split()[1])
         except OSError:
             continue
         if parent == os.getpid():

@@ -12,6 +12,7 @@ to write to $TMPDIR alone.
 """
 
 import contextlib
+import dataclasses
 import fnmatch
 import json
 import math
@@ -28,7 +29,7 @@ from pathlib import Path
 from autoresearch import keys, preflight
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
 from autoresearch.runner.logs import last_line, last_word, read_figures, shorten
-from autoresearch.runner.machine import clear, disk_usage, free_memory, remove
+from autoresearch.runner.machine import MOST_HANDLES, clear, cut_at_end, disk_usage, free_memory, remove
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over
 from autoresearch.runner.progress import longest_start, read_progress
 from autoresearch.task import Facts, Task
@@ -272,7 +273,10 @@ class Trial:
         self.tell(Phase(phase, str(self.folder)))
         try:
             ended = await process.wait(self.limits[phase] + before, lambda: self._excess(phase, process))
+            if overfull := self._excess_of_disk():  # also by what it wrote just before its end
+                ended = dataclasses.replace(ended, exit_code=None, reason=ended.reason or overfull)
         finally:  # also of a trial that is cancelled
+            cut_at_end(self.folder / f"{phase}.log")
             shorten(self.folder / f"{phase}.log")
             keys.scrub_file(self.folder / f"{phase}.log")
         self.seconds[phase] = ended.seconds - before
@@ -292,11 +296,17 @@ class Trial:
                 f"ended because it drew no batch in its first {limit}, which are for importing, building and compiling"
             )
         memory = process.memory()
+        if memory == math.inf:
+            return f"ended because it had more than {MOST_HANDLES} files open, too many to see what memory they hold"
         if memory > self.memory_limit:
             held, allowed = memory / 2**30, self.memory_limit / 2**30
             return f"ended because it held {held:.1f} GiB of host memory; {allowed:.1f} are allowed"
         if free_memory() < NEARLY_NOTHING <= self.memory_free:
             return "ended because the machine had next to no memory left"
+        return self._excess_of_disk()
+
+    def _excess_of_disk(self) -> str | None:
+        """Why a command must end now, or may not count: it has written more than it may."""
         free = shutil.disk_usage(self.folder).free
         if free < NEARLY_NOTHING <= self.disk_free:
             self.overfull = True
@@ -310,7 +320,7 @@ class Trial:
             if used > limit:
                 self.overfull = True
                 if used == math.inf:
-                    return "ended because its folders were nested too deeply to see how much it had written"
+                    return "ended because its folders were nested too deeply, or closed, to see how much it had written"
                 return f"ended because it had written {used / 2**30:.1f} GiB; {self.task.disk_limit:g} are allowed"
         return None
 
@@ -338,7 +348,8 @@ def is_known(entry: os.DirEntry) -> bool:
     """Whether an entry of a run's folder is one of KEPT, and what it should be."""
     status = entry.stat(follow_symlinks=False)
     plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-    return plain and entry.name in KEPT and (entry.name == KEPT[0] or status.st_size <= LARGEST_FIGURES)
+    size = max(status.st_size, status.st_blocks * 512)
+    return plain and entry.name in KEPT and (entry.name == KEPT[0] or size <= LARGEST_FIGURES)
 
 
 def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:

@@ -219,6 +219,8 @@ METHODS = [
 ]
 # What not every kernel, container and file system lets a program do, confined or not.
 RARE = {
+    "the kernel's log",
+    "a thread's own files",
     "io_uring",
     "secret memory",
     "a flag of a file",
@@ -319,6 +321,23 @@ def test_nothing_but_the_sandbox_denies_it(attempts):
     answers = attempts(None)
     cannot = {name for said_of in answers.values() for name, said in said_of.items() if said != "done"}
     assert cannot <= RARE | ({"the processors of another process"} if os.cpu_count() == 1 else set()), answers
+
+
+UNTEXT = r"""import ctypes, os, sys
+sys.path.insert(0, sys.argv[1])
+from autoresearch.runner import sandbox
+if (child := os.fork()) == 0:
+    ctypes.CDLL(None).prctl(15, b"\xff\xfe")
+    os.kill(os.getpid(), 19)
+os.waitpid(child, os.WUNTRACED)
+print(sandbox.children() == [child])
+os.kill(child, 9)
+"""
+
+
+def test_the_keeper_finds_a_child_whose_name_is_no_text():
+    answer = subprocess.run([sys.executable, "-c", UNTEXT, str(ROOT)], capture_output=True, text=True)
+    assert answer.stdout == "True\n", answer.stderr
 
 
 @pytest.mark.parametrize("by", METHODS)

@@ -112,6 +112,51 @@ def test_who_makes_too_many_files_is_ended(tmp_path, monkeypatch):
     assert measured.reason == "training: ended because the disk had next to no room for more files" and trial.overfull
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can list every folder")
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path):
+    (tmp_path / "closed").mkdir(0o300)
+    assert machine.disk_usage([tmp_path]) == float("inf")
+
+
+def test_what_cannot_be_listed_is_not_taken_for_empty(tmp_path):
+    (tmp_path / "file").touch()
+    assert machine.disk_usage([tmp_path / "missing"]) == 0 and machine.disk_usage([tmp_path / "file"]) == float("inf")
+
+
+RESERVES = """import ctypes, os
+def reserve(handle):
+    ctypes.CDLL(None).fallocate(handle, 1, ctypes.c_long(0), ctypes.c_long(MUCH))
+for name in ("figures.json", "weights"):
+    reserve(os.open(os.environ["AUTORESEARCH_RUN_DIR"] + "/" + name, os.O_CREAT | os.O_WRONLY))
+reserve(1)
+print("score: 2")
+"""
+
+
+def run_alone(folder: Path, program: str, **task) -> tuple[Trial, str]:
+    """A trial of one program, and why it failed."""
+    (folder / "program.py").write_text(program)
+    environment = trial_environment(folder / "1", folder / "caches", {})
+    task = Task((), train=f"{sys.executable} program.py", metric="score", time_limit=20.0, **task)
+    trial = Trial(
+        task, Job("1", {}, 1, (TRAIN,)), Facts(), folder, folder / "1", environment, None, list, lambda phase: None
+    )
+    return trial, asyncio.run(trial.run()).reason
+
+
+def test_what_is_reserved_beyond_the_end_of_a_file_is_given_back(tmp_path):
+    _, reason = run_alone(tmp_path, RESERVES.replace("MUCH", "20 << 20"))
+    assert reason == "" and machine.disk_usage([tmp_path]) > 40 << 20  # the files of run/ are still to be looked at
+    tidy(tmp_path / "1", [], keep_weights=True)
+    assert sorted(os.listdir(tmp_path / "1/run")) == ["figures.json", "weights"]
+    assert machine.disk_usage([tmp_path]) < 1 << 20
+
+
+def test_what_is_written_just_before_the_end_counts(tmp_path):
+    trial, reason = run_alone(tmp_path, RESERVES.replace("MUCH", "50 << 20"), disk_limit=0.1)
+    assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed: score: 2" and trial.overfull
+
+
 # -- memory
 
 HOGS = {
@@ -125,7 +170,17 @@ HOGS = {
         "fd = os.memfd_create('x')\nos.ftruncate(fd, MUCH)\nheld = mmap.mmap(fd, MUCH)\n"
         "while os.lseek(fd, 0, 1) < MUCH: os.write(fd, bytes(1 << 20))\nos.close(fd)"
     ),
+    "by names that are no lines of text": (
+        "import ctypes\nctypes.CDLL(None).prctl(15, b'a\\r\\xff')\nfd = os.memfd_create('a\\rb')\n"
+        "os.ftruncate(fd, MUCH)\nheld = mmap.mmap(fd, MUCH)\nheld.write(bytes(MUCH))\nos.close(fd)"
+    ),
 }
+ONE_PAGE = (
+    "fd = os.memfd_create('x')\nwhile os.fstat(fd).st_size < MUCH: os.write(fd, bytes(1 << 20))\n"
+    "held = mmap.mmap(fd, 4096, mmap.MAP_PRIVATE)\nos.close(fd)"
+)
+if os.geteuid() == 0:  # who may ask what a mapped file takes
+    HOGS["one page mapped, its file closed"] = ONE_PAGE
 
 
 @pytest.mark.parametrize("counted", [True, False])
@@ -150,6 +205,12 @@ def test_memory_is_counted_wherever_it_is_held(tmp_path, counted):
 
     for name, memory in zip(HOGS, asyncio.run(all_of_them()), strict=True):
         assert 100 << 20 < memory < 180 << 20, name
+
+
+def test_who_opens_too_many_files_cannot_be_counted(tmp_path, monkeypatch):
+    assert machine.memory_of([os.getpid()]) < float("inf")
+    monkeypatch.setattr(machine, "MOST_HANDLES", 2)
+    assert machine.memory_of([os.getpid()]) == float("inf")
 
 
 # -- time
