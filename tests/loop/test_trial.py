@@ -157,6 +157,20 @@ def test_what_is_written_just_before_the_end_counts(tmp_path):
     assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed: score: 2" and trial.overfull
 
 
+NAMELESS = """import os, time
+path = os.environ["AUTORESEARCH_RUN_DIR"] + "/x"
+handle = os.open(path, os.O_CREAT | os.O_RDWR)
+os.unlink(path)
+os.posix_fallocate(handle, 0, 150 << 20)
+time.sleep(60)
+"""
+
+
+def test_a_file_without_a_name_counts(tmp_path):
+    trial, reason = run_alone(tmp_path, NAMELESS, disk_limit=0.1)
+    assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed" and trial.overfull
+
+
 # -- memory
 
 HOGS = {
