@@ -274,7 +274,7 @@ class Trial:
         try:
             ended = await process.wait(self.limits[phase] + before, lambda: self._excess(phase, process))
             if overfull := self._excess_of_disk(process):  # also by what it wrote just before its end
-                ended = dataclasses.replace(ended, exit_code=None, reason=ended.reason or overfull)
+                ended = dataclasses.replace(ended, reason=ended.reason or overfull)
         finally:  # also of a trial that is cancelled
             cut_at_end(self.folder / f"{phase}.log")
             shorten(self.folder / f"{phase}.log")

@@ -1,6 +1,7 @@
 """What a trial may take of the machine and leave behind: nothing that it does ends the loop, or helps the next one."""
 
 import asyncio
+import ctypes
 import dataclasses
 import os
 import subprocess
@@ -76,6 +77,10 @@ def test_only_weights_and_figures_outlive_a_training(tmp_path):
     (run / "tmp/deep").mkdir(parents=True)
     settle(run)
     assert os.listdir(run) == ["model.safetensors"]  # figures.json had a second name, progress.json was too long
+    with open(run / "figures.json", "w") as file:  # and takes up more than it holds
+        assert ctypes.CDLL(None).fallocate(file.fileno(), 1, ctypes.c_long(0), ctypes.c_long(1 << 20)) == 0
+    settle(run)
+    assert os.listdir(run) == ["model.safetensors"]
 
 
 def test_a_tidied_folder_holds_plain_files_alone(tmp_path):
