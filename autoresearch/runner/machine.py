@@ -144,6 +144,22 @@ def disk_usage(folders: Iterable[Path]) -> float:
     return total
 
 
+def unlinked_by(pids: Iterable[int]) -> int:
+    """Bytes on the disk of files that have no name any more, of those that processes have open or, as far as this
+    process may ask, mapped.
+    """
+    found = {}
+    for path in (f"/proc/{pid}/{name}" for pid in pids for name in ("fd", "map_files")):
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            for entry in itertools.islice(entries, MOST_HANDLES):
+                with contextlib.suppress(OSError):
+                    status = os.stat(entry.path)
+                    plain = stat.S_ISREG(status.st_mode) and status.st_nlink == 0
+                    if plain and not os.readlink(entry.path).startswith(("/memfd:", "/dev/", "/SYSV")):
+                        found[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(found.values())
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder with all in it, whatever its names, modes and depth; what cannot go stays."""
     with contextlib.suppress(OSError):

@@ -29,7 +29,7 @@ import psutil
 from autoresearch import UserError, suspension
 from autoresearch.runner import sandbox
 from autoresearch.runner.identity import identify
-from autoresearch.runner.machine import MemoryGroup, memory_of
+from autoresearch.runner.machine import MemoryGroup, memory_of, unlinked_by
 
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
 WATCH_SECONDS = 0.5  # between two looks at what a command uses
@@ -199,6 +199,10 @@ class Process:
             with contextlib.suppress(OSError):
                 return self._group.used()
         return memory_of(process.pid for process in family(self._process.pid))
+
+    def unlinked(self) -> int:
+        """Bytes on the disk of files without a name that the command, and all that it started, hold; 0 when ended."""
+        return 0 if self._ended else unlinked_by(process.pid for process in family(self._process.pid))
 
     async def end(self, reason: str) -> Ended:
         """SIGTERM to the whole session, SIGKILL when it does not listen. `reason` says why, in the result."""

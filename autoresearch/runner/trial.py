@@ -273,8 +273,8 @@ class Trial:
         self.tell(Phase(phase, str(self.folder)))
         try:
             ended = await process.wait(self.limits[phase] + before, lambda: self._excess(phase, process))
-            if overfull := self._excess_of_disk():  # also by what it wrote just before its end
-                ended = dataclasses.replace(ended, exit_code=None, reason=ended.reason or overfull)
+            if overfull := self._excess_of_disk(process):  # also by what it wrote just before its end
+                ended = dataclasses.replace(ended, reason=ended.reason or overfull)
         finally:  # also of a trial that is cancelled
             cut_at_end(self.folder / f"{phase}.log")
             shorten(self.folder / f"{phase}.log")
@@ -303,9 +303,9 @@ class Trial:
             return f"ended because it held {held:.1f} GiB of host memory; {allowed:.1f} are allowed"
         if free_memory() < NEARLY_NOTHING <= self.memory_free:
             return "ended because the machine had next to no memory left"
-        return self._excess_of_disk()
+        return self._excess_of_disk(process)
 
-    def _excess_of_disk(self) -> str | None:
+    def _excess_of_disk(self, process: Process) -> str | None:
         """Why a command must end now, or may not count: it has written more than it may."""
         free = shutil.disk_usage(self.folder).free
         if free < NEARLY_NOTHING <= self.disk_free:
@@ -316,7 +316,7 @@ class Trial:
             return "ended because the disk had next to no room for more files"
         limit = self.task.disk_limit * 2**30
         if self.disk_free - free > limit:  # cheap to ask; then exactly
-            used = disk_usage(self.outputs) - self.disk_used
+            used = disk_usage(self.outputs) + process.unlinked() - self.disk_used
             if used > limit:
                 self.overfull = True
                 if used == math.inf:

@@ -1,6 +1,7 @@
 """The clock that is the data loader, `finish`, and the score: the promises that make a trial fair."""
 
 import contextlib
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -399,15 +400,21 @@ def test_a_training_that_goes_on_after_the_clock_is_void(joined, short, tmp_path
         referee.require_in_time(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("sparse", [False, True])
-def test_saving_a_large_model_takes_its_time(joined, short, tmp_path, monkeypatch, sparse):
-    """A second for 200 MB that are there, none for a file that only says it is large."""
+@pytest.mark.parametrize("file_is", ["written", "sparse", "reserved"])
+def test_saving_a_large_model_takes_its_time(joined, short, tmp_path, monkeypatch, file_is):
+    """A second for 200 MB that are there, none for a file that only says it is large, or only takes up room."""
     referee, _ = joined
     list(prepare.TrainBatches(4, "cpu", short))
     with open(tmp_path / "model.safetensors", "wb") as file:
-        file.truncate(300_000_000) if sparse else os.posix_fallocate(file.fileno(), 0, 300_000_000)
+        size = 300_000_000
+        if file_is == "written":
+            os.posix_fallocate(file.fileno(), 0, size)
+        elif file_is == "sparse":
+            file.truncate(size)
+        else:  # beyond its end
+            assert ctypes.CDLL(None).fallocate(file.fileno(), 1, ctypes.c_long(0), ctypes.c_long(size)) == 0
     monkeypatch.setattr(clock, "time", types.SimpleNamespace(perf_counter=lambda: time.perf_counter() + 2.8))
-    with pytest.raises(prepare.NoScore) if sparse else contextlib.nullcontext():
+    with contextlib.nullcontext() if file_is == "written" else pytest.raises(prepare.NoScore):
         referee.require_in_time(tmp_path / "model.safetensors")
 
 

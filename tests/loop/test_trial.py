@@ -1,6 +1,7 @@
 """What a trial may take of the machine and leave behind: nothing that it does ends the loop, or helps the next one."""
 
 import asyncio
+import ctypes
 import dataclasses
 import os
 import subprocess
@@ -76,6 +77,10 @@ def test_only_weights_and_figures_outlive_a_training(tmp_path):
     (run / "tmp/deep").mkdir(parents=True)
     settle(run)
     assert os.listdir(run) == ["model.safetensors"]  # figures.json had a second name, progress.json was too long
+    with open(run / "figures.json", "w") as file:  # and takes up more than it holds
+        assert ctypes.CDLL(None).fallocate(file.fileno(), 1, ctypes.c_long(0), ctypes.c_long(1 << 20)) == 0
+    settle(run)
+    assert os.listdir(run) == ["model.safetensors"]
 
 
 def test_a_tidied_folder_holds_plain_files_alone(tmp_path):
@@ -155,6 +160,20 @@ def test_what_is_reserved_beyond_the_end_of_a_file_is_given_back(tmp_path):
 def test_what_is_written_just_before_the_end_counts(tmp_path):
     trial, reason = run_alone(tmp_path, RESERVES.replace("MUCH", "50 << 20"), disk_limit=0.1)
     assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed: score: 2" and trial.overfull
+
+
+NAMELESS = """import os, time
+path = os.environ["AUTORESEARCH_RUN_DIR"] + "/x"
+handle = os.open(path, os.O_CREAT | os.O_RDWR)
+os.unlink(path)
+os.posix_fallocate(handle, 0, 150 << 20)
+time.sleep(60)
+"""
+
+
+def test_a_file_without_a_name_counts(tmp_path):
+    trial, reason = run_alone(tmp_path, NAMELESS, disk_limit=0.1)
+    assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed" and trial.overfull
 
 
 # -- memory
