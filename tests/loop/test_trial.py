@@ -160,6 +160,7 @@ def test_what_is_reserved_beyond_the_end_of_a_file_is_given_back(tmp_path):
 def test_what_is_written_just_before_the_end_counts(tmp_path):
     trial, reason = run_alone(tmp_path, RESERVES.replace("MUCH", "50 << 20"), disk_limit=0.1)
     assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed: score: 2" and trial.overfull
+    assert machine.disk_usage([tmp_path]) < 1 << 20  # the record is written next, and has room
 
 
 NAMELESS = """import os, time
