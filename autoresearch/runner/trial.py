@@ -277,6 +277,8 @@ class Trial:
                 ended = dataclasses.replace(ended, reason=ended.reason or overfull)
         finally:  # also of a trial that is cancelled
             cut_at_end(self.folder / f"{phase}.log")
+            if self.overfull and phase == TRAIN:  # at once: the loop needs room for its record
+                tidy(self.folder, self.outputs[1:], keep_weights=False)
             shorten(self.folder / f"{phase}.log")
             keys.scrub_file(self.folder / f"{phase}.log")
         self.seconds[phase] = ended.seconds - before

@@ -117,12 +117,6 @@ def test_who_makes_too_many_files_is_ended(tmp_path, monkeypatch):
     assert measured.reason == "training: ended because the disk had next to no room for more files" and trial.overfull
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can list every folder")
-def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(tmp_path):
-    (tmp_path / "closed").mkdir(0o300)
-    assert machine.disk_usage([tmp_path]) == float("inf")
-
-
 def test_what_cannot_be_listed_is_not_taken_for_empty(tmp_path):
     (tmp_path / "file").touch()
     assert machine.disk_usage([tmp_path / "missing"]) == 0 and machine.disk_usage([tmp_path / "file"]) == float("inf")
@@ -160,6 +154,7 @@ def test_what_is_reserved_beyond_the_end_of_a_file_is_given_back(tmp_path):
 def test_what_is_written_just_before_the_end_counts(tmp_path):
     trial, reason = run_alone(tmp_path, RESERVES.replace("MUCH", "50 << 20"), disk_limit=0.1)
     assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed: score: 2" and trial.overfull
+    assert machine.disk_usage([tmp_path]) < 1 << 20  # the record is written next, and has room
 
 
 NAMELESS = """import os, time
