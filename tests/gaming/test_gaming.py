@@ -117,7 +117,9 @@ def test_is_caught(nights, half, trick):
     kind, reason = EXPECTED[trick]
     status, entry = outcomes[trick]
     if status == "crash" and TOO_BUSY in entry["reason"] and TOO_BUSY not in reason:
-        pytest.skip(f"nothing was gained, nor seen: on this busy machine a training of 3 s ended late: {entry['reason']}")
+        pytest.skip(
+            f"nothing was gained, nor seen: on this busy machine a training of 3 s ended late: {entry['reason']}"
+        )
     if kind == "no effect":  # on a busy machine a trial of 3 s makes fewer steps, so it may well be worse
         honest = min(outcomes["baseline"][1]["score"], HONEST)
         assert status in ("keep", "discard") and entry["score"] > honest - 0.3, entry["reason"]
