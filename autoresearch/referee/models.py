@@ -3,7 +3,6 @@
 import builtins
 import contextlib
 import fcntl
-import fnmatch
 import json
 import os
 import shutil
@@ -18,36 +17,16 @@ from typing import TYPE_CHECKING
 
 from autoresearch.referee import shared
 from autoresearch.runner import sandbox
-from autoresearch.runner.machine import remove
+from autoresearch.runner.environment import CACHES, HARMLESS, matching
+from autoresearch.runner.machine import NEARLY_NOTHING, remove
 from prepare import Game, NoScore, scored_batch_size
 
 if TYPE_CHECKING:
     import torch
 
-# What such a process sees of the environment: what Python, torch and a compiler need, and what the game is.
-ENVIRONMENT = [
-    "PATH",
-    "LANG",
-    "LC_*",
-    "LD_LIBRARY_PATH",
-    "VIRTUAL_ENV",
-    "PYTHONDONTWRITEBYTECODE",
-    "CUDA_*",
-    "NVIDIA_*",
-    "PYTORCH_*",
-    "TORCH_*",
-    "OMP_*",
-    "MKL_*",
-    "OPENBLAS_*",
-    "CC",
-    "CXX",
-    "AUTORESEARCH_PROFILE",
-    "AUTORESEARCH_SEED",
-]
-PRIVATE_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")
+ENVIRONMENT = (*HARMLESS, "PYTHONDONTWRITEBYTECODE", "AUTORESEARCH_PROFILE", "AUTORESEARCH_SEED")  # what it sees of it
 ANSWER_SECONDS = 60.0  # that the process may take for an answer, or as long as the budget; a model could train in it
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL
-NEARLY_NOTHING = 256 << 20  # bytes of the disk that a copy of the weights must leave
 # Names of exceptions that are told besides Python's own. Others could be words of the text that is scored.
 TOLD = (
     "AcceleratorError",
@@ -82,14 +61,9 @@ class ModelProcess:
 
     def start(self, channel: socket.socket) -> subprocess.Popen:
         """Start the program, with its end of the channel."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT)
-        }
         environment = {
-            **kept,
-            **{name: str(self.folder / name.lower()) for name in PRIVATE_CACHES},
+            **matching(os.environ, ENVIRONMENT),
+            **{name: str(self.folder / name.lower()) for name in CACHES},
             "HOME": str(self.folder),
             "TMPDIR": str(self.folder),
             "AUTORESEARCH_REFEREE": str(channel.fileno()),

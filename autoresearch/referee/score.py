@@ -32,7 +32,7 @@ def score(
 
     wait: be the referee of a training that runs beside this; a line on standard input says that its
     process has ended. train_py: the file that defines the model, else the one that the run names.
-    probe_all: probe every row once, instead of a sample. process: what runs the model; tests have their own.
+    probe_all: probe every row, instead of a sample. process: what runs the model; tests have their own.
 
     AUTORESEARCH_REFERENCE names a folder, out of the trials' reach, for the losses of the first run that is scored
     with it: the baseline's, against which those of later ones are compared.

@@ -16,6 +16,7 @@ CONTAINER_LIMITS = (  # of control groups, version 2 and 1
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
     (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
+NEARLY_NOTHING = 256 << 20  # bytes of memory, or of the disk: what uses them up ends before the machine suffers
 MOST_HANDLES = 10_000  # open files of one command that are looked at, in some 50 ms
 
 

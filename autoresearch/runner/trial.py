@@ -13,7 +13,6 @@ to write to $TMPDIR alone.
 
 import contextlib
 import dataclasses
-import fnmatch
 import json
 import math
 import os
@@ -28,56 +27,47 @@ from pathlib import Path
 
 from autoresearch import keys, preflight
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
+from autoresearch.runner.environment import CACHES, HARMLESS, matching
 from autoresearch.runner.logs import last_line, last_word, read_figures, shorten
-from autoresearch.runner.machine import MOST_HANDLES, clear, cut_at_end, disk_usage, free_memory, remove
+from autoresearch.runner.machine import (
+    MOST_HANDLES,
+    NEARLY_NOTHING,
+    clear,
+    cut_at_end,
+    disk_usage,
+    free_memory,
+    remove,
+)
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over
 from autoresearch.runner.progress import longest_start, read_progress
 from autoresearch.task import Facts, Task
 
 # What a trial sees of the user's environment. Nothing else: no keys, no tokens, no agent settings.
-ENVIRONMENT = [
-    "PATH",
+ENVIRONMENT = (
+    *HARMLESS,
     "HOME",
     "USER",
     "LOGNAME",
     "SHELL",
-    "LANG",
     "LANGUAGE",
-    "LC_*",
     "TZ",
     "TMPDIR",
-    "VIRTUAL_ENV",
-    "LD_LIBRARY_PATH",
-    "CUDA_*",
-    "NVIDIA_*",
-    "PYTORCH_*",
-    "TORCH_*",
     "TORCHINDUCTOR_*",
     "TRITON_*",
-    "OMP_*",
-    "MKL_*",
-    "OPENBLAS_*",
-    "CC",
-    "CXX",
     "AUTORESEARCH_*",
-]
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")  # compiled kernels, private to one run
+)
 PREFLIGHT_LIMIT = 60.0  # seconds; it takes about two
 FOR_SAVING = 60.0  # seconds from the end of its time to the end of its process, at most; the referee allows less
 KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a training under a referee leaves in run/
 TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
 LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
 NEARLY_NO_FILES = 10_000  # that a disk has room for, however small
-NEARLY_NOTHING = 256 << 20  # bytes of memory, or of the disk: a trial ends before the machine suffers
 
 
 def trial_environment(folder: Path, caches: Path, settings: dict[str, str]) -> dict[str, str]:
     """The environment of a trial's processes. settings: variables that the loop adds (profile, data, seed, device)."""
-    kept = {
-        name: value
-        for name, value in {**os.environ, **settings}.items()
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in ENVIRONMENT) and not keys.NAMES.search(name)
-    }
+    found = matching({**os.environ, **settings}, ENVIRONMENT)
+    kept = {name: value for name, value in found.items() if not keys.NAMES.search(name)}
     return {
         **kept,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}",
@@ -222,11 +212,14 @@ class Trial:
 
     def _note_disk(self) -> None:
         """What is used and what is free, before the commands write."""
-        for path in (self.folder / "run", self.folder / "tmp", *self.outputs[1:]):
-            if disk_usage([path]) == math.inf:  # nested so deeply that nothing could be counted
-                remove(path)
+        self.disk_used = disk_usage(self.outputs)
+        if self.disk_used == math.inf:  # nested so deeply that nothing could be counted
+            for path in (self.folder / "run", self.folder / "tmp", *self.outputs[1:]):
+                if disk_usage([path]) == math.inf:
+                    remove(path)
+            self.disk_used = disk_usage(self.outputs)
         self._make_folders()
-        self.disk_used, self.disk_free = disk_usage(self.outputs), shutil.disk_usage(self.folder).free
+        self.disk_free = shutil.disk_usage(self.folder).free
         self.files_free = os.statvfs(self.folder).f_favail
 
     def _make_folders(self) -> None:
