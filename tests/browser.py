@@ -121,6 +121,6 @@ class Browser:
 
     def close(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
         os.close(self.write)
         os.close(self.read)

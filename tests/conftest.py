@@ -183,7 +183,7 @@ class Toy:
             start_new_session=group,
         )
 
-    def run(self, *arguments: str, expect: int = 0, seconds: float = 120, **more) -> str:
+    def run(self, *arguments: str, expect: int = 0, seconds: float = 240, **more) -> str:
         process = self.start(*arguments, **more)
         output, _ = process.communicate(timeout=seconds)
         assert process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{output}"
@@ -196,7 +196,7 @@ class Toy:
             lines.append(line)
             if text in line:
                 process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(60)
         assert any(text in line for line in lines) and process.returncode in (0, 2), "".join(lines)
         return "".join(lines)
 

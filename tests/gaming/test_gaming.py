@@ -16,7 +16,7 @@ import pytest
 import games
 from conftest import ROOT, Toy, git
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 TRICKS = sorted(path for path in (ROOT / "tests/gaming").glob("*.py") if not path.stem.startswith("test_"))
 EXPECTED = {
     path.stem: re.search(r"^# (refused|crash|no effect): (.*)$", path.read_text(), re.MULTILINE).groups()
@@ -104,7 +104,7 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
         "0",
         "--experiments",
         str(1 + len(mild)),
-        seconds=800,
+        seconds=1400,
     )
     outcomes = {entry["description"]: ("refused", entry) for entry in toy.journal("refused")}
     names = {entry["number"]: entry["description"] for entry in toy.journal("attempt")}

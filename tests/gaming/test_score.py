@@ -15,7 +15,7 @@ import games
 import pytest
 from conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 MODELS, ATTACKS = (
     {path.stem: path for path in sorted((ROOT / "tests/gaming" / kind).glob("*.py"))} for kind in ("models", "score")
 )
@@ -32,7 +32,7 @@ def scored(tmp_path_factory):
     subprocess.run([sys.executable, ROOT / "prepare.py"], env=environment, check=True, capture_output=True)
     words = [sys.executable, ROOT / "tests/games.py", folder / "runs", "150", "1", ROOT / "tests/honest/plain.py"]
     words += [*MODELS.values(), "--borrow", *ATTACKS.values()]
-    answer = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=580)
+    answer = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=850)
     assert answer.returncode == 0, answer.stderr
     assert "HELDOUT" not in answer.stdout + answer.stderr
     return {entry["name"]: entry for entry in map(json.loads, answer.stdout.splitlines())}

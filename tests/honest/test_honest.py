@@ -10,7 +10,7 @@ import pytest
 import games
 from conftest import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 VARIANTS = sorted(path.stem for path in (ROOT / "tests/honest").glob("*.py") if not path.stem.startswith("test_"))
 VARIANTS.sort(key="plain".__ne__)  # it is the baseline of the others
 
@@ -27,7 +27,7 @@ def scored(tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=850,
     )
     assert answer.returncode == 0, answer.stderr
     return {entry["name"]: entry for entry in map(json.loads, answer.stdout.splitlines())}

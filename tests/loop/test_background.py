@@ -75,11 +75,11 @@ def test_it_goes_on_when_the_terminal_is_closed(toy, background):
     again = toy.run(*toy.agent, "--detach", expect=2)  # one loop a tag
     assert again.startswith(f"error: a loop is already running on tag night (process {process})")
     terminal.close()  # which ends all that belongs to it
-    terminal.process.wait(10)
+    terminal.process.wait(60)
     assert alive(process) and os.getsid(process) == process
     follower = toy.start("logs", "-f")
     (toy.runs / "trials/2/run/release").touch()
-    output, _ = follower.communicate(timeout=30)  # ends with the loop
+    output, _ = follower.communicate(timeout=60)  # ends with the loop
     assert follower.returncode == 0 and "  keep: 3.000000 is 1.000000 better than the champion's 2.000000" in output
     assert output.rstrip().endswith("on autoresearch/night") and "experiment 1: baseline" in output
     assert toy.statuses() == ["keep"] * 3
@@ -96,7 +96,7 @@ def test_what_the_running_trial_prints(toy, background):
     assert follower.stdout.readline().endswith("trials/2/train.log <==\n")
     assert [follower.stdout.readline() for _ in range(2)] == ["red and bell\n", "key [key removed]\n"]
     follower.send_signal(signal.SIGINT)  # Ctrl-C is the ordinary end of it
-    assert follower.communicate(timeout=10)[0] == "" and follower.returncode == 0
+    assert follower.communicate(timeout=60)[0] == "" and follower.returncode == 0
     toy.run("stop", "--now")
     wait_for(lambda: holder(toy.runs) is None)
 
@@ -241,4 +241,4 @@ def test_a_reader_that_has_seen_enough(toy):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert process.communicate(timeout=30) == ("line\n", "")
+    assert process.communicate(timeout=60) == ("line\n", "")

@@ -51,7 +51,7 @@ def test_two_loops_on_one_tag(toy, refused):
         )
     finally:
         first.terminate()
-        first.communicate(timeout=30)
+        first.communicate(timeout=60)
     assert len(toy.journal("attempt")) == 1
 
 

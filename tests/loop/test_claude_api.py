@@ -130,7 +130,7 @@ def test_a_limit_that_names_its_end_is_waited_for_in_sight(toy):
         wait_for(lambda: toy.journal("waited"), 60)
         assert re.search(r"claude-api cannot be reached; next call in (2 h 0|1 h 5\d) min", toy.run("status"))
         process.send_signal(2)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         assert len(models.asked) == 1 and "slow down; next call at " in output and ", in 2 h 0 min" in output
         assert process.returncode == 0 and toy.journal("waited")[0]["seconds"] == pytest.approx(7200, abs=5)
         toy.write("solver.py", "FLAG = True\nVALUE = 1\nif __name__ == '__main__':\n    print(f'score: {VALUE}')\n")
@@ -161,7 +161,7 @@ def test_the_hours_of_a_night_end_a_proposal(toy):
     """Of which nothing more comes. What it took is in the record."""
     with Models(lambda asked: SILENT) as models:
         process = toy.start(*USUAL, "--base-url", models.url, "--hours", "0.002", ANTHROPIC_API_KEY=KEY)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "stopped: 0.002 hours are over" in output
     assert [entry["tokens"] for entry in toy.journal("waited")] == [1110] * len(models.asked)
 
@@ -236,7 +236,7 @@ def test_without_network_sweep_fills_in_until_the_agent_is_back(toy):
         )
         wait_for(lambda: any(entry["description"] == "back" for entry in toy.journal("attempt")), 60)
         process.send_signal(2)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
         if models:

@@ -106,7 +106,7 @@ class Terminal:
             pass
         while self.read() and select.select([self.end], [], [], 0)[0]:
             pass
-        assert self.process.wait(10) == 0, self.text
+        assert self.process.wait(60) == 0, self.text
         return self.text
 
     def close(self) -> None:

@@ -74,7 +74,7 @@ def test_a_training_that_is_stopped_leaves_no_process(game):
         pids = [line.split()[0] for line in (game.runs / "trials/1/process").read_text().splitlines()]
         assert len(pids) == 2  # the training, and the scorer that waits beside it
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()

@@ -17,7 +17,7 @@ def edit(toy, value: object, before: str = "") -> None:
 
 def attempt(toy, *arguments: str, expect: int, **more) -> dict:
     process = toy.start("try", *arguments, "--json", **more)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == expect, output
     return json.loads(output.splitlines()[-1])
 
@@ -112,7 +112,7 @@ def test_a_try_that_is_ended_in_its_middle(toy, signals, taken_back):
         process = toy.start("try", "-m", "slow")
         wait_for(lambda tries=tries: len(toy.journal("trial")) == 1 + tries)
         process.send_signal(number)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
         assert [entry["number"] for entry in toy.journal("attempt")] == [1, 2] and len(toy.journal("verdict")) == 1
         if taken_back:
             git(toy.runs / "worktree", "checkout", "--quiet", git(toy.folder, "rev-parse", "autoresearch/night"))
@@ -130,7 +130,7 @@ def test_two_at_once_are_told(toy, refused):
     wait_for(lambda: (toy.runs / "trials/2/run/here").exists())
     assert "already running on tag night" in refused("try", "-m", "me too")
     process.send_signal(15)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
 
 
 def commands_of(program: str) -> list[list[str]]:
@@ -156,7 +156,7 @@ def test_an_external_agent_does_as_program_md_tells_it(tmp_path, environment):
             env=game.environment,
             stdout=subprocess.PIPE,
             text=True,
-            timeout=120,
+            timeout=240,
         )
         return ended.returncode, ended.stdout
 
@@ -206,7 +206,7 @@ def test_ended_before_it_began(toy):
     process = toy.start("try", "-m", "raise")
     wait_for(lambda: (toy.folder.parent / "here").exists())
     process.send_signal(15)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 130 and (toy.runs / "worktree/solver.py").read_text() == solver(5)
 
 

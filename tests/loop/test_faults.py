@@ -21,7 +21,7 @@ def test_a_worktree_that_is_deleted_while_a_trial_runs(toy, folder):
     wait_for(start.exists)
     subprocess.run(["rm", "-rf", str(toy.runs / folder)], check=True)
     go.touch()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert toy.statuses()[0] == toy.statuses()[2] == "keep" and toy.statuses()[1] in ("keep", "crash")
     toy.require_whole()

@@ -17,7 +17,7 @@ GROUPS = 4  # nights that share the steps of an experiment
 def killed(toy: Toy, name: str, number: int, *arguments: str) -> None:
     """A start that is killed at a step of experiment `number`."""
     process = toy.start(name, str(number), *words(toy, *arguments), loop=ROOT / "tests/loop/kill_loop.py")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, f"it never came to {name!r}:\n{output}"
 
 

@@ -97,7 +97,7 @@ def test_an_agent_that_commits_by_itself(toy, mischief):
     script = toy.folder.parent / "agent.sh"
     script.write_text(f"sed -i 's/VALUE = 1/VALUE = 5/' solver.py\n{mischief}\necho five\n")
     process = toy.start("--agent", "command", "--agent-command", f"sh {script}", "--experiments", "2")
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     if "once" in mischief:
         assert "only solver.py may change, but the edit also touches check.py" in output
     assert toy.statuses() == ["keep", "keep"], output
@@ -227,7 +227,7 @@ def test_one_interrupt_finishes_the_running_trial(toy, waiting):
     process.send_signal(signal.SIGINT)
     assert "stopping when the running experiment has its verdict" in read_until(process, "stopping")
     (folder / "release").touch()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "you asked it to stop" in output
     assert toy.statuses() == ["keep", "keep"]
     toy.require_whole()
@@ -250,7 +250,7 @@ def continue_and_release(toy, folder) -> None:
     again = toy.start(*toy.agent, "--experiments", "3")
     wait_for(lambda: (folder / "started").exists() and (folder / "started").read_text() not in ("", before))
     (folder / "release").touch()
-    output, _ = again.communicate(timeout=30)
+    output, _ = again.communicate(timeout=60)
     assert again.returncode == 0, output
 
 
@@ -261,7 +261,7 @@ def test_two_interrupts_stop_now_and_the_trial_runs_again(toy, waiting):
     read_until(process, "stopping")
     time.sleep(0.35)  # closer together they count as one
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     assert not alive(trial)
     assert toy.statuses() == ["keep"]
@@ -277,7 +277,7 @@ def test_an_interrupt_while_the_agent_thinks_ends_the_agent(toy):
     process = toy.start("--agent", "command", "--agent-command", f"echo $$ > {thinking}; sleep 600")
     wait_for(lambda: thinking.exists() and thinking.read_text())
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=15)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "stopped: you asked it to stop" in output
     assert not alive(int(thinking.read_text()))
     assert toy.statuses() == ["keep"] and toy.journal("refused") == []
@@ -288,7 +288,7 @@ def test_an_interrupt_while_the_agent_thinks_ends_the_agent(toy):
 def test_the_system_going_down_stops_now(toy, waiting, number):
     process, _ = waiting
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(toy.journal("interrupted")) == 1
 
@@ -498,7 +498,7 @@ def test_a_loop_whose_own_code_changes_stops(toy):
 
     def run() -> tuple[int, str]:
         process = toy.start(*toy.agent, "--experiments", "3", "--sandbox", "off", loop=own / "loop.py")
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
     code, output = run()

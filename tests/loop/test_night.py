@@ -55,7 +55,7 @@ def run(toy, experiments: int, *arguments: str) -> str:
         "--sandbox",
         "off",
         *arguments,
-        seconds=60,
+        seconds=240,
     )
 
 
@@ -169,7 +169,7 @@ def test_an_interrupt_while_one_trains_and_the_agent_thinks(two):
     assert line
     with open(two.runs / "journal.jsonl", "a") as journal:
         journal.write('{"event": "go on", "time": 0}\n')
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 0 and two.statuses() == ["keep", "keep"]
     assert len(two.journal("attempt")) == 2
 
@@ -267,7 +267,7 @@ def test_a_trial_that_was_suspended_runs_again(two, who):
     time.sleep(6 if who == "loop" else 1.5)  # what is tested: that this time passes
     os.kill(stopped, signal.SIGCONT)
     release.touch()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and ("experiment 2: it was suspended for" in output) == (who == "loop")
     runs = [1, 2, 2] if who == "loop" else [1, 2]
     assert [entry["number"] for entry in two.journal("trial")] == runs and len(two.journal("rerun")) == len(runs) - 2
@@ -311,7 +311,7 @@ def test_a_crash_is_repaired_on_top_of_what_was_kept_meanwhile(two):
         "off",
         "--workers",
         "2",
-        seconds=60,
+        seconds=240,
     )
     assert two.statuses() == ["keep"] * 3 and constants(two, two.tip()) == ["2", "3"]
     assert [float(row[1]) for row in two.rows()] == [2.0, 3.0, 5.0]
@@ -342,6 +342,6 @@ def test_a_baseline_that_was_suspended_in_its_second_run_runs_again(two):
     time.sleep(6)  # what is tested: that this time passes
     os.kill(process.pid, signal.SIGCONT)
     release.touch()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "experiment 1: it was suspended for" in output
     assert two.statuses() == ["keep"] and len(two.journal("rerun")) == 1

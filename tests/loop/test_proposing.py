@@ -184,7 +184,7 @@ def test_ctrl_c_while_a_crash_is_being_repaired_leaves_it_to_be_repaired(toy):
     process = toy.start(*toy.agent, "--baseline-runs", "1", "--experiments", "2", "--repairs", "1")
     wait_for(lambda: (toy.runs / "proposals/2-2").exists())
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert toy.statuses() == ["keep"]
     steps(toy, e2=[step("1 / 0", "crash"), step(5, "repaired"), step(5, "repaired")])
     toy.run_agent(2, "--repairs", "1")

@@ -82,6 +82,6 @@ def test_ctrl_c_at_the_terminal_does_not_break_off_a_commit(toy):
     wait_for(waits.exists)
     os.killpg(process.pid, signal.SIGINT)
     (waits.parent / "waits.go").touch()
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "you asked it to stop" in output, output
     toy.require_whole()

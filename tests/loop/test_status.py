@@ -75,7 +75,7 @@ def test_a_run_in_another_process_and_after_its_end(toy, training):
     os.truncate(toy.runs / "journal.jsonl", len(before) - 15)
 
     (folder / "release").touch()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     state = status(toy)
     assert (state["running"], state["process"], state["trials"], state["experiments"]) == (False, None, [], 3)
@@ -111,13 +111,13 @@ def test_stop_after_the_trial_and_at_once(toy, training):
     assert "was asked before: it stops when" in toy.run("stop")  # which changes nothing
     assert process.poll() is None and status(toy)["trials"]
     assert "stops now" in toy.run("stop", "--now")
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode == 130 and len(toy.journal("interrupted")) == 1
 
     again = toy.start(*toy.agent, "--experiments", "3")
     wait_for(lambda: look(Ledger(toy.runs, repair=False)).trials)
     assert "stops now" in toy.run("stop", "--now")
-    again.communicate(timeout=30)
+    again.communicate(timeout=60)
     assert again.returncode == 130 and toy.statuses() == ["keep"]
 
 

@@ -152,7 +152,7 @@ def test_an_interrupted_verify_goes_on(night):
     process = night.start("verify")
     wait_for(lambda: len(night.journal("verified")) >= 2)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "the same command continues" in output
     assert 2 <= len(night.journal("verified")) < 6
     process = night.start("verify")
@@ -171,7 +171,7 @@ def test_which_changes_carry_the_gain_also_when_it_is_interrupted(night):
     process = night.start("verify", "--prune", "--runs", "2")
     wait_for(lambda: len([entry for entry in night.journal("verified") if entry["seed"]]) >= 4)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     output = night.run("verify", "--prune", "--runs", "2")
     lines = {
         number: next(line for line in output.splitlines() if f"without experiment {number}:" in line)

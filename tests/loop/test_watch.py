@@ -55,7 +55,7 @@ class Page:
 
     def close(self) -> str:
         self.process.send_signal(signal.SIGINT)
-        output, _ = self.process.communicate(timeout=20)
+        output, _ = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, output
         return output
 
@@ -237,7 +237,7 @@ def test_the_running_trial_and_no_keys(toy, watch):
         assert KEY not in json.dumps(page.read("attempt/2"))
     finally:
         loop.send_signal(signal.SIGTERM)
-        loop.communicate(timeout=30)
+        loop.communicate(timeout=60)
     assert not page.read("state")["now"]["running"]
     (toy.runs / "trials/2/train.log").write_text("correct horse battery staple\n" * 9)
     assert page.read("log")["text"].splitlines()[1] == "[key removed] staple"
@@ -391,7 +391,7 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
             "document.querySelector('.detail pre') !== null"
         )
         loop.send_signal(signal.SIGTERM)
-        loop.communicate(timeout=30)
+        loop.communicate(timeout=60)
         until("now.textContent.startsWith('not running')")
 
         assert (

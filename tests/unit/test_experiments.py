@@ -108,7 +108,7 @@ def test_a_loop_that_is_busy_is_no_suspension(tmp_path):
     async def run(block) -> float:
         words = [sys.executable, "-c", "import time; time.sleep(1.5)"]
         async with Process(words, Path.cwd(), dict(os.environ), tmp_path / "log") as process:
-            waiting = asyncio.create_task(process.wait(60))
+            waiting = asyncio.create_task(process.wait(120))
             await asyncio.sleep(0.1)
             block()
             return (await waiting).suspended
