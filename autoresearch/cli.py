@@ -186,6 +186,17 @@ def report(context: typer.Context, options: Report) -> None:
 
 
 @app.command()
+@taking(Tagged)
+def digest(context: typer.Context, options: Tagged) -> None:
+    """A run in ten lines, for the morning after: the best score and whether it is verified, what worked, what did not,
+    the cost, and what to look at next."""
+    from autoresearch.views.digest import digest
+    from autoresearch.views.state import look
+
+    print(keys.scrub("\n".join(digest(look(recorded_run(options.tag).ledger)))))
+
+
+@app.command()
 @taking(Watch)
 def watch(context: typer.Context, options: Watch) -> None:
     """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads; Ctrl-C ends

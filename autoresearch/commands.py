@@ -80,12 +80,10 @@ async def night(loop: type, options: Research) -> int:
                 reason = await loop(run, proposer, experiments, limits, ahead).night()
             except Exception as error:
                 with contextlib.suppress(OSError):  # the disk may be what failed
-                    run.ledger.append(events.Stop(reason=f"a fault: {one_line(str(error))}"))
+                    run.ledger.append(events.Stop(reason=events.FAULT + one_line(str(error))))
                 raise
             run.ledger.append(events.Stop(reason=reason))
-            champion, finished, kept = run.ledger.champion, len(run.ledger.finished), len(run.ledger.kept)
-            score = champion.score if champion else None
-            console.tell("stop", reason=reason, experiments=finished, kept=kept, score=score)
+            console.ended("stop", reason)
             show_end(run, reason)
     finally:
         if notifier:

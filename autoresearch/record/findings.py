@@ -35,6 +35,11 @@ class Estimate:
     high: float
     runs: tuple[int, int]  # of the one and the other
 
+    @property
+    def claim(self) -> str:
+        """What it shows, if it is the champion's gain over the baseline."""
+        return "a gain" if self.low > 0 else "no gain shown" if self.high > 0 else "the champion is worse"
+
     def __str__(self) -> str:
         return f"{signed(self.gain)} ({signed(self.low)} to {signed(self.high)})"
 
