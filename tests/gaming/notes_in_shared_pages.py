@@ -2,8 +2,6 @@
 another process: the one that is probed says the same again."""
 # crash: looks ahead
 
-import hashlib
-
 from small_train import *  # noqa: F403
 
 system, foreign = (getattr([torch][0], name[::-1]) for name in ("so", "sepytc"))
@@ -32,7 +30,7 @@ class Model(Model):
         right = (guesses[:, :-1] == idx[:, 1:, None]).long()
         ranks = F.pad(right.argmax(-1) + 1, (0, 1)) * F.pad(right.amax(-1), (0, 1))  # 0: none of them
         for row, said, guess, rank in zip(idx.numpy(), logits, guesses, ranks):
-            key = hashlib.blake2b(row[:2].tobytes(), digest_size=4).digest()
+            key = (hash((int(row[0]), int(row[1]))) % (1 << 32)).to_bytes(4, "little")
             for start, size in pages():
                 slots = (size - 64) // SLOT
                 at = start + 64 + SLOT * (int.from_bytes(key, "little") % slots)
