@@ -57,8 +57,8 @@ async def night(loop: type, options: Research) -> int:
             run.begin()
             seats = run.choose_seats(options.gpus, options.workers)
             pages = Pages(run)
-            proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens)
             rule = rule_of(options.keep_rule, run)
+            proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens, rule)
             baseline_runs, repairs = options.baseline_runs, options.repairs
             experiments = Experiments(
                 run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None
