@@ -23,6 +23,7 @@ from autoresearch.record.journal import already_running, holder
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import Recorded, folder_of, recorded_run
 from autoresearch.task import edit_hash
+from autoresearch.text import to_type
 from autoresearch.views.console import Console
 from autoresearch.views.show import answer_of, show_answer
 from autoresearch.views.state import State, look, read_now
@@ -150,12 +151,12 @@ def start(program: str, arguments: list[str], options: Start) -> int:
 
 def try_edit(program: str, arguments: list[str], options: Try) -> int:
     """`loop.py try`: returns its exit code."""
-    recorded = recorded_run(options.tag, "begin one: uv run loop.py start")
+    recorded = recorded_run(options.tag, f"begin one: {to_type('start')}")
     console, folder = Console(options.plain, to_errors=options.as_json), recorded.ledger.path.parent
     if call := at_work(folder):
         join(call, recorded, console)
     elif recorded.ledger.champion is None:
-        raise UserError(f"run {recorded.tag} has no baseline yet: uv run loop.py start")
+        raise UserError(f"run {recorded.tag} has no baseline yet: {to_type('start')}")
     else:
         call = launch(program, arguments, folder)
     call.follow(console, call.number if options.background else lambda: False)
@@ -180,20 +181,20 @@ def join(call: Call, recorded: Recorded, console: Console) -> None:
     attempt = call.ledger.attempts[number - 1] if number and number <= len(call.ledger.attempts) else None
     worktree, tag = call.folder / "worktree", recorded.tag
     if attempt is None or attempt.agent not in External.names:
-        raise UserError(f"the baseline is training on run {tag}: wait for it, `uv run loop.py wait --tag {tag}`")
+        raise UserError(f"the baseline is training on run {tag}: wait for it, `{to_type('wait')} --tag {tag}`")
     sources = {name: worktree / name for name in recorded.task.editable}
     edit = edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in sources.items()})
     if edit != attempt.edit and not call.ended():
         raise UserError(
             f"an experiment is already running on tag {tag}, and its edit is another one: wait for the verdict on "
-            f"experiment {number}, `uv run loop.py wait --tag {tag}`, then edit"
+            f"experiment {number}, `{to_type('wait')} --tag {tag}`, then edit"
         )
     console.line(f"this edit is being tried out already, as experiment {number}")
 
 
 def wait(options: Wait) -> int:
     """`loop.py wait`: returns its exit code."""
-    recorded = recorded_run(options.tag, "begin one: uv run loop.py start")
+    recorded = recorded_run(options.tag, f"begin one: {to_type('start')}")
     ledger, folder = recorded.ledger, recorded.ledger.path.parent
     console = Console(plain=True, to_errors=options.as_json)
     ends = None if options.seconds is None else time.monotonic() + options.seconds
@@ -218,7 +219,7 @@ def wait(options: Wait) -> int:
         raise UserError(f"run {recorded.tag} has no experiment {number or 1}")
     console.line(
         f"experiment {number} has no verdict: its trial was interrupted. The command that began it goes on; "
-        f"`uv run loop.py logs --tag {recorded.tag}` says more"
+        f"`{to_type('logs')} --tag {recorded.tag}` says more"
     )
     return STOPPED
 
@@ -258,4 +259,4 @@ def say(console: Console, state: State | None, number: int | None, tag: str | No
         return
     what = f"experiment {number}: " if trial else ""
     console.line(f"{what}still {doing}" + (f", {left} s to go" if left is not None else ""))
-    console.line(f"then      uv run loop.py wait{f' --tag {tag}' if tag else ''} --for 100")
+    console.line(f"then      {to_type('wait')}{f' --tag {tag}' if tag else ''} --for 100")

@@ -5,6 +5,7 @@ What only some commands need is imported by them: the first screen must not wait
 """
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import os
@@ -17,7 +18,9 @@ import typer
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import Doctor, Logs, Report, Research, Start, Status, Stop, Tagged, Try, Verify, Wait, Watch
 from autoresearch.record.runs import RUNS, folder_of, recorded_run
-from autoresearch.text import count
+from autoresearch.text import count, to_type
+
+DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages, by module, of watch and report
 
 app = typer.Typer(
     add_completion=False,
@@ -75,7 +78,7 @@ def start(context: typer.Context, options: Start) -> None:
         return run_to_end(commands.begin(context.obj, options))
     from autoresearch import calls
 
-    end_with(calls.start(inspect.getfile(context.obj), arguments(), options))
+    end_with(calls.start(program_of(context.obj), arguments(), options))
 
 
 @app.command("try")
@@ -86,14 +89,14 @@ def try_(context: typer.Context, options: Try) -> None:
     Exit code 0: kept. 1: discarded. 3: it crashed. 4: it was refused, and stands where it stood. 2: bad use, or a fault
     that has to be put right first. 130: it was stopped; the same command goes on. With --background 0: it runs."""
     if not options.message.strip():
-        raise UserError('-m needs a description: uv run loop.py try -m "what and why"')
+        raise UserError(f'-m needs a description: {to_type("try")} -m "what and why"')
     if options.apart:
         from autoresearch import commands
 
         return run_to_end(commands.try_edit(context.obj, options))
     from autoresearch import calls
 
-    end_with(calls.try_edit(inspect.getfile(context.obj), arguments(), options))
+    end_with(calls.try_edit(program_of(context.obj), arguments(), options))
 
 
 @app.command()
@@ -131,7 +134,7 @@ def run_detached(tag: str | None) -> None:
             ("logs -f", "what it prints"),
             ("stop", "stops it after the running experiment"),
         ):
-            print(f"  {f'uv run loop.py {command} --tag {folder.name}':<50} {words}")
+            print(f"  {to_type(f'{command} --tag {folder.name}'):<50} {words}")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -175,9 +178,9 @@ def logs(context: typer.Context, options: Logs) -> None:
     folder = folder_of(options.tag)
     if not options.trial and not (folder / LOG).exists():
         raise UserError(
-            f"run {folder.name} was not detached, so what its loop printed is in its terminal. `uv run loop.py status "
-            f"--tag {folder.name}` says how it stands, `uv run loop.py logs --trial --tag {folder.name}` what its "
-            "trial prints"
+            f"run {folder.name} was not detached, so what its loop printed is in its terminal. `{to_type('status')} "
+            f"--tag {folder.name}` says how it stands, `{to_type('logs')} --trial --tag {folder.name}` what its trial "
+            "prints"
         )
     try:
         for line in read_along(folder, options.follow, options.trial):
@@ -207,14 +210,27 @@ def report(context: typer.Context, options: Report) -> None:
 
 
 @app.command()
+@taking(Tagged)
+def digest(context: typer.Context, options: Tagged) -> None:
+    """A run in ten lines, for the morning after: the best score and whether it is verified, what worked, what did not,
+    the cost, and what to look at next."""
+    from autoresearch.views.digest import digest
+    from autoresearch.views.state import look
+
+    print(keys.scrub("\n".join(digest(look(recorded_run(options.tag).ledger)))))
+
+
+@app.command()
 @taking(Watch)
 def watch(context: typer.Context, options: Watch) -> None:
     """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads; Ctrl-C ends
     it."""
+    if importlib.util.find_spec("plotly") is None:  # which the browser asks for later
+        raise ModuleNotFoundError(name="plotly")
     from autoresearch.repo import RunRepo, open_repository
     from autoresearch.views import watch as page
 
-    recorded = recorded_run(options.tag, "begin one: uv run loop.py")
+    recorded = recorded_run(options.tag, f"begin one: {to_type()}")
     repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
     page.serve(page.Watch(repo, recorded.ledger), options.port)
 
@@ -266,6 +282,12 @@ def end_with(code: int) -> None:
         raise typer.Exit(code)
 
 
+def program_of(loop: type) -> str:
+    """What runs this program again: loop.py, or the command that was installed."""
+    called = os.path.abspath(sys.argv[0])
+    return inspect.getfile(loop) if os.path.basename(called) == "loop.py" else called
+
+
 def arguments() -> list[str]:
     """What this program was called with. `run` may be said, and need not."""
     return sys.argv[2:] if sys.argv[1:2] == ["run"] else sys.argv[1:]
@@ -288,6 +310,12 @@ def main(loop: type) -> None:
 
 def in_words(error: Exception) -> str:
     """What to tell a person of a fault of the machine; empty for one that nobody expected."""
+    if isinstance(error, ModuleNotFoundError) and error.name in DRAWING:
+        with_them = " ".join(f"--with {package}" for package in DRAWING.values())
+        return (
+            f"this draws with {DRAWING[error.name]}, which the light command does not bring. Install it again with "
+            f"all that draws: `uv tool install {with_them} PATH_OR_URL`, where you had it from"
+        )
     lost = "Nothing that was recorded is lost"
     if disk_is_full(error):
         return f"the disk is full. {lost}: free some space and run the same command again"

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from autoresearch import UserError
 from autoresearch.record.events import Event, from_json, to_json
+from autoresearch.text import to_type
 
 
 def append(path: Path, event: Event) -> tuple[Event, int]:
@@ -90,7 +91,7 @@ class Lock:
 def already_running(tag: str, process: object) -> str:
     return (
         f"a loop is already running on tag {tag} (process {process or 'unknown'}); stop it first with "
-        f"`uv run loop.py stop --tag {tag}`, or start another run with --tag NEW"
+        f"`{to_type('stop')} --tag {tag}`, or start another run with --tag NEW"
     )
 
 

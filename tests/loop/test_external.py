@@ -32,7 +32,7 @@ def attempt(toy, *arguments: str, expect: int, **more) -> dict:
 def test_keep_discard_crash_refused(toy, refused):
     assert "begin one: uv run loop.py start" in refused("try", "-m", "x")
     said = toy.run("start")
-    assert "edit      .autoresearch/night/worktree/solver.py" in said and 'uv run loop.py try -m "what and why"' in said
+    assert "edit      .autoresearch/night/worktree/solver.py" in said and 'loop.py try -m "what and why"' in said
     edit(toy, 5)
     kept = attempt(
         toy,
@@ -165,7 +165,7 @@ def test_in_the_background(toy, refused):
     assert "verdict:           keep" in toy.run("wait")
     edit(toy, 5, WAITING)
     said = toy.run("try", "-m", "slow", "--background")
-    assert "experiment 2: still " in said and "uv run loop.py wait --tag night --for 100" in said
+    assert "experiment 2: still " in said and "wait --tag night --for 100" in said
     said = json.loads(toy.run("try", "-m", "slow", "--background", "--json").splitlines()[-1])
     assert (said["number"], said["verdict"]) == (2, "running")
     text = (toy.runs / "worktree/solver.py").read_text()
