@@ -53,16 +53,17 @@ class Local:
         stage = self._stage(self.seats[0])
         stage.set(self.base, {})
         environment = {**os.environ, **self.settings, **self.seats[0].device}
-        facts = await describe(self.task, stage.folder, environment)
+        inside = stage.folder / self.task.folder
+        facts = await describe(self.task, inside, environment)
         require(facts)
         show(facts)
-        await set_up(self.task, stage.folder, environment, self.output)
-        self.facts = await describe(self.task, stage.folder, environment)
+        await set_up(self.task, inside, environment, self.output)
+        self.facts = await describe(self.task, inside, environment)
         require(self.facts)
         for seat in self.seats[1:]:
             if seat.device == self.seats[0].device:
                 continue
-            other = (await describe(self.task, stage.folder, {**environment, **seat.device})).device
+            other = (await describe(self.task, inside, {**environment, **seat.device})).device
             if other != self.facts.device:
                 raise UserError(
                     f"GPU {seat.device.get('CUDA_VISIBLE_DEVICES')} is a {other}, the first one a {self.facts.device}: "

@@ -6,7 +6,7 @@ from autoresearch.record.events import FAULT
 from autoresearch.record.findings import signed
 from autoresearch.record.runs import RUNS
 from autoresearch.task import Stages
-from autoresearch.text import count, duration, one_line, short
+from autoresearch.text import count, duration, one_line, short, to_type
 from autoresearch.views.panel import until
 from autoresearch.views.report import UNSAID, barren, categories, crashes, interval, near_misses, seconds_of_verify
 from autoresearch.views.state import Row, State
@@ -102,13 +102,13 @@ def advice(state: State) -> list[str]:
     kept, parts = record.kept[1:], found.parts if found else []
     told = []
     if state.reason.startswith(FAULT):
-        told.append(f"what ended it: `uv run loop.py logs --tag {tag}`, `uv run loop.py doctor`")
+        told.append(f"what ended it: `{to_type('logs')} --tag {tag}`, `{to_type('doctor')}`")
     if state.doubt:
-        told.append(f"read the diffs of what was kept: `uv run loop.py report --tag {tag}`")
+        told.append(f"read the diffs of what was kept: `{to_type('report')} --tag {tag}`")
     if kept and found is None:
-        told.append(f"`uv run loop.py verify --ablate --tag {tag}` says which of this holds")
+        told.append(f"`{to_type('verify')} --ablate --tag {tag}` says which of this holds")
     elif any(part.removable for part in parts) and not (found and found.pruned_commit):
-        told.append(f"`uv run loop.py verify --prune --tag {tag}` takes out what carries nothing")
+        told.append(f"`{to_type('verify')} --prune --tag {tag}` takes out what carries nothing")
     if kept:
         base = short(record.run.base)
         largest = max(kept, key=lambda row: row.gain or 0.0).number

@@ -14,7 +14,7 @@ from pathlib import Path
 from autoresearch.judge import mean
 from autoresearch.record.accounting import shares
 from autoresearch.record.findings import BASELINE, CHAMPION, Estimate, signed
-from autoresearch.text import count, one_line, short
+from autoresearch.text import count, one_line, short, to_type
 from autoresearch.views.state import Row, State
 
 GREEN, GREY, RED, INK = "#1b7f4d", "#9aa3ad", "#c0392b", "#24352c"
@@ -62,7 +62,7 @@ def summary(state: State) -> list[str]:
     if found is None:
         claim = "**Not verified.** The numbers below are those by which the run chose its champion, so they flatter it."
         if kept:
-            claim += f" `uv run loop.py verify --tag {state.tag}` measures the gain again with fresh seeds."
+            claim += f" `{to_type('verify')} --tag {state.tag}` measures the gain again with fresh seeds."
     elif found.gain is None:
         claim = "**Not verified: too few runs had a score.** " + "; ".join(map(plain, found.failed)) + "."
     else:

@@ -1,6 +1,6 @@
 """The digest: a run in ten lines, from its record alone. test_verify.py checks its numbers."""
 
-from conftest import solver
+from conftest import ROOT, solver
 from test_verify import write_night
 
 from autoresearch.record import events
@@ -24,8 +24,8 @@ def test_a_night_in_ten_lines(toy):
         "near misses: four (4, -1.000000)",
         "failures: 2 crashed: exit code 1 (2)",
         "cost: an unknown number of tokens and an unknown cost; 6 s of experiments",
-        f"next: `uv run loop.py verify --ablate --tag night` says which of this holds; `git diff {base} "
-        "autoresearch/night`; .autoresearch/night/attempts/3.md, the largest gain; "
+        f"next: `uv run --project {ROOT} {ROOT}/loop.py verify --ablate --tag night` says which of this holds; "
+        f"`git diff {base} autoresearch/night`; .autoresearch/night/attempts/3.md, the largest gain; "
         ".autoresearch/night/attempts/6.md, the last crash",
     ]
 
@@ -58,5 +58,5 @@ def test_a_night_that_found_nothing_and_failed(tmp_path):
     assert "best: val_bpb 0.900000, the baseline" in text and "verified" not in text and "worked" not in text
     assert "no keep from: optimizer (12 tried)" in text
     assert "failures: no agent could be reached for 2 min; 6 crashed" in text
-    assert "next: what ended it: `uv run loop.py logs --tag night`" in text
+    assert "next: what ended it: `autoresearch logs --tag night`" in text
     assert "the last 12 verdicts brought no keep" in text
