@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -105,6 +107,13 @@ class Local:
     def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
         tails = (read_tail(self._folder(name) / f"{phase}.log", limit) for phase in phases)
         return keys.scrub("\n".join(filter(None, tails)))
+
+    def program_of(self, command: str) -> str:
+        """Where the program lies that a command starts."""
+        path = trial_environment(self.folder, self.folder, {})["PATH"]
+        words = itertools.dropwhile(lambda word: word == "env" or "=" in word, command_words(command))
+        word = next(words, command)
+        return shutil.which(word, path=path) or word
 
     def log_path(self, name: str) -> Path:
         return self._folder(name) / "train.log"
