@@ -22,6 +22,7 @@ from autoresearch.text import to_type
 from autoresearch.views.console import Console
 
 UNKNOWN = "unknown_metric"  # before the score command has run
+RUNS = ((5, 2.0), (3, 10.0), (1, math.inf))  # of the scorer, for a workload of less than so many seconds
 START = 0.2  # seconds that many programs take to start
 SHORTEST_LIMIT = 60  # seconds that a command may take, whatever it took when it was proved
 ROOM = 10  # times longer than then
@@ -123,8 +124,11 @@ async def proved(
         once = await bench.once(runner, again=bool(once and once.measured.score is not None))
         if task.metric == UNKNOWN and once.figures:
             sketch = with_metric(sketch, once, at_first, ask)
-        elif once.output and once.measured.score is not None and "\nEXPECTED = None" in sketch.files.get(SCORER, ""):
-            sketch = sketch.expecting(once.output)
+        elif once.measured.score is not None and not sketch.is_tuned:
+            took = once.figures.get("wall_seconds", 0.0)
+            sketch = sketch.tuned(next(runs for runs, longest in RUNS if took < longest), once.output)
+            if not once.output:
+                continue
             bench.say("note      it printed the same each time: the scorer now wants that, whatever an edit does", "")
         else:
             break

@@ -17,6 +17,7 @@ from autoresearch.plan.survey import Survey, files_for, kind_of, source_folder
 from autoresearch.task import Task, check_task
 
 SCORER = "autoresearch_score.py"
+FIRST_RUNS = "\nRUNS = 2\n"  # of the scorer, before it is known how long one takes
 MOST_FILES = 3  # that are proposed as editable without being asked for
 RISING = re.compile(r"accuracy|score|f1|auc|recall|precision|throughput|per_sec|ops|rate|coverage|r2|reward|speed")
 
@@ -32,7 +33,7 @@ import sys
 import time
 
 COMMAND = {command}
-RUNS = {runs}
+RUNS = 2
 EXPECTED = {expected}  # SHA-256 of what the command prints; None: not compared
 
 
@@ -113,10 +114,17 @@ class Draft:
     def changed(self, **settings: object) -> "Draft":
         return dataclasses.replace(self, settings={**self.settings, **settings})
 
-    def expecting(self, output: str) -> "Draft":
-        """The same, with a scorer that wants the workload to print what it printed: its SHA-256."""
-        text = self.files[SCORER].replace("\nEXPECTED = None ", f"\nEXPECTED = {output!r} ")
+    def tuned(self, runs: int, output: str) -> "Draft":
+        """The same, with a scorer of so many runs, which wants the workload to print what it printed: its SHA-256,
+        empty where that was not the same each time."""
+        text = self.files[SCORER].replace(FIRST_RUNS, f"\nRUNS = {runs}\n")
+        if output:
+            text = text.replace("\nEXPECTED = None ", f"\nEXPECTED = {output!r} ")
         return dataclasses.replace(self, files={**self.files, SCORER: text})
+
+    @property
+    def is_tuned(self) -> bool:
+        return FIRST_RUNS not in self.files.get(SCORER, "")
 
     def program(self) -> str:
         """The text of program.md."""
@@ -209,7 +217,7 @@ def scoring(
             notes.append("what is timed is the tests: a workload of your own says more (--time COMMAND)")
     if found.language == "Python" and "PYTHONPATH" not in command:  # the checkout's code, not what may be installed
         command = f"PYTHONPATH={source_folder(files)} {command}"
-    return {SCORER: TIME.format(command=repr(command), runs=5, expected=None)}, scored_by(wishes, "seconds")
+    return {SCORER: TIME.format(command=repr(command), expected=None)}, scored_by(wishes, "seconds")
 
 
 def scored_by(wishes: Wishes, metric: str) -> dict[str, str]:

@@ -124,7 +124,10 @@ def test_a_draft(tmp_path, language, wishes, settings):
 
 
 def test_a_scorer_that_wants_the_same_output():
-    made = drafted("Python", goal="make the parser faster").expecting("ab" * 32)
+    made = drafted("Python", goal="make the parser faster")
+    assert not made.is_tuned and made.tuned(1, "").is_tuned
+    made = made.tuned(5, "ab" * 32)
+    assert made.is_tuned and "\nRUNS = 5\n" in made.files[SCORER]
     assert f"\nEXPECTED = '{'ab' * 32}' " in made.files[SCORER]
 
 
