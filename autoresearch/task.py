@@ -13,6 +13,10 @@ Any other repository with a number to improve says, in YAML between two lines of
       guard: python -m pytest -q      # optional: must succeed before anything is kept
       time_limit: 60                  # seconds for `train`
       readable: [/data/numbers]       # what the commands read outside the repository: they run confined
+      setup: npm ci                   # runs once in the worktree, with your rights; what it makes stays
+      env: [LANG, LEVEL=3]            # variables that the commands see
+      link: [.venv, data/]            # untracked paths that they read in the worktree
+      network: loopback               # servers on this machine, started by the commands
     simplicity: {gain: 0.01, lines: 10}             # optional: ten added lines owe a gain of 0.01
     stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep until the agent changes its ways
     imports: [scipy]                                # optional: train.py of this project's game may import these too
@@ -61,6 +65,9 @@ class Task:
     score_limit: float = 600.0  # seconds for `score`, and for `guard` and `holdout`
     memory_limit: float | None = None  # GiB of host memory for each command; default: nine tenths of what is free
     disk_limit: float = 20.0  # GiB that a trial may leave in its folder
+    env: tuple[str, ...] = ()  # variables that the commands see: NAME, as the user has it, or NAME=value
+    link: tuple[str, ...] = ()  # untracked paths of the user's checkout that are linked into the worktree, to be read
+    network: str = ""  # loopback: servers on this machine that the commands start themselves
 
     @property
     def lower_is_better(self) -> bool:
@@ -341,6 +348,27 @@ def check_names(name: str, value: object, path: Path) -> tuple[str, ...]:
     return tuple(listed)
 
 
+def check_surroundings(values: dict[str, Any], path: Path) -> None:
+    """UserError for settings of what the commands see that do not fit; lists become tuples."""
+    for name in ("env", "link"):
+        if name in values:
+            values[name] = check_names(name, values[name], path)
+    for entry in values.get("env", ()):
+        if not re.fullmatch(r"[A-Za-z_]\w*(=.*)?", entry, re.DOTALL):
+            raise UserError(f"`env` in {path} takes NAME or NAME=value, not {entry!r}")
+    for link in values.get("link", ()):
+        if link.startswith("/") or ".." in link.split("/"):
+            raise UserError(
+                f"`link` in {path} takes paths inside the repository, not {link}; `readable: [{link}]` lets commands "
+                "read what lies outside"
+            )
+    if values.get("network", "") not in ("", "loopback"):
+        raise UserError(
+            f"`network` in {path} can be loopback, not {values['network']!r}: trials reach no other machine. Let "
+            "`setup` download what they need"
+        )
+
+
 def check_task(settings: object, path: Path) -> Task:
     """The Task that the settings describe; UserError for what does not fit."""
     fields = {field.name: field for field in dataclasses.fields(Task)}
@@ -370,6 +398,7 @@ def check_task(settings: object, path: Path) -> Task:
             raise UserError(
                 f"`{name}` in {path} must be a text that a shell could split, not {text!r}: {error}"
             ) from None
+    check_surroundings(values, path)
     if missing := [name for name in ("editable", "train", "metric") if not values.get(name)]:
         raise UserError(f"`task` in {path} lacks {', '.join(missing)}")
     if values.get("direction", "minimize") not in ("minimize", "maximize"):
