@@ -10,7 +10,6 @@ how an attempt comes to its verdict in autoresearch/experiment.py, and the comma
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING
 from autoresearch import Stopped, cli
 
 if TYPE_CHECKING:  # commands.py builds these parts; `loop.py --help` need not wait for them
+    import asyncio
+
     from autoresearch.experiment import Experiments, Returned
     from autoresearch.limits import Limits
     from autoresearch.propose import Proposer
@@ -79,9 +80,9 @@ class Loop:
         if self.proposing:
             return
         if self.returned:
-            self.proposing = asyncio.create_task(self.retry(self.returned[0]))
+            self.proposing = start(self.retry(self.returned[0]))
         elif self.proposer.wanted(len(self.waiting()), idle, self.lookahead):
-            self.proposing = asyncio.create_task(self.run.with_room(self.proposer.next_attempt))
+            self.proposing = start(self.run.with_room(self.proposer.next_attempt))
 
     async def retry(self, back: Returned) -> None:
         try:
@@ -106,7 +107,7 @@ class Loop:
             if (attempt := await self.next_to_run()) is None:
                 return
             work: Coroutine = self.run.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
-            self.trials[attempt.number] = asyncio.create_task(work), seat
+            self.trials[attempt.number] = start(work), seat
             self.stop.trials = len(self.trials)
 
     async def next_to_run(self) -> Attempt | None:
@@ -131,10 +132,10 @@ class Loop:
         Cancel the proposal of a night that ends, and (level 2) the trials too.
         """
         tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
-        asked = asyncio.create_task(self.stop.reaches(self.stop.level + 1))
+        asked = start(self.stop.reaches(self.stop.level + 1))
         thinks = self.proposing and not self.proposing.cancelling()
         left = self.limits.seconds_left() if thinks else None
-        await asyncio.wait({*tasks, asked}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await first_of([*tasks, asked], left)
         asked.cancel()
         if self.proposing and (self.stop.level or self.limits.seconds_left() == 0):
             cancel(self.proposing)
@@ -169,8 +170,8 @@ class Loop:
         tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
         for task in tasks:
             cancel(task)
-        if tasks:
-            await asyncio.wait(tasks)
+        for task in tasks:
+            await first_of([task])
 
     # -- an external agent (`loop.py try`)
 
@@ -196,6 +197,22 @@ class Loop:
             with contextlib.suppress(Stopped):
                 await self.stop.unless_asked(self.run.with_room(lambda: self.experiments.try_out(attempt, seat)), 2)
         self.run.reset()
+
+
+# -- tasks. asyncio is imported where it is needed: `loop.py status` need not wait for it
+
+
+def start(work: Coroutine) -> asyncio.Task:
+    import asyncio
+
+    return asyncio.create_task(work)
+
+
+async def first_of(tasks: list[asyncio.Task], seconds: float | None = None) -> None:
+    """Wait until one of them is over, or the seconds are."""
+    import asyncio
+
+    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
 
 def cancel(task: asyncio.Task) -> None:

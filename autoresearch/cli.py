@@ -5,6 +5,7 @@ What only some commands need is imported by them: the first screen must not wait
 """
 
 import dataclasses
+import importlib.util
 import inspect
 import json
 import os
@@ -17,7 +18,9 @@ import typer
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import Doctor, Logs, Report, Research, Start, Status, Stop, Tagged, Try, Verify, Watch
 from autoresearch.record.runs import RUNS, folder_of, recorded_run
-from autoresearch.text import count
+from autoresearch.text import count, to_type
+
+DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages, by module, of watch and report
 
 app = typer.Typer(
     add_completion=False,
@@ -82,7 +85,7 @@ def try_(context: typer.Context, options: Try) -> None:
     Exit code 0: kept. 1: discarded. 3: it crashed. 4: it was refused, and stands where it stood. 2: bad use, or a fault
     that has to be put right first. 130: it was stopped; the same command goes on."""
     if not options.message.strip():
-        raise UserError('-m needs a description: uv run loop.py try -m "what and why"')
+        raise UserError(f'-m needs a description: {to_type("try")} -m "what and why"')
     from autoresearch import commands
 
     run_to_end(commands.try_edit(context.obj, options))
@@ -110,7 +113,7 @@ def run_detached(tag: str | None) -> None:
             ("logs -f", "what it prints"),
             ("stop", "stops it after the running experiment"),
         ):
-            print(f"  {f'uv run loop.py {command} --tag {folder.name}':<50} {words}")
+            print(f"  {to_type(f'{command} --tag {folder.name}'):<50} {words}")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -154,9 +157,9 @@ def logs(context: typer.Context, options: Logs) -> None:
     folder = folder_of(options.tag)
     if not options.trial and not (folder / LOG).exists():
         raise UserError(
-            f"run {folder.name} was not detached, so what its loop printed is in its terminal. `uv run loop.py status "
-            f"--tag {folder.name}` says how it stands, `uv run loop.py logs --trial --tag {folder.name}` what its "
-            "trial prints"
+            f"run {folder.name} was not detached, so what its loop printed is in its terminal. `{to_type('status')} "
+            f"--tag {folder.name}` says how it stands, `{to_type('logs')} --trial --tag {folder.name}` what its trial "
+            "prints"
         )
     try:
         for line in read_along(folder, options.follow, options.trial):
@@ -186,14 +189,27 @@ def report(context: typer.Context, options: Report) -> None:
 
 
 @app.command()
+@taking(Tagged)
+def digest(context: typer.Context, options: Tagged) -> None:
+    """A run in ten lines, for the morning after: the best score and whether it is verified, what worked, what did not,
+    the cost, and what to look at next."""
+    from autoresearch.views.digest import digest
+    from autoresearch.views.state import look
+
+    print(keys.scrub("\n".join(digest(look(recorded_run(options.tag).ledger)))))
+
+
+@app.command()
 @taking(Watch)
 def watch(context: typer.Context, options: Watch) -> None:
     """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads; Ctrl-C ends
     it."""
+    if importlib.util.find_spec("plotly") is None:  # which the browser asks for later
+        raise ModuleNotFoundError(name="plotly")
     from autoresearch.repo import RunRepo, open_repository
     from autoresearch.views import watch as page
 
-    recorded = recorded_run(options.tag, "begin one: uv run loop.py")
+    recorded = recorded_run(options.tag, f"begin one: {to_type()}")
     repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
     page.serve(page.Watch(repo, recorded.ledger), options.port)
 
@@ -263,6 +279,12 @@ def main(loop: type) -> None:
 
 def in_words(error: Exception) -> str:
     """What to tell a person of a fault of the machine; empty for one that nobody expected."""
+    if isinstance(error, ModuleNotFoundError) and error.name in DRAWING:
+        with_them = " ".join(f"--with {package}" for package in DRAWING.values())
+        return (
+            f"this draws with {DRAWING[error.name]}, which the light command does not bring. Install it again with "
+            f"all that draws: `uv tool install {with_them} PATH_OR_URL`, where you had it from"
+        )
     lost = "Nothing that was recorded is lost"
     if disk_is_full(error):
         return f"the disk is full. {lost}: free some space and run the same command again"

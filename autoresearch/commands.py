@@ -23,7 +23,7 @@ from autoresearch.record.findings import doubt
 from autoresearch.record.runs import recorded_run
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import sandbox_in_words
-from autoresearch.text import count, one_line, short
+from autoresearch.text import count, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
 from autoresearch.views.console import Console
 from autoresearch.views.notify import Notifier
@@ -80,12 +80,10 @@ async def night(loop: type, options: Research) -> int:
                 reason = await loop(run, proposer, experiments, limits, ahead).night()
             except Exception as error:
                 with contextlib.suppress(OSError):  # the disk may be what failed
-                    run.ledger.append(events.Stop(reason=f"a fault: {one_line(str(error))}"))
+                    run.ledger.append(events.Stop(reason=events.FAULT + one_line(str(error))))
                 raise
             run.ledger.append(events.Stop(reason=reason))
-            champion, finished, kept = run.ledger.champion, len(run.ledger.finished), len(run.ledger.kept)
-            score = champion.score if champion else None
-            console.tell("stop", reason=reason, experiments=finished, kept=kept, score=score)
+            console.ended("stop", reason)
             show_end(run, reason)
     finally:
         if notifier:
@@ -115,17 +113,17 @@ async def begin(loop: type, options: Start) -> int:
             for name in run.task.editable:
                 console.line(f"edit      {(run.repo.worktree / name).relative_to(run.root)}")
             console.line(f"champion  experiment {champion.number}, {run.task.metric} {champion.score:.6f}")
-            console.line('then      uv run loop.py try -m "what and why"')
+            console.line(f'then      {to_type("try")} -m "what and why"')
     return 130 if stop.now() else 0
 
 
 async def try_edit(loop: type, options: Try) -> int:
     console = Console(options.plain, to_errors=options.as_json)
     stop = StopRequest(console.line)
-    tag = recorded_run(options.tag, "begin one: uv run loop.py start").tag
+    tag = recorded_run(options.tag, f"begin one: {to_type('start')}").tag
     async with opened(tag, options, console, stop) as run:
         if run.ledger.champion is None:
-            raise UserError(f"run {tag} has no baseline yet: uv run loop.py start")
+            raise UserError(f"run {tag} has no baseline yet: {to_type('start')}")
         run.begin(keep_edit=True)
         keep_rule, pages = run.ledger.started.keep_rule or "margin", Pages(run)
         said = (options.message, options.hypothesis, options.predicted, options.category, options.lesson)

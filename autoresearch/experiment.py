@@ -20,6 +20,7 @@ from autoresearch.record.ledger import ABANDONED, OUTRUN, Attempt
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
+from autoresearch.text import to_type
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
@@ -118,7 +119,7 @@ class Experiments:
                 f"the baseline crashed: {verdict.reason}\nIts log is {self.run.runner.log_path(str(attempt.number))}. "
                 f"Correct {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
                 "(or run the same command again if the fault was a passing one). Where the file is not to blame: "
-                "`uv run loop.py doctor` checks this machine"
+                f"`{to_type('doctor')}` checks this machine"
             )
         return None
 
@@ -309,7 +310,7 @@ class Experiments:
             if not behind:
                 self.console.line(
                     f"results.tsv cannot be written: {error.strerror}. Its rows are in the journal; correct that, and "
-                    "it is written with the next verdict, or by `uv run loop.py results`",
+                    f"it is written with the next verdict, or by `{to_type('results')}`",
                     "yellow",
                 )
 

@@ -68,7 +68,7 @@ class Proposer:
         self.pages, self.agents, self.fill, self.external = pages, agents, fill, external
         self.limits, self.web_search, self.brief_tokens = limits or Limits(), web_search, brief_tokens
         self.lessons = Lessons(run.root / RUNS / "lessons.md")
-        self.stages = read_stages(run.root / "program.md")
+        self.stages = read_stages(run.program)
         self.nothing_left = ""  # why no agent has a proposal, until the next verdict
         self.failures = 0  # in a row
         self.patience: dict[str, float] = {}  # by agent that could not be reached: seconds of the wait after the next
@@ -336,7 +336,7 @@ class Proposer:
         run, ledger, champion = self.run, self.ledger, self.base
         assert champion is not None
         try:
-            self.stages = read_stages(run.root / "program.md")
+            self.stages = read_stages(run.program)
         except UserError as error:  # edited in the night: not worth stopping for
             self.console.line(f"{error}; the stages stay as they were", "yellow")
         self.pages.catch_up()
@@ -350,7 +350,7 @@ class Proposer:
         return Brief(
             number,
             self.task,
-            read_agenda(run.root / "program.md"),
+            read_agenda(run.program),
             run.facts,
             champion,
             sources={name: content.decode(errors="replace") for name, content in files.items()},

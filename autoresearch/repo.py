@@ -124,6 +124,14 @@ class RunRepo:
         """A file as it is in a commit."""
         return self.repository.commit(commit).tree[path].data_stream.read()
 
+    def committed(self, commit: str) -> set[str]:
+        """The files of a commit."""
+        return set(filter(None, self.repository.git.ls_tree("-r", "-z", "--name-only", commit).split("\0")))
+
+    def new(self) -> set[str]:
+        """Files in the user's checkout that git neither has nor ignores."""
+        return set(filter(None, self.repository.git.ls_files("-z", "--others", "--exclude-standard").split("\0")))
+
     def diff(self, before: str, after: str, paths: tuple[str, ...]) -> str:
         """What changed in the paths between two commits."""
         return (

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import importlib.util
 import inspect
 import json
 import os
@@ -29,7 +30,16 @@ from autoresearch.record.runs import RUNS, choose_tag, root_of
 from autoresearch.repo import RunRepo, open_repository
 from autoresearch.runner import Runner, Seat
 from autoresearch.runner.local import Local, choose_confinement, seats_of
-from autoresearch.task import Facts, Task, code_lines, contents_hash, edit_hash, read_agenda, read_task
+from autoresearch.task import (
+    Facts,
+    Task,
+    code_lines,
+    contents_hash,
+    edit_hash,
+    program_of,
+    read_agenda,
+    read_task,
+)
 from autoresearch.text import count, short
 from autoresearch.views.console import Console
 
@@ -38,7 +48,7 @@ Result = TypeVar("Result")
 
 
 class Run:
-    """One run. root: the user's checkout. folder: of the run's record."""
+    """One run. root: the user's checkout. folder: of the run's record. program: the program.md that it follows."""
 
     runner: Runner
 
@@ -46,6 +56,7 @@ class Run:
         self,
         root: Path,
         folder: Path,
+        program: Path,
         task: Task,
         ledger: Ledger,
         repo: RunRepo,
@@ -53,7 +64,8 @@ class Run:
         console: Console,
         stop: StopRequest,
     ) -> None:
-        self.root, self.folder, self.task, self.ledger, self.repo = root, folder, task, ledger, repo
+        self.root, self.folder, self.program, self.task = root, folder, program, task
+        self.ledger, self.repo = ledger, repo
         self.confined, self.console, self.stop = confined, console, stop
         self.seed = ledger.seed
         self.gpus: str | None = None
@@ -86,6 +98,8 @@ class Run:
                     f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
                     f"or remove it: `git branch -D {repo.branch}`"
                 )
+            if fault := self.task.absent(repo.committed(repo.head()), repo.new(), self.root):
+                raise UserError(fault)
             ledger.append(events.Run(tag=repo.tag, base=repo.head(), task=asked))
         elif ledger.run.task != {name: asked[name] for name in ledger.run.task if name in asked}:
             raise UserError(
@@ -178,7 +192,7 @@ class Run:
 
     def note_start(self, keep_rule: str, external: bool = False) -> None:
         setup, workers = round(time.monotonic() - self.console.began, 3), len(self.runner.seats)
-        agenda = read_agenda(self.root / "program.md")
+        agenda = read_agenda(self.program)
         self.ledger.append(
             events.Start(
                 code=self.code, keep_rule=keep_rule, agenda=agenda, setup=setup, external=external, workers=workers,
@@ -280,9 +294,9 @@ class Run:
 
 
 def code_hash() -> str:
-    """Names the contents of loop.py and autoresearch/."""
+    """Names the contents of loop.py and autoresearch/, in which the installed command has loop.py."""
     here = Path(__file__).resolve().parent.parent
-    paths = (here / "loop.py", *here.glob("autoresearch/**/*.py"))
+    paths = (*here.glob("loop.py"), *here.glob("autoresearch/**/*.py"))
     return contents_hash({str(path.relative_to(here)): path.read_bytes() for path in paths})
 
 
@@ -295,14 +309,19 @@ def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopReq
     """The run of a tag, old or new, locked against other loops. Raises UserError."""
     root = root_of(Path.cwd())
     repository, runs = open_repository(root), root / RUNS
-    task = read_task(root / "program.md")
+    program = program_of(root, Path.cwd())
+    task = read_task(program, root)
+    if task.referee and importlib.util.find_spec("torch") is None:
+        raise UserError(f"the game of {root} needs torch, which is not here; in that folder, type: uv run loop.py")
     tag = choose_tag(runs, tag)
     folder = runs / tag
     confined = choose_confinement(sandbox_mode)
     lock = Lock(folder, tag)
     try:
         (runs / ".gitignore").write_text("*\n")
-        run = Run(root, folder, task, Ledger(folder), RunRepo(repository, tag, folder), confined, console, stop)
+        run = Run(
+            root, folder, program, task, Ledger(folder), RunRepo(repository, tag, folder), confined, console, stop
+        )
         run.results.require_ours(runs)
         yield run
     finally:

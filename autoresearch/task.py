@@ -26,18 +26,25 @@ Any other repository with a number to improve says, in YAML between two lines of
 
 import ast
 import dataclasses
+import difflib
 import hashlib
+import math
+import posixpath
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_type_hints
 
 from autoresearch import UserError, preflight
 from autoresearch.preflight import LARGEST_FILE, LARGEST_LITERAL
+from autoresearch.text import METRIC, to_type
 
 SETTINGS = ("task", "simplicity", "stages", "imports", "size")  # of the front matter
 DRIVING = "Running the experiments yourself"  # chapter of program.md that is for external agents only
+COMMANDS = ("train", "score", "guard", "holdout", "setup", "describe")
+UNITS = {"time_limit": "seconds", "score_limit": "seconds", "memory_limit": "GiB", "disk_limit": "GiB"}
+UNITS |= {"largest_file": "KB", "largest_literal": "KB"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Task:
     env: tuple[str, ...] = ()  # variables that the commands see: NAME, as the user has it, or NAME=value
     link: tuple[str, ...] = ()  # untracked paths of the user's checkout that are linked into the worktree, to be read
     network: str = ""  # loopback: servers on this machine that the commands start themselves
+    folder: str = ""  # of program.md, from the repository's root: commands run there
 
     @property
     def lower_is_better(self) -> bool:
@@ -77,6 +85,29 @@ class Task:
     def holdout_metric(self) -> str:
         """What `holdout` prints the score as."""
         return f"holdout_{self.metric.removeprefix('val_')}"
+
+    def absent(self, committed: Set[str], new: Set[str], root: Path) -> str | None:
+        """What is wrong with the files that the task names, or None: trials see only what is committed.
+
+        committed, new: files of the repository, and those in the checkout that git neither has nor ignores. root: the
+        checkout.
+        """
+        for name in self.editable:
+            if name in committed or set(name) & set("*?["):
+                continue
+            if (root / name).is_dir():
+                return f"`editable` in program.md names the folder {name}; name its files instead"
+            if (root / name).exists():
+                return f"`editable` in program.md names {name}, which is not committed; {how_to_commit(name)}"
+            alike = [path for path in committed if path.endswith(f"/{posixpath.basename(name)}")]
+            alike = alike or difflib.get_close_matches(name, committed, 1)
+            meant = f"; did you mean {min(alike, key=len)}?" if alike else ""
+            return f"`editable` in program.md names {name}, and there is no such file in {root}{meant}"
+        for command in COMMANDS:
+            for word in re.findall(r"[^\s'\";&|()<>]+", getattr(self, command) or ""):
+                if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new:
+                    return f"`{command}` in program.md names {word}, which is not committed; {how_to_commit(path)}"
+        return None
 
     def objection(self, folder: Path, changed: list[str], originals: dict[str, bytes]) -> str | None:
         """Why an edit cannot be run, or None. Costs no trial: nothing of the edit is executed.
@@ -197,6 +228,11 @@ class Stages:
         return "pivot" if barren >= self.pivot else "refine" if barren >= self.refine else "explore"
 
 
+def how_to_commit(path: str) -> str:
+    path = shlex.quote(path)
+    return f"trials see only what is: `git add -f {path} && git commit -m 'Add {posixpath.basename(path)}'`"
+
+
 def task_of(recorded: dict) -> Task:
     """The task that a journal holds."""
     known = {field.name for field in dataclasses.fields(Task)}
@@ -219,23 +255,62 @@ def contents_hash(sources: dict[str, bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
+def program_of(root: Path, folder: Path) -> Path:
+    """The program.md that holds in a folder of the checkout, the nearest at or above it; else where one would be.
+
+    Inside a run's worktree it is that of the user's checkout.
+    """
+    inside = folder.resolve().relative_to(root)
+    if inside.parts[:1] == (".autoresearch",):
+        inside = Path(*inside.parts[3:])
+    places = [root / inside, *(root / above for above in inside.parents)]
+    return next((place / "program.md" for place in places if (place / "program.md").exists()), root / "program.md")
+
+
+def is_own_game(root: Path) -> bool:
+    """Whether a repository holds this project's own game."""
+    return (root / "prepare.py").is_file() and (root / "autoresearch/referee").is_dir()
+
+
 def read_agenda(path: Path) -> str:
     """What program.md says below its front matter, without what it says to agents that drive; empty without a file."""
     text = split_front_matter(read_text(path))[1]
     return re.sub(rf"^# {DRIVING}.*?(?=^# |\Z)", "", text, flags=re.MULTILINE | re.DOTALL).strip()
 
 
-def read_task(path: Path) -> Task:
-    """The task of a program.md. Without a file, or without a `task:` in it, this project's own game."""
+def read_task(path: Path, root: Path | None = None) -> Task:
+    """The task of a program.md. Without a file, or without a `task:` in it, this project's own game.
+
+    root: of the repository. Where that is not this project's, UserError takes the place of its game.
+    """
     settings = read_front_matter(path)
-    task = OWN_GAME if settings.get("task") is None else check_task(settings["task"], path)
+    inside = path.parent.relative_to(root or path.parent).as_posix()
+    folder = "" if inside == "." else inside
+    more: dict[str, Any] = {}
     if settings.get("simplicity") is not None:
-        task = dataclasses.replace(task, line_price=check_price(settings["simplicity"], path))
+        more["line_price"] = check_price(settings["simplicity"], path)
     if settings.get("imports") is not None:
-        task = dataclasses.replace(task, imports=check_names("imports", settings["imports"], path))
+        more["imports"] = check_names("imports", settings["imports"], path)
     if settings.get("size") is not None:
-        task = dataclasses.replace(task, **check_sizes(settings["size"], path))
-    return task
+        more |= check_sizes(settings["size"], path)
+    if settings.get("task") is not None:
+        task = check_task(settings["task"], path, folder)
+    elif root is None or is_own_game(root):
+        task = OWN_GAME
+    else:
+        raise UserError(no_task(path))
+    return dataclasses.replace(task, **more)
+
+
+def no_task(path: Path) -> str:
+    """What to tell a person whose program.md, or the lack of it, does not say what is to be improved."""
+    if not path.exists():
+        what = f"there is no program.md in {path.parent}, which says what to improve and how it is measured"
+    elif re.search(r"^\ufeff?task:", read_text(path), re.MULTILINE):
+        what = f"the `task:` of {path} is not in its front matter: put it at the head, between two lines of ---"
+    else:
+        what = f"{path} has no `task:` in its front matter, which says what is edited, run and measured"
+    return f'{what}; to have one made, type: {to_type("plan")} "what to improve, e.g. make parsing faster"'
 
 
 def read_stages(path: Path) -> Stages:
@@ -255,25 +330,43 @@ def read_stages(path: Path) -> Stages:
 
 
 def read_front_matter(path: Path) -> dict:
-    """The settings between two lines of dashes at the head of a program.md."""
+    """The settings between two lines of dashes at the head of a program.md. Raises UserError."""
     import yaml
 
-    front, _ = split_front_matter(read_text(path))
+    text = read_text(path)
+    front, _ = split_front_matter(text)
+    if front is None:
+        if re.match(r"\s*---[ \t]*\n", text):
+            raise UserError(
+                f"the front matter of {path} is not closed: it opens with --- and needs another line of --- below its "
+                "settings"
+            )
+        return {}
     try:
         settings = yaml.safe_load(front) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 2}" if mark else ""
+        where = f" at line {mark.line + text[: text.index(front)].count(chr(10)) + 1}" if mark else ""
         raise UserError(f"the front matter of {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
+    except ValueError as error:  # a date that is none
+        raise UserError(f"the front matter of {path} is not YAML: {error}") from None
     if not isinstance(settings, dict):
         raise UserError(
             f"the front matter of {path} must be `key: value` lines, e.g. `task:` with its settings below it"
         )
     if unknown := sorted(str(name) for name in settings.keys() - set(SETTINGS)):
-        raise UserError(
-            f"the front matter of {path} has unknown settings {', '.join(unknown)}; known are {', '.join(SETTINGS)}"
-        )
+        inside = [name for name in unknown if name in known_settings()]
+        also = f". Put {', '.join(inside)} below `task:`, with two blanks before it" if inside else ""
+        raise UserError(f"the front matter of {path} has unknown settings {near(unknown, SETTINGS)}{also}")
     return settings
+
+
+def near(unknown: Sequence[str], known: Iterable[str]) -> str:
+    """Words that are not known, with those that were perhaps meant, and all that are known."""
+    known = list(known)
+    meant = {name: difflib.get_close_matches(name, known, 1, 0.7) for name in unknown}
+    words = ", ".join(name + (f" (did you mean {meant[name][0]}?)" if meant[name] else "") for name in unknown)
+    return f"{words}; known are {', '.join(known)}"
 
 
 def check_sizes(settings: object, path: Path) -> dict[str, Any]:
@@ -290,7 +383,7 @@ def check_price(settings: object, path: Path) -> float:
     if (
         not isinstance(settings, dict)
         or settings.keys() != {"gain", "lines"}
-        or not all(isinstance(n, int | float) for n in settings.values())
+        or not all(type(n) in (int, float) for n in settings.values())
     ):
         raise UserError(f"`simplicity` in {path} must hold two numbers: the `gain` that so many added `lines` owe")
     if not (0 <= settings["gain"] < float("inf") and 0 < settings["lines"] < float("inf")):
@@ -326,42 +419,38 @@ def plain_code(source: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
+    """A program.md as text, without a byte order mark; empty without a file. Raises UserError."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        raw = path.read_bytes()
     except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{path} is saved as UTF-16; save it as UTF-8")
+    return raw.decode("utf-8-sig", "replace").replace("\r\n", "\n")
 
 
-def split_front_matter(text: str) -> tuple[str, str]:
-    """(what stands between two leading lines of dashes, the rest)."""
-    if text.startswith("---\n"):
-        front, found, rest = text[4:].partition("\n---\n")
-        if found:
-            return front, rest
-    return "", text
+def split_front_matter(text: str) -> tuple[str | None, str]:
+    """(What stands between two leading lines of dashes, None without them; the rest.)"""
+    found = re.match(r"\s*---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    return (found[1], text[found.end() :]) if found else (None, text)
 
 
 def check_names(name: str, value: object, path: Path) -> tuple[str, ...]:
     listed = [value] if isinstance(value, str) else value
-    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-        raise UserError(f"`{name}` in {path} must be a list of names")
+    if not isinstance(listed, list) or not all(isinstance(item, str) and item.strip() for item in listed):
+        raise UserError(f"`{name}` in {path} must be a list of names, such as [a, b], not {listed!r}")
     return tuple(listed)
 
 
-def check_surroundings(values: dict[str, Any], path: Path) -> None:
-    """UserError for settings of what the commands see that do not fit; lists become tuples."""
-    for name in ("env", "link"):
-        if name in values:
-            values[name] = check_names(name, values[name], path)
+def check_surroundings(values: dict[str, Any], path: Path, folder: str) -> None:
+    """UserError for settings of what the commands see that do not fit. folder: of program.md, from the root."""
     for entry in values.get("env", ()):
         if not re.fullmatch(r"[A-Za-z_]\w*(=.*)?", entry, re.DOTALL):
             raise UserError(f"`env` in {path} takes NAME or NAME=value, not {entry!r}")
-    for link in values.get("link", ()):
-        if link.startswith("/") or ".." in link.split("/"):
-            raise UserError(
-                f"`link` in {path} takes paths inside the repository, not {link}; `readable: [{link}]` lets commands "
-                "read what lies outside"
-            )
+    if "link" in values:
+        values["link"] = tuple(check_path("link", link, path, folder) for link in values["link"])
     if values.get("network", "") not in ("", "loopback"):
         raise UserError(
             f"`network` in {path} can be loopback, not {values['network']!r}: trials reach no other machine. Let "
@@ -369,38 +458,66 @@ def check_surroundings(values: dict[str, Any], path: Path) -> None:
         )
 
 
-def check_task(settings: object, path: Path) -> Task:
-    """The Task that the settings describe; UserError for what does not fit."""
-    fields = {field.name: field for field in dataclasses.fields(Task)}
+def check_path(name: str, value: str, path: Path, folder: str) -> str:
+    """A path of the repository, from its root. folder: that of program.md, which it is relative to."""
+    inside = posixpath.normpath(posixpath.join(folder, value))
+    if value.startswith("/") or inside.startswith(".."):
+        raise UserError(f"`{name}` in {path}: {value} lies outside the repository; give a path from {path.parent}")
+    return inside
+
+
+def known_settings() -> list[str]:
+    return [field.name for field in dataclasses.fields(Task) if field.name != "folder"]
+
+
+def check_task(settings: object, path: Path, folder: str = "") -> Task:
+    """The Task that the settings describe; UserError for what does not fit. folder: of program.md, from the root."""
+    known = known_settings()
     if not isinstance(settings, dict):
-        raise UserError(f"`task` in {path} must hold settings: {', '.join(fields)}")
-    if unknown := sorted(set(settings) - set(fields)):
-        raise UserError(f"`task` in {path} has unknown settings {', '.join(unknown)}; known are {', '.join(fields)}")
-    values = dict(settings)
-    for name in ("editable", "readable", "writable", "imports"):
-        if name in values:
-            values[name] = check_names(name, values[name], path)
-    for name, unit in (
-        ("time_limit", "seconds"),
-        ("score_limit", "seconds"),
-        ("memory_limit", "GiB"),
-        ("disk_limit", "GiB"),
-        ("largest_file", "KB"),
-        ("largest_literal", "KB"),
-    ):
-        if name in values and (not isinstance(values[name], int | float) or values[name] <= 0):
-            raise UserError(f"`{name}` in {path} must be a number of {unit} above zero, not {values[name]!r}")
-    for name in ("train", "metric", "score", "guard", "holdout", "setup", "describe"):
-        text = values.get(name) or ""
+        raise UserError(f"`task` in {path} must hold settings below it, one a line: {', '.join(known)}")
+    if unknown := sorted(str(name) for name in settings if name not in known):
+        raise UserError(f"`task` in {path} has unknown settings {near(unknown, known)}")
+    hints = get_type_hints(Task)
+    values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    for name, value in values.items():
+        if hints[name] == tuple[str, ...]:
+            values[name] = check_names(name, value, path)
+        elif hints[name] is bool and not isinstance(value, bool):
+            raise UserError(f"`{name}` in {path} must be true or false, not {value!r}")
+        elif name in UNITS and not (type(value) in (int, float) and 0 < value < math.inf):
+            raise UserError(f"`{name}` in {path} must be a number of {UNITS[name]} above zero, not {value!r}")
+        elif name == "line_price" and type(value) not in (int, float):
+            raise UserError(f"`{name}` in {path} must be a number, not {value!r}")
+        elif hints[name] in (str, str | None) and not (isinstance(value, str) and "\0" not in value):
+            quoted = str(value).lower() if isinstance(value, bool) else value
+            raise UserError(
+                f"`{name}` in {path} must be a text that a shell could split, not {value!r}"
+                if name in COMMANDS and not isinstance(value, bool)
+                else f'`{name}` in {path} must be a text, not {value!r}; in quotes it is one: {name}: "{quoted}"'
+            )
+    for name in COMMANDS:
         try:
-            shlex.split(text)
-        except (ValueError, AttributeError) as error:
+            if name in values and not values[name].strip():
+                del values[name]
+            elif name in values and "\n" not in values[name].strip():  # a script is the shell's to judge
+                shlex.split(values[name])
+        except ValueError as error:
+            text = values[name]
             raise UserError(
                 f"`{name}` in {path} must be a text that a shell could split, not {text!r}: {error}"
             ) from None
-    check_surroundings(values, path)
+    check_surroundings(values, path, folder)
+    if "score" in values:
+        values.setdefault("train", "true")  # nothing is trained or built
     if missing := [name for name in ("editable", "train", "metric") if not values.get(name)]:
         raise UserError(f"`task` in {path} lacks {', '.join(missing)}")
-    if values.get("direction", "minimize") not in ("minimize", "maximize"):
-        raise UserError(f"`direction` in {path} must be minimize or maximize, not {values['direction']!r}")
-    return Task(**values)
+    if not re.fullmatch(METRIC, values["metric"]):
+        raise UserError(
+            f"`metric` in {path} must be a name of letters, digits and _ . - / as a command prints it, not "
+            f"{values['metric']!r}"
+        )
+    if (direction := values.get("direction", "minimize")) not in ("minimize", "maximize"):
+        meant = {"min": "minimize", "low": "minimize", "dow": "minimize"}.get(direction[:3].lower(), "maximize")
+        raise UserError(f"`direction` in {path} must be minimize or maximize, not {direction!r}; did you mean {meant}?")
+    values["editable"] = tuple(check_path("editable", name, path, folder) for name in values["editable"])
+    return Task(**values, folder=folder)

@@ -1,11 +1,31 @@
-"""Text that people and agents see: one place that cleans it, and the words for counts and durations."""
+"""Text that people and agents see: one place that cleans it, and the words for commands, counts and durations."""
 
+import os
 import re
+import shlex
+import sys
 
 from autoresearch import keys
 
 # What a terminal would obey: colours and cursor moves, window titles, single-letter escapes.
 ESCAPES = re.compile(r"\x1b(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|.)?")
+
+METRIC = r"[A-Za-z_][\w./-]*"  # the name of a figure that a command prints
+
+
+def to_type(words: str = "") -> str:
+    """A command of this program, as its user types it: the way in which it was called, then the words.
+
+    `uv run loop.py` in the folder where loop.py lies; with its path elsewhere; `autoresearch` where that is installed.
+    """
+    called = os.path.abspath(sys.argv[0])
+    if os.path.basename(called) != "loop.py":
+        said = "autoresearch"
+    elif os.path.dirname(called) == os.getcwd():
+        said = "uv run loop.py"
+    else:
+        said = f"uv run --project {shlex.quote(os.path.dirname(called))} {shlex.quote(called)}"
+    return f"{said} {words}".rstrip()
 
 
 def clean(text: str) -> str:

@@ -35,9 +35,18 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 def compose(path: Path) -> str:
     """The whole train.py of a variant."""
-    base, _, _ = (TESTS / "small_train.py").read_text().partition(MAIN)
+    return composed(changes(path))
+
+
+def changes(path: Path) -> str:
+    """What a variant changes."""
     lines = path.read_text().splitlines()
-    return "\n".join([base, "", *(line for line in lines if not line.startswith("from small_train import *"))]) + MAIN
+    return "\n".join(line for line in lines if not line.startswith("from small_train import *"))
+
+
+def composed(definitions: str) -> str:
+    base, _, _ = (TESTS / "small_train.py").read_text().partition(MAIN)
+    return f"{base}\n\n{definitions}{MAIN}"
 
 
 def in_a_child(function, *arguments):

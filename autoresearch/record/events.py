@@ -12,6 +12,7 @@ from autoresearch import UserError
 from autoresearch.keys import scrubbed
 
 FORM = 2
+FAULT = "a fault: "  # so begins the reason of a Stop that nobody asked for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ scores are not. Leaving out one kept change after the other says which of them t
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from autoresearch.judge import RULES, judge, mean, noise_scale, standard_error
@@ -34,6 +35,11 @@ class Estimate:
     low: float
     high: float
     runs: tuple[int, int]  # of the one and the other
+
+    @property
+    def claim(self) -> str:
+        """What it shows, if it is the champion's gain over the baseline."""
+        return "a gain" if self.low > 0 else "no gain shown" if self.high > 0 else "the champion is worse"
 
     def __str__(self) -> str:
         return f"{signed(self.gain)} ({signed(self.low)} to {signed(self.high)})"
@@ -145,9 +151,28 @@ def estimate(
     degrees = sum(max(0, len(group) - 1) for group in groups)
     if not before or not after or not degrees:
         return None
-    from scipy import stats  # takes a second, for which most commands need not wait
-
     gain = (mean(before) - mean(after)) * (1 if lower_is_better else -1)
     error = standard_error(noise_scale(groups), before, after)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
+    reach = student_reach(CONFIDENCE, degrees) * error
     return Estimate(gain, error, gain - reach, gain + reach, (len(before), len(after)))
+
+
+def student_reach(confidence: float, degrees: int) -> float:
+    """How many standard errors a symmetric interval of Student's distribution reaches to either side.
+
+    degrees: of freedom. By bisection on the finite sums for the probability of |t| (Abramowitz and Stegun, Handbook of
+    Mathematical Functions, 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        angle = (low + high) / 2  # whose tangent is t / sqrt(degrees)
+        term = math.cos(angle) if degrees % 2 else 1.0
+        terms = [term] if degrees > 1 else []
+        for power in range(2 + degrees % 2, degrees - 1, 2):
+            term *= math.cos(angle) ** 2 * (power - 1) / power
+            terms.append(term)
+        inside = math.sin(angle) * math.fsum(terms)
+        if degrees % 2:
+            inside = 2 / math.pi * (angle + inside)
+        low, high = (angle, high) if inside < confidence else (low, angle)
+    return math.sqrt(degrees) * math.tan(low)

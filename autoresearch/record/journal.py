@@ -12,6 +12,7 @@ from typing import TextIO
 
 from autoresearch import UserError
 from autoresearch.record.events import Event, from_json, to_json
+from autoresearch.text import to_type
 
 
 def append(path: Path, event: Event) -> tuple[Event, int]:
@@ -81,7 +82,7 @@ class Lock:
             process = self._file.read().strip() or "unknown"
             raise UserError(
                 f"a loop is already running on tag {tag} (process {process}); stop it first with "
-                f"`uv run loop.py stop --tag {tag}`, or start another run with --tag NEW"
+                f"`{to_type('stop')} --tag {tag}`, or start another run with --tag NEW"
             ) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))

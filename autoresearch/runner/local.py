@@ -58,19 +58,20 @@ class Local:
         if not isinstance(stage, Checkout):
             stage.set(self.base, {})
         environment = {**os.environ, **self.settings, **self.seats[0].device, **(self._theirs(stage) or {})}
-        facts = await describe(self.task, stage.folder, environment)
+        inside = stage.folder / self.task.folder
+        facts = await describe(self.task, inside, environment)
         require(facts)
         show(facts)
         if isinstance(stage, Checkout):
             await self._set_up_all(fresh)
         else:
-            await set_up(self.task, stage.folder, environment, self.output)
-        self.facts = await describe(self.task, stage.folder, environment)
+            await set_up(self.task, inside, environment, self.output)
+        self.facts = await describe(self.task, inside, environment)
         require(self.facts)
         for seat in self.seats[1:]:
             if seat.device == self.seats[0].device:
                 continue
-            other = (await describe(self.task, stage.folder, {**environment, **seat.device})).device
+            other = (await describe(self.task, inside, {**environment, **seat.device})).device
             if other != self.facts.device:
                 raise UserError(
                     f"GPU {seat.device.get('CUDA_VISIBLE_DEVICES')} is a {other}, the first one a {self.facts.device}: "
@@ -89,16 +90,21 @@ class Local:
             assert isinstance(stage, Checkout)
             if not (fresh if seat is self.seats[0] else stage.prepare(self.base, self.task.setup or "")):
                 continue
-            environment = {**os.environ, **self.settings, **seat.device}
-            await make_virtual_environment(self.task, stage.folder, {**environment, **(self._theirs(stage) or {})})
-            await set_up(self.task, stage.folder, {**environment, **(self._theirs(stage) or {})}, self.output)
+            environment, inside = {**os.environ, **self.settings, **seat.device}, stage.folder / self.task.folder
+            await make_virtual_environment(self.task, inside, {**environment, **(self._theirs(stage) or {})})
+            await set_up(self.task, inside, {**environment, **(self._theirs(stage) or {})}, self.output)
             stage.seal()
 
     def _theirs(self, stage: Stage | Checkout) -> dict[str, str] | None:
         """What the commands see of the user's shell; None for this project's own game."""
         if self.task.referee:
             return None
-        return commands_environment(self.task, os.environ, (stage.folder, self.repo.root))
+        return commands_environment(self.task, os.environ, self._places(stage))
+
+    def _places(self, stage: Stage | Checkout) -> list[Path]:
+        """Where another repository's own programs may lie, the nearest first."""
+        tops = stage.folder, self.repo.root
+        return list(dict.fromkeys(place for top in tops for place in (top / self.task.folder, top)))
 
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
         stage = self._stage(None if PREFLIGHT in job.phases else seat)
@@ -163,7 +169,7 @@ class Local:
         if isinstance(stage, Checkout):
             environment = self._theirs(stage) or {}
             readable += [str(stage.git_folder), *(os.path.realpath(root / link) for link in stage.links)]
-            readable += toolchains(self.task, {**os.environ, **environment}, (stage.folder, root))
+            readable += toolchains(self.task, {**os.environ, **environment}, self._places(stage))
         return {"readable": readable, "hidden": [str(path) for path in hidden]}
 
 

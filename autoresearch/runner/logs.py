@@ -1,11 +1,13 @@
 """Logs of commands: their end, their figures, the line that says why a command failed."""
 
 import contextlib
+import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from autoresearch.text import clean, one_line
+from autoresearch.text import METRIC, clean, one_line
 
 LOG_KEPT = 8 << 20  # bytes of a log that are kept, of its beginning and of its end
 LOG_TAIL = 1 << 20  # bytes at the end of a log in which a metric is looked for
@@ -19,6 +21,15 @@ NOISE = re.compile(
     r"^(?:make|gmake)(?:\[\d+\])?: |^collect2: |^ninja: |^compilation terminated|^Node\.js v|^=+ .* =+$|"
     r"^npm (?:ERR!|error) |^error: (?:could not compile|aborting)|^\s+at |^[\s^~|]*$"
 )
+
+NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d[\d_]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?i:inf|infinity|nan)"
+FIGURE = re.compile(
+    rf"^[ \t]*(?:METRIC[ \t]+)?({METRIC})(?:[ \t]*=[ \t]*|[ \t]*:[ \t]+)({NUMBER})[ \t]*(%|[^\W\d]\S*)?[ \t]*\r?$"
+)
+# Of units that a program may choose by the size of the number, so that 900 us stay less than 1.2 ms: s and bytes.
+SCALES = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "min": 60.0, "h": 3600.0}
+SCALES |= {letter + "B": 10.0 ** (3 * power) for power, letter in enumerate(("", "k", "M", "G", "T"))} | {"KB": 1e3}
+SCALES |= {letter + "iB": 1024.0**power for power, letter in enumerate(("", "K", "M", "G", "T"))}
 
 
 def shorten(log: Path) -> None:
@@ -44,12 +55,23 @@ def read_tail(path: Path, size: int = LOG_TAIL) -> str:
 
 
 def read_figures(path: Path) -> dict[str, float]:
-    """The numeric `key: value` lines of a log; of equal keys the last counts. They may be infinite or not a number."""
-    figures = {}
-    for key, text in re.findall(r"^([A-Za-z_][\w.-]*):[ \t]+(\S+)[ \t]*$", read_tail(path), re.MULTILINE):
-        with contextlib.suppress(ValueError):
-            figures[key] = float(text)
-    return figures
+    """The figures that a log names, of equal names the last. They may be infinite or not a number.
+
+    A figure stands on a line of its own: `name: 1`, `name=1`, `METRIC name=1`, indented or not, with a unit or % or
+    without; or in a line that is a JSON object. Times with a unit are in seconds, sizes in bytes.
+    """
+    return {name: number for line in read_tail(path).split("\n") for name, number in figures_of(line)}
+
+
+def figures_of(line: str) -> Iterator[tuple[str, float]]:
+    """The figures of one line of a log."""
+    if found := FIGURE.match(line):
+        name, number, unit = found.groups()
+        yield name, float(number.replace(",", "")) * SCALES.get((unit or "").partition("/")[0], 1.0)
+    elif line.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError, OverflowError):
+            values = json.loads(line)
+            yield from ((name, float(value)) for name, value in values.items() if type(value) in (int, float))
 
 
 def last_line(path: Path) -> str:

@@ -96,9 +96,9 @@ def trial_environment(
 class Trial:
     """The processes of one job.
 
-    stage: where the commands run. folder: where their output goes. confine: paths that are `readable` and `hidden`;
-    None runs the commands unconfined. changed: which files of the stage are not as they should be. share: how many
-    trials share the machine's memory.
+    stage: the worktree in which the commands run. folder: where their output goes. confine: paths that are `readable`
+    and `hidden`; None runs the commands unconfined. changed: which files of the stage are not as they should be. share:
+    how many trials share the machine's memory.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class Trial:
         share: int = 1,
     ) -> None:
         self.task, self.job, self.stage, self.folder, self.environment = task, job, stage, folder, environment
+        self.inside = stage / task.folder  # where the commands run
         self.confine, self.changed, self.tell = confine, changed, tell
         self.limits = {
             PREFLIGHT: PREFLIGHT_LIMIT,
@@ -206,7 +207,8 @@ class Trial:
         figures = read_figures(self.folder / f"{printed}.log")
         score = figures.get(self.task.metric)
         if score is None:
-            return self._failed(printed, f"{printed}.log holds no line `{self.task.metric}: NUMBER`")
+            others = f"; it names {', '.join(list(figures)[-5:])}" if figures else ""
+            return self._failed(printed, f"{printed}.log holds no line `{self.task.metric}: NUMBER`{others}")
         if not math.isfinite(score):
             return self._failed(printed, f"{self.task.metric} is {score}, not a finite number")
         megabytes = figures.get("peak_vram_mb", math.nan)
@@ -263,7 +265,7 @@ class Trial:
             rules = self._rules(self._writable())
         log = self.folder / f"{phase}.log"
         words = command_words(command) if self.task.referee or phase == PREFLIGHT else their_words(command)
-        process = Process(words, self.stage, environment, log, rules, on_stdin, channel, counted=True)
+        process = Process(words, self.inside, environment, log, rules, on_stdin, channel, counted=True)
         try:
             with open(self.folder / "process", "a") as file:
                 file.write(process.identifier + "\n")
@@ -297,11 +299,11 @@ class Trial:
             shorten(self.folder / f"{phase}.log")
             keys.scrub_file(self.folder / f"{phase}.log")
         self.seconds[phase] = ended.seconds - before
-        if phase == TRAIN:
-            self.peak_memory = ended.peak_memory
-            if progress := read_progress(self.folder):
-                late = max(0.0, progress.clock - (time.time() - ended.seconds))  # from its start to its clock's
-                self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - late)), 3)
+        if phase == TRAIN or (phase == SCORE and not self.task.referee):
+            self.peak_memory = max(self.peak_memory, ended.peak_memory)
+        if phase == TRAIN and (progress := read_progress(self.folder)):
+            late = max(0.0, progress.clock - (time.time() - ended.seconds))  # from its start to its clock's
+            self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - late)), 3)
         return ended
 
     def _excess(self, phase: str, process: Process) -> str | None:

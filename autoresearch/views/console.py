@@ -29,6 +29,7 @@ from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner import Phase
 from autoresearch.runner.identity import identify
 from autoresearch.text import duration, one_line
+from autoresearch.views.digest import digest
 from autoresearch.views.notify import Notifier
 from autoresearch.views.panel import COLORS, panel_of, screen
 from autoresearch.views.state import Now, Record, Running, State, Thinking, state_of
@@ -106,7 +107,7 @@ class Console:
         except Stopped:
             raise
         except Exception as error:
-            self.tell("fault", reason=one_line(keys.scrub(str(error) or type(error).__name__), 500))
+            self.ended("fault", one_line(keys.scrub(str(error) or type(error).__name__), 500))
             raise
         finally:
             drawing.cancel()
@@ -173,6 +174,18 @@ class Console:
             ledger = self._followed.ledger
             tag, metric = ledger.run and ledger.run.tag, ledger.task and ledger.task.metric
             self._followed.notifier.send({"event": event, "run": tag, "metric": metric, **fields})
+
+    def ended(self, event: str, reason: str) -> None:
+        """Tell that the loop has ended, and how the run stands in a few lines."""
+        if not self._followed:
+            return
+        ledger = self._followed.ledger
+        champion, lines = ledger.champion, []
+        if ledger.run:
+            lines = digest(state_of(Record(ledger), None, None, time.time()))
+        counts = {"experiments": len(ledger.finished), "kept": len(ledger.kept)}
+        score = champion.score if champion else None
+        self.tell(event, reason=reason, ended=True, **counts, score=score, digest="\n".join(lines))
 
     # -- the panel
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from autoresearch.judge import mean
 from autoresearch.record.accounting import shares
 from autoresearch.record.findings import BASELINE, CHAMPION, Estimate, signed
-from autoresearch.text import count, one_line, short
+from autoresearch.text import count, one_line, short, to_type
 from autoresearch.views.state import Row, State
 
 GREEN, GREY, RED, INK = "#1b7f4d", "#9aa3ad", "#c0392b", "#24352c"
 DIFF_LINES = 40  # of a kept change, at most
 NEAR_MISSES = 5
+UNSAID = "not said"  # the kind of a change whose agent named none
 
 
 def write_report(state: State, diffs: Mapping[int, str], folder: Path, pdf: bool) -> Path:
@@ -61,18 +62,17 @@ def summary(state: State) -> list[str]:
     if found is None:
         claim = "**Not verified.** The numbers below are those by which the run chose its champion, so they flatter it."
         if kept:
-            claim += f" `uv run loop.py verify --tag {state.tag}` measures the gain again with fresh seeds."
+            claim += f" `{to_type('verify')} --tag {state.tag}` measures the gain again with fresh seeds."
     elif found.gain is None:
         claim = "**Not verified: too few runs had a score.** " + "; ".join(map(plain, found.failed)) + "."
     else:
         gain, failed = found.gain, [plain(line) for line in found.failed if line.startswith((BASELINE, CHAMPION))]
-        word = "a gain" if gain.low > 0 else "no gain shown" if gain.high > 0 else "the champion is worse"
         held = found.holdout
         holdout = f" and {signed(held.gain)} ({interval(held)}) on the holdout" if held else ""
         claim = (
-            f"**Verified: {word}.** With fresh seeds, {gain.runs[1]} runs of the champion against {gain.runs[0]} of "
-            f"the baseline, the difference is {signed(gain.gain)} ({interval(gain)}) on val{holdout}; positive is "
-            "better." + (" " + "; ".join(failed) + "." if failed else "")
+            f"**Verified: {gain.claim}.** With fresh seeds, {gain.runs[1]} runs of the champion against "
+            f"{gain.runs[0]} of the baseline, the difference is {signed(gain.gain)} ({interval(gain)}) on "
+            f"val{holdout}; positive is better." + (" " + "; ".join(failed) + "." if failed else "")
         )
     better = "lower" if task.lower_is_better else "higher"
     return [
@@ -173,19 +173,42 @@ def fenced(diff: str) -> str:
     return "\n".join([f"{fence}diff", *shown, fence])
 
 
-def what_did_not_help(state: State) -> list[str]:
-    tried = state.record.tried
+def categories(tried: list[Row]) -> dict[str, list[Row]]:
+    """What was tried, by its kind."""
     groups: dict[str, list[Row]] = {}
     for row in tried:
-        groups.setdefault(row.category or "not said", []).append(row)
-    failed = {name: group for name, group in groups.items() if all(row.status != "keep" for row in group)}
+        groups.setdefault(row.category or UNSAID, []).append(row)
+    return groups
+
+
+def barren(groups: dict[str, list[Row]]) -> list[tuple[str, list[Row]]]:
+    """The kinds of change of which none was kept, the one that was tried most first."""
+    failed = [(name, group) for name, group in groups.items() if all(row.status != "keep" for row in group)]
+    return sorted(failed, key=lambda item: -len(item[1]))
+
+
+def near_misses(tried: list[Row]) -> list[Row]:
+    """What was discarded, the best first."""
+    discarded = [row for row in tried if row.status == "discard" and row.gain is not None]
+    return sorted(discarded, key=lambda row: row.gain or 0.0, reverse=True)
+
+
+def crashes(tried: list[Row]) -> list[tuple[str, int]]:
+    """(Reason of crashes, how many had it), the most frequent first."""
+    return collections.Counter(one_line(row.reason, 100) for row in tried if row.status == "crash").most_common()
+
+
+def what_did_not_help(state: State) -> list[str]:
+    tried = state.record.tried
+    groups = categories(tried)
+    failed = barren(groups)
     told = ["## What did not help"]
     if failed:
         rows = []
-        for name, group in sorted(failed.items(), key=lambda item: -len(item[1])):
+        for name, group in failed:
             gains = [row.gain for row in group if row.gain is not None]
-            crashes = sum(row.status == "crash" for row in group)
-            rows.append([name, str(len(group)), str(crashes), signed(max(gains)) if gains else ""])
+            crashed = str(sum(row.status == "crash" for row in group))
+            rows.append([name, str(len(group)), crashed, signed(max(gains)) if gains else ""])
         told += [
             f"{len(failed)} of {len(groups)} categories brought nothing that was kept:",
             table(["category", "tried", "crashed", "best gain"], rows),
@@ -194,17 +217,14 @@ def what_did_not_help(state: State) -> list[str]:
         told.append("Every category that was tried brought something that was kept.")
     else:
         told.append("Nothing was tried.")
-    discarded = [(row.gain, row) for row in tried if row.status == "discard" and row.gain is not None]
-    near = sorted(discarded, key=lambda item: item[0], reverse=True)[:NEAR_MISSES]
-    if near:
+    if near := near_misses(tried):
         rows = [
-            [str(row.number), one_line(row.description, 60), signed(gain), one_line(row.reason, 120)]
-            for gain, row in near
+            [str(row.number), one_line(row.description, 60), signed(row.gain or 0.0), one_line(row.reason, 120)]
+            for row in near[:NEAR_MISSES]
         ]
         told += ["The nearest misses:", table(["experiment", "change", "gain", "why not"], rows)]
-    crashes = collections.Counter(one_line(row.reason, 100) for row in tried if row.status == "crash")
-    if crashes:
-        rows = [[str(times), reason] for reason, times in crashes.most_common()]
+    if found := crashes(tried):
+        rows = [[str(times), reason] for reason, times in found]
         told += ["Crashes:", table(["times", "reason"], rows)]
     return told
 
@@ -273,16 +293,19 @@ def known(total: str, unknown: int, of: int) -> str:
 
 
 def cost(state: State) -> list[str]:
-    verify_seconds = sum(event.seconds.get("wall", 0.0) for event in state.record.ledger.verified)
     device = "GPU" if state.profile == "gpu" else "machine"
     spent = state.spent
     rows = [
         [f"{device} hours, experiments", f"{state.record.seconds / 3600:.2f}"],
-        [f"{device} hours, verify", f"{verify_seconds / 3600:.2f}"],
+        [f"{device} hours, verify", f"{seconds_of_verify(state) / 3600:.2f}"],
         ["tokens", known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals)],
         ["dollars", known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)],
     ]
     return ["## What it cost", table(["", ""], rows), *where_the_time_went(state)]
+
+
+def seconds_of_verify(state: State) -> float:
+    return sum(event.seconds.get("wall", 0.0) for event in state.record.ledger.verified)
 
 
 def where_the_time_went(state: State) -> list[str]:

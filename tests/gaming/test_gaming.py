@@ -1,7 +1,8 @@
 """Every file of tests/gaming tries to get a better number than it has earned, in a real night, and fails.
 
 A comment in each file says how: refused (by the preflight, before a trial), crash (with the reason that the loop
-gives, or one of two), or no effect (it is scored as the honest file below it would be, and not as it wished).
+gives, or one of two), or no effect (it is scored as the honest file below it would be, and not as it wished). What the
+sandbox denies before the training begins is tried in one trial, one after the other.
 """
 
 import functools
@@ -9,6 +10,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,16 @@ EXPECTED = {
     path.stem: re.search(r"^# (refused|crash|no effect): (.*)$", path.read_text(), re.MULTILINE).groups()
     for path in TRICKS
 }
+DENIED = [
+    path
+    for path in TRICKS
+    if EXPECTED[path.stem] == ("crash", "PermissionError") and "class Model" not in path.read_text()
+]
 DEAR_FIRST = sorted(TRICKS, key=lambda path: EXPECTED[path.stem][0] == "refused")
 TOO_BUSY = "void: the training process went on for"
 HONEST = 2.5  # bits a byte that small_train.py reaches even on a slow machine
 HALF = {path.stem: number % 2 for number, path in enumerate(DEAR_FIRST)}  # two nights, side by side
+HALF |= {path.stem: 0 for path in DENIED}
 
 TASK = """---
 task:
@@ -53,6 +61,28 @@ pathlib.Path("train.py").write_text(left[0].read_text())
 print(left[0].stem.partition("-")[2])
 left[0].unlink()
 """
+
+
+ATTEMPTS = """
+def build_optimizer(model):
+    for name, attempt in ({names}):
+        try:
+            attempt(model)
+        except PermissionError as error:
+            print("denied:", name, flush=True)
+            denied = error
+    raise denied
+"""
+
+
+def together(paths: list[Path]) -> str:
+    """A train.py that makes all these attempts, whichever succeed, and prints the names of those that are denied."""
+    attempts = [
+        f"def {path.stem}(model):\n{textwrap.indent(games.changes(path), '    ')}\n    build_optimizer(model)\n"
+        for path in paths
+    ]
+    names = " ".join(f"('{path.stem}', {path.stem})," for path in paths)
+    return games.composed("\n".join([*attempts, ATTEMPTS.format(names=names)]))
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +115,10 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
     tricks = folder / "tricks"
     tricks.mkdir()
     (folder / "cheat.py").write_text(CHEAT)
+    denied = [path for path in all_tricks if path in DENIED]
+    if denied:
+        all_tricks = [path for path in all_tricks if path not in denied]
+        (tricks / "000-denied.py").write_text(together(denied))
     mild = [path for path in all_tricks if EXPECTED[path.stem][0] != "refused"]
     for path in all_tricks:  # those that are refused stand between the others: after the last one nothing is proposed
         position = mild.index(path) if path in mild else 5 * all_tricks.index(path) % (len(mild) - 1)
@@ -103,12 +137,17 @@ def play(folder: Path, all_tricks: list[Path]) -> tuple[dict, Toy]:
         "--repairs",
         "0",
         "--experiments",
-        str(1 + len(mild)),
+        str(1 + bool(denied) + len(mild)),
         seconds=1400,
     )
     outcomes = {entry["description"]: ("refused", entry) for entry in toy.journal("refused")}
     names = {entry["number"]: entry["description"] for entry in toy.journal("attempt")}
-    return {**outcomes, **{names[entry["number"]]: (entry["status"], entry) for entry in toy.journal("verdict")}}, toy
+    outcomes |= {names[entry["number"]]: (entry["status"], entry) for entry in toy.journal("verdict")}
+    if denied:
+        status, entry = outcomes["denied"]
+        said = (toy.runs / f"trials/{entry['number']}/train.log").read_text().splitlines()
+        outcomes |= {path.stem: (status if f"denied: {path.stem}" in said else "not denied", entry) for path in denied}
+    return outcomes, toy
 
 
 @pytest.mark.parametrize(("half", "trick"), [(half, trick) for trick, half in HALF.items()])
@@ -134,6 +173,13 @@ def test_nothing_was_left_behind(nights, half):
     assert git(toy.folder, "status", "--porcelain") == ""
     assert json.dumps(outcomes["baseline"][1]["holdout"]) != "null"
     toy.require_whole()
+
+
+@pytest.mark.parametrize("half", [HALF["leaves_files"]])
+def test_only_weights_and_figures_were_left_behind(nights, half):
+    outcomes, toy = nights(half)
+    left = {path.name for path in (toy.runs / f"trials/{outcomes['leaves_files'][1]['number']}/run").iterdir()}
+    assert left <= {"model.safetensors", "figures.json", "progress.json"}, left
 
 
 @pytest.mark.parametrize("half", [HALF["outlives_its_trial"]])

@@ -70,7 +70,7 @@ def test_it_goes_on_when_the_terminal_is_closed(toy, background):
     terminal.wait_for("ended with 0")
     process = holder(toy.runs)
     assert f"It goes on as process {process}" in terminal.text and "autoresearch: run night, new" in terminal.text
-    assert "uv run loop.py logs -f --tag night" in terminal.text
+    assert "loop.py logs -f --tag night" in terminal.text
     wait_for((toy.runs / "trials/2/run/started").exists)
     again = toy.run(*toy.agent, "--detach", expect=2)  # one loop a tag
     assert again.startswith(f"error: a loop is already running on tag night (process {process})")
@@ -162,15 +162,15 @@ def test_a_command_is_told_of_keeps_the_stop_and_faults(toy, tmp_path):
         ("keep", 4, 4),
         ("stop", None, 4),
     ]
-    assert (told[2]["before"], told[2]["run"], told[2]["metric"]) == (2, "night", "score") and told[3][
-        "experiments"
-    ] == 4
+    assert (told[2]["before"], told[2]["run"], told[2]["metric"]) == (2, "night", "score")
+    assert told[3]["experiments"] == 4 and told[3]["digest"] == toy.run("digest").rstrip("\n")
     seen = (tmp_path / "seen").read_text()
     assert "OTHER=kept" in seen and "MY_TOKEN" not in seen and KEY not in seen + (tmp_path / "told").read_text()
     toy.run_agent(5, "--notify", f"sh {script}", expect=2)
     assert (
         notices(tmp_path / "told")[4]["event"] == "fault"
         and "failed 5 times in a row" in notices(tmp_path / "told")[4]["reason"]
+        and "ended: a fault: " in notices(tmp_path / "told")[4]["digest"]
     )
     assert toy.journal("stop")[-1]["reason"].startswith("a fault: ")
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, git, solver, step, wait_for
+from conftest import PROGRAM, ROOT, git, solver, step, wait_for
 
 
 def test_a_mistake_ends_the_process_with_a_message_and_no_traceback(tmp_path, environment):
@@ -46,7 +46,7 @@ def test_two_loops_on_one_tag(toy, refused):
         output = refused()
         assert (
             "a loop is already running on tag night" in output
-            and "uv run loop.py stop --tag night" in output
+            and "loop.py stop --tag night" in output
             and f"process {first.pid}" in output
         )
     finally:
@@ -85,7 +85,7 @@ def test_a_baseline_that_crashes(toy):
     toy.write("solver.py", "raise SystemExit('no luck')\n")
     toy.commit()
     output = toy.run(expect=2)
-    assert all(text in output for text in ("the baseline crashed", "no luck", "train.log", "uv run loop.py doctor"))
+    assert all(text in output for text in ("the baseline crashed", "no luck", "train.log", "loop.py doctor"))
     assert toy.statuses() == ["crash"]
     toy.require_whole()
 
@@ -133,6 +133,32 @@ def test_wrong_arguments(toy, refused, arguments, message):
         ("task: {editable: [a.py], train: x, metric: m, direction: up}", "must be minimize or maximize"),
         ("task: {editable: [a.py], train: x, metric: m, time_limit: soon}", "must be a number of seconds"),
         ("task: {editable: 7, train: x, metric: m}", "must be a list of names"),
+        ("task: {editable: [a.py, 2], train: x, metric: m}", "must be a list of names"),
+        ("task: {editable: [/etc/a.py], train: x, metric: m}", "/etc/a.py lies outside the repository"),
+        ("task: {editable: [../a.py], train: x, metric: m}", "../a.py lies outside the repository"),
+        ("task: {editable: [a.py], trian: x, metric: m}", "unknown settings trian (did you mean train?)"),
+        ("task: {editable: [a.py], 1: x, on: y, metric: m}", "unknown settings 1"),
+        ("task: {editable: [a.py], train: true, metric: m}", 'not True; in quotes it is one: train: "true"'),
+        ("task: {editable: [a.py], train: x, metric: 3}", 'in quotes it is one: metric: "3"'),
+        ("task: {editable: [a.py], train: x, metric: 2026-13-45}", "is not YAML"),
+        ("task: {editable: [a.py], train: x, metric: my number}", "must be a name of letters"),
+        ("task: {editable: [a.py], train: x, metric: m, direction: higher}", "did you mean maximize?"),
+        ("task: {editable: [a.py], train: x, metric: m, time_limit: yes}", "must be a number of seconds"),
+        ("task: {editable: [a.py], train: x, metric: m, time_limit: .inf}", "must be a number of seconds"),
+        ("task: {editable: [a.py], train: x, metric: m, referee: 1}", "must be true or false"),
+        ("task: {editable: [a.py], train: [x], metric: m}", "must be a text that a shell could split"),
+        ("task: {editable: [a.py], train: '  ', metric: m}", "lacks train"),
+        ("metric: m", "Put metric below `task:`"),
+        ("tasks: {metric: m}", "unknown settings tasks (did you mean task?)"),
+        ("stages: {refine: 3}", "has no `task:` in its front matter"),
+        ("task: {editable: [solver.pyy], train: x, metric: m}", "there is no such file in"),
+        ("task: {editable: [sover.py], train: x, metric: m}", "did you mean solver.py?"),
+        ("task: {editable: [src], train: x, metric: m}", "names the folder src"),
+        ("task: {editable: [./src/new.py], train: x, metric: m}", "git add -f src/new.py && git commit"),
+        (
+            "task: {editable: [solver.py], train: python src/new.py, metric: m}",
+            "`train` in program.md names src/new.py",
+        ),
         ("task: {editable: [a.py], train: 'x \"', metric: m}", "must be a text that a shell could split"),
         ("task: {editable: [solver.py], train: 7, metric: m}", "must be a text that a shell could split"),
         ("simplicity: 7", "must hold two numbers"),
@@ -143,7 +169,59 @@ def test_wrong_arguments(toy, refused, arguments, message):
 )
 def test_wrong_front_matter(toy, refused, front, message):
     toy.write("program.md", f"---\n{front}\n---\nAgenda.\n")
+    (toy.folder / "src").mkdir()
+    toy.write("src/new.py", "")
     assert message in refused()
+    assert toy.journal() == []
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (None, "there is no program.md in"),
+        ("Raise the number.\n", "has no `task:` in its front matter"),
+        ("task:\n  editable: [solver.py]\n", "is not in its front matter"),
+        ("---\ntask: {metric: m}\nRaise it.\n", "is not closed"),
+        ("---\ntask: {metric: m}\n---\n".encode("utf-16"), "save it as UTF-8"),
+    ],
+)
+def test_a_program_md_that_says_nothing(toy, refused, program, message):
+    """Never a traceback, and never the language-model game of this project."""
+    (toy.folder / "program.md").unlink()
+    if program:
+        (toy.folder / "program.md").write_bytes(program if isinstance(program, bytes) else program.encode())
+    said = refused()
+    assert message in said and ("uv run loop.py plan" in said) == ("in its front" in said or not program)
+
+
+def test_a_program_md_as_windows_writes_it_in_a_folder_of_a_monorepo(toy):
+    """Byte order mark, line ends of Windows, `./`; its paths and commands are relative to its folder."""
+    (toy.folder / "program.md").unlink()
+    package = toy.folder / "packages/one"
+    package.mkdir(parents=True)
+    for name in ("solver.py", "check.py"):
+        (toy.folder / name).rename(package / name)
+    toy.write("packages/one/program.md", "\ufeff" + PROGRAM.replace("[solver", "[./solver").replace("\n", "\r\n"))
+    toy.commit()
+    toy.plan_steps(e2=[{"files": {"packages/one/solver.py": solver(5)}, "say": "five"}], e3=[step(6)])
+    below, toy.folder = toy.folder, package
+    toy.run_agent(2)
+    toy.folder = below
+    assert toy.statuses() == ["keep", "keep"]
+    assert "packages/one/solver.py" in (toy.runs / "proposals/2/brief.md").read_text()
+    toy.require_whole()
+
+
+def test_what_the_edited_code_prints_is_only_a_log(toy):
+    """A score command beside no training; the edit prints a score of its own, and the committed scorer the last one."""
+    toy.write("judge.py", "import solver\nprint('METRIC score =', solver.VALUE, 'points')\n")
+    program = PROGRAM.replace("train: python solver.py", "score: python judge.py")
+    toy.write("program.md", program)
+    toy.commit()
+    toy.plan_steps(e2=[step(5)], e3=[{"files": {"solver.py": solver(4, "print('score: 99')\n")}, "say": "claims 99"}])
+    toy.run_agent(3)
+    assert [row[1] for row in toy.rows()] == ["1.000000", "5.000000", "4.000000"]
+    assert toy.statuses() == ["keep", "keep", "discard"]
 
 
 def test_a_command_that_is_not_there(toy):

@@ -38,6 +38,8 @@ def called(folder, environment, *arguments: str, program=(str(ROOT / "loop.py"),
 def test_this_machine(toy, tmp_path, environment):
     """In a repository with this project's game: nothing is missing but an agent that answers."""
     (toy.folder / "program.md").unlink()
+    toy.write("prepare.py", "")
+    (toy.folder / "autoresearch/referee").mkdir(parents=True)
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "claude").write_text(HANGS)

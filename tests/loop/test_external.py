@@ -25,7 +25,7 @@ def attempt(toy, *arguments: str, expect: int, **more) -> dict:
 def test_keep_discard_crash_refused(toy, refused):
     assert "begin one: uv run loop.py start" in refused("try", "-m", "x")
     said = toy.run("start")
-    assert "edit      .autoresearch/night/worktree/solver.py" in said and 'uv run loop.py try -m "what and why"' in said
+    assert "edit      .autoresearch/night/worktree/solver.py" in said and 'loop.py try -m "what and why"' in said
     edit(toy, 5)
     kept = attempt(
         toy,

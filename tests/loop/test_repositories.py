@@ -228,7 +228,7 @@ def test_what_was_denied_is_said(tmp_path, log, said):
     ("line", "said"),
     [
         ("env: [1A=2]", "`env` in"),
-        ("link: [/data]", "takes paths inside the repository, not /data"),
+        ("link: [/data]", "/data lies outside the repository"),
         ("link: [missing]", "`link` in program.md names missing, and there is no such file"),
         ("link: [check.py]", "which git has: it is there without a link"),
         ("network: internet", "can be loopback, not 'internet'"),

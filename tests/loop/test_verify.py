@@ -339,6 +339,9 @@ def require_a_report_of_what_is_recorded(night: Toy, verified: bool) -> None:
     assert "a loop was running for 0.01 hours by the clock" in text and "| waiting for the agent | 0.00 |" in text
     assert ("| verify | 0.0" in text) == verified
     assert ("It has not run." in text) == (not verified)
+    told = night.run("digest")
+    assert set(re.findall(r"[+-]?\d+\.\d{6}", told)) <= numbers_of(night) and "; and 1 more\n" in told
+    assert ("verified: a gain, +" in told) == verified and ("verify --ablate" in told) == (not verified)
     for name in ("curve.png", "gains.png"):
         assert f"]({name})" in text and (night.runs / "report" / name).read_bytes().startswith(b"\x89PNG")
 

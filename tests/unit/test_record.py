@@ -63,6 +63,39 @@ def test_figures_of_a_log(tmp_path):
     assert read_figures(tmp_path / "none") == {}
 
 
+@pytest.mark.parametrize(
+    ("line", "figures"),
+    [
+        ("accuracy: 0.93", {"accuracy": 0.93}),
+        ("accuracy=0.93", {"accuracy": 0.93}),
+        ("METRIC accuracy=0.93", {"accuracy": 0.93}),
+        ("METRIC accuracy: 1e-3", {"accuracy": 0.001}),
+        ("\t  accuracy = -93 % \r", {"accuracy": -93.0}),
+        ("bytes: 12,345", {"bytes": 12345.0}),
+        ("time: 12.5 ms", {"time": 0.0125}),
+        ("time: 900us", {"time": 0.0009}),
+        ("throughput: 1.5 MB/s", {"throughput": 1.5e6}),
+        ("size: 2 KiB", {"size": 2048.0}),
+        ("speed: 3.1 tokens/s", {"speed": 3.1}),
+        ("tests/parse.time: 3x", {"tests/parse.time": 3.0}),
+        ('{"accuracy": 0.93, "steps": 7, "ok": true, "name": "1"}', {"accuracy": 0.93, "steps": 7.0}),
+        ("loss: inf", {"loss": float("inf")}),
+        ("version: 1.2.3", {}),
+        ("day: 2026-11-26", {}),
+        ("at 12:30 accuracy: 0.9", {}),
+        ("took: 3 s in all", {}),
+        ("accuracy: high", {}),
+        ("localhost:8080", {}),
+        ('{"accuracy": ', {}),
+        ("[1, 2]", {}),
+    ],
+)
+def test_forms_of_a_figure(tmp_path, line, figures):
+    log = tmp_path / "score.log"
+    log.write_text(f"first\n{line}\nlast\n", newline="")
+    assert read_figures(log) == pytest.approx(figures)
+
+
 def test_the_last_word_of_a_failure(tmp_path):
     log = tmp_path / "train.log"
     log.write_text(
