@@ -260,7 +260,10 @@ class Run:
     # -- the disk, and what is trusted
 
     async def with_room(self, step: Callable[[], Result | Awaitable[Result]]) -> Result:
-        """Do a step. When the disk is full wait until it is not, and do it again. Raises OSError when asked to stop."""
+        """Do a step. When the disk is full, or no process can be started, wait until that is over and do it again.
+
+        Raises OSError when asked to stop.
+        """
         wait = 0.0
         while True:
             try:
@@ -270,14 +273,16 @@ class Run:
                 return cast(Result, result)
             except (OSError, git.GitCommandError) as error:
                 task = asyncio.current_task()
-                if not disk_is_full(error) or (task and task.cancelling()):
+                full = "the disk is full" if disk_is_full(error) else ""
+                full = "no more processes can be started" if isinstance(error, BlockingIOError) else full
+                if not full or (task and task.cancelling()):
                     raise
                 if not self.waits_for_room:
                     self.waits_for_room = True
                     self.console.line(
-                        "the disk is full: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
+                        f"{full}: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
                     )
-                    self.console.tell("fault", reason="the disk is full")
+                    self.console.tell("fault", reason=full)
                 wait = min(2 * wait, 60.0) or 1.0  # a quota may be full where the disk is not
                 until = asyncio.get_running_loop().time() + wait
                 while asyncio.get_running_loop().time() < until or not self.has_room():
