@@ -16,7 +16,22 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
-from autoresearch.options import Doctor, Logs, Report, Research, Start, Status, Stop, Tagged, Try, Verify, Wait, Watch
+from autoresearch.options import (
+    Check,
+    Doctor,
+    Logs,
+    Plan,
+    Report,
+    Research,
+    Start,
+    Status,
+    Stop,
+    Tagged,
+    Try,
+    Verify,
+    Wait,
+    Watch,
+)
 from autoresearch.record.runs import RUNS, folder_of, recorded_run
 from autoresearch.text import count, to_type
 
@@ -66,6 +81,26 @@ def research(context: typer.Context, options: Research) -> None:
     from autoresearch import commands
 
     run_to_end(commands.night(context.obj, options))
+
+
+@app.command()
+@taking(Plan)
+def plan(context: typer.Context, options: Plan) -> None:
+    """Set up another repository: look at it, propose what is edited, run and measured, prove that, and write
+    program.md. Exit code 1: what is proposed does not stand, and nothing is written."""
+    from autoresearch.plan.command import run_plan
+
+    run_to_end(run_plan(options))
+
+
+@app.command()
+@taking(Check)
+def check(context: typer.Context, options: Check) -> None:
+    """Prove a program.md: run each of its commands, the baseline five times, and break each editable file once. Exit
+    code 1: it does not stand."""
+    from autoresearch.plan.command import run_check
+
+    run_to_end(run_check(options))
 
 
 @app.command()

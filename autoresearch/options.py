@@ -26,8 +26,8 @@ class Tagged:
 
 
 @dataclasses.dataclass
-class Trials(Tagged):
-    """Of commands that run trials."""
+class Confined:
+    """Of commands that run other people's code."""
 
     sandbox: str = option(
         "auto: confine trials where the kernel can. require: refuse to run where it cannot. off: trust the agent's "
@@ -35,6 +35,11 @@ class Trials(Tagged):
         default="auto",
     )
     plain: bool = option("One line an event, no live view.", "--plain", default=False)
+
+
+@dataclasses.dataclass
+class Trials(Confined, Tagged):
+    """Of commands that run trials."""
 
 
 @dataclasses.dataclass
@@ -114,6 +119,32 @@ class Research(Begins):
     detach: bool = option(
         "Go on in the background, also when the terminal is closed: see status, logs, stop.", "--detach", default=False
     )
+
+
+@dataclasses.dataclass
+class Plan(Confined):
+    goal: str = dataclasses.field(
+        default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
+    )
+    edit: list[str] = option("A file that experiments may change; again for another one.", "--edit", default=())
+    time: str | None = option("The score is the time that this command takes.", metavar="COMMAND")
+    size: str | None = option("The score is the size of this file, or of what fits this pattern.", metavar="FILE")
+    score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
+    metric: str | None = option("The name that it prints. Default: the only one.")
+    direction: str | None = option("minimize or maximize.")
+    train: str | None = option("Builds or trains before each score. Empty: nothing does.", metavar="COMMAND")
+    guard: str | None = option(
+        "Must succeed before anything is kept. Default: the tests. Empty: none.", metavar="COMMAND"
+    )
+    setup: str | None = option("Runs once, with your rights. Empty: nothing.", metavar="COMMAND")
+    time_limit: float | None = option("Seconds for each command. Default: ten times what it takes.", min=1)
+    yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
+    force: bool = option("Replace the program.md that is there.", "--force", default=False)
+
+
+@dataclasses.dataclass
+class Check(Confined):
+    pass
 
 
 @dataclasses.dataclass

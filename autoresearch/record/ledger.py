@@ -142,6 +142,11 @@ class Ledger:
         return self.kept[-1] if self.kept else None
 
     @property
+    def measured(self) -> bool:
+        """Whether there is any score. Before, the task may still change."""
+        return any(attempt.runs for attempt in self.attempts) or bool(self.kept)
+
+    @property
     def base(self) -> str:
         """The commit that the run began with."""
         assert self.run is not None
@@ -211,7 +216,7 @@ class Ledger:
         self.account.add(event)
         match event:
             case events.Run():
-                self.run, self.task = event, task_of(event.task)
+                self.run, self.task, self.facts = event, task_of(event.task), None
             case events.Start():
                 self.started, self.called = event, None
             case events.Game():
