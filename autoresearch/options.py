@@ -15,9 +15,9 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
     return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
 
 
-def argument(help: str, **more) -> Any:
-    """The same, of what stands in the command without an option's name."""
-    return dataclasses.field(default=None, metadata={"option": typer.Argument(help=help, **more)})
+def argument(help: str, default: Any = None, **more) -> Any:
+    """The same, of what stands in the command without an option's name. default: `...` for one that must be there."""
+    return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
 
 
 @dataclasses.dataclass
@@ -202,6 +202,11 @@ class Status(Tagged):
 
 
 @dataclasses.dataclass
+class Note(Tagged):
+    text: str = argument('What the agent is to know, e.g. "try smaller batches".', metavar="TEXT", default=...)
+
+
+@dataclasses.dataclass
 class Stop(Tagged):
     now: bool = option(
         "At once. The running experiment has no verdict, and runs again when the run goes on.", "--now", default=False
@@ -225,6 +230,9 @@ class Report(Tagged):
 @dataclasses.dataclass
 class Watch(Tagged):
     port: int = option("Of 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
+    writable: bool = option(
+        "The page also takes notes, a pause and a stop, from whoever has its address.", "--writable", default=False
+    )
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from typing import TypeVar, cast
 
 import git
 
-from autoresearch import UserError, disk_is_full
+from autoresearch import UserError, disk_is_full, inbox
 from autoresearch.limits import StopRequest
 from autoresearch.record import events
 from autoresearch.record.journal import Lock
@@ -40,9 +40,10 @@ from autoresearch.task import (
     read_agenda,
     read_task,
 )
-from autoresearch.text import count, short
+from autoresearch.text import count, short, to_type
 from autoresearch.views.console import Console
 
+LOOK = 0.3  # seconds between two looks into the inbox
 ENOUGH_ROOM = 1 << 16  # bytes free on a disk that was full, before the loop goes on
 Result = TypeVar("Result")
 
@@ -213,6 +214,27 @@ class Run:
             )
         )  # fmt: skip
         self.results.rebuild()
+        if not self.take_in() and self.ledger.paused:
+            self.console.line(f"paused, as before: {to_type('resume')} --tag {self.repo.tag} goes on", "yellow")
+
+    # -- what people say meanwhile
+
+    def take_in(self) -> bool:
+        """Take in what people have told the run, and say so. Whether there was something."""
+        for message in (taken := inbox.take_in(self.folder, self.ledger)):
+            match message:
+                case events.Note():
+                    self.console.line(f"a note for the agent: {message.text}")
+                case events.Pause():
+                    self.console.line(f"paused: {to_type('resume')} --tag {self.repo.tag} goes on", "yellow")
+                case events.Resume():
+                    self.console.line("the pause is over")
+        return bool(taken)
+
+    async def told(self) -> None:
+        """Wait until people have told the run something."""
+        while not await self.with_room(self.take_in):  # noqa: ASYNC110  another process leaves it, as a file
+            await asyncio.sleep(LOOK)
 
     # -- git
 
