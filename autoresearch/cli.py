@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
-from autoresearch.options import Doctor, Logs, Report, Research, Start, Status, Stop, Tagged, Try, Verify, Watch
+from autoresearch.options import Doctor, Logs, Report, Research, Start, Status, Stop, Tagged, Track, Try, Verify, Watch
 from autoresearch.record.runs import RUNS, folder_of, recorded_run
 from autoresearch.text import count, to_type
 
@@ -197,6 +197,20 @@ def digest(context: typer.Context, options: Tagged) -> None:
     from autoresearch.views.state import look
 
     print(keys.scrub("\n".join(digest(look(recorded_run(options.tag).ledger)))))
+
+
+@app.command()
+@taking(Track)
+def track(context: typer.Context, options: Track) -> None:
+    """Send a run to a tracker, from its record: what it lacks of it, and, while a loop runs, each new verdict."""
+    from autoresearch.repo import RunRepo, open_repository
+    from autoresearch.views.track import require_tracker, track
+
+    name = require_tracker(options.tracker)
+    recorded = recorded_run(options.tag)
+    repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
+    sent = track(name, recorded.ledger, repo)
+    print(f"{name} has {count(sent, 'experiment')} of run {recorded.tag}")
 
 
 @app.command()

@@ -15,6 +15,11 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
     return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
 
 
+def argument(help: str, **more) -> Any:
+    """The same, of what stands in the command without an option's name."""
+    return dataclasses.field(default=None, metadata={"option": typer.Argument(help=help, **more)})
+
+
 @dataclasses.dataclass
 class Tagged:
     tag: str | None = option("Name of the run. Default: the last run, else today's date.")
@@ -106,6 +111,9 @@ class Research(Begins):
     notify: str | None = option(
         "Called with one JSON line on its standard input on each keep, stop and fault.", metavar="COMMAND"
     )
+    track: str | None = option(
+        "Send the run to a tracker while it goes on; uv run --extra installs it.", metavar="trackio|wandb|mlflow"
+    )
     detach: bool = option(
         "Go on in the background, also when the terminal is closed: see status, logs, stop.", "--detach", default=False
     )
@@ -167,6 +175,11 @@ class Logs(Tagged):
 class Report(Tagged):
     output: Path | None = option("Folder to write to. Default: report/ in the run's own folder.")
     pdf: bool = option("Write report.pdf as well.", "--pdf", default=False)
+
+
+@dataclasses.dataclass
+class Track(Tagged):
+    tracker: str | None = argument("trackio, wandb or mlflow.", metavar="TRACKER")
 
 
 @dataclasses.dataclass
