@@ -6,7 +6,6 @@ They run on the one thread that decides. `loop` is the class Loop of loop.py, wh
 import asyncio
 import contextlib
 import dataclasses
-import json
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ from autoresearch.text import count, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
 from autoresearch.views.console import Console
 from autoresearch.views.notify import Hooks, Listener, Notifier, hooks_of
-from autoresearch.views.show import answer_of, first_screen, show_answer, show_end
+from autoresearch.views.show import first_screen, show_end
 from autoresearch.views.track import Tracking
 
 
@@ -42,6 +41,7 @@ async def opened(
     stop: StopRequest,
     limits: Limits | None = None,
     listeners: Sequence[Listener] = (),
+    external: bool = False,
 ) -> AsyncIterator[Run]:
     """A run, locked against other loops; inside, what goes on in it is shown, and told to listeners and hooks.
 
@@ -50,7 +50,7 @@ async def opened(
     listeners = [Hooks(root_of(Path.cwd()), partial(console.line, style="yellow")), *listeners]
     try:
         with open_run(tag, options.sandbox, console, stop) as run:
-            async with console.follow(run.ledger, run.folder, stop, limits, listeners):
+            async with console.follow(run.ledger, run.folder, stop, limits, listeners, external):
                 yield run
     finally:
         await asyncio.gather(*(listener.close() for listener in listeners))
@@ -69,8 +69,8 @@ async def night(loop: type, options: Research) -> int:
         run.begin()
         seats = run.choose_seats(options.gpus, options.workers)
         pages = Pages(run)
-        proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens)
         rule = rule_of(options.keep_rule, run)
+        proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens, rule)
         baseline_runs, repairs = options.baseline_runs, options.repairs
         experiments = Experiments(
             run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None
@@ -104,7 +104,7 @@ async def night(loop: type, options: Research) -> int:
 async def begin(loop: type, options: Start) -> int:
     console = Console(options.plain)
     stop = StopRequest(console.line)
-    async with opened(options.tag, options, console, stop) as run:
+    async with opened(options.tag, options, console, stop, external=True) as run:
         run.begin(keep_edit=bool(run.ledger.champion))
         seats = run.choose_seats(options.gpu)
         keep_rule = options.keep_rule or run.ledger.started.keep_rule or "margin"
@@ -128,12 +128,10 @@ async def begin(loop: type, options: Start) -> int:
 
 
 async def try_edit(loop: type, options: Try) -> int:
-    console = Console(options.plain, to_errors=options.as_json)
+    """What `try` does, in a process of its own: calls.py follows it, and says what the record has of it then."""
+    console = Console(options.plain)
     stop = StopRequest(console.line)
-    tag = recorded_run(options.tag, f"begin one: {to_type('start')}").tag
-    async with opened(tag, options, console, stop) as run:
-        if run.ledger.champion is None:
-            raise UserError(f"run {tag} has no baseline yet: {to_type('start')}")
+    async with opened(options.tag, options, console, stop, external=True) as run:
         run.begin(keep_edit=True)
         keep_rule, pages = run.ledger.started.keep_rule or "margin", Pages(run)
         said = (options.message, options.hypothesis, options.predicted, options.category, options.lesson)
@@ -141,18 +139,9 @@ async def try_edit(loop: type, options: Try) -> int:
         experiments = Experiments(run, rule_of(keep_rule, run), pages)
         await run.open(run.choose_seats(), run.recorded_settings(), run.ledger.seed, lambda facts: None)
         run.note_start(keep_rule, external=True)
-        try:
-            attempt = await loop(run, proposer, experiments, Limits()).try_edit()
-        except Stopped:
-            return 130
-        answer = answer_of(run, attempt, proposer.stages)
-    if stop.level and not (attempt and attempt.status):
-        return 130
-    if options.as_json:
-        print(json.dumps(answer, ensure_ascii=False))
-    else:
-        show_answer(console, answer)
-    return {"keep": 0, "discard": 1, "crash": 3}.get(answer["verdict"], 4)
+        with contextlib.suppress(Stopped):
+            await loop(run, proposer, experiments, Limits()).try_edit()
+    return 0
 
 
 async def run_verify(options: Verify) -> int:

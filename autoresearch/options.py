@@ -26,8 +26,8 @@ class Tagged:
 
 
 @dataclasses.dataclass
-class Trials(Tagged):
-    """Of commands that run trials."""
+class Confined:
+    """Of commands that run other people's code."""
 
     sandbox: str = option(
         "auto: confine trials where the kernel can. require: refuse to run where it cannot. off: trust the agent's "
@@ -35,6 +35,11 @@ class Trials(Tagged):
         default="auto",
     )
     plain: bool = option("One line an event, no live view.", "--plain", default=False)
+
+
+@dataclasses.dataclass
+class Trials(Confined, Tagged):
+    """Of commands that run trials."""
 
 
 @dataclasses.dataclass
@@ -120,7 +125,43 @@ class Research(Begins):
 
 
 @dataclasses.dataclass
-class Start(Begins):
+class Plan(Confined):
+    goal: str = dataclasses.field(
+        default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
+    )
+    edit: list[str] = option("A file that experiments may change; again for another one.", "--edit", default=())
+    time: str | None = option("The score is the time that this command takes.", metavar="COMMAND")
+    size: str | None = option("The score is the size of this file, or of what fits this pattern.", metavar="FILE")
+    score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
+    metric: str | None = option("The name that it prints. Default: the only one.")
+    direction: str | None = option("minimize or maximize.")
+    train: str | None = option("Builds or trains before each score. Empty: nothing does.", metavar="COMMAND")
+    guard: str | None = option(
+        "Must succeed before anything is kept. Default: the tests. Empty: none.", metavar="COMMAND"
+    )
+    setup: str | None = option("Runs once, with your rights. Empty: nothing.", metavar="COMMAND")
+    time_limit: float | None = option("Seconds for each command. Default: ten times what it takes.", min=1)
+    yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
+    force: bool = option("Replace the program.md that is there.", "--force", default=False)
+
+
+@dataclasses.dataclass
+class Check(Confined):
+    pass
+
+
+@dataclasses.dataclass
+class Called:
+    """Of commands that an external agent calls."""
+
+    background: bool = option(
+        "Return as soon as the trial runs; `loop.py wait` has its verdict.", "--background", default=False
+    )
+    apart: bool = option("This is the process that does it (calls.py).", "--apart", default=False, hidden=True)
+
+
+@dataclasses.dataclass
+class Start(Called, Begins):
     seed: int | None = option("Of every trial. Default: the run's, else 42.", min=0)
     keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
     baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=1)
@@ -128,12 +169,19 @@ class Start(Begins):
 
 
 @dataclasses.dataclass
-class Try(Trials):
+class Try(Called, Trials):
     message: str = option("What was changed, and why.", "--message", "-m", default="")
     category: str = option("What kind of change it is, e.g. optimizer.", default="")
     hypothesis: str = option("Why it should help.", default="")
     predicted: float | None = option("The change of the metric that is expected.")
     lesson: str = option("What the last verdicts taught, for later runs; L3: this edit tests lesson L3.", default="")
+    as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
+
+
+@dataclasses.dataclass
+class Wait(Tagged):
+    number: int | None = argument("The experiment. Default: the last one.", metavar="NUMBER", min=1)
+    seconds: float | None = option("How long. Default: until it has its verdict.", "--for", metavar="SECONDS", min=0)
     as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
 
 

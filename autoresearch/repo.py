@@ -1,9 +1,10 @@
 """Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in worktrees of its own.
 
-The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`; trials run in a `stage`, one for
-each seat, which holds the commit that the run began with and, of an attempt, the editable files alone. All stand on a
-detached HEAD, so the branch moves only when something is kept (and can be checked out elsewhere); every attempt, kept
-or not, stays reachable under refs/autoresearch/<tag>/<number>.
+The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`; trials of this project's own game
+run in a `stage` (of other repositories in a Checkout, see runner/), one for each seat, which holds the commit that
+the run began with and, of an attempt, the editable files alone. All stand on a detached HEAD, so the branch moves only
+when something is kept (and can be checked out elsewhere); every attempt, kept or not, stays reachable under
+refs/autoresearch/<tag>/<number>.
 """
 
 import contextlib
@@ -19,14 +20,18 @@ from autoresearch import UserError, disk_is_full
 from autoresearch.text import short
 
 # Hooks and signing of the user's do not run, nor does housekeeping in the midst of a night.
-SETTINGS = ("commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0")
-COMMIT = ["git", *(word for setting in SETTINGS for word in ("-c", setting)), "commit", "--quiet", "--no-verify"]
+SETTINGS = ("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0")
+# Without the program, git could not check out at all. In the user's checkout such files are pointers as well then.
+WITHOUT_LFS = ("filter.lfs.smudge=", "filter.lfs.clean=", "filter.lfs.process=", "filter.lfs.required=false")
+COMMIT = ["git", "commit", "--quiet", "--no-verify"]
 
 
 class Git(git.Git):
     """git in a session of its own: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
 
     def execute(self, command, *arguments, **options):
+        settings = SETTINGS + WITHOUT_LFS * (shutil.which("git-lfs") is None)
+        command = [command[0], *(word for setting in settings for word in ("-c", setting)), *command[1:]]
         return super().execute(command, *arguments, **options, start_new_session=True)
 
 
@@ -118,6 +123,19 @@ class RunRepo:
     def read(self, commit: str, path: str) -> bytes:
         """A file as it is in a commit."""
         return self.repository.commit(commit).tree[path].data_stream.read()
+
+    def snapshot(self, files: Mapping[str, str]) -> str:
+        """A commit of what the user's checkout stands on, with these files besides. No branch points at it."""
+        if not files:
+            return self.head()
+        self.reset(self.scratch, self.head())
+        for name, text in files.items():
+            (self.scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.scratch / name).write_text(text)
+        tree = Repository(self.scratch)
+        tree.git.add("--force", "--", *files)
+        tree.git.execute([*COMMIT, "--message", "autoresearch: what is to be proved"])
+        return tree.git.rev_parse("HEAD")
 
     def committed(self, commit: str) -> set[str]:
         """The files of a commit."""

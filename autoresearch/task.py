@@ -13,6 +13,10 @@ Any other repository with a number to improve says, in YAML between two lines of
       guard: python -m pytest -q      # optional: must succeed before anything is kept
       time_limit: 60                  # seconds for `train`
       readable: [/data/numbers]       # what the commands read outside the repository: they run confined
+      setup: npm ci                   # runs once in the worktree, with your rights; what it makes stays
+      env: [LANG, LEVEL=3]            # variables that the commands see
+      link: [.venv, data/]            # untracked paths that they read in the worktree
+      network: loopback               # servers on this machine, started by the commands
     simplicity: {gain: 0.01, lines: 10}             # optional: ten added lines owe a gain of 0.01
     stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep until the agent changes its ways
     imports: [scipy]                                # optional: train.py of this project's game may import these too
@@ -38,6 +42,7 @@ from autoresearch.text import METRIC, to_type
 
 SETTINGS = ("task", "simplicity", "stages", "imports", "size")  # of the front matter
 DRIVING = "Running the experiments yourself"  # chapter of program.md that is for external agents only
+NOTHING = "true"  # the command of a task that neither trains nor builds
 COMMANDS = ("train", "score", "guard", "holdout", "setup", "describe")
 UNITS = {"time_limit": "seconds", "score_limit": "seconds", "memory_limit": "GiB", "disk_limit": "GiB"}
 UNITS |= {"largest_file": "KB", "largest_literal": "KB"}
@@ -68,6 +73,9 @@ class Task:
     score_limit: float = 600.0  # seconds for `score`, and for `guard` and `holdout`
     memory_limit: float | None = None  # GiB of host memory for each command; default: nine tenths of what is free
     disk_limit: float = 20.0  # GiB that a trial may leave in its folder
+    env: tuple[str, ...] = ()  # variables that the commands see: NAME, as the user has it, or NAME=value
+    link: tuple[str, ...] = ()  # untracked paths of the user's checkout that are linked into the worktree, to be read
+    network: str = ""  # loopback: servers on this machine that the commands start themselves
     folder: str = ""  # of program.md, from the repository's root: commands run there
 
     @property
@@ -97,7 +105,7 @@ class Task:
             meant = f"; did you mean {min(alike, key=len)}?" if alike else ""
             return f"`editable` in program.md names {name}, and there is no such file in {root}{meant}"
         for command in COMMANDS:
-            for word in shlex.split(getattr(self, command) or ""):
+            for word in re.findall(r"[^\s'\";&|()<>]+", getattr(self, command) or ""):
                 if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new:
                     return f"`{command}` in program.md names {word}, which is not committed; {how_to_commit(path)}"
         return None
@@ -437,6 +445,20 @@ def check_names(name: str, value: object, path: Path) -> tuple[str, ...]:
     return tuple(listed)
 
 
+def check_surroundings(values: dict[str, Any], path: Path, folder: str) -> None:
+    """UserError for settings of what the commands see that do not fit. folder: of program.md, from the root."""
+    for entry in values.get("env", ()):
+        if not re.fullmatch(r"[A-Za-z_]\w*(=.*)?", entry, re.DOTALL):
+            raise UserError(f"`env` in {path} takes NAME or NAME=value, not {entry!r}")
+    if "link" in values:
+        values["link"] = tuple(check_path("link", link, path, folder) for link in values["link"])
+    if values.get("network", "") not in ("", "loopback"):
+        raise UserError(
+            f"`network` in {path} can be loopback, not {values['network']!r}: trials reach no other machine. Let "
+            "`setup` download what they need"
+        )
+
+
 def check_path(name: str, value: str, path: Path, folder: str) -> str:
     """A path of the repository, from its root. folder: that of program.md, which it is relative to."""
     inside = posixpath.normpath(posixpath.join(folder, value))
@@ -476,15 +498,18 @@ def check_task(settings: object, path: Path, folder: str = "") -> Task:
             )
     for name in COMMANDS:
         try:
-            if name in values and not shlex.split(values[name]):
+            if name in values and not values[name].strip():
                 del values[name]
+            elif name in values and "\n" not in values[name].strip():  # a script is the shell's to judge
+                shlex.split(values[name])
         except ValueError as error:
             text = values[name]
             raise UserError(
                 f"`{name}` in {path} must be a text that a shell could split, not {text!r}: {error}"
             ) from None
+    check_surroundings(values, path, folder)
     if "score" in values:
-        values.setdefault("train", "true")  # nothing is trained or built
+        values.setdefault("train", NOTHING)
     if missing := [name for name in ("editable", "train", "metric") if not values.get(name)]:
         raise UserError(f"`task` in {path} lacks {', '.join(missing)}")
     if not re.fullmatch(METRIC, values["metric"]):

@@ -278,7 +278,8 @@ def environment(tmp_path) -> dict[str, str]:
     home = tmp_path / "home"
     home.mkdir()
     (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
-    return games.clean_environment(HOME=str(home), AUTORESEARCH_CACHE=str(tmp_path / "cache"))
+    programs = f"{sys.base_prefix}/bin{os.pathsep}{os.environ['PATH']}"  # `python` is a Python itself, not a script
+    return games.clean_environment(HOME=str(home), AUTORESEARCH_CACHE=str(tmp_path / "cache"), PATH=programs)
 
 
 def set_environment(monkeypatch, environment: dict[str, str]) -> None:

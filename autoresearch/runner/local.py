@@ -3,19 +3,23 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from autoresearch import UserError, keys
+from autoresearch import UserError
 from autoresearch.repo import RunRepo, Stage
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
-from autoresearch.runner.logs import read_tail
+from autoresearch.runner.checkout import Checkout
+from autoresearch.runner.environment import commands_environment, their_words, toolchains
+from autoresearch.runner.logs import ends_of
 from autoresearch.runner.process import GRACE_SECONDS, command_words, require_program
 from autoresearch.runner.trial import Trial, end_left_overs, tidy, trial_environment
 from autoresearch.task import Facts, Task
@@ -44,6 +48,7 @@ class Local:
         self.task, self.repo, self.base, self.folder, self.seats = task, repo, base, folder, seats
         self.settings, self.confined, self.output, self.hidden = settings, confined, output, hidden
         self.facts = Facts()
+        self._checkouts: dict[str, Checkout] = {}  # by name
         self._overfull: dict[str, Path] = {}  # by name of a trial that filled the disk: its caches
         for trial in (*folder.glob("trials/*"), *folder.glob("verify/*")):
             end_left_overs(trial)
@@ -51,13 +56,18 @@ class Local:
     async def open(self, show: Callable[[Facts], None], require: Callable[[Facts], None]) -> Facts:
         """See Runner. Also UserError for GPUs of different kinds."""
         stage = self._stage(self.seats[0])
-        stage.set(self.base, {})
-        environment = {**os.environ, **self.settings, **self.seats[0].device}
+        fresh = isinstance(stage, Checkout) and stage.prepare(self.base, self.task.setup or "")
+        if not isinstance(stage, Checkout):
+            stage.set(self.base, {})
+        environment = {**os.environ, **self.settings, **self.seats[0].device, **(self._theirs(stage) or {})}
         inside = stage.folder / self.task.folder
         facts = await describe(self.task, inside, environment)
         require(facts)
         show(facts)
-        await set_up(self.task, inside, environment, self.output)
+        if isinstance(stage, Checkout):
+            await self._set_up_all(fresh)
+        else:
+            await set_up(self.task, inside, environment, self.output)
         self.facts = await describe(self.task, inside, environment)
         require(self.facts)
         for seat in self.seats[1:]:
@@ -71,6 +81,32 @@ class Local:
                     "of their own (--tag NEW)"
                 )
         return self.facts
+
+    async def _set_up_all(self, fresh: bool) -> None:
+        """Run another repository's set-up in the worktree of each seat, where it has not run; what it makes stays.
+
+        fresh: it has not in the first one.
+        """
+        for seat in self.seats:
+            stage = self._stage(seat)
+            assert isinstance(stage, Checkout)
+            if not (fresh if seat is self.seats[0] else stage.prepare(self.base, self.task.setup or "")):
+                continue
+            environment, inside = {**os.environ, **self.settings, **seat.device}, stage.folder / self.task.folder
+            await make_virtual_environment(self.task, inside, {**environment, **(self._theirs(stage) or {})})
+            await set_up(self.task, inside, {**environment, **(self._theirs(stage) or {})}, self.output)
+            stage.seal()
+
+    def _theirs(self, stage: Stage | Checkout) -> dict[str, str] | None:
+        """What the commands see of the user's shell; None for this project's own game."""
+        if self.task.referee:
+            return None
+        return commands_environment(self.task, os.environ, self._places(stage))
+
+    def _places(self, stage: Stage | Checkout) -> list[Path]:
+        """Where another repository's own programs may lie, the nearest first."""
+        tops = stage.folder, self.repo.root
+        return list(dict.fromkeys(place for top in tops for place in (top / self.task.folder, top)))
 
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
         stage = self._stage(None if PREFLIGHT in job.phases else seat)
@@ -86,8 +122,8 @@ class Local:
             self.facts,
             stage.folder,
             folder,
-            trial_environment(folder, caches, settings),
-            self._confinement(),
+            trial_environment(folder, caches, settings, self._theirs(stage)),
+            self._confinement(stage),
             functools.partial(stage.changed, ignored=self.task.referee),
             tell,
             share=len(self.seats),
@@ -95,6 +131,8 @@ class Local:
         measured = await trial.run()
         if trial.overfull:
             self._overfull[job.name] = caches
+            if isinstance(stage, Checkout):
+                stage.reset()
         return measured
 
     def tidy(self, name: str, keep_weights: bool) -> None:
@@ -103,8 +141,14 @@ class Local:
         tidy(folder, [folder / "caches", *caches], keep_weights)
 
     def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
-        tails = (read_tail(self._folder(name) / f"{phase}.log", limit) for phase in phases)
-        return keys.scrub("\n".join(filter(None, tails)))
+        return ends_of(self._folder(name), limit, phases)
+
+    def program_of(self, command: str) -> str:
+        """Where the program lies that a command starts."""
+        path = trial_environment(self.folder, self.folder, {})["PATH"]
+        words = itertools.dropwhile(lambda word: word == "env" or "=" in word, command_words(command))
+        word = next(words, command)
+        return shutil.which(word, path=path) or word
 
     def log_path(self, name: str) -> Path:
         return self._folder(name) / "train.log"
@@ -112,11 +156,14 @@ class Local:
     def _folder(self, name: str) -> Path:
         return self.folder / (name if "/" in name else f"trials/{name}")
 
-    def _stage(self, seat: Seat | None) -> Stage:
+    def _stage(self, seat: Seat | None) -> Stage | Checkout:
         """The worktree of a seat. Without one, that in which proposed edits are checked while trials run."""
-        return self.repo.stage(name_of("stage", seat) if seat else "stage-preflight")
+        name = name_of("stage", seat) if seat else "stage-preflight"
+        if self.task.referee or seat is None:
+            return self.repo.stage(name)
+        return self._checkouts.setdefault(name, Checkout(self.repo, name, self.task.link))
 
-    def _confinement(self) -> dict[str, list[str]] | None:
+    def _confinement(self, stage: Stage | Checkout) -> dict[str, list[str]] | None:
         """What the game says of files that trials need or must not see, their copies in a stage, and the record."""
         if not self.confined:
             return None
@@ -126,7 +173,12 @@ class Local:
         stages = [self._stage(seat).folder for seat in (*self.seats, None)]
         copies = [folder / path for folder in (*stages, self.repo.worktree) for path in inside if path.parts]
         hidden = [*game, *copies, *self.hidden]
-        return {"readable": list(self.facts.readable), "hidden": [str(path) for path in hidden]}
+        readable = list(self.facts.readable)
+        if isinstance(stage, Checkout):
+            environment = self._theirs(stage) or {}
+            readable += [str(stage.git_folder), *(os.path.realpath(root / link) for link in stage.links)]
+            readable += toolchains(self.task, {**os.environ, **environment}, self._places(stage))
+        return {"readable": readable, "hidden": [str(path) for path in hidden]}
 
 
 def name_of(folder: str, seat: Seat) -> str:
@@ -173,7 +225,7 @@ async def describe(task: Task, folder: Path, environment: dict[str, str]) -> Fac
     """The facts of the game as the task itself states them. Raises UserError."""
     if not task.describe:
         return Facts()
-    code, said = await watched(task.describe, folder, environment, subprocess.PIPE)
+    code, said = await watched(words_of(task, task.describe), folder, environment, subprocess.PIPE)
     try:
         if code:
             raise ValueError(f"exit code {code}")
@@ -186,7 +238,7 @@ async def set_up(task: Task, folder: Path, environment: dict[str, str], output: 
     """Run the task's set-up in the user's sight: this project's own prepares the data if they are missing."""
     if not task.setup:
         return
-    code, _ = await watched(task.setup, folder, environment, output)
+    code, _ = await watched(words_of(task, task.setup), folder, environment, output)
     if code:
         raise UserError(
             f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
@@ -194,9 +246,26 @@ async def set_up(task: Task, folder: Path, environment: dict[str, str], output: 
         )
 
 
-async def watched(command: str, folder: Path, environment: dict[str, str], output: IO[str] | int) -> tuple[int, bytes]:
+def words_of(task: Task, command: str) -> list[str]:
+    return command_words(command) if task.referee else their_words(command)
+
+
+async def make_virtual_environment(task: Task, folder: Path, environment: dict[str, str]) -> None:
+    """For a set-up that installs into a virtual environment: one of the worktree's own, so that the user's stays as it
+    is. What is installed in that can be imported all the same."""
+    if not re.search(r"\b(pip3?|uv pip) install\b", task.setup or "") or (folder / ".venv").exists():
+        return
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    _, theirs = await watched(["python", "-c", where], folder, environment, subprocess.PIPE)
+    await watched(["python", "-m", "venv", ".venv"], folder, environment, subprocess.DEVNULL)
+    for packages in folder.glob(".venv/lib/python*/site-packages"):
+        (packages / "theirs.pth").write_bytes(theirs)
+
+
+async def watched(
+    words: list[str], folder: Path, environment: dict[str, str], output: IO[str] | int
+) -> tuple[int, bytes]:
     """(Exit code, standard output if it was piped) of a trusted command in the user's sight. Ends when cancelled."""
-    words = command_words(command)
     require_program(words, folder, environment)
     process = await asyncio.create_subprocess_exec(
         *words, cwd=folder, env=environment, stdout=output, stdin=subprocess.DEVNULL, start_new_session=True

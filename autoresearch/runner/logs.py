@@ -4,13 +4,24 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from autoresearch import keys
 from autoresearch.text import METRIC, clean, one_line
 
 LOG_KEPT = 8 << 20  # bytes of a log that are kept, of its beginning and of its end
 LOG_TAIL = 1 << 20  # bytes at the end of a log in which a metric is looked for
+# A compiler's first error says what is wrong, and what it and `make` print after it does not.
+COMPILER = re.compile(
+    r"\berror(?:\[\w+\])?: (?!could not compile|failed to|command |linker command)|undefined reference|"
+    r"\bld(?:\.\w+)?: (?:cannot find|library not found)|panicked at|^\S+\.go:\d+:\d+: "
+)
+RAISED = re.compile(r"^(?:E\s+|Uncaught )?[\w.]*(?:Error|Exception)\b.*:|^FAILED |^not ok ")
+NOISE = re.compile(
+    r"^(?:make|gmake)(?:\[\d+\])?: |^collect2: |^ninja: |^compilation terminated|^Node\.js v|^=+ .* =+$|"
+    r"^npm (?:ERR!|error) |^error: (?:could not compile|aborting)|^\s+at |^[\s^~|]*$"
+)
 
 NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d[\d_]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?i:inf|infinity|nan)"
 FIGURE = re.compile(
@@ -44,6 +55,11 @@ def read_tail(path: Path, size: int = LOG_TAIL) -> str:
         return ""
 
 
+def ends_of(folder: Path, size: int, names: Iterable[str]) -> str:
+    """The ends of a trial's logs, one after the other, without keys."""
+    return keys.scrub("\n".join(filter(None, (read_tail(folder / f"{name}.log", size) for name in names))))
+
+
 def read_figures(path: Path) -> dict[str, float]:
     """The figures that a log names, of equal names the last. They may be infinite or not a number.
 
@@ -70,10 +86,18 @@ def last_line(path: Path) -> str:
 
 
 def last_word(path: Path) -> str:
-    """Why a command failed: the exception that ends its last traceback, else its last line."""
-    _, found, trace = read_tail(path, 1 << 16).rpartition("Traceback (most recent call last):\n")
+    """Why a command failed: the exception that ends its last traceback; else a compiler's first error, the last
+    exception that another language names, the last line that is no closing formula, or just the last one."""
+    text = read_tail(path, 1 << 16)
+    _, found, trace = text.rpartition("Traceback (most recent call last):\n")
     ending = next((line for line in trace.splitlines() if line[:1].strip()), "") if found else ""
-    return cut(ending) or last_line(path)
+    if cut(ending):
+        return cut(ending)
+    lines = text.splitlines()
+    raised = (line for line in reversed(lines) if RAISED.search(line))
+    telling = (line for line in reversed(lines) if not NOISE.search(line))
+    said = next((line for line in lines if COMPILER.search(line)), "") or next(raised, "") or next(telling, "")
+    return cut(said) or last_line(path)
 
 
 def cut(line: str) -> str:

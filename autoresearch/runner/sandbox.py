@@ -13,6 +13,9 @@ itself a session of its own. The command itself is confined before it starts, by
 With either, root's privileges go, and a system call filter takes away sockets and addresses, tracing, setting the
 clock, asking what other processes have read, and every way to leave a note for another process that is not a file.
 
+What builds and tests of other repositories need is opened by a rule of its own, `builds`: modes and times of files in
+what may be written, shared memory and pseudo-terminals that nobody else sees, and by `network` the loopback.
+
 As a program of its own, which imports nothing of the loop; a name like $TMPDIR in a path is looked up
 in the environment that the command gets:
 
@@ -21,6 +24,8 @@ in the environment that the command gets:
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import functools
 import glob
 import json
@@ -29,13 +34,15 @@ import platform
 import resource
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import NoReturn
 
 SYSTEM = (
@@ -93,7 +100,10 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 # @cuda-uvmfd-*, say snapd's rules for AppArmor.
 CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")
 OTHER_GPU_DEVICES = ("dri", "kfd")
-DAC_OVERRIDE = 1  # the privilege to open files whose mode does not say so (linux/capability.h)
+DAC_OVERRIDE, SYS_ADMIN = (
+    1,
+    21,
+)  # the privilege to open files whose mode does not say so, and to mount (linux/capability.h)
 PARENT = "AUTORESEARCH_PARENT"  # environment variable: the process that started the keeper, and must not have ended
 GROUP = "AUTORESEARCH_GROUP"  # environment variable: folder of the control group that counts the command's memory
 GRACE_SECONDS = 4.0  # between SIGTERM and SIGKILL
@@ -103,11 +113,14 @@ PARENT_DEATH_SIGNAL, SET_DUMPABLE, SECCOMP, DROP_PRIVILEGE, CHILD_SUBREAPER, NO_
 
 
 # linux/sched.h, linux/mount.h
-NEW_MOUNTS, NEW_IPC, NEW_NETWORK = 0x00020000, 0x08000000, 0x40000000
+NEW_MOUNTS, NEW_IPC, NEW_USERS, NEW_NETWORK = 0x00020000, 0x08000000, 0x10000000, 0x40000000
+BIND = 1 << 12
 PRIVATE_MOUNTS = 1 << 18 | 1 << 14  # recursively
 MOUNT_SETATTR, AT_CWD, RECURSIVE = 442, -100, 0x8000
 NO_ACCESS_TIME, ACCESS_TIME_SETTINGS = 0x10, 0x70
 SHARED_MEMORY = 64 << 20  # bytes of a trial's own /dev/shm
+SHARED_MEMORY_OF_BUILDS = 1 << 30
+TERMINALS = ("/dev/ptmx", "/dev/pts")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -152,22 +165,26 @@ def version() -> int:
         return 0
 
 
-def restrict(read: list[str], write: list[str], hidden: list[str], shown: list[str]) -> None:
+def restrict(
+    read: list[str], write: list[str], hidden: list[str], shown: list[str], own: Sequence[str] = (), loopback=False
+) -> None:
     """Confine this process for good, and all that it starts. Paths that do not exist are passed over.
 
     read, write: files or folders, with all below them; what may be written may be read. hidden: what
-    is taken out of them again, except that the folders above it can still be listed. shown: read in spite of it.
+    is taken out of them again, except that the folders above it can still be listed. shown: read in spite of it. own:
+    devices that nobody else sees. loopback: there is a network that is nobody else's.
     """
     known = version()
     handled = FILE_RIGHTS_OF_VERSION[max(v for v in FILE_RIGHTS_OF_VERSION if v <= known)]
-    rules = ruleset(handled, network=BOTH_TCP_RIGHTS if known >= 4 else 0, scoped=BOTH_SCOPES if known >= 6 else 0)
+    network = BOTH_TCP_RIGHTS if known >= 4 and not loopback else 0
+    rules = ruleset(handled, network=network, scoped=BOTH_SCOPES if known >= 6 else 0)
     above = {path[:end] or "/" for path in hidden for end, letter in enumerate(path) if letter == "/"}
     rights: dict[str, int] = {}
     for paths, allowed in (((*SYSTEM, *ETC_FILES, *read), READ), (write, handled)):
         for path in paths:
             rights |= dict.fromkeys(visible(os.path.realpath(path), set(hidden), above, rights), allowed)
     rights |= dict.fromkeys((*shown, *(f"/proc/{name}" for name in PROC)), READ)
-    rights |= {"/dev": READ_DIR} | dict.fromkeys(devices(), DEVICE_RIGHTS)
+    rights |= {"/dev": READ_DIR} | dict.fromkeys((*devices(), *own), DEVICE_RIGHTS)
     if has_cuda():  # the driver names its threads, and cuInit fails where it cannot; only in the command's own process
         rights["/proc/self/task"] = READ | WRITE_FILE
     for path, allowed in rights.items():
@@ -265,7 +282,9 @@ def wrapped(rules: dict, folder: str) -> list[str]:
         words += ["--cap-drop", "ALL"]
         if needs_override((*read, *write)):
             words += ["--cap-add", "CAP_DAC_OVERRIDE"]
-    if program := filter_program(rules):
+    if program := filter_program(
+        rules, "allow" if rules.get("builds") else "nothing"
+    ):  # what is bound for reading stays
         handle = os.memfd_create("filter", 0)
         os.write(handle, program)
         os.lseek(handle, 0, os.SEEK_SET)
@@ -282,6 +301,8 @@ def wrapped(rules: dict, folder: str) -> list[str]:
         words += mount
     if wants_shared_memory(rules):
         words += ["--size", str(SHARED_MEMORY), "--tmpfs", "/dev/shm"]
+    if rules.get("builds"):
+        words += ["--size", str(SHARED_MEMORY_OF_BUILDS), "--tmpfs", "/dev/shm"]
     for path in ("/", "/dev", *filter(os.path.isdir, hidden)):
         words += ["--remount-ro", path]
     return [*words, "--chdir", folder, "--"]
@@ -303,7 +324,10 @@ def is_gone(path: str, hidden: Set[str], given: Set[str]) -> bool:
 
 # Reaches processes outside. sendmsg could name an address, or leave an open file in a socket, where nobody counts it.
 REACH_OUT = """
-connect 42 203; sendmsg 46 211; sendmmsg 307 269
+connect 42 203
+"""
+SEND_MESSAGES = """
+sendmsg 46 211; sendmmsg 307 269
 """
 
 # The names of sockets are notes. But cuInit binds an abstract one and fails where it cannot, so not beside CUDA.
@@ -335,9 +359,14 @@ fadvise64 221 223; readahead 187 213
 NOTES = """
 shmget 29 194; shmat 30 196; shmctl 31 195; semget 64 190; semop 65 193; semctl 66 191; semtimedop 220 192;
 msgget 68 186; msgsnd 69 189; msgrcv 70 188; msgctl 71 187; mq_open 240 180; mq_unlink 241 181;
-add_key 248 217; request_key 249 218; keyctl 250 219; setxattr 188 5; lsetxattr 189 6; fsetxattr 190 7;
-removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16; truncate 76 45; memfd_secret 447 447;
-syslog 103 116
+add_key 248 217; request_key 249 218; keyctl 250 219; memfd_secret 447 447; syslog 103 116
+"""
+# The same. `cp -p` takes a refusal for a failure, but can do without them.
+ATTRIBUTES = """
+setxattr 188 5; lsetxattr 189 6; fsetxattr 190 7; removexattr 197 14; lremovexattr 198 15; fremovexattr 199 16
+"""
+TRUNCATE_BY_NAME = """
+truncate 76 45
 """
 
 # Makes names that can be read wherever they lie, such as the target of a link.
@@ -361,9 +390,13 @@ unshare 272 97; setns 308 268; mount 165 40
 """
 
 # Seems to succeed: what compilers and linkers do, also to files that they may only read.
+OWNERS = """
+chown 92 -; fchown 93 55; lchown 94 -; fchownat 260 54
+"""
+# The same; but a build's keeper does it to files in what may be written (`Changes`).
 MODES_AND_TIMES = """
-chmod 90 -; fchmod 91 52; chown 92 -; fchown 93 55; lchown 94 -; fchownat 260 54; fchmodat 268 53;
-fchmodat2 452 452; utime 132 -; utimes 235 -; futimesat 261 -; utimensat 280 88
+chmod 90 -; fchmod 91 52; fchmodat 268 53; fchmodat2 452 452;
+utime 132 -; utimes 235 -; futimesat 261 -; utimensat 280 88
 """
 
 # Seems to succeed: locks can be seen by whoever tries to lock the same file.
@@ -386,20 +419,22 @@ socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29;
 clone3 435 435; setrlimit 160 164; close_range 436 436
 """
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
-UNIX, STREAM, SEQPACKET = 1, 1, 5  # sockets
+UNIX, INTERNET, STREAM, SEQPACKET = 1, (2, 10), 1, 5  # sockets
 FLAG_IOCTLS = (0x66, 0x76, 0x58)  # second byte of calls that set flags of a file, which its owner may on any
 # Of fcntl: leases, notices and write hints, which are notes about a file; then locks, of a process and of an open file.
 FILE_COMMANDS, LOCK_COMMANDS = (1024, 1025, 1026, 1035, 1036, 1037, 1038), (5, 6, 7, 36, 37, 38)
 NEW_NAMESPACES, SAME_FILES, THREAD = 0x7E020000, 0x400, 0x10000  # flags of clone
 OWN_FILES = 0b10  # flag of close_range
-NOT_PERMITTED, NO_SUCH_CALL = 13, 38  # EACCES, which is a PermissionError, and ENOSYS
+NOT_PERMITTED, NO_SUCH_CALL, NOT_SUPPORTED = 13, 38, 95  # EACCES, which is a PermissionError, ENOSYS, EOPNOTSUPP
 
 LOAD, MASK, EQUAL, AT_LEAST, HAS_BITS, ANSWER = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # operations of linux/filter.h
 ANSWERS = {
     "allow": (ANSWER, 0, 0, 0x7FFF0000),
     "deny": (ANSWER, 0, 0, 0x00050000 | NOT_PERMITTED),
     "unknown": (ANSWER, 0, 0, 0x00050000 | NO_SUCH_CALL),
+    "unsupported": (ANSWER, 0, 0, 0x00050000 | NOT_SUPPORTED),
     "nothing": (ANSWER, 0, 0, 0x00050000),  # and seems to succeed
+    "ask": (ANSWER, 0, 0, 0x7FC00000),  # whoever holds the filter's listener
 }
 
 
@@ -410,29 +445,36 @@ def numbers_of(table: str) -> dict[str, int]:
     return {name: int(number) for name, number in known.items() if number != "-"}
 
 
-def filter_program(rules: dict) -> bytes:
+def filter_program(rules: dict, changes: str = "nothing") -> bytes:
     """Takes away what Landlock leaves: sockets that reach another process or hold an address; other processes' memory;
     setting the clock; what tells which files others have read; what outlives its process and is no file. Changing
     modes, owners and times of files seems to succeed.
 
-    rules: `strict` and `alone` as `launcher` says; locks of files seem to succeed then. Empty for a machine that is not
-    known.
+    rules: `strict`, `alone`, `builds` and `network` as `launcher` says; for `alone` locks of files seem to succeed.
+    changes: what becomes of modes and times. Empty for a machine that is not known.
     """
     if platform.machine() not in AUDIT:
         return b""
-    denied = [REACH_OUT, OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES]
-    denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_cuda())
-    denied += [HARD_LINKS] * bool(rules.get("alone"))
-    idle = [MODES_AND_TIMES] + [LOCKS] * bool(rules.get("alone"))
+    builds, loopback = bool(rules.get("builds")), bool(rules.get("network"))
+    denied = [OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES] + [REACH_OUT] * (not loopback)
+    denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_cuda() and not loopback)
+    denied += [HARD_LINKS] * bool(rules.get("alone")) + [SEND_MESSAGES] * (not builds)
+    denied += [TRUNCATE_BY_NAME] * (not builds or (rules["by"] == "Landlock" and version() < 3))
+    idle = [OWNERS] + [LOCKS] * bool(rules.get("alone"))
     (denied if rules.get("strict") else idle).append(WHAT_IS_READ_AHEAD)
     program = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT[platform.machine()]), "deny", (LOAD, 0, 0, 0)]
     program += [(AT_LEAST, 0, 1, 0x40000000), "deny", (AT_LEAST, 0, 1, FIRST_UNKNOWN), "unknown"]
-    for tables, what in ((denied, "deny"), (idle, "nothing")):
+    for tables, what in (
+        (denied, "deny"),
+        (idle, "nothing"),
+        ([MODES_AND_TIMES], changes),
+        ([ATTRIBUTES], "unsupported" if builds else "deny"),
+    ):
         for number in (number for table in tables for number in numbers_of(table).values()):
             program += [(EQUAL, 0, 1, number), what]
     number = numbers_of(WITH_ARGUMENTS)
     number |= numbers_of(PRIORITIES) | numbers_of(PRIORITIES_OF_KINDS)
-    for name, steps in steps_with_arguments(bool(rules.get("strict")), bool(rules.get("alone"))).items():
+    for name, steps in steps_with_arguments(rules).items():
         program += [(EQUAL, 0, len(steps), number[name]), *steps]
     program.append("allow")
     # Each step: operation, steps to skip if true, if false, value.
@@ -440,9 +482,11 @@ def filter_program(rules: dict) -> bytes:
     return b"".join(struct.pack("=HBBI", *step) for step in steps)
 
 
-def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
-    """What is decided by the arguments of a call, by its name."""
+def steps_with_arguments(rules: dict) -> dict[str, list]:
+    """What is decided by the arguments of a call, by its name. rules: as of `filter_program`."""
+    strict, alone = bool(rules.get("strict")), bool(rules.get("alone"))
     own = "nothing" if strict else "allow"  # what is done to the calling thread itself
+    families = INTERNET + (UNIX,) * (rules.get("by") == "bubblewrap")  # which shows no sockets of others
 
     def argument(index: int, upper: bool = False) -> tuple[int, int, int, int]:
         return LOAD, 0, 0, 16 + 8 * index + 4 * upper  # a half of it
@@ -460,8 +504,11 @@ def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
             *one_of(types, "allow", "deny"),
         ]
 
+    sockets = unix_of_type(SEQPACKET) if has_cuda() else ["deny"]
+    if rules.get("network"):
+        sockets = [argument(0), *(step for family in families for step in ((EQUAL, 0, 1, family), "allow")), *sockets]
     return {
-        "socket": unix_of_type(SEQPACKET) if has_cuda() else ["deny"],
+        "socket": sockets,
         "socketpair": unix_of_type(STREAM, SEQPACKET),  # any other type can send to an address
         "prlimit64": [  # limits of other processes are notes; the own one of core dumps stays, but can be read
             *(argument(0), (EQUAL, 1, 0, 0), "deny"),
@@ -488,12 +535,145 @@ def steps_with_arguments(strict: bool, alone: bool) -> dict[str, list]:
     }
 
 
-def cut_off(rules: dict) -> None:
-    """Put this process and all that it starts behind the filter, for good."""
-    if program := filter_program(rules):
-        code = ctypes.create_string_buffer(program)
-        libc().prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
-        libc().prctl(SECCOMP, 2, struct.pack("@HP", len(program) // 8, ctypes.addressof(code)), 0, 0)
+def cut_off(rules: dict, asks: bool = False) -> int:
+    """Put this process and all that it starts behind the filter, for good.
+
+    asks: the keeper decides on modes and times of files. Then the handle of its listener, else -1.
+    """
+    if not (program := filter_program(rules, "ask" if asks else "nothing")):
+        return -1
+    code = ctypes.create_string_buffer(program)
+    filter_ = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    libc().prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0)
+    if not asks:
+        libc().prctl(SECCOMP, 2, filter_, 0, 0)
+        return -1
+    number = 317 if platform.machine() == "x86_64" else 277  # seccomp
+    return system_call(number, ctypes.c_uint(1), ctypes.c_uint(NEW_LISTENER), filter_)
+
+
+# ----------------------------------------------------------------------------------------------
+# Modes and times of a build's files (linux/seccomp.h)
+
+NEW_LISTENER = 1 << 3  # flag of seccomp
+RECEIVE, SEND, STILL_ASKS = 0xC0502100, 0xC0182101, 0x40082102
+PIDFD_OPEN, PIDFD_GETFD = 434, 438
+EMPTY_PATH, NO_FOLLOW = 0x1000, 0x100
+NOW, AS_IT_IS = 0x3FFFFFFF, 0x3FFFFFFE  # nanoseconds of utimensat
+LONGEST_PATH, PAGE = 4096, 4096
+
+
+def handle_of(pid: int, number: int) -> int:
+    """Another process's open file, as one of ours. Raises OSError."""
+    process = system_call(PIDFD_OPEN, ctypes.c_int(pid), ctypes.c_uint(0))
+    try:
+        return system_call(PIDFD_GETFD, ctypes.c_int(process), ctypes.c_int(number), ctypes.c_uint(0))
+    finally:
+        os.close(process)
+
+
+class Changes:
+    """Sets modes and times for a confined command, of files in what it may write. Of all others it seems to succeed.
+
+    A filter cannot see paths, and Landlock takes no such right away: so the kernel asks the keeper, which opens the
+    file, looks where it lies, and does it itself. No bits that give away a user's rights are set.
+    """
+
+    def __init__(self, listener: int, write: Iterable[str], hidden: Iterable[str]) -> None:
+        self.listener = listener
+        self.write = [os.path.realpath(path) + "/" for path in write]
+        self.hidden = [os.path.realpath(path) for path in hidden]
+        self.names = {number: name for name, number in numbers_of(MODES_AND_TIMES).items()}
+
+    def answer_all(self) -> None:
+        """Answer whoever asks, until this process ends."""
+        while True:
+            asked = bytearray(80)
+            try:
+                fcntl.ioctl(self.listener, RECEIVE, asked, True)
+                identity, pid, _, number, _, _, *arguments = struct.unpack("=QIIiIQ6Q", asked)
+                try:
+                    self.change(identity, pid, self.names[number], arguments)
+                    failed = 0
+                except OSError as error:
+                    failed = error.errno or errno.EIO
+                fcntl.ioctl(self.listener, SEND, bytearray(struct.pack("=QqiI", identity, 0, -failed, 0)), True)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EINTR):  # who asked has ended
+                    return
+
+    def change(self, identity: int, pid: int, name: str, arguments: list[int]) -> None:
+        """Do what a call asks for."""
+        at, path, rest, flags = AT_CWD, None, arguments, 0
+        match name:
+            case "fchmod":
+                at, rest = arguments[0], arguments[1:]
+            case "chmod" | "utime" | "utimes":
+                path, rest = arguments[0], arguments[1:]
+            case _:
+                at, path, rest = arguments[0], arguments[1], arguments[2:]
+                flags = rest[1] & 0xFFFFFFFF if name in ("fchmodat2", "utimensat") else 0
+        with open(f"/proc/{pid}/mem", "rb", 0) as memory:
+            said = text_at(memory, path) if path else b""
+            times = b"" if "chmod" in name or not rest[0] else read_at(memory, rest[0], 16 if name == "utime" else 32)
+        fcntl.ioctl(self.listener, STILL_ASKS, struct.pack("=Q", identity))  # the process is the one that asked
+        handle = open_for(pid, ctypes.c_int(at & 0xFFFFFFFF).value, said, flags, name)
+        try:
+            link = f"/proc/self/fd/{handle}"
+            if not self.may(os.readlink(link)):
+                return
+            if "chmod" in name:
+                os.chmod(link, rest[0] & 0o1777)
+            else:
+                os.utime(link, ns=nanoseconds(name, times, os.stat(link)))
+        finally:
+            os.close(handle)
+
+    def may(self, path: str) -> bool:
+        """Whether a file lies in what may be written, and in nothing hidden in that."""
+        given = max((folder for folder in self.write if path.startswith(folder)), key=len, default="")
+        inside = [folder for folder in self.hidden if folder.startswith(given)]
+        return bool(given) and not any(f"{path}/".startswith(f"{folder}/") for folder in inside)
+
+
+def open_for(pid: int, at: int, path: bytes, flags: int, name: str) -> int:
+    """A handle of the file that a call of another process is about, which gives no right to it."""
+    if not path and (at == AT_CWD or not (flags & EMPTY_PATH or name in ("fchmod", "utimensat"))):
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+    folder = f"/proc/{pid}/cwd" if at == AT_CWD else f"/proc/{pid}/fd/{at}"
+    own = b"/proc/self/"
+    whole = b"/proc/%d/" % pid + path[len(own) :] if path.startswith(own) else os.path.join(os.fsencode(folder), path)
+    return os.open(whole if path else folder, os.O_PATH | os.O_CLOEXEC | (os.O_NOFOLLOW if flags & NO_FOLLOW else 0))
+
+
+def read_at(memory, address: int, size: int) -> bytes:
+    memory.seek(address)
+    return memory.read(size)
+
+
+def text_at(memory, address: int) -> bytes:
+    """The text that ends with a zero, as system calls take it. No page is read that it does not reach."""
+    text = b""
+    while b"\0" not in text and len(text) < LONGEST_PATH:
+        text += read_at(memory, address + len(text), PAGE - (address + len(text)) % PAGE)
+    return text.partition(b"\0")[0]
+
+
+def nanoseconds(name: str, times: bytes, status: os.stat_result) -> tuple[int, int]:
+    """Times of access and change, from the arguments of a call: seconds, or pairs with micro- or nanoseconds."""
+    now = time.time_ns()
+    if not times:
+        return now, now
+    if name == "utime":
+        first, second = struct.unpack("=qq", times)
+        return first * 10**9, second * 10**9
+    unit = 1 if name == "utimensat" else 1000
+    pairs, is_ = iter(struct.unpack("=qqqq", times)), (status.st_atime_ns, status.st_mtime_ns)
+    both = [
+        now if unit == 1 and part == NOW else was if unit == 1 and part == AS_IT_IS else seconds * 10**9 + part * unit
+        for (seconds, part), was in zip(zip(pairs, pairs, strict=True), is_, strict=True)
+    ]
+    return both[0], both[1]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -522,10 +702,10 @@ def needs_override(paths: Iterable[str]) -> bool:
     return False
 
 
-def enter_namespaces(shared_memory: bool) -> bool:
+def enter_namespaces(shared_memory: bool, size: int = SHARED_MEMORY) -> bool:
     """Where root may: a network and System V names of its own, and no access times, which would be notes.
 
-    shared_memory: also a /dev/shm of its own. Whether there is one now.
+    shared_memory: also a /dev/shm of its own, of so many bytes. Whether there is one now.
     """
     if libc().unshare(NEW_MOUNTS | NEW_IPC | NEW_NETWORK) or libc().mount(None, b"/", None, PRIVATE_MOUNTS, None):
         return False
@@ -533,7 +713,29 @@ def enter_namespaces(shared_memory: bool) -> bool:
     arguments = ctypes.c_int(AT_CWD), b"/", ctypes.c_uint(RECURSIVE), attributes, ctypes.c_size_t(len(attributes))
     with contextlib.suppress(OSError):
         system_call(MOUNT_SETATTR, *arguments)
-    return shared_memory and not libc().mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=%d" % SHARED_MEMORY)
+    return shared_memory and not libc().mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=%d" % size)
+
+
+def enter_own_rooms() -> list[str]:
+    """For builds, also of somebody who is not root where the kernel lets him: shared memory, pseudo-terminals and a
+    loopback that nobody else sees. The devices that there are now; none where it cannot be done.
+    """
+    with open("/proc/self/status") as status:
+        held = int(next(line for line in status if line.startswith("CapEff")).split()[1], 16)
+    if not held >> SYS_ADMIN & 1:
+        user, group = os.geteuid(), os.getegid()
+        if user == 0 or libc().unshare(NEW_USERS):  # root without privileges may not be anybody in one
+            return []
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    if not enter_namespaces(True, SHARED_MEMORY_OF_BUILDS):
+        return []
+    with contextlib.suppress(OSError), socket.socket() as any_socket:
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
+    own = libc().mount(b"devpts", b"/dev/pts", b"devpts", 0, b"newinstance,ptmxmode=0666,mode=0620")
+    own = own or libc().mount(b"/dev/pts/ptmx", b"/dev/ptmx", None, BIND, None)
+    return ["/dev/shm", *TERMINALS * (not own)]
 
 
 def wants_shared_memory(rules: dict) -> bool:
@@ -554,12 +756,20 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
     if parent and os.getppid() != parent:  # it was killed before it could be watched
         os._exit(1)
     by_landlock = bool(rules) and rules["by"] == "Landlock"
-    shared_memory = bool(rules) and wants_shared_memory(rules)
-    if by_landlock:
-        shared_memory = enter_namespaces(shared_memory)  # which Landlock forbids later
+    builds = bool(rules) and bool(rules.get("builds"))
+    shared_memory, own = bool(rules) and (wants_shared_memory(rules) or builds), []
+    if by_landlock:  # which forbids it later
+        own = enter_own_rooms() if builds else ["/dev/shm"] * bool(enter_namespaces(shared_memory))
+        shared_memory = bool(own)
+    if by_landlock and rules and rules.get("network") and not own:
+        sys.exit(
+            "`network: loopback` needs a network of its own, which this machine gives only to root, to user namespaces "
+            "or to bubblewrap: install bubblewrap and allow it, or --sandbox off if you trust the agent's code"
+        )
     apart = by_landlock and set_apart()
     awaited = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    ours, theirs = socket.socketpair() if by_landlock and builds else (None, None)
     if (child := os.fork()) == 0:
         try:
             libc().prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
@@ -572,15 +782,24 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
                     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
             if rules and by_landlock:
                 paths = paths_of(rules)
-                paths[1].extend(["/dev/shm"] * shared_memory)
-                restrict(*paths)
+                paths[1].extend(path for path in own if path not in TERMINALS)
+                terminals = [path for path in own if path in TERMINALS]
+                restrict(*paths, terminals, loopback=bool(rules.get("network")))
                 drop_privileges(needs_override((*paths[0], *paths[1])))
-                cut_off(rules)
+                if theirs:
+                    listener = cut_off(rules, asks=theirs.recv(1) == b"y")
+                    theirs.send(b"%d" % listener)
+                    theirs.recv(1)
+                else:
+                    cut_off(rules)
             command()
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(1)
+    if rules and ours and theirs:
+        theirs.close()
+        answer_changes(child, ours, rules)
     status = keep(child, awaited, apart)
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
@@ -590,6 +809,22 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.kill(os.getpid(), number)
     os._exit(os.waitstatus_to_exitcode(status))
+
+
+def answer_changes(child: int, channel: socket.socket, rules: dict) -> None:
+    """Start to answer what a build's processes ask, where this process may take their handles."""
+    with channel, contextlib.suppress(OSError, ValueError):
+        try:
+            os.close(handle_of(child, 1))
+            channel.send(b"y")
+        except OSError:
+            channel.send(b"n")
+        listener = int(channel.recv(20))
+        if listener >= 0:
+            _, write, hidden, _ = paths_of(rules)
+            changes = Changes(handle_of(child, listener), write, hidden)
+            threading.Thread(target=changes.answer_all, daemon=True).start()
+        channel.send(b"y")
 
 
 def set_apart() -> bool:
@@ -675,7 +910,9 @@ def launcher(rules: dict | None) -> list[str]:
     rules: paths to `read` and to `write`, and what is `hidden` in them. This interpreter and its packages can always be
     read. `strict`: no symbolic links or pipes, no text among the system's files and packages, but where that can be a
     /dev/shm of its own (64 MB); `imports` names packages that it sees all the same. `alone`, of a model's process: not
-    that either, no hard links and no locks.
+    that either, no hard links and no locks. `builds`, of another repository's commands: modes and times of files that
+    they may write can be set, and they have shared memory and pseudo-terminals of their own, where the machine can.
+    `network`: a loopback of their own, too.
     """
     if rules is None:
         return keeper(None)

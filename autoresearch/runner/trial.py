@@ -22,13 +22,14 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from autoresearch import keys, preflight
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
-from autoresearch.runner.environment import CACHES, HARMLESS, matching
-from autoresearch.runner.logs import last_line, last_word, read_figures, shorten
+from autoresearch.runner.denied import denied
+from autoresearch.runner.environment import CACHES, HARMLESS, matching, their_words
+from autoresearch.runner.logs import last_line, last_word, read_figures, read_tail, shorten
 from autoresearch.runner.machine import (
     MOST_HANDLES,
     NEARLY_NOTHING,
@@ -64,11 +65,23 @@ LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
 NEARLY_NO_FILES = 10_000  # that a disk has room for, however small
 
 
-def trial_environment(folder: Path, caches: Path, settings: dict[str, str]) -> dict[str, str]:
-    """The environment of a trial's processes. settings: variables that the loop adds (profile, data, seed, device)."""
+def trial_environment(
+    folder: Path, caches: Path, settings: Mapping[str, str], theirs: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The environment of a trial's processes. settings: variables that the loop adds (profile, data, seed, device).
+    theirs: of the user's shell, for the commands of another repository.
+    """
     found = matching({**os.environ, **settings}, ENVIRONMENT)
     kept = {name: value for name, value in found.items() if not keys.NAMES.search(name)}
-    return {
+    if theirs is not None:
+        kept.pop("VIRTUAL_ENV", None)
+        cache = folder / "run/tmp/cache"
+        kept |= {"XDG_CACHE_HOME": str(cache), "npm_config_cache": str(cache / "npm")}
+        kept |= {
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_NOSYSTEM": "1",
+        }  # else git ends where it may not read them
+    common = {
         **kept,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
@@ -77,6 +90,7 @@ def trial_environment(folder: Path, caches: Path, settings: dict[str, str]) -> d
         "AUTORESEARCH_RUN_DIR": str(folder / "run"),
         **{name: str(caches / name.split("_")[0].lower()) for name in CACHES},
     }
+    return common | dict(theirs or {})
 
 
 class Trial:
@@ -118,9 +132,11 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.peak_memory = 0
         self.overfull = False  # it filled the disk
+        self.root = folder.parents[3]  # the user's checkout
         self.memory_free = free_memory()
         self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
         self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
+        self.counted = [*self.outputs, *([] if task.referee else [stage])]  # folders that the commands write to
         self.disk_free, self.disk_used, self.files_free = 0, 0.0, 0  # bytes, bytes, files, when a phase began
 
     async def run(self) -> Measurement:
@@ -172,6 +188,8 @@ class Trial:
                 also = f" (the referee: {said})" if said else ""
                 return self._failed(TRAIN, f"training: {self._explain(TRAIN, ended.reason)}{also}")
             if self.task.score:
+                if not referee and (changed := self.changed()):  # what scores must be what was committed
+                    return self._failed(TRAIN, f"void: {', '.join(changed)} changed while the trial ran")
                 if referee:
                     referee.go()
                 scoring = referee or await processes.enter_async_context(self._start(SCORE, self.task.score))
@@ -205,21 +223,25 @@ class Trial:
         for phase, command in ((GUARD, self.task.guard), (HOLDOUT, self.task.holdout)):
             if not command or phase not in self.job.phases:
                 continue
+            if not self.task.referee and (changed := self.changed()):
+                return self._failed(phase, f"void: {', '.join(changed)} changed while the trial ran")
             async with self._start(phase, command) as process:
                 ended = await self._finish(phase, process)
             if ended.reason:
                 return self._failed(phase, self._explain(phase, ended.reason))
             figures = finite(read_figures(self.folder / f"{phase}.log"))
+        if not self.task.referee:
+            self.changed()  # learns from the baseline
         return Measurement(figures=figures, seconds=dict(self.seconds))
 
     def _note_disk(self) -> None:
         """What is used and what is free, before the commands write."""
-        self.disk_used = disk_usage(self.outputs)
+        self.disk_used = disk_usage(self.counted)
         if self.disk_used == math.inf:  # nested so deeply that nothing could be counted
             for path in (self.folder / "run", self.folder / "tmp", *self.outputs[1:]):
                 if disk_usage([path]) == math.inf:
                     remove(path)
-            self.disk_used = disk_usage(self.outputs)
+            self.disk_used = disk_usage(self.counted)
         self._make_folders()
         self.disk_free = shutil.disk_usage(self.folder).free
         self.files_free = os.statvfs(self.folder).f_favail
@@ -229,7 +251,7 @@ class Trial:
             path.mkdir(parents=True, exist_ok=True)
 
     def _start(self, phase: str, command: str, on_stdin: bool = False, channel: socket.socket | None = None) -> Process:
-        environment, write = self.environment, []
+        environment = self.environment
         if phase in (SCORE, HOLDOUT) and self.task.referee:
             words = sandbox.launcher(self._rules(["$TMPDIR"], alone=True))
             environment = {
@@ -240,10 +262,9 @@ class Trial:
             }
             rules = None
         else:
-            write = [str(self.folder / "run"), *(environment[name] for name in CACHES), *self.task.writable]
-            rules = self._rules(write)
+            rules = self._rules(self._writable())
         log = self.folder / f"{phase}.log"
-        words = command_words(command)
+        words = command_words(command) if self.task.referee or phase == PREFLIGHT else their_words(command)
         process = Process(words, self.inside, environment, log, rules, on_stdin, channel, counted=True)
         try:
             with open(self.folder / "process", "a") as file:
@@ -261,6 +282,7 @@ class Trial:
         texts = [str(path) for name in TEXT * self.task.referee for path in self.stage.glob(name)]
         hidden = [*self.confine["hidden"], *texts]
         rules = {"read": [*read, *self.confine["readable"]], "write": write, "hidden": hidden}
+        rules |= {"builds": not self.task.referee, "network": self.task.network}
         return {**rules, "strict": self.task.referee, "alone": alone, "imports": list(self.task.imports)}
 
     async def _finish(self, phase: str, process: Process, before: float = 0.0) -> Ended:
@@ -313,7 +335,7 @@ class Trial:
             return "ended because the disk had next to no room for more files"
         limit = self.task.disk_limit * 2**30
         if self.disk_free - free > limit:  # cheap to ask; then exactly
-            used = disk_usage(self.outputs) + process.unlinked() - self.disk_used
+            used = disk_usage(self.counted) + process.unlinked() - self.disk_used
             if used > limit:
                 self.overfull = True
                 if used == math.inf:
@@ -322,10 +344,20 @@ class Trial:
         return None
 
     def _explain(self, phase: str, reason: str) -> str:
-        line = last_word(self.folder / f"{phase}.log")
-        if line and reason == "exit code 1":  # which says nothing that the line does not
-            return line
-        return f"{reason}: {line}" if line else reason
+        """Why a command failed: how it ended, what its log says, and what the sandbox denied it."""
+        log = self.folder / f"{phase}.log"
+        line = last_word(log)
+        if line:  # exit code 1 says nothing that the line does not
+            reason = line if reason == "exit code 1" else f"{reason}: {line}"
+        rules = None if self.task.referee else self._rules(self._writable())
+        said = denied(read_tail(log, 1 << 16), rules, self.root) if rules else ""
+        return f"{reason} ({said})" if said else reason
+
+    def _writable(self) -> list[str]:
+        """What the commands may write to, but for a referee's."""
+        caches = [self.environment[name] for name in CACHES]
+        stage = [str(self.stage)] * (not self.task.referee)
+        return [str(self.folder / "run"), *caches, *self.task.writable, *stage]
 
     def _failed(self, phase: str, reason: str, suspended: float = 0.0) -> Measurement:
         return Measurement(None, reason, seconds=dict(self.seconds), suspended=suspended, failed=phase)

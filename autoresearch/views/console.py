@@ -12,7 +12,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -91,15 +91,16 @@ class Console:
         stop: Stop,
         limits: Limits | None = None,
         listeners: Sequence[Listener] = (),
+        external: bool = False,
     ) -> AsyncIterator[None]:
         """Inside, what goes on in a run is shown, told to the listeners, and written down for `status`.
 
-        folder: of the run. An error that ends it is told, too.
+        folder: of the run. external: an external agent called. An error that ends it is told, too.
         """
         allowed = vars(limits) if limits else {}
         names = {"experiments": "experiments", "hours": "hours", "max-cost": "dollars", "max-tokens": "tokens"}
         limited = {name: allowed[field] for name, field in names.items() if allowed.get(field) is not None}
-        now = Now(identify(os.getpid()), time.time() - (time.monotonic() - self.began), limited)
+        now = Now(identify(os.getpid()), time.time() - (time.monotonic() - self.began), limited, external=external)
         self._followed = Followed(ledger, folder, stop, now, listeners, a_night=limits is not None)
         drawing = asyncio.create_task(self._redraw())
         try:
@@ -192,6 +193,20 @@ class Console:
         self.tell(event, reason=reason, ended=self._followed.a_night, **counts, score=score, digest="\n".join(lines))
 
     # -- the panel
+
+    @contextlib.contextmanager
+    def panel(self, look: Callable[[], State | None]) -> Iterator[Callable[[], None]]:
+        """Inside, the panel of a run in another process stands below the lines. Yields what draws it anew."""
+        if self.plain:
+            yield lambda: None
+            return
+
+        def panel() -> rich.console.RenderableType:
+            state = look()
+            return panel_of(state, self._console.width, self._console.height) if state else Text()
+
+        with rich.live.Live(console=self._console, get_renderable=panel, auto_refresh=False, transient=True) as live:
+            yield live.refresh
 
     def show_trial(self, running: Running, ended: bool = False) -> None:
         """A trial began a phase, or ended. A worker has one at a time."""

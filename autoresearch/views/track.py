@@ -33,7 +33,7 @@ from autoresearch.repo import RunRepo
 from autoresearch.runner.logs import read_tail
 from autoresearch.runner.progress import read_json
 from autoresearch.task import contents_hash
-from autoresearch.text import clean, one_line
+from autoresearch.text import clean, one_line, to_type
 from autoresearch.views.digest import digest
 from autoresearch.views.notify import Listener, without_keys
 from autoresearch.views.report import fenced
@@ -337,7 +337,7 @@ class Tracking(Listener):
             self.fault(one_line(read_tail(self.log, 500).strip().rpartition("\n")[2]))
 
     def fault(self, reason: str) -> None:
-        again = f"`uv run loop.py track {self.name}` sends the rest"
+        again = f"`{to_type(f'track {self.name}')}` sends the rest"
         self.say(f"--track {self.name}: {reason}; the loop goes on, and this is not said again. {again}")
 
     async def close(self) -> None:

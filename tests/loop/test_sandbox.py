@@ -29,6 +29,9 @@ def datagrams():
     return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 def mode(path):
     return os.stat(path).st_mode & 0o777
+def stamp(path):
+    os.utime(path, (1, 1))
+    os.stat(path).st_mtime == 1 or missing()
 def note(call, *arguments):
     libc = ctypes.CDLL(None, use_errno=True)
     if (number := getattr(libc, call)(*arguments)) < 0:
@@ -50,21 +53,19 @@ seen = {
     "write the journal": attempt(lambda: open(out.parent.parent.parent / "journal.jsonl", "a").close()),
     "write the results": attempt(lambda: open(target["repository"] + "/results.tsv", "a").close()),
     "write another trial": attempt(lambda: open(out.parent.parent / "1/train.log", "a").close()),
-    "write its own source": attempt(lambda: open("solver.py", "a").close()),
-    "write the guard": attempt(lambda: open("check.py", "a").close()),
     "connect": attempt(lambda: socket.create_connection(("127.0.0.1", target["port"]), 2).close()),
     "listen": attempt(lambda: socket.create_server(("127.0.0.1", 0)).close()),
     "connect to a local socket": attempt(lambda: socket.socket(socket.AF_UNIX).connect(target["local"])),
     "send a datagram": attempt(lambda: datagrams().sendto(b"x", ("127.0.0.1", target["port"]))),
     "read what it shall not see": attempt(lambda: open(target["hidden"]).read()),
     "see what lies beside it": attempt(lambda: open(target["beside"]).read()),
-    "share memory": attempt(lambda: os.close(os.open("/dev/shm/autoresearch-test", os.O_CREAT | os.O_RDWR))),
+    "share memory": attempt(lambda: os.close(os.open(target["shared"], os.O_CREAT | os.O_RDWR))),
     "write the log of its trial": attempt(lambda: open(out.parent / "score.log", "a").close()),
     "change a mode": attempt(lambda: (os.chmod(target["beside"], 0o600), mode(target["beside"]) == 0o600 or missing())),
     "leave a note in shared memory": attempt(lambda: note("shmget", 4711, 4096, 0o1666)),
     "leave a message": attempt(lambda: note("msgget", 4712, 0o1666)),
     "leave an attribute": attempt(lambda: os.setxattr(out, "user.note", b"x")),
-    "leave a time stamp": attempt(lambda: (os.utime(out, (1, 1)), os.stat(out).st_mtime == 1 or missing())),
+    "leave a time stamp": attempt(lambda: stamp(target["beside"])),
     "open another device": attempt(lambda: os.close(os.open(target["device"], os.O_RDONLY))),
     "set the clock": attempt(lambda: note("adjtimex", ctypes.create_string_buffer(512))),
     "signal the loop": attempt(lambda: os.kill(target["loop"], 0)),
@@ -84,8 +85,6 @@ DENIED = [
     "write the journal",
     "write the results",
     "write another trial",
-    "write its own source",
-    "write the guard",
     "a child, confined too",
     "read the loop's environment",
     "read what it shall not see",
@@ -105,6 +104,7 @@ DENIED = [
 ]
 
 
+SHARED = f"/dev/shm/autoresearch-test-{os.getpid()}"
 # Something in /dev that a trial does not need and this process can open, or an empty text.
 DEVICE = next((path for path in ("/dev/kmsg", "/dev/vda", "/dev/sda", "/dev/ptmx") if os.access(path, os.R_OK)), "")
 
@@ -167,6 +167,7 @@ def seen(toy, tmp_path):
                         "hidden": str(texts / "hidden"),
                         "beside": str(texts / "beside"),
                         "device": DEVICE,
+                        "shared": SHARED,
                     }
                 ),
             )
@@ -187,7 +188,10 @@ def seen(toy, tmp_path):
 
 def test_a_trial_confined_by_landlock(seen, method):
     answers = seen("--sandbox", "require", **method("Landlock"))
-    assert {name: answers[name] for name in DENIED} == dict.fromkeys(DENIED, "PermissionError")
+    other = {"leave an attribute": "OSError"}  # not supported, as on some disks
+    other |= {"share memory": "done"} if holds(21) else {}  # CAP_SYS_ADMIN: nobody shares what it has
+    assert {name: answers[name] for name in DENIED} == dict.fromkeys(DENIED, "PermissionError") | other
+    assert "share memory" not in other or not os.path.exists(SHARED)
     assert answers["own folder"] == answers["own temporary file"] == answers["see what lies beside it"] == "done"
     if sandbox.version() >= 6:
         assert answers["signal the loop"] == "PermissionError"

@@ -1,0 +1,267 @@
+"""Other repositories: builds beside the sources, their own environment, and what is said where it is denied."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, git
+
+from autoresearch.runner import sandbox
+from autoresearch.runner.denied import denied
+from autoresearch.runner.environment import of_the_shell, their_words, toolchains
+from autoresearch.task import Task
+
+METHODS = [
+    name for name, works in (("Landlock", sandbox.version() >= 2), ("bubblewrap", sandbox.bubblewrap())) if works
+]
+
+BUILDS = """---
+task:
+  editable: [program.sh]
+  setup: |
+    mkdir made
+    echo "made $(cat data/numbers)" > made/it
+    echo ran >> {count}
+  train: |
+    mkdir build
+    sed s/NUMBER/number/ program.sh > build/program
+    chmod +x build/program
+    touch -d 2001-01-01 build/old
+    echo more >> made/it
+    cp -p build/old beside.o
+    python probe.py
+  score: ./build/program
+  guard: python check.py
+  metric: number
+  direction: maximize
+  time_limit: 60
+  env: [COLOUR=red, NAMED, UNSET]
+  link: [data/]
+  network: loopback
+---
+"""
+PROBE = """import json, multiprocessing, os, pty, socket, subprocess, sys
+def loopback():
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as here:
+        there, _ = server.accept()
+        here.send(b"through")
+        return there.recv(10).decode()
+def link():
+    try:
+        open("data/new", "w")
+    except OSError as error:
+        return type(error).__name__
+if __name__ == "__main__":
+    with multiprocessing.Pool(2) as pool:
+        mapped = pool.map(abs, [-1, 2])
+    said = {
+        "pool": mapped,
+        "terminal": os.ttyname(os.openpty()[1]).startswith("/dev/pts/"),
+        "loopback": loopback(),
+        "head": subprocess.check_output(["git", "rev-parse", "HEAD"], text=True).strip(),
+        "described": subprocess.check_output(["git", "describe", "--always"], text=True).strip(),
+        "old": os.stat("build/old").st_mtime == os.stat("beside.o").st_mtime < 1e9,
+        "made": open("made/it").read(),
+        "linked": open("data/numbers").read(),
+        "write there": link(),
+        "env": [os.environ.get(name) for name in ("COLOUR", "NAMED", "UNSET", "OTHER")],
+        "submodule": open("part/inside").read(),
+    }
+    open(os.path.join(os.environ["AUTORESEARCH_RUN_DIR"], "figures.json"), "w").write(json.dumps(said))
+"""
+PROGRAM = "#!/bin/sh\n{before}\necho NUMBER: {value}\n"
+
+
+def program(value: object, before: str = "") -> str:
+    return PROGRAM.format(value=value, before=before)
+
+
+@pytest.fixture
+def method(tmp_path):
+    """The environment in which the loop takes a method of confinement for what the machine has."""
+    shim = (
+        "import sys\nsys.path.insert(0, {!r})\nfrom autoresearch.runner import sandbox\nsandbox.method = lambda: {!r}\n"
+    )
+
+    def choose(name: str) -> dict[str, str]:
+        (tmp_path / "shim").mkdir(exist_ok=True)
+        (tmp_path / "shim/sitecustomize.py").write_text(shim.format(str(ROOT), name))
+        return {"PYTHONPATH": str(tmp_path / "shim")}
+
+    return choose
+
+
+def task_of(toy, old: str, new: str) -> None:
+    text = (toy.folder / "program.md").read_text()
+    assert old in text
+    toy.write("program.md", text.replace(old, new))
+    toy.commit()
+
+
+@pytest.mark.parametrize("by", METHODS)
+def test_a_build_beside_the_sources(toy, tmp_path, method, by):
+    """What a build needs works, its set-up stays, all that it made is gone before the next trial; and what scores is
+    as it was committed, or the trial is void."""
+    part = tmp_path / "part"
+    part.mkdir()
+    git(part, "init", "-q")
+    (part / "inside").write_text("of a submodule")
+    git(part, "add", "-A")
+    subprocess.run(
+        ["git", "-C", part, "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qm", "part"], check=True
+    )
+    git(toy.folder, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(part), "part")
+    (toy.folder / "data").mkdir()
+    (toy.folder / "data/numbers").write_text("7\n")
+    (toy.folder / ".gitignore").write_text("data/\n*.pyc\n")
+    (toy.folder / ".git/hooks/post-checkout").write_text("#!/bin/sh\nexit 1\n")
+    (toy.folder / ".git/hooks/post-checkout").chmod(0o755)
+    toy.write(".gitattributes", "*.big filter=lfs\n")
+    toy.write("model.big", "pointer\n")
+    for key, value in (("smudge", "git-lfs smudge"), ("clean", "cat"), ("required", "true")):
+        git(toy.folder, "config", f"filter.lfs.{key}", value)
+    toy.write("program.md", BUILDS.format(count=tmp_path / "count"))
+    toy.write("probe.py", PROBE)
+    toy.write("check.py", "print('fine')\n")
+    toy.write("program.sh", program(1))
+    toy.commit()
+    plants = "echo 'print(1)' > subprocess.py"
+    edits = [program(2), program(3, "echo '' > check.py"), program(4, plants), program(5)]
+    toy.plan_steps(**{f"e{n}": [{"files": {"program.sh": text}, "say": "edit"}] for n, text in enumerate(edits, 2)})
+    output = toy.run_agent(5, "--sandbox", "require", **method(by), NAMED="by name", OTHER="never")
+    assert toy.statuses() == ["keep", "keep", "crash", "crash", "keep"], output
+    reasons = [verdict["reason"] for verdict in toy.journal("verdict")]
+    assert reasons[2] == "void: check.py changed while the trial ran"
+    assert reasons[3] == "void: subprocess.py changed while the trial ran"
+    said = json.loads((toy.runs / "trials/5/run/figures.json").read_text())
+    base = toy.journal("run")[0]["base"]
+    assert base.startswith(said.pop("described"))
+    assert said == {
+        "pool": [1, 2],
+        "terminal": True,
+        "loopback": "through",
+        "head": base,
+        "old": True,
+        "made": "made 7\nmore\n",
+        "linked": "7\n",
+        "write there": "PermissionError" if by == "Landlock" else "OSError",
+        "env": ["red", "by name", None, None],
+        "submodule": "of a submodule",
+    }
+    assert (tmp_path / "count").read_text() == "ran\n"
+    assert not (toy.folder / "data/new").exists() and (toy.folder / "model.big").read_text() == "pointer\n"
+
+
+def test_commands_for_a_shell():
+    assert their_words("make -j2 'a b' \"c;d\"") == ["make", "-j2", "a b", "c;d"]
+    for command in ("make && ./bench", "make\n./bench", "A=1 make", "ls *.c", "echo $HOME", "a > b", 'echo "$HOME"'):
+        assert their_words(command)[-2:] == ["-c", command]
+
+
+def test_programs_are_those_of_the_users_shell(tmp_path, monkeypatch):
+    """An environment in the worktree, then the active one, then one in the checkout; never the one that only
+    `uv run --project` of this program has activated."""
+    for name in ("stage/.venv", "checkout/.venv", "active", "own"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "bin/python").touch(0o755)
+        (tmp_path / name / "pyvenv.cfg").write_text(f"home = {tmp_path}/base/bin\n")
+    (tmp_path / "checkout/node_modules/.bin").mkdir(parents=True)
+    places = tmp_path / "stage", tmp_path / "checkout"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "own"))
+    monkeypatch.setattr("autoresearch.runner.environment.__file__", str(tmp_path / "a/b/c.py"))
+    borrowed = {"PATH": f"{tmp_path}/own/bin:/usr/bin", "VIRTUAL_ENV": f"{tmp_path}/own"}
+
+    def first(environment: dict, *places: Path) -> tuple[str, str | None]:
+        said = of_the_shell(environment, places)
+        assert said["PATH"].split(":")[-1] == f"{tmp_path}/own/bin"
+        return said["PATH"].split(":")[0], said.get("VIRTUAL_ENV")
+
+    assert first(borrowed, *places) == (f"{tmp_path}/stage/.venv/bin", f"{tmp_path}/stage/.venv")
+    assert first(borrowed, places[1]) == (f"{tmp_path}/checkout/.venv/bin", f"{tmp_path}/checkout/.venv")
+    assert first(borrowed, tmp_path) == ("/usr/bin", None)
+    active = {"PATH": f"{tmp_path}/active/bin:/usr/bin", "VIRTUAL_ENV": f"{tmp_path}/active"}
+    assert first(active, tmp_path) == (f"{tmp_path}/active/bin", f"{tmp_path}/active")
+    assert f"{tmp_path}/checkout/node_modules/.bin" in of_the_shell(active, places)["PATH"]
+    task = Task(editable=("a",), train="python a", metric="a")
+    home = tmp_path / "home"
+    (home / ".cargo/bin").mkdir(parents=True)
+    (home / ".local/bin").mkdir(parents=True)
+    (tmp_path / "base").mkdir()
+    seen = {"HOME": str(home), "PATH": f"{home}/.local/bin:{home}/.cargo/bin:{tmp_path}/active/bin"}
+    found = toolchains(task, seen, places)
+    assert {f"{tmp_path}/active", f"{home}/.cargo/bin", f"{home}/.local/bin", f"{tmp_path}/base"} <= set(found)
+    assert not {str(home), f"{home}/.local", f"{home}/.cargo"} & set(found)  # where keys and settings lie
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("PermissionError: [Errno 13] Permission denied: '{outside}/x'", "allow it with `readable: [{outside}/x]`"),
+        ("mkdir: cannot create directory '{outside}/new': Permission denied", "`writable: [{outside}/new]`"),
+        ("Error: EACCES: permission denied, open '{root}/node_modules/a.js'", "with `link: [node_modules]`"),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '{outside}/x'", "`readable: [{outside}/x]`"),
+        ('  File "/x/multiprocessing/synchronize.py"\nPermissionError: [Errno 13] Permission denied', "/dev/shm]`"),
+        ("OSError: out of pty devices", "`writable: [/dev/ptmx, /dev/pts]`"),
+        ('  File "/x/socket.py", line 1\nPermissionError: [Errno 13] Permission denied', "`network: loopback`"),
+        ("curl: (6) Could not resolve host: example.org", "let `setup` download"),
+        ("FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'", ""),
+        ("AssertionError: 30 is forbidden", ""),
+        ("bench.c:3:10: error: expected ';' before '}}' token", ""),
+    ],
+)
+def test_what_was_denied_is_said(tmp_path, log, said):
+    outside, root = tmp_path / "outside", tmp_path / "root"
+    outside.mkdir()
+    (outside / "x").touch()
+    (root / "node_modules").mkdir(parents=True)
+    (root / "node_modules/a.js").touch()
+    rules = {"read": [str(root / "stage")], "write": [str(root / "stage")], "hidden": [], "network": ""}
+    names = {"outside": outside, "root": root}
+    answer = denied(log.format(**names), rules, root)
+    assert (said.format(**names) in answer) if said else answer == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("env: [1A=2]", "`env` in"),
+        ("link: [/data]", "/data lies outside the repository"),
+        ("link: [missing]", "`link` in program.md names missing, and there is no such file"),
+        ("link: [check.py]", "which git has: it is there without a link"),
+        ("network: internet", "can be loopback, not 'internet'"),
+    ],
+)
+def test_settings_that_do_not_fit(toy, refused, line, said):
+    task_of(toy, "  time_limit", f"  {line}\n  time_limit")
+    assert said in refused("--agent", "sweep", "--experiments", "1")
+
+
+def test_the_sandbox_of_the_own_game_is_as_it_was(tmp_path):
+    """What is open for builds is closed for a trial under a referee: the filter's program does not differ by a bit."""
+    strict = {"by": "Landlock", "strict": True}
+    assert sandbox.filter_program(strict) == sandbox.filter_program({**strict, "builds": False, "network": ""})
+    assert sandbox.ANSWERS["ask"][3] not in [
+        int.from_bytes(sandbox.filter_program(strict)[at + 4 : at + 8], "little")
+        for at in range(0, len(sandbox.filter_program(strict)), 8)
+    ]
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "own").touch()
+    tries = (
+        "import os, socket, sys\nos.utime('own', (1, 1)); os.chmod('own', 0o700)\n"
+        "print(os.stat('own').st_mtime > 1, oct(os.stat('own').st_mode & 0o777))\n"
+        "for name in (socket.AF_INET, socket.AF_UNIX):\n"
+        "    try: socket.socket(name)\n    except PermissionError: print('denied')\n"
+    )
+    (out / "own").chmod(0o600)
+    for by in METHODS:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sandbox, "method", lambda by=by: by)
+            launcher = sandbox.launcher({"write": [str(out)], "strict": True})
+        answer = subprocess.run(
+            [*launcher, sys.executable, "-c", tries], cwd=out, env=dict(os.environ), capture_output=True, text=True
+        )
+        assert answer.stdout == "True 0o600\ndenied\ndenied\n", answer.stderr
