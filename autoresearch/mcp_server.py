@@ -8,7 +8,6 @@ The SDK is loaded here alone: it takes a second, and is not installed by default
 
 import asyncio
 import contextlib
-import dataclasses
 import json
 import sys
 import time
@@ -25,10 +24,15 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS, Recorded, recorded_run
 from autoresearch.text import clean, short
 from autoresearch.views.digest import digest
-from autoresearch.views.state import Record, look
+from autoresearch.views.state import Record, Row, look
 
 PROGRESS = 1.0  # seconds between two notifications
 SHOWN = 20  # attempts
+# Clients show a model the structured answer, some of them nothing else: so it holds all that counts, and no more.
+OF_A_RUN = (
+    "tag", "running", "stopping", "metric", "direction", "baseline", "champion", "gain", "doubt", "tokens", "dollars",
+)  # fmt: skip
+OF_A_ROW = ("number", "status", "score", "gain", "description", "reason", "category", "predicted", "lines", "commit")
 INSTRUCTIONS = """Research by experiments. Read program.md in the repository first: the agenda and the rules.
 Call start once. Then, for ever: edit the file that it names, with your own edit tool; call try; call wait until there
 is a verdict. The file is then the champion again. Never stop by yourself, and do not ask whether to go on."""
@@ -128,7 +132,7 @@ class Server:
         lines = [
             f"{row.number} {row.status} {'' if row.score is None else row.score} {row.description}" for row in rows
         ]
-        return text("\n".join(lines) or "nothing yet", {"attempts": [dataclasses.asdict(row) for row in rows]})
+        return text("\n".join(lines) or "nothing yet", {"attempts": list(map(fields, rows))})
 
     def attempt(self, number: Annotated[int, Field(ge=1)], tag: Tag = None) -> CallToolResult:
         """All about one attempt: its diff, figures and the end of its log."""
@@ -138,14 +142,19 @@ class Server:
             raise ToolError(f"run {run.tag} has no attempt {number}; its last is {len(ledger.attempts)}")
         row = Record(ledger).row(ledger.attempts[number - 1])
         said = page.read_text() if page.exists() else f"Attempt {number} has no verdict yet."
-        return text(said, dataclasses.asdict(row))
+        return text(said, {**fields(row), "page": said})
 
     def stands(self, run: Recorded) -> CallToolResult:
         state = look(run.ledger)
         files = [f"{RUNS}/{run.tag}/worktree/{name}" for name in run.task.editable]
         lines = [*digest(state), f"edit: {', '.join(files)}"]
         lines += [f"now: {trial.label}, {trial.doing}" for trial in state.trials]
-        return text("\n".join(lines), {**state.as_json(), "edit": files})
+        known = state.as_json()
+        trials = [
+            {name: trial[name] for name in ("number", "phase", "left", "loss", "step")} for trial in known["trials"]
+        ]
+        more = {"experiments": state.experiments, "trials": trials, "edit": files, "digest": digest(state)}
+        return text("\n".join(lines), {**{name: known[name] for name in OF_A_RUN}, **more})
 
 
 def serve(program: str) -> None:
@@ -174,6 +183,10 @@ def recorded(tag: str | None) -> Recorded:
 def named(tag: str | None) -> list[str]:
     """The option; in one word, so that no value can be taken for another option."""
     return [] if tag is None else [f"--tag={tag}"]
+
+
+def fields(row: Row) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in OF_A_ROW}
 
 
 async def follow(context: Context, ledger: Ledger) -> None:

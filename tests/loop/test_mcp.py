@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 
 import pytest
 from conftest import ROOT, solver
+from models import Answer, Asked, Models, Say, Use, read_edit_say
+from test_clients import SAID, USUAL, environment_of, programs  # noqa: F401
 from test_verify import write_night
 
 mcp = pytest.importorskip("mcp", reason="the package mcp is not installed")
@@ -76,7 +79,7 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
         assert state["champion"]["score"] == 2 and state["experiments"] == 2 and not state["running"]
         rows = (await client.call_tool("attempts", {"last": 1})).structured_content["attempts"]
         assert [(row["number"], row["status"], row["description"]) for row in rows] == [(2, "keep", "--tag x; two")]
-        assert "+VALUE = 2" in said(await client.call_tool("attempt", {"number": 2}))
+        assert "+VALUE = 2" in (await client.call_tool("attempt", {"number": 2})).structured_content["page"]
         assert "no attempt 7" in said(await client.call_tool("attempt", {"number": 7}))
         assert "no loop is running" in said(await client.call_tool("stop", {}))
 
@@ -103,3 +106,59 @@ def test_a_run_is_read_while_nothing_runs(toy):
 def test_the_server_that_is_shipped():
     servers = json.loads((ROOT / ".mcp.json").read_text())["mcpServers"]
     assert servers == {"autoresearch": {"command": "uv", "args": ["run", "--extra", "mcp", "loop.py", "mcp"]}}
+
+
+@pytest.mark.clients
+def test_claude_code_runs_experiments_with_the_tools_alone(toy, programs):  # noqa: F811
+    """From start to three verdicts, with no shell. mcp.json is not in the repository, where it would be an edit."""
+    file = str(toy.folder / ".autoresearch/night/worktree/solver.py")
+    steps = [Use("mcp__autoresearch__start", {"tag": "night"}), Use("mcp__autoresearch__wait", {"seconds": 100})]
+    for value in (2, 3, 4):
+        steps += [
+            Use("read", {"path": file}),
+            Use("edit", {"path": file, "old": f"VALUE = {value - 1}", "new": f"VALUE = {value}"}),
+            Use("mcp__autoresearch__try", {"message": f"set it to {value}", "category": "batch"}),
+            Use("mcp__autoresearch__wait", {"seconds": 100}),
+        ]
+    steps.append(Use("mcp__autoresearch__status", {}))
+
+    def answer(asked: Asked) -> Answer:
+        done = len(asked.results)
+        return [steps[done]] if "mcp__autoresearch__try" in asked.tools and done < len(steps) else [Say("done")]
+
+    arguments, path = [str(ROOT / "loop.py"), "mcp"], {"PYTHONPATH": ":".join(sys.path)}
+    server = {"command": sys.executable, "args": arguments, "env": path}
+    config = toy.folder.parent / "mcp.json"
+    config.write_text(json.dumps({"mcpServers": {"autoresearch": server}}))
+    allowed = f"mcp__autoresearch,Read,Edit(/{file})"
+    with Models(answer) as models:
+        words = ["--mcp-config", config, "--strict-mcp-config", "--tools", "Read,Edit", "--allowedTools", allowed]
+        ended = subprocess.run(
+            ["claude", "-p", *words, "--", "read program.md and begin"],
+            cwd=toy.folder,
+            env={**toy.environment, **environment_of("claude-code", toy, programs, models.url)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        results = models.asked[-1].results
+    assert ended.stdout == "done\n", ended.stdout + ended.stderr + str(results)
+    assert r"\"verdict\":\"keep\"" in results[-2] and "run night: 3 changes tried" in results[-1]
+    assert toy.statuses() == ["keep"] * 4
+    toy.require_whole()
+
+
+@pytest.mark.clients
+def test_the_agents_of_the_loop_get_no_server_of_the_repository(toy, programs):  # noqa: F811
+    """Not that of .mcp.json, which lies in their worktree, too."""
+    server = {"command": "sh", "args": ["-c", f"touch {toy.folder.parent}/began; exec cat"]}
+    toy.write(".mcp.json", json.dumps({"mcpServers": {"autoresearch": server}}))
+    toy.commit()
+    with Models(read_edit_say({2: ("VALUE = 1", "VALUE = 2")}, "solver.py", SAID)) as models:
+        more = environment_of("claude-code", toy, programs, models.url)
+        toy.run("--agent", "claude-code", "--experiments", "2", *USUAL, seconds=240, **more)
+        offered = {name for asked in models.asked for name in asked.tools}
+    assert toy.statuses() == ["keep", "keep"] and (toy.runs / "worktree/.mcp.json").exists()
+    assert not (toy.folder.parent / "began").exists()
+    assert "Edit" in offered and not any(name.startswith("mcp__") for name in offered)
