@@ -276,7 +276,7 @@ def mcp(context: typer.Context) -> None:
     import importlib.util
 
     if importlib.util.find_spec("mcp") is None:
-        raise UserError("the package mcp is not installed: `uv run --extra mcp loop.py mcp`, or `uv pip install mcp`")
+        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` brings it")
     from autoresearch.mcp_server import serve
 
     serve(inspect.getfile(context.obj))

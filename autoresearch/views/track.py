@@ -186,7 +186,8 @@ def require_tracker(name: str | None) -> str:
         raise UserError(f"trackers are {', '.join(TRACKERS)}, not {name!r}")
     if importlib.util.find_spec(name) is None:
         raise UserError(
-            f"{name} is not installed: `uv run --extra {name} loop.py ...`, or `uv pip install {name}` here"
+            f"{name} is not installed: `uv run --extra {name} loop.py ...` brings it, or for the command "
+            f"autoresearch `uv tool install --with {name} PATH_OR_URL`"
         )
     return name
 

@@ -105,7 +105,7 @@ def test_a_run_is_read_while_nothing_runs(toy):
 
 def test_the_server_that_is_shipped():
     servers = json.loads((ROOT / ".mcp.json").read_text())["mcpServers"]
-    assert servers == {"autoresearch": {"command": "uv", "args": ["run", "--extra", "mcp", "loop.py", "mcp"]}}
+    assert servers == {"autoresearch": {"command": "uv", "args": ["run", "loop.py", "mcp"]}}
 
 
 @pytest.mark.clients
