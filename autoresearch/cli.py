@@ -28,6 +28,7 @@ from autoresearch.options import (
     Status,
     Stop,
     Tagged,
+    Track,
     Try,
     Verify,
     Wait,
@@ -296,6 +297,32 @@ def digest(context: typer.Context, options: Tagged) -> None:
     from autoresearch.views.state import look
 
     print(keys.scrub("\n".join(digest(look(recorded_run(options.tag).ledger)))))
+
+
+@app.command()
+@taking(Track)
+def track(context: typer.Context, options: Track) -> None:
+    """Send a run to a tracker, from its record: what it lacks of it, and, while a loop runs, each new verdict."""
+    from autoresearch.repo import RunRepo, open_repository
+    from autoresearch.views.track import require_tracker, track
+
+    name = require_tracker(options.tracker)
+    recorded = recorded_run(options.tag)
+    repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
+    sent = track(name, recorded.ledger, repo)
+    print(f"{name} has {count(sent, 'experiment')} of run {recorded.tag}")
+
+
+@app.command()
+def mcp(context: typer.Context) -> None:
+    """A server of the Model Context Protocol, on standard input and output: an agent's tools to run the experiments."""
+    import importlib.util
+
+    if importlib.util.find_spec("mcp") is None:
+        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` brings it")
+    from autoresearch.mcp_server import serve
+
+    serve(inspect.getfile(context.obj))
 
 
 @app.command()

@@ -116,6 +116,9 @@ class Research(Begins):
     notify: str | None = option(
         "Called with one JSON line on its standard input on each keep, stop and fault.", metavar="COMMAND"
     )
+    track: str | None = option(
+        "Send the run to a tracker while it goes on; uv run --extra installs it.", metavar="trackio|wandb|mlflow"
+    )
     detach: bool = option(
         "Go on in the background, also when the terminal is closed: see status, logs, stop.", "--detach", default=False
     )
@@ -225,6 +228,11 @@ class Logs(Tagged):
 class Report(Tagged):
     output: Path | None = option("Folder to write to. Default: report/ in the run's own folder.")
     pdf: bool = option("Write report.pdf as well.", "--pdf", default=False)
+
+
+@dataclasses.dataclass
+class Track(Tagged):
+    tracker: str | None = argument("trackio, wandb or mlflow.", metavar="TRACKER")
 
 
 @dataclasses.dataclass
