@@ -27,6 +27,7 @@ Made by `autoresearch plan`; yours to change, until the first experiment. Experi
 """
 
 import hashlib
+import os
 import resource
 import subprocess
 import sys
@@ -34,13 +35,15 @@ import time
 
 COMMAND = {command}
 RUNS = 2
-EXPECTED = {expected}  # SHA-256 of what the command prints; None: not compared
+EXPECTED = None  # SHA-256 of what the command prints; None: not compared
+PYTHON = os.path.dirname(sys.executable)  # `python` is this one, without the detour that a version manager takes
+ENVIRONMENT = {{**os.environ, "PATH": os.pathsep.join((PYTHON, os.environ.get("PATH", os.defpath)))}}
 
 
 def run():
     """(Seconds of processor time, seconds on the clock, a hash of the output) of one run."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    answer = subprocess.run(COMMAND, shell=True, stdin=subprocess.DEVNULL, capture_output=True)
+    answer = subprocess.run(COMMAND, shell=True, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if answer.returncode:
         sys.stderr.buffer.write((answer.stdout + answer.stderr)[-4000:])
@@ -217,7 +220,7 @@ def scoring(
             notes.append("what is timed is the tests: a workload of your own says more (--time COMMAND)")
     if found.language == "Python" and "PYTHONPATH" not in command:  # the checkout's code, not what may be installed
         command = f"PYTHONPATH={source_folder(files)} {command}"
-    return {SCORER: TIME.format(command=repr(command), expected=None)}, scored_by(wishes, "seconds")
+    return {SCORER: TIME.format(command=repr(command))}, scored_by(wishes, "seconds")
 
 
 def scored_by(wishes: Wishes, metric: str) -> dict[str, str]:

@@ -146,10 +146,10 @@ class Local:
 
     def program_of(self, command: str) -> str:
         """Where the program lies that a command starts."""
-        path = trial_environment(self.folder, self.folder, {})["PATH"]
-        words = itertools.dropwhile(lambda word: word == "env" or "=" in word, command_words(command))
+        environment = self._theirs(self._stage(self.seats[0])) or trial_environment(self.folder, self.folder, {})
+        words = itertools.dropwhile(lambda word: word == "env" or "=" in word, command.split())
         word = next(words, command)
-        return shutil.which(word, path=path) or word
+        return shutil.which(word, path=environment["PATH"]) or word
 
     def log_path(self, name: str) -> Path:
         return self._folder(name) / "train.log"
