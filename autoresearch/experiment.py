@@ -85,6 +85,7 @@ class Experiments:
         """
         if attempt.status:  # a full disk came after the verdict
             return None
+        await self.console.before_trial(attempt, seat.number)
         began = time.monotonic()
         self.run.require_own_code()
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))

@@ -15,6 +15,11 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
     return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
 
 
+def argument(help: str, **more) -> Any:
+    """The same, of what stands in the command without an option's name."""
+    return dataclasses.field(default=None, metadata={"option": typer.Argument(help=help, **more)})
+
+
 @dataclasses.dataclass
 class Tagged:
     tag: str | None = option("Name of the run. Default: the last run, else today's date.")
@@ -143,7 +148,17 @@ class Check(Confined):
 
 
 @dataclasses.dataclass
-class Start(Begins):
+class Called:
+    """Of commands that an external agent calls."""
+
+    background: bool = option(
+        "Return as soon as the trial runs; `loop.py wait` has its verdict.", "--background", default=False
+    )
+    apart: bool = option("This is the process that does it (calls.py).", "--apart", default=False, hidden=True)
+
+
+@dataclasses.dataclass
+class Start(Called, Begins):
     seed: int | None = option("Of every trial. Default: the run's, else 42.", min=0)
     keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
     baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=1)
@@ -151,12 +166,19 @@ class Start(Begins):
 
 
 @dataclasses.dataclass
-class Try(Trials):
+class Try(Called, Trials):
     message: str = option("What was changed, and why.", "--message", "-m", default="")
     category: str = option("What kind of change it is, e.g. optimizer.", default="")
     hypothesis: str = option("Why it should help.", default="")
     predicted: float | None = option("The change of the metric that is expected.")
     lesson: str = option("What the last verdicts taught, for later runs; L3: this edit tests lesson L3.", default="")
+    as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
+
+
+@dataclasses.dataclass
+class Wait(Tagged):
+    number: int | None = argument("The experiment. Default: the last one.", metavar="NUMBER", min=1)
+    seconds: float | None = option("How long. Default: until it has its verdict.", "--for", metavar="SECONDS", min=0)
     as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
 
 
