@@ -79,7 +79,8 @@ async def run_plan(options: Plan) -> int:
         console.line(f"{name:<11}{text}")
     wishes = Wishes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Wishes)})
     ask = Asker(options.yes)
-    sketch = draft(found, files, wishes, ask)
+    taken = files - {SCORER} if options.force else {name for name in {*files, SCORER} if os.path.lexists(name)}
+    sketch = draft(found, taken, wishes, ask)
     for note in sketch.notes:
         console.line(f"note       {note}", "yellow")
     console.line(f"sandbox    {sandbox_in_words(bench.confined)}")

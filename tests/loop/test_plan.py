@@ -97,6 +97,20 @@ def test_what_is_edited_is_not_what_is_measured(library):
 
 
 @pytest.mark.slow
+def test_tools_that_look_for_settings_upwards(library):
+    """As cargo and pytest do, out of the worktree into the checkout: what is committed there can be read, no more."""
+    work = "import pathlib\nfor above in pathlib.Path.cwd().parents:\n    for name in ('settings.toml', 'mine.toml'):\n"
+    work += "        if (above / name).exists():\n            print((above / name).read_text())\n"
+    library.write("settings.toml", "x = 1\n")
+    library.write("pkg/parser.py", work)
+    library.commit()
+    words = ("plan", "faster", "--yes", "--time", "python -m pkg.parser", "--edit", "pkg/parser.py", "--guard", "")
+    called(library, *words)
+    library.write("mine.toml", "y = 2\n")
+    assert "PermissionError" in called(library, *words, "--force", expect=1)
+
+
+@pytest.mark.slow
 def test_the_metric_that_a_command_prints(library):
     library.write("score.py", "import pkg.parser\nprint('accuracy = 93 %')\n")
     library.commit()
