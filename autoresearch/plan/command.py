@@ -8,17 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoresearch import UserError
+from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.limits import StopRequest
 from autoresearch.options import Check, Plan
-from autoresearch.plan.draft import SCORER, Draft, Wishes, direction_of, draft
+from autoresearch.plan.draft import GOAL, SCORER, Draft, Wishes, direction_of, draft
 from autoresearch.plan.prove import Once, Proof, Workbench, prove
-from autoresearch.plan.survey import survey
+from autoresearch.plan.survey import Survey, survey
+from autoresearch.plan.workload import draft_workload, workload_of
 from autoresearch.record.runs import root_of
 from autoresearch.repo import open_repository
 from autoresearch.runner import GUARD, Measurement
 from autoresearch.runner.local import choose_confinement, sandbox_in_words
 from autoresearch.task import how_to_commit, is_own_game, program_of, read_task
-from autoresearch.text import to_type
+from autoresearch.text import clean, to_type
 from autoresearch.views.console import Console
 
 UNKNOWN = "unknown_metric"  # before the score command has run
@@ -79,8 +81,16 @@ async def run_plan(options: Plan) -> int:
         console.line(f"{name:<11}{text}")
     wishes = Wishes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Wishes)})
     ask = Asker(options.yes)
+    drafted: dict[str, str] = {}
+    if options.agent and not (wishes.time or wishes.size or wishes.score):
+        goal = wishes.goal or ask(GOAL, None)
+        drafted = await workload_by(options, bench, found, goal, folder, console)
+        if ask("Is that the work that is to be faster?", "yes", ("yes", "no")) != "yes":
+            raise UserError("no workload then: say one with --time COMMAND")
+        wishes = dataclasses.replace(wishes, goal=goal, time=workload_of(found)[1])
     taken = files - {SCORER} if options.force else {name for name in {*files, SCORER} if os.path.lexists(name)}
     sketch = draft(found, taken, wishes, ask)
+    sketch = dataclasses.replace(sketch, files={**sketch.files, **drafted})
     for note in sketch.notes:
         console.line(f"note       {note}", "yellow")
     console.line(f"sandbox    {sandbox_in_words(bench.confined)}")
@@ -103,6 +113,24 @@ async def run_plan(options: Plan) -> int:
     console.line(f"it stands, and is written: {written}. Read it, then:", "green")
     console.line(f"  git add -f {written} && git commit -m 'Set up autoresearch' && {to_type()}")
     return 0
+
+
+async def workload_by(
+    options: Plan, bench: Workbench, found: Survey, goal: str, folder: str, console: Console
+) -> dict[str, str]:
+    """The workload that an agent drafts, shown to the person: its text by its path. Raises UserError."""
+    name, _ = workload_of(found)
+    if os.path.lexists(name) and not options.force:
+        raise UserError(f"{name} is there already; remove it, or say --time COMMAND")
+    said = AgentOptions(options.agent or "", options.model, command=options.agent_command)
+    (agent, *_), in_words = make_agents(said)
+    console.line(f"workload   is drafted by {in_words}")
+    with bench.opened():
+        bench.repo.reset(bench.repo.scratch, bench.repo.head())
+        work = draft_workload(agent, found, goal, bench.repo.scratch / folder, bench.folder / "agent")
+        text = await StopRequest(console.line).unless_asked(work)
+    console.line(f"\n--- {name}\n{clean(text)}\n---\n")
+    return {name: text}
 
 
 async def proved(

@@ -18,6 +18,7 @@ from autoresearch.task import Task, check_task
 
 SCORER = "autoresearch_score.py"
 FIRST_RUNS = "\nRUNS = 2\n"  # of the scorer, before it is known how long one takes
+GOAL = "What is to be improved? (a sentence, such as: make parsing faster)"
 MOST_FILES = 3  # that are proposed as editable without being asked for
 RISING = re.compile(r"accuracy|score|f1|auc|recall|precision|throughput|per_sec|ops|rate|coverage|r2|reward|speed")
 
@@ -177,7 +178,7 @@ def draft(found: Survey, files: set[str], wishes: Wishes, ask: Ask) -> Draft:
     found, files: of the folder that program.md will stand in.
     """
     notes: list[str] = []
-    goal = wishes.goal or ask("What is to be improved? (a sentence, such as: make parsing faster)", None, ())
+    goal = wishes.goal or ask(GOAL, None, ())
     made, scored = scoring(found, files, wishes, goal, ask, notes)
     editable = list(wishes.edit) or editable_of(found, goal, ask, notes)
     settings: dict[str, object] = {"editable": editable}

@@ -22,6 +22,14 @@ FILES = {
     "    def test_words(self):\n        self.assertEqual(parse('a b'), ['a', 'b'])\n",
 }
 
+DRAFTER = """import sys
+brief = sys.stdin.read()
+assert "make parsing faster" in brief and "found = found + [word]" in brief
+text = "from pkg.parser import parse\\nprint(len(parse('a ' * 999)))\\n"
+open("autoresearch_workload.py", "w").write(text)
+print("words of one letter")
+"""
+
 
 @pytest.fixture
 def library(tmp_path, environment) -> Toy:
@@ -153,3 +161,22 @@ def test_a_mended_task_goes_on_under_the_same_tag(toy):
     assert toy.statuses() == ["crash", "keep", "keep"]
     toy.write("program.md", PROGRAM.replace("maximize", "minimize"))
     assert "is not the one that run night began with" in toy.run(expect=2)
+
+
+@pytest.mark.slow
+def test_a_workload_that_an_agent_drafts(library):
+    """It is told the goal and the sources, a person sees what it wrote, and it is proved like any other."""
+    agent = library.folder.parent / "drafter.py"
+    agent.write_text(DRAFTER)
+    words = ("plan", "make parsing faster", "--yes", "--agent", "command", "--agent-command")
+    said = called(library, *words, f"{sys.executable} {agent}")
+    assert "print(len(parse('a ' * 999)))" in said
+    assert "git add -f program.md autoresearch_score.py autoresearch_workload.py" in said
+    assert "PYTHONPATH=. python autoresearch_workload.py" in (library.folder / "autoresearch_score.py").read_text()
+    (library.folder / "program.md").unlink()
+    (library.folder / "autoresearch_score.py").unlink()
+    assert "is there already" in called(library, *words, "true", expect=2)
+    (library.folder / "autoresearch_workload.py").unlink()
+    assert "command drafted no workload: autoresearch_workload.py is as it was" in called(
+        library, *words, "true", expect=2
+    )
