@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoresearch import UserError
+from autoresearch import Stopped, UserError
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.limits import StopRequest
 from autoresearch.options import Check, Plan
@@ -17,7 +18,7 @@ from autoresearch.plan.survey import Survey, survey
 from autoresearch.plan.workload import draft_workload, workload_of
 from autoresearch.record.runs import root_of
 from autoresearch.repo import open_repository
-from autoresearch.runner import GUARD, Measurement
+from autoresearch.runner import GUARD, TRAIN, Measurement
 from autoresearch.runner.local import choose_confinement, sandbox_in_words
 from autoresearch.task import how_to_commit, is_own_game, program_of, read_task
 from autoresearch.text import clean, to_type
@@ -153,6 +154,9 @@ async def proved(
         once = await bench.once(runner, again=bool(once and once.measured.score is not None))
         if task.metric == UNKNOWN and once.figures:
             sketch = with_metric(sketch, once, at_first, ask)
+        elif once.measured.failed == TRAIN and wishes.train is None and "score" in sketch.settings:
+            sketch = sketch.without("train", "")
+            bench.say("note      it fails: nothing is built then (--train COMMAND names another)", "yellow")
         elif once.measured.score is not None and not sketch.is_tuned:
             took = once.figures.get("wall_seconds", 0.0)
             sketch = sketch.tuned(next(runs for runs, longest in RUNS if took < longest), once.output)
@@ -224,9 +228,16 @@ class Asker:
         print(question)
         for number, choice in enumerate(choices, 1):
             print(f"  {number}  {choice}")
-        while True:
-            answer = input(f"[{proposed}] > " if proposed else "> ").strip() or proposed or ""
-            if answer.isdigit() and 0 < int(answer) <= len(choices):
-                return choices[int(answer) - 1]
-            if answer:
-                return answer
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's would wait for the answer
+        try:
+            answer = ""
+            while not answer:
+                answer = input(f"[{proposed}] > " if proposed else "> ").strip() or proposed or ""
+        except (KeyboardInterrupt, EOFError):
+            print()
+            raise Stopped from None
+        finally:
+            signal.signal(signal.SIGINT, before)
+        numbers = {str(number): choice for number, choice in enumerate(choices, 1)}
+        words = answer.split()
+        return " ".join(numbers[word] for word in words) if set(words) <= numbers.keys() else answer

@@ -185,7 +185,7 @@ def draft(found: Survey, files: set[str], wishes: Wishes, ask: Ask) -> Draft:
     if setup := wishes.setup if wishes.setup is not None else found.setup:
         settings["setup"] = setup
     build = wishes.train if wishes.train is not None else found.build
-    if build and (wishes.train or "time" not in scored or not build.startswith("npm run")):
+    if build:
         settings["train"] = build
     settings |= {name: scored[name] for name in ("score", "metric", "direction") if name in scored}
     guard = wishes.guard if wishes.guard is not None else found.tests

@@ -7,19 +7,21 @@ the end. No run, tag or branch comes of it.
 import contextlib
 import dataclasses
 import re
-import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import git
 
+from autoresearch import UserError
+from autoresearch.record.journal import take
 from autoresearch.record.runs import RUNS
 from autoresearch.repo import RunRepo
 from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN, Job, Measurement
 from autoresearch.runner.denied import REFUSED
 from autoresearch.runner.local import Local, seats_of
 from autoresearch.runner.logs import read_figures, read_tail
+from autoresearch.runner.machine import remove
 from autoresearch.task import NOTHING, Task
 from autoresearch.text import clean, count, duration, one_line
 
@@ -69,18 +71,20 @@ class Workbench:
         """Inside, it is there; afterwards nothing is left of it. Raises UserError where another one is open."""
         self.folder.parent.mkdir(exist_ok=True)
         (self.folder.parent / ".gitignore").write_text("*\n")
-        try:
+        with open(self.folder.with_name("check.lock"), "a") as lock:
+            try:
+                take(lock)
+            except BlockingIOError:
+                raise UserError("another `plan` or `check` is at work in this repository; wait until it ends") from None
+            self.close()  # what one left that was killed
             self.folder.mkdir()
-        except FileExistsError:  # of one that was killed, or of one that runs
-            self.close()
-            self.folder.mkdir()
-        try:
-            yield self
-        finally:
-            self.close()
+            try:
+                yield self
+            finally:
+                self.close()
 
     def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
         with contextlib.suppress(git.GitError):
             self.repo.repository.git.worktree("prune")
 

@@ -139,7 +139,12 @@ def test_check(toy):
 @pytest.mark.slow
 def test_plan_asks_at_a_terminal(library):
     words = f"{sys.executable} {ROOT / 'loop.py'} plan --plain --guard '' --edit pkg/parser.py"
-    terminal = Terminal(["sh", "-c", f"{words}; echo ended with $?"], library.folder, library.environment)
+    words = f"{words}; echo ended with $?; {words}; echo ended with $?"
+    terminal = Terminal(["sh", "-c", f"trap '' INT; {words}"], library.folder, library.environment)
+    terminal.wait_for("What is to be improved?")
+    os.write(terminal.end, b"\x03")
+    terminal.wait_for("ended with 130")
+    terminal.raw = ""
     terminal.wait_for("What is to be improved?")
     os.write(terminal.end, b"make parsing faster\n")
     terminal.wait_for("Which command is timed?")
