@@ -141,6 +141,11 @@ class Plan(Confined):
     )
     setup: str | None = option("Runs once, with your rights. Empty: nothing.", metavar="COMMAND")
     time_limit: float | None = option("Seconds for each command. Default: ten times what it takes.", min=1)
+    agent: str | None = option(
+        f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
+    )
+    model: str | None = option("The agent's model. Default: the agent's own.")
+    agent_command: str | None = option("The program of --agent command.")
     yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
     force: bool = option("Replace the program.md that is there.", "--force", default=False)
 

@@ -106,7 +106,7 @@ class Task:
             return f"`editable` in program.md names {name}, and there is no such file in {root}{meant}"
         for command in COMMANDS:
             for word in re.findall(r"[^\s'\";&|()<>]+", getattr(self, command) or ""):
-                if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new:
+                if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new - committed:
                     return f"`{command}` in program.md names {word}, which is not committed; {how_to_commit(path)}"
         return None
 
