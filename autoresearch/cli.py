@@ -16,7 +16,20 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
-from autoresearch.options import Doctor, Logs, Report, Research, Start, Status, Stop, Tagged, Try, Verify, Watch
+from autoresearch.options import (
+    Doctor,
+    Logs,
+    Numbered,
+    Report,
+    Research,
+    Start,
+    Status,
+    Stop,
+    Tagged,
+    Try,
+    Verify,
+    Watch,
+)
 from autoresearch.record.runs import RUNS, folder_of, recorded_run
 from autoresearch.text import count, to_type
 
@@ -98,6 +111,24 @@ def verify(context: typer.Context, options: Verify) -> None:
     from autoresearch import commands
 
     run_to_end(commands.run_verify(options))
+
+
+@app.command()
+@taking(Numbered)
+def drop(context: typer.Context, options: Numbered) -> None:
+    """Take a keep back, and what was kept on top of it: the run goes on from the champion before it."""
+    from autoresearch import commands
+
+    run_to_end(commands.drop(options))
+
+
+@app.command()
+@taking(Numbered)
+def accept(context: typer.Context, options: Numbered) -> None:
+    """Let an edit that was held back for its large gain run again, next, and be kept: you have looked at it."""
+    from autoresearch import commands
+
+    run_to_end(commands.accept(options))
 
 
 def run_detached(tag: str | None) -> None:

@@ -130,6 +130,15 @@ class Try(Trials):
 
 
 @dataclasses.dataclass
+class Numbered(Trials):
+    """Of commands about one experiment."""
+
+    number: int = dataclasses.field(
+        default=0, metadata={"option": typer.Argument(help="Of the experiment.", show_default=False)}
+    )
+
+
+@dataclasses.dataclass
 class Verify(Trials):
     runs: int = option("How often each code is trained, each time with another fresh seed.", min=2, default=3)
     ablate: bool = option(
