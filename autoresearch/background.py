@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
@@ -31,11 +32,7 @@ def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
     words: the command. folder: of its run. Returns its process id, or None if it has ended well, and what it printed.
     Raises UserError with its last words if it failed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / ".gitignore").write_text("*\n")
-    with open(folder / LOG, "ab") as log:
-        log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
-        log.flush()
+    with open_log(folder) as log:
         began = log.tell()
         child = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -54,6 +51,16 @@ def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
         nothing = f"the loop ended with exit code {child.returncode} and said nothing"
         raise UserError(said.rpartition("error: ")[2] or nothing)
     return (child.pid if child.returncode is None else None), said
+
+
+def open_log(folder: Path) -> BinaryIO:
+    """The log of a run's processes in the background, with a line for the one that begins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder.parent / ".gitignore").write_text("*\n")
+    log = open(folder / LOG, "ab")  # noqa: SIM115
+    log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
+    log.flush()
+    return log
 
 
 def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
@@ -108,12 +115,15 @@ def has_open(process: int, path: Path) -> bool:
 
 
 class Reader:
-    """New whole lines of a log that grows, fit for a terminal and without keys."""
+    """New whole lines of a log that grows, fit for a terminal and without keys.
 
-    def __init__(self, path: Path, tail: bool = True) -> None:
-        self.path, self._offset, self._secret = path, 0, False
+    tail: only its end, of what it has already. start: the byte to begin with.
+    """
+
+    def __init__(self, path: Path, tail: bool = True, start: int | None = None) -> None:
+        self.path, self._offset, self._secret = path, start or 0, False
         self._skip = False
-        if tail and path.exists():
+        if tail and start is None and path.exists():
             self._offset = max(0, path.stat().st_size - TAIL)
             self._skip = self._offset > 0  # it begins within a line
 

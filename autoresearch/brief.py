@@ -20,6 +20,12 @@ BYTES_PER_TOKEN = 3  # of code and numbers; prose has more, so a brief never tak
 DATA_LIMIT = 4000  # bytes of what a trial printed
 NEAR_MISSES = 5
 REPLY_BYTES = 1500  # for what goes with a brief: how to reply
+HAD = {  # what the figures of a training are, in words
+    "num_steps": "{:,.0f} steps",
+    "num_params_M": "{:.4g}M parameters",
+    "peak_vram_mb": "{:,.0f} MB of memory at most",
+    "mfu_percent": "{:.1f}% MFU",
+}
 NEWEST = 8  # attempts that are told in full before older ones are told in short
 
 
@@ -39,6 +45,8 @@ class Brief:
     sources: dict[str, str]  # the editable files, as the champion has them
     attempts: list[Attempt]  # all with a verdict, in order
     noise: float = 0.0  # standard deviation of one score
+    margin: float = 0.0  # what a gain must exceed because of it
+    line_price: float = 0.0  # and for each line of code that is added
     stages: Stages = dataclasses.field(default_factory=Stages)
     lessons: list[Lesson] = dataclasses.field(default_factory=list)
     in_flight: list[Attempt] = dataclasses.field(default_factory=list)  # attempts without a verdict yet
@@ -80,17 +88,14 @@ class Brief:
         """The request, the rules and the agenda."""
         files = ", ".join(self.task.editable)
         better = "lower" if self.task.lower_is_better else "higher"
-        budget, owed = self.facts.time_budget, f"a gain of {self.task.line_price:g}"
-        price = (
-            f" Each added line of code requires {owed}; comments and layout are free." if self.task.line_price else ""
-        )
+        budget = self.facts.time_budget
         return [
             f"Make one change to {files} in the current folder that improves `{self.task.metric}` ({better} is better)"
             + (f" after {budget:g} seconds of training on {self.facts.device}." if budget else ".")
-            + " Change no other file. Do not run the training: the loop does it. Try one idea, with a reason to work.",
+            + " Change no other file. Do not run the training: the loop does it. Try one idea, with a reason to work; "
+            "several near misses combined are one.",
             "An edit is refused if it touches another file, breaks the rules below, or does the same as an earlier "
-            "edit (comments and layout do not count). To be kept it must gain more than noise alone could "
-            f"explain.{price}",
+            "edit (comments and layout do not count).",
             *(["## Agenda", trim(self.agenda, self.share(6))] if self.agenda else []),
         ]
 
@@ -159,12 +164,20 @@ class Brief:
         return parts
 
     def standing(self) -> str:
-        """The champion's score, and how far to trust one."""
+        """The champion's score and what it had for it, how far to trust one, and what an edit must gain."""
         best, metric = self.champion, self.task.metric
         scores = f"The champion is experiment {best.number} ({short(best.commit)}): {metric} {best.score:.6f}."
         if self.noise:
             scores += f" Scores of identical code differ by {self.noise:.6f} (one standard deviation)."
-        return scores
+        had = [words.format(best.figures[name]) for name, words in HAD.items() if best.figures.get(name) is not None]
+        if best.figures.get("training_seconds") and best.figures.get("total_tokens_M"):
+            pace = best.figures["total_tokens_M"] / best.figures["training_seconds"]
+            had.append(f"{1e6 * pace:,.0f} tokens a second")
+        owed = [f"more than {self.margin:.6f}"] if self.margin else []
+        owed += [f"more than {self.line_price:g} for each line of code that it adds"] if self.line_price else []
+        must = f"must gain {' and '.join(owed)}" if owed else "must score better, by however little"
+        parts = [scores, f"Its training had {', '.join(had)}." if had else "", f"To be kept an edit {must}."]
+        return " ".join(filter(None, parts))
 
     def advice(self) -> str:
         """What to do in this stage; empty while all goes well."""
@@ -217,7 +230,8 @@ class Brief:
 
     def history(self, space: int) -> str:
         """All attempts in at most `space` bytes: the newest in full, older ones in short, the oldest left out."""
-        full = [self.entry(attempt) for attempt in self.attempts]
+        by_commit = {attempt.commit: attempt for attempt in self.attempts}
+        full = [self.entry(attempt, by_commit.get(attempt.parent)) for attempt in self.attempts]
         in_short = [f"{a.number}. {a.status}{changed(a)}: {one_line(headline(a), 90)}" for a in self.attempts]
         total, shortened, dropped = sum(map(size, full)), 0, 0
         for whole in (NEWEST, 0):  # so many stay in full; if even these are too much, none
@@ -233,8 +247,10 @@ class Brief:
             lines.insert(0, f"(experiments 1 to {last} are counted in the table of categories)")
         return fence("\n".join(lines), space + 1000)
 
-    def entry(self, attempt: Attempt) -> str:
-        lines = [f"{attempt.number}. {attempt.status}{changed(attempt)}: {headline(attempt)}"]
+    def entry(self, attempt: Attempt, base: Attempt | None) -> str:
+        """base: what it was built on."""
+        said = f"{attempt.status}{changed(attempt)}{pace(attempt, base) if base else ''}"
+        lines = [f"{attempt.number}. {said}: {headline(attempt)}"]
         if attempt.hypothesis:
             lines.append(f"hypothesis: {attempt.hypothesis}")
         lines.append(f"verdict: {one_line(attempt.reason)}")
@@ -250,6 +266,14 @@ def changed(attempt: Attempt) -> str:
     """`, predicted -0.002000, measured +0.010000`, as far as they are known."""
     changes = {"predicted": attempt.predicted, "measured": change_of(attempt)}
     return "".join(f", {name} {change:+.6f}" for name, change in changes.items() if change is not None)
+
+
+def pace(attempt: Attempt, base: Attempt) -> str:
+    """`, 12% fewer steps`: how many it made in the same time, against what it was built on."""
+    before, after = (one.figures.get("num_steps") for one in (base, attempt))
+    if not before or not after or abs(more := after / before - 1) < 0.02:
+        return ""
+    return f", {abs(more):.0%} {'more' if more > 0 else 'fewer'} steps"
 
 
 def size(text: str) -> int:

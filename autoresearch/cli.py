@@ -17,9 +17,11 @@ import typer
 
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import (
+    Check,
     Doctor,
     Logs,
     Numbered,
+    Plan,
     Report,
     Research,
     Start,
@@ -28,6 +30,7 @@ from autoresearch.options import (
     Tagged,
     Try,
     Verify,
+    Wait,
     Watch,
 )
 from autoresearch.record.runs import RUNS, folder_of, recorded_run
@@ -82,12 +85,36 @@ def research(context: typer.Context, options: Research) -> None:
 
 
 @app.command()
+@taking(Plan)
+def plan(context: typer.Context, options: Plan) -> None:
+    """Set up another repository: look at it, propose what is edited, run and measured, prove that, and write
+    program.md. Exit code 1: what is proposed does not stand, and nothing is written."""
+    from autoresearch.plan.command import run_plan
+
+    run_to_end(run_plan(options))
+
+
+@app.command()
+@taking(Check)
+def check(context: typer.Context, options: Check) -> None:
+    """Prove a program.md: run each of its commands, the baseline five times, and break each editable file once. Exit
+    code 1: it does not stand."""
+    from autoresearch.plan.command import run_check
+
+    run_to_end(run_check(options))
+
+
+@app.command()
 @taking(Start)
 def start(context: typer.Context, options: Start) -> None:
     """For an external agent (see program.md): begin a run or find it again, train the baseline, say where to edit."""
-    from autoresearch import commands
+    if options.apart:
+        from autoresearch import commands
 
-    run_to_end(commands.begin(context.obj, options))
+        return run_to_end(commands.begin(context.obj, options))
+    from autoresearch import calls
+
+    end_with(calls.start(program_of(context.obj), arguments(), options))
 
 
 @app.command("try")
@@ -96,12 +123,29 @@ def try_(context: typer.Context, options: Try) -> None:
     """For an external agent: run the edit that stands in the worktree, keep or discard it, and say so.
 
     Exit code 0: kept. 1: discarded. 3: it crashed. 4: it was refused, and stands where it stood. 2: bad use, or a fault
-    that has to be put right first. 130: it was stopped; the same command goes on."""
+    that has to be put right first. 130: it was stopped; the same command goes on. With --background 0: it runs."""
     if not options.message.strip():
         raise UserError(f'-m needs a description: {to_type("try")} -m "what and why"')
-    from autoresearch import commands
+    if options.apart:
+        from autoresearch import commands
 
-    run_to_end(commands.try_edit(context.obj, options))
+        return run_to_end(commands.try_edit(context.obj, options))
+    from autoresearch import calls
+
+    end_with(calls.try_edit(program_of(context.obj), arguments(), options))
+
+
+@app.command()
+@taking(Wait)
+def wait(context: typer.Context, options: Wait) -> None:
+    """For an external agent: wait for the verdict on its edit, and say it as `try` does, with the same exit code. 5: it
+    has none yet."""
+    from autoresearch import calls
+
+    try:
+        end_with(calls.wait(options))
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -284,8 +328,18 @@ def run_to_end(work: Coroutine[Any, Any, int]) -> None:
     except Stopped:
         print("stopped before the first experiment; the same command goes on", file=sys.stderr)
         code = 130
+    end_with(code)
+
+
+def end_with(code: int) -> None:
     if code:
         raise typer.Exit(code)
+
+
+def program_of(loop: type) -> str:
+    """What runs this program again: loop.py, or the command that was installed."""
+    called = os.path.abspath(sys.argv[0])
+    return inspect.getfile(loop) if os.path.basename(called) == "loop.py" else called
 
 
 def arguments() -> list[str]:

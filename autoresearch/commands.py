@@ -3,10 +3,11 @@
 They run on the one thread that decides. `loop` is the class Loop of loop.py, which the command line hands down.
 """
 
+import asyncio
 import contextlib
 import dataclasses
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from autoresearch import Stopped, UserError
 from autoresearch.agents import Agent, Proposal
@@ -21,15 +22,15 @@ from autoresearch.propose import Proposer
 from autoresearch.record import events
 from autoresearch.record.findings import doubt
 from autoresearch.record.ledger import HELD
-from autoresearch.record.runs import recorded_run
+from autoresearch.record.runs import recorded_run, root_of
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import sandbox_in_words
 from autoresearch.task import edit_hash
 from autoresearch.text import count, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
 from autoresearch.views.console import Console
-from autoresearch.views.notify import Notifier
-from autoresearch.views.show import answer_of, first_screen, show_answer, show_end
+from autoresearch.views.notify import Hooks, Listener, Notifier, hooks_of
+from autoresearch.views.show import first_screen, show_end
 
 
 @contextlib.asynccontextmanager
@@ -39,12 +40,20 @@ async def opened(
     console: Console,
     stop: StopRequest,
     limits: Limits | None = None,
-    notifier: Notifier | None = None,
+    listeners: Sequence[Listener] = (),
+    external: bool = False,
 ) -> AsyncIterator[Run]:
-    """A run, locked against other loops; inside, what goes on in it is shown. Raises UserError."""
-    with open_run(tag, options.sandbox, console, stop) as run:
-        async with console.follow(run.ledger, run.folder, stop, limits, notifier):
-            yield run
+    """A run, locked against other loops; inside, what goes on in it is shown, and told to listeners and hooks.
+
+    Raises UserError.
+    """
+    listeners = [Hooks(root_of(Path.cwd()), lambda fault: console.line(fault, "yellow")), *listeners]
+    try:
+        with open_run(tag, options.sandbox, console, stop) as run:
+            async with console.follow(run.ledger, run.folder, stop, limits, listeners, external):
+                yield run
+    finally:
+        await asyncio.gather(*(listener.close() for listener in listeners))
 
 
 async def night(loop: type, options: Research) -> int:
@@ -53,50 +62,47 @@ async def night(loop: type, options: Research) -> int:
     stop = StopRequest(console.line)
     limits = Limits(options.experiments, options.hours, options.max_cost, options.max_tokens)
     agents, agents_in_words, filler = agents_of(options)
-    notifier = Notifier(options.notify, lambda fault: console.line(fault, "yellow")) if options.notify else None
-    try:
-        async with opened(options.tag, options, console, stop, limits, notifier) as run:
-            run.begin()
-            seats = run.choose_seats(options.gpus, options.workers)
-            pages = Pages(run)
-            proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens)
-            rule = rule_of(options.keep_rule, run)
-            baseline_runs, repairs = options.baseline_runs, options.repairs
-            experiments = Experiments(
-                run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None
-            )
-            ahead = options.lookahead
-            if ahead is None:
-                ahead = int(any(agent.retries for agent in agents))
-            open_ended = options.max_cost is None and any(hasattr(agent, "model") for agent in agents)
-            shown = {
-                "agent": agents_in_words,
-                "at once": count(len(seats), "trial") if len(seats) > 1 else "",
-                "until": str(limits),
-                "cost": "not limited: --max-cost USD would" if open_ended else "",
-            }
-            settings = options.settings()
-            await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown))
-            run.note_start(options.keep_rule)
-            try:
-                reason = await loop(run, proposer, experiments, limits, ahead).night()
-            except Exception as error:
-                with contextlib.suppress(OSError):  # the disk may be what failed
-                    run.ledger.append(events.Stop(reason=events.FAULT + one_line(str(error))))
-                raise
-            run.ledger.append(events.Stop(reason=reason))
-            console.ended("stop", reason)
-            show_end(run, reason)
-    finally:
-        if notifier:
-            await notifier.close()
+    listeners = [Notifier(options.notify, lambda fault: console.line(fault, "yellow"))] if options.notify else []
+    async with opened(options.tag, options, console, stop, limits, listeners) as run:
+        run.begin()
+        seats = run.choose_seats(options.gpus, options.workers)
+        pages = Pages(run)
+        rule = rule_of(options.keep_rule, run)
+        proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens, rule)
+        baseline_runs, repairs = options.baseline_runs, options.repairs
+        experiments = Experiments(
+            run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None
+        )
+        ahead = options.lookahead
+        if ahead is None:
+            ahead = int(any(agent.retries for agent in agents))
+        open_ended = options.max_cost is None and any(hasattr(agent, "model") for agent in agents)
+        shown = {
+            "agent": agents_in_words,
+            "at once": count(len(seats), "trial") if len(seats) > 1 else "",
+            "hooks": ", ".join(hooks_of(run.root)),
+            "until": str(limits),
+            "cost": "not limited: --max-cost USD would" if open_ended else "",
+        }
+        settings = options.settings()
+        await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown))
+        run.note_start(options.keep_rule)
+        try:
+            reason = await loop(run, proposer, experiments, limits, ahead).night()
+        except Exception as error:
+            with contextlib.suppress(OSError):  # the disk may be what failed
+                run.ledger.append(events.Stop(reason=events.FAULT + one_line(str(error))))
+            raise
+        run.ledger.append(events.Stop(reason=reason))
+        console.ended("stop", reason)
+        show_end(run, reason)
     return 130 if stop.now() else 0
 
 
 async def begin(loop: type, options: Start) -> int:
     console = Console(options.plain)
     stop = StopRequest(console.line)
-    async with opened(options.tag, options, console, stop) as run:
+    async with opened(options.tag, options, console, stop, external=True) as run:
         run.begin(keep_edit=bool(run.ledger.champion))
         seats = run.choose_seats(options.gpu)
         keep_rule = options.keep_rule or run.ledger.started.keep_rule or "margin"
@@ -120,12 +126,10 @@ async def begin(loop: type, options: Start) -> int:
 
 
 async def try_edit(loop: type, options: Try) -> int:
-    console = Console(options.plain, to_errors=options.as_json)
+    """What `try` does, in a process of its own: calls.py follows it, and says what the record has of it then."""
+    console = Console(options.plain)
     stop = StopRequest(console.line)
-    tag = recorded_run(options.tag, f"begin one: {to_type('start')}").tag
-    async with opened(tag, options, console, stop) as run:
-        if run.ledger.champion is None:
-            raise UserError(f"run {tag} has no baseline yet: {to_type('start')}")
+    async with opened(options.tag, options, console, stop, external=True) as run:
         run.begin(keep_edit=True)
         keep_rule, pages = run.ledger.started.keep_rule or "margin", Pages(run)
         said = (options.message, options.hypothesis, options.predicted, options.category, options.lesson)
@@ -133,18 +137,9 @@ async def try_edit(loop: type, options: Try) -> int:
         experiments = Experiments(run, rule_of(keep_rule, run), pages)
         await run.open(run.choose_seats(), run.recorded_settings(), run.ledger.seed, lambda facts: None)
         run.note_start(keep_rule, external=True)
-        try:
-            attempt = await loop(run, proposer, experiments, Limits()).try_edit()
-        except Stopped:
-            return 130
-        answer = answer_of(run, attempt, proposer.stages)
-    if stop.level and not (attempt and attempt.status):
-        return 130
-    if options.as_json:
-        print(json.dumps(answer, ensure_ascii=False))
-    else:
-        show_answer(console, answer)
-    return {"keep": 0, "discard": 1, "crash": 3}.get(answer["verdict"], 4)
+        with contextlib.suppress(Stopped):
+            await loop(run, proposer, experiments, Limits()).try_edit()
+    return 0
 
 
 async def drop(options: Numbered) -> int:

@@ -85,6 +85,7 @@ class Experiments:
         """
         if attempt.status:  # a full disk came after the verdict
             return None
+        await self.console.before_trial(attempt, seat.number)
         began = time.monotonic()
         self.run.require_own_code()
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))
@@ -117,9 +118,8 @@ class Experiments:
         if self.ledger.champion is None:
             raise UserError(
                 f"the baseline crashed: {verdict.reason}\nIts log is {self.run.runner.log_path(str(attempt.number))}. "
-                f"Correct {', '.join(self.task.editable)}, commit, and start again with --tag NEW "
-                "(or run the same command again if the fault was a passing one). Where the file is not to blame: "
-                f"`{to_type('doctor')}` checks this machine"
+                f"Correct {', '.join(self.task.editable)} and commit it, or program.md, and run the same command "
+                f"again. Where neither is to blame: `{to_type('doctor')}` checks this machine"
             )
         return None
 

@@ -82,6 +82,11 @@ def is_large(gain: float, standing: float, lower_is_better: bool, bounds: Sequen
     return gain > LARGE * way
 
 
+def margin(rule: KeepRule, noise: float, scores: Sequence[float], champion: Sequence[float]) -> float:
+    """What a gain must exceed because of noise."""
+    return rule.margin * standard_error(noise, scores, champion)
+
+
 def judge(
     scores: Sequence[float],
     champion: Sequence[float],
@@ -104,11 +109,11 @@ def judge(
     sign = 1 if lower_is_better else -1
     standing = mean(champion)
     gain = sign * (standing - score)
-    margin = rule.margin * standard_error(noise, scores, champion)
+    by_noise = margin(rule, noise, scores, champion)
     price = rule.line_price * max(0, lines)
     better = f"{score:.6f} is {gain:.6f} better than the champion's {standing:.6f}"
-    if gain > max(0.0, margin, price):
-        owed = f"; {max(margin, price):.6f} were owed" if max(margin, price) else ""
+    if gain > max(0.0, by_noise, price):
+        owed = f"; {max(by_noise, price):.6f} were owed" if max(by_noise, price) else ""
         return Verdict("keep", better + owed)
     lost = sign * score - min(sign * standing, sign * (standing if best is None else best))
     if lines < 0 and rule.slack and lost <= rule.slack * noise:
@@ -118,8 +123,8 @@ def judge(
     if gain > 0:
         why = (
             f"{price:.6f} that {count(lines, 'line')} more owe"
-            if price > margin
-            else f"{margin:.6f} that noise alone may bring"
+            if price > by_noise
+            else f"{by_noise:.6f} that noise alone may bring"
         )
         return Verdict("discard", f"gain {gain:.6f} is not above the {why}")
     if gain == 0:

@@ -15,14 +15,19 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
     return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
 
 
+def argument(help: str, default: Any = None, **more) -> Any:
+    """The same, of what stands in the command without an option's name."""
+    return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
+
+
 @dataclasses.dataclass
 class Tagged:
     tag: str | None = option("Name of the run. Default: the last run, else today's date.")
 
 
 @dataclasses.dataclass
-class Trials(Tagged):
-    """Of commands that run trials."""
+class Confined:
+    """Of commands that run other people's code."""
 
     sandbox: str = option(
         "auto: confine trials where the kernel can. require: refuse to run where it cannot. off: trust the agent's "
@@ -30,6 +35,11 @@ class Trials(Tagged):
         default="auto",
     )
     plain: bool = option("One line an event, no live view.", "--plain", default=False)
+
+
+@dataclasses.dataclass
+class Trials(Confined, Tagged):
+    """Of commands that run trials."""
 
 
 @dataclasses.dataclass
@@ -112,7 +122,43 @@ class Research(Begins):
 
 
 @dataclasses.dataclass
-class Start(Begins):
+class Plan(Confined):
+    goal: str = dataclasses.field(
+        default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
+    )
+    edit: list[str] = option("A file that experiments may change; again for another one.", "--edit", default=())
+    time: str | None = option("The score is the time that this command takes.", metavar="COMMAND")
+    size: str | None = option("The score is the size of this file, or of what fits this pattern.", metavar="FILE")
+    score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
+    metric: str | None = option("The name that it prints. Default: the only one.")
+    direction: str | None = option("minimize or maximize.")
+    train: str | None = option("Builds or trains before each score. Empty: nothing does.", metavar="COMMAND")
+    guard: str | None = option(
+        "Must succeed before anything is kept. Default: the tests. Empty: none.", metavar="COMMAND"
+    )
+    setup: str | None = option("Runs once, with your rights. Empty: nothing.", metavar="COMMAND")
+    time_limit: float | None = option("Seconds for each command. Default: ten times what it takes.", min=1)
+    yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
+    force: bool = option("Replace the program.md that is there.", "--force", default=False)
+
+
+@dataclasses.dataclass
+class Check(Confined):
+    pass
+
+
+@dataclasses.dataclass
+class Called:
+    """Of commands that an external agent calls."""
+
+    background: bool = option(
+        "Return as soon as the trial runs; `loop.py wait` has its verdict.", "--background", default=False
+    )
+    apart: bool = option("This is the process that does it (calls.py).", "--apart", default=False, hidden=True)
+
+
+@dataclasses.dataclass
+class Start(Called, Begins):
     seed: int | None = option("Of every trial. Default: the run's, else 42.", min=0)
     keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
     baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=1)
@@ -120,7 +166,7 @@ class Start(Begins):
 
 
 @dataclasses.dataclass
-class Try(Trials):
+class Try(Called, Trials):
     message: str = option("What was changed, and why.", "--message", "-m", default="")
     category: str = option("What kind of change it is, e.g. optimizer.", default="")
     hypothesis: str = option("Why it should help.", default="")
@@ -133,9 +179,14 @@ class Try(Trials):
 class Numbered(Trials):
     """Of commands about one experiment."""
 
-    number: int = dataclasses.field(
-        default=0, metadata={"option": typer.Argument(help="Of the experiment.", show_default=False)}
-    )
+    number: int = argument("Of the experiment.", default=0, metavar="NUMBER", show_default=False)
+
+
+@dataclasses.dataclass
+class Wait(Tagged):
+    number: int | None = argument("The experiment. Default: the last one.", metavar="NUMBER", min=1)
+    seconds: float | None = option("How long. Default: until it has its verdict.", "--for", metavar="SECONDS", min=0)
+    as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
 
 
 @dataclasses.dataclass

@@ -25,6 +25,7 @@ from autoresearch.agents.bandit import choose
 from autoresearch.agents.external import External
 from autoresearch.brief import Brief
 from autoresearch.experiment import Returned
+from autoresearch.judge import RULES, KeepRule, margin
 from autoresearch.lessons import Lessons
 from autoresearch.limits import Limits
 from autoresearch.pages import Pages
@@ -49,8 +50,9 @@ class Proposer:
 
     agents: of several the bandit chooses one for each experiment. limits: what they may take. fill: who proposes while
     none can be reached.
-    web_search: whether agents may look outside. brief_tokens: how much they are told. external: the edit in the
-    worktree is that of an external agent; it goes back to no one, and stays where it is until its verdict.
+    web_search: whether agents may look outside. brief_tokens: how much they are told. rule: by which their edits are
+    judged. external: the edit in the worktree is that of an external agent; it goes back to no one, and stays where it
+    is until its verdict.
     """
 
     def __init__(
@@ -62,11 +64,13 @@ class Proposer:
         fill: Agent | None = None,
         web_search: bool = False,
         brief_tokens: int = BRIEF_TOKENS,
+        rule: KeepRule = RULES["margin"],
         external: bool = False,
     ) -> None:
         self.run, self.ledger, self.repo, self.task, self.console = run, run.ledger, run.repo, run.task, run.console
         self.pages, self.agents, self.fill, self.external = pages, agents, fill, external
         self.limits, self.web_search, self.brief_tokens = limits or Limits(), web_search, brief_tokens
+        self.rule = rule
         self.lessons = Lessons(run.root / RUNS / "lessons.md")
         self.stages = read_stages(run.program)
         self.nothing_left = ""  # why no agent has a proposal, until the next verdict
@@ -357,6 +361,8 @@ class Proposer:
             attempts=list(ledger.finished),
             in_flight=list(unfinished),
             noise=ledger.noise(),
+            margin=margin(self.rule, ledger.noise(), [0.0], ledger.scores(champion)),
+            line_price=self.rule.line_price,
             stages=self.stages,
             lessons=self.lessons.for_profile(run.facts.profile or ""),
             refused=[event for event in ledger.refused if event.number == number],

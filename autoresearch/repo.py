@@ -124,6 +124,19 @@ class RunRepo:
         """A file as it is in a commit."""
         return self.repository.commit(commit).tree[path].data_stream.read()
 
+    def snapshot(self, files: Mapping[str, str]) -> str:
+        """A commit of what the user's checkout stands on, with these files besides. No branch points at it."""
+        if not files:
+            return self.head()
+        self.reset(self.scratch, self.head())
+        for name, text in files.items():
+            (self.scratch / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.scratch / name).write_text(text)
+        tree = Repository(self.scratch)
+        tree.git.add("--force", "--", *files)
+        tree.git.execute([*COMMIT, "--message", "autoresearch: what is to be proved"])
+        return tree.git.rev_parse("HEAD")
+
     def committed(self, commit: str) -> set[str]:
         """The files of a commit."""
         return set(filter(None, self.repository.git.ls_tree("-r", "-z", "--name-only", commit).split("\0")))

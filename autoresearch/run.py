@@ -24,7 +24,7 @@ from autoresearch import UserError, disk_is_full
 from autoresearch.limits import StopRequest
 from autoresearch.record import events
 from autoresearch.record.journal import Lock
-from autoresearch.record.ledger import Attempt, Ledger
+from autoresearch.record.ledger import ABANDONED, Attempt, Ledger
 from autoresearch.record.results import Results
 from autoresearch.record.runs import RUNS, choose_tag, root_of
 from autoresearch.repo import RunRepo, open_repository
@@ -91,15 +91,17 @@ class Run:
         """
         ledger, repo = self.ledger, self.repo
         asked = json.loads(json.dumps(dataclasses.asdict(self.task)))
-        tip = repo.branch_tip()
+        tip, left = repo.branch_tip(), []
+        if ledger.run and not ledger.measured and (ledger.run.task, ledger.base) != (asked, repo.head()):
+            left = [ledger.base]
+            self.begin_anew(asked)
         if ledger.run is None:
             if tip is not None:
                 raise UserError(
                     f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
                     f"or remove it: `git branch -D {repo.branch}`"
                 )
-            if fault := self.task.absent(repo.committed(repo.head()), repo.new(), self.root):
-                raise UserError(fault)
+            self.require_files()
             ledger.append(events.Run(tag=repo.tag, base=repo.head(), task=asked))
         elif ledger.run.task != {name: asked[name] for name in ledger.run.task if name in asked}:
             raise UserError(
@@ -107,7 +109,7 @@ class Run:
                 "autoresearch may have had another scorer); put it back, or start another run with --tag NEW"
             )
         champion = ledger.champion_commit
-        before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base]
+        before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base, *left]
         before += [attempt.commit for attempt in ledger.dropped]
         if tip not in (None, champion, *before):
             raise UserError(
@@ -124,11 +126,22 @@ class Run:
         for attempt in ledger.pending:
             repo.remember(attempt.number, attempt.commit)
         if not keep_edit and (fault := self.task.fault(repo.worktree, self.originals)):
-            again = " with --tag NEW" if ledger.attempts else ""
             raise UserError(
                 f"{fault}, in the commit that the run starts from ({short(champion)}). Correct it, commit, and start "
-                f"again{again}"
+                "again"
             )
+
+    def begin_anew(self, task: dict) -> None:
+        """Give a run in which nothing was measured the present program.md and commit: what was mended goes on."""
+        self.require_files()
+        for attempt in self.ledger.pending:
+            self.ledger.append(events.Verdict(number=attempt.number, status="crash", score=None, reason=ABANDONED[0]))
+        self.ledger.append(events.Run(tag=self.repo.tag, base=self.repo.head(), task=task))
+
+    def require_files(self) -> None:
+        """UserError where the task names files that a new run would not find."""
+        if fault := self.task.absent(self.repo.committed(self.repo.head()), self.repo.new(), self.root):
+            raise UserError(fault)
 
     def choose_seats(self, gpus: str | None = None, workers: int | None = None) -> list[Seat]:
         """Where trials run: one at a time on each GPU, or so many at a time. Default: as the run was started last.

@@ -42,6 +42,7 @@ from autoresearch.text import METRIC, to_type
 
 SETTINGS = ("task", "simplicity", "stages", "imports", "size")  # of the front matter
 DRIVING = "Running the experiments yourself"  # chapter of program.md that is for external agents only
+NOTHING = "true"  # the command of a task that neither trains nor builds
 COMMANDS = ("train", "score", "guard", "holdout", "setup", "describe")
 UNITS = {"time_limit": "seconds", "score_limit": "seconds", "memory_limit": "GiB", "disk_limit": "GiB"}
 UNITS |= {"largest_file": "KB", "largest_literal": "KB"}
@@ -560,7 +561,7 @@ def check_task(settings: object, path: Path, folder: str = "") -> Task:
             ) from None
     check_surroundings(values, path, folder)
     if "score" in values:
-        values.setdefault("train", "true")  # nothing is trained or built
+        values.setdefault("train", NOTHING)
     if missing := [name for name in ("editable", "train", "metric") if not values.get(name)]:
         raise UserError(f"`task` in {path} lacks {', '.join(missing)}")
     if not re.fullmatch(METRIC, values["metric"]):

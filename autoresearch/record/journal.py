@@ -79,17 +79,20 @@ class Lock:
             take(self._file)
         except BlockingIOError:
             self._file.seek(0)
-            process = self._file.read().strip() or "unknown"
-            raise UserError(
-                f"a loop is already running on tag {tag} (process {process}); stop it first with "
-                f"`{to_type('stop')} --tag {tag}`, or start another run with --tag NEW"
-            ) from None
+            raise UserError(already_running(tag, self._file.read().strip())) from None
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
         self._file.flush()
 
     def release(self) -> None:
         self._file.close()
+
+
+def already_running(tag: str, process: object) -> str:
+    return (
+        f"a loop is already running on tag {tag} (process {process or 'unknown'}); stop it first with "
+        f"`{to_type('stop')} --tag {tag}`, or start another run with --tag NEW"
+    )
 
 
 def take(file: TextIO) -> None:

@@ -113,6 +113,7 @@ class Ledger:
         self._crashed: set[str] = set()  # commits
         self.spent_by: dict[str, Spent] = {}  # by agent
         self.started = events.Start()  # the last time that the loop was started
+        self.called: int | None = None  # the experiment that it began to try out since, or refused
         self.first_seed: int | None = None
         self.account = Account()  # where the time went
         self.size = 0  # bytes of the journal that were taken in
@@ -143,6 +144,11 @@ class Ledger:
     def champion(self) -> Attempt | None:
         """The attempt kept last."""
         return self.kept[-1] if self.kept else None
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is any score. Before, the task may still change."""
+        return any(attempt.runs for attempt in self.attempts) or bool(self.kept)
 
     @property
     def base(self) -> str:
@@ -219,9 +225,9 @@ class Ledger:
         self.account.add(event)
         match event:
             case events.Run():
-                self.run, self.task = event, task_of(event.task)
+                self.run, self.task, self.facts = event, task_of(event.task), None
             case events.Start():
-                self.started = event
+                self.started, self.called = event, None
             case events.Game():
                 self.facts = Facts.of(event.facts)
             case events.Attempt():
@@ -234,11 +240,13 @@ class Ledger:
                 self._crashed.add(event.commit)
             case events.Refused():
                 self.refused.append(event)
+                self.called = event.number
                 self._spend(event)
             case events.Waited() if event.tokens:
                 self._spend(event)
             case events.Trial():
                 self.attempts[event.number - 1].runs.clear()
+                self.called = event.number
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed

@@ -3,21 +3,23 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from autoresearch import UserError, keys
+from autoresearch import UserError
 from autoresearch.repo import RunRepo, Stage
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
 from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.environment import commands_environment, their_words, toolchains
-from autoresearch.runner.logs import read_tail
+from autoresearch.runner.logs import ends_of
 from autoresearch.runner.process import GRACE_SECONDS, command_words, require_program
 from autoresearch.runner.trial import Trial, end_left_overs, tidy, trial_environment
 from autoresearch.task import Facts, Task
@@ -139,8 +141,14 @@ class Local:
         tidy(folder, [folder / "caches", *caches], keep_weights)
 
     def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
-        tails = (read_tail(self._folder(name) / f"{phase}.log", limit) for phase in phases)
-        return keys.scrub("\n".join(filter(None, tails)))
+        return ends_of(self._folder(name), limit, phases)
+
+    def program_of(self, command: str) -> str:
+        """Where the program lies that a command starts."""
+        path = (self._theirs(self._stage(self.seats[0])) or trial_environment(self.folder, self.folder, {}))["PATH"]
+        words = re.findall(r"[^\s;&|()]+", command)
+        word = next(itertools.dropwhile(lambda word: word == "env" or "=" in word, words), command)
+        return shutil.which(word, path=path) or word
 
     def log_path(self, name: str) -> Path:
         return self._folder(name) / "train.log"

@@ -4,9 +4,10 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from autoresearch import keys
 from autoresearch.text import METRIC, clean, one_line
 
 LOG_KEPT = 8 << 20  # bytes of a log that are kept, of its beginning and of its end
@@ -52,6 +53,11 @@ def read_tail(path: Path, size: int = LOG_TAIL) -> str:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def ends_of(folder: Path, size: int, names: Iterable[str]) -> str:
+    """The ends of a trial's logs, one after the other, without keys."""
+    return keys.scrub("\n".join(filter(None, (read_tail(folder / f"{name}.log", size) for name in names))))
 
 
 def read_figures(path: Path) -> dict[str, float]:

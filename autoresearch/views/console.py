@@ -12,7 +12,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from autoresearch.runner import Phase
 from autoresearch.runner.identity import identify
 from autoresearch.text import duration, one_line
 from autoresearch.views.digest import digest
-from autoresearch.views.notify import Notifier
+from autoresearch.views.notify import Listener
 from autoresearch.views.panel import COLORS, panel_of, screen
 from autoresearch.views.state import Now, Record, Running, State, Thinking, state_of
 
@@ -90,17 +90,18 @@ class Console:
         folder: Path,
         stop: Stop,
         limits: Limits | None = None,
-        notifier: Notifier | None = None,
+        listeners: Sequence[Listener] = (),
+        external: bool = False,
     ) -> AsyncIterator[None]:
-        """Inside, what goes on in a run is shown, and written down for `status`.
+        """Inside, what goes on in a run is shown, told to the listeners, and written down for `status`.
 
-        folder: of the run. An error that ends it is told to the notifier.
+        folder: of the run. external: an external agent called. An error that ends it is told, too.
         """
         allowed = vars(limits) if limits else {}
         names = {"experiments": "experiments", "hours": "hours", "max-cost": "dollars", "max-tokens": "tokens"}
         limited = {name: allowed[field] for name, field in names.items() if allowed.get(field) is not None}
-        now = Now(identify(os.getpid()), time.time() - (time.monotonic() - self.began), limited)
-        self._followed = Followed(ledger, folder, stop, now, notifier)
+        now = Now(identify(os.getpid()), time.time() - (time.monotonic() - self.began), limited, external=external)
+        self._followed = Followed(ledger, folder, stop, now, listeners, a_night=limits is not None)
         drawing = asyncio.create_task(self._redraw())
         try:
             yield
@@ -156,24 +157,28 @@ class Console:
         head = "  " if self._announced == attempt.number else f"experiment {attempt.number}: "  # others run beside it
         status = attempt.status or ""
         self.line(f"{head}{status}: {one_line(attempt.reason, 200)}  ({wall:.0f} s)", COLORS.get(status, ""))
+        judged = {"status": status, "score": attempt.score, "before": attempt.standing, "figures": attempt.figures}
+        judged |= {**about(attempt), "reason": one_line(attempt.reason), "seconds": attempt.seconds}
+        self.tell("verdict", **judged)
         if status == "keep":
-            self.tell(
-                "keep",
-                number=attempt.number,
-                score=attempt.score,
-                before=attempt.standing,
-                commit=attempt.commit,
-                description=one_line(attempt.description),
-                reason=one_line(attempt.reason),
-            )
+            self.tell("keep", **judged)
         self._changed()
 
+    async def before_trial(self, attempt: Attempt, worker: int) -> None:
+        """Wait for what the user wants to be done before an attempt runs."""
+        for listener in self._followed.listeners if self._followed else ():
+            await listener.before_trial(self._notice("trial", worker=worker, **about(attempt)))
+
     def tell(self, event: str, **fields) -> None:
-        """Tell the notifier, if there is one."""
-        if self._followed and self._followed.notifier:
-            ledger = self._followed.ledger
-            tag, metric = ledger.run and ledger.run.tag, ledger.task and ledger.task.metric
-            self._followed.notifier.send({"event": event, "run": tag, "metric": metric, **fields})
+        """Tell the listeners."""
+        for listener in self._followed.listeners if self._followed else ():
+            listener.send(self._notice(event, **fields))
+
+    def _notice(self, event: str, **fields) -> dict:
+        assert self._followed
+        ledger = self._followed.ledger
+        tag, metric = ledger.run and ledger.run.tag, ledger.task and ledger.task.metric
+        return {"event": event, "run": tag, "metric": metric, **fields}
 
     def ended(self, event: str, reason: str) -> None:
         """Tell that the loop has ended, and how the run stands in a few lines."""
@@ -185,9 +190,23 @@ class Console:
             lines = digest(state_of(Record(ledger), None, None, time.time()))
         counts = {"experiments": len(ledger.finished), "kept": len(ledger.kept)}
         score = champion.score if champion else None
-        self.tell(event, reason=reason, ended=True, **counts, score=score, digest="\n".join(lines))
+        self.tell(event, reason=reason, ended=self._followed.a_night, **counts, score=score, digest="\n".join(lines))
 
     # -- the panel
+
+    @contextlib.contextmanager
+    def panel(self, look: Callable[[], State | None]) -> Iterator[Callable[[], None]]:
+        """Inside, the panel of a run in another process stands below the lines. Yields what draws it anew."""
+        if self.plain:
+            yield lambda: None
+            return
+
+        def panel() -> rich.console.RenderableType:
+            state = look()
+            return panel_of(state, self._console.width, self._console.height) if state else Text()
+
+        with rich.live.Live(console=self._console, get_renderable=panel, auto_refresh=False, transient=True) as live:
+            yield live.refresh
 
     def show_trial(self, running: Running, ended: bool = False) -> None:
         """A trial began a phase, or ended. A worker has one at a time."""
@@ -246,13 +265,27 @@ class Followed:
     folder: Path
     stop: Stop
     now: Now
-    notifier: Notifier | None
+    listeners: Sequence[Listener]
+    a_night: bool  # the loop works on it, not one call of an external agent
     record: Record | None = None
     written: bool = False  # now.json exists
 
     def state(self) -> State:
         self.record = self.record.latest() if self.record else Record(self.ledger)
         return state_of(self.record, self.now, os.getpid(), time.time())
+
+
+def about(attempt: Attempt) -> dict:
+    """What is told of an attempt before it runs."""
+    return {
+        "number": attempt.number,
+        "commit": attempt.commit,
+        "parent": attempt.parent,
+        "description": one_line(attempt.description),
+        "category": attempt.category,
+        "agent": attempt.agent,
+        "predicted": attempt.predicted,
+    }
 
 
 class TrialView:

@@ -1,16 +1,26 @@
 """Say what a run is about to do, how it ended, and what `try` answers."""
 
-from autoresearch.record.ledger import Attempt
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS
-from autoresearch.run import Run
-from autoresearch.runner.local import sandbox_in_words
-from autoresearch.task import Facts, Stages
+from autoresearch.runner import SCORE, TRAIN
+from autoresearch.runner.logs import ends_of
+from autoresearch.task import Facts, read_stages
 from autoresearch.text import count, short
 from autoresearch.views.console import Console
 from autoresearch.views.state import Record
 
+if TYPE_CHECKING:  # `try` and `wait` need not wait for git
+    from autoresearch.run import Run
+
 
 def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
+    from autoresearch.runner.local import sandbox_in_words
+
     ledger, repo, task = run.ledger, run.repo, run.task
     better = "lower" if task.lower_is_better else "higher"
     budget = facts.time_budget
@@ -54,27 +64,27 @@ def show_end(run: Run, reason: str) -> None:
         )
 
 
-def answer_of(run: Run, attempt: Attempt | None, stages: Stages) -> dict:
-    """What `try` has to say of an attempt; None: the edit was refused."""
-    ledger, champion = run.ledger, run.ledger.champion
-    assert champion is not None  # or there would be nothing to try
+def answer_of(root: Path, ledger: Ledger, number: int) -> dict:
+    """What `try` has to say of an experiment that has its verdict, or whose edit was refused. root: the checkout."""
+    assert ledger.run and ledger.task
+    champion, folder, tag, editable = ledger.champion, ledger.path.parent, ledger.run.tag, ledger.task.editable
     common = {
-        "metric": run.task.metric,
-        "champion": champion.score,
-        "champion_commit": champion.commit,
-        "branch": run.repo.branch,
-        "edit": [str((run.repo.worktree / name).relative_to(run.root)) for name in run.task.editable],
+        "metric": ledger.task.metric,
+        "champion": champion and champion.score,
+        "champion_commit": champion and champion.commit,
+        "branch": f"autoresearch/{tag}",
+        "edit": [str((folder / "worktree" / name).relative_to(root)) for name in editable],
     }
-    if attempt is None:
-        reason = ledger.refused[-1].reason if ledger.refused else "stopped"
-        elsewhere = run.repo.uncommitted(run.task.editable)
-        if reason.startswith("nothing changed") and elsewhere:
+    if number > len(ledger.attempts):
+        reason = ledger.refused[-1].reason
+        if reason.startswith("nothing changed") and (elsewhere := edited_elsewhere(root, ledger)):
             reason += (
                 f"; the edit in your checkout's {', '.join(elsewhere)} is not what is tried: "
                 f"edit {', '.join(common['edit'])}"
             )
         return {"verdict": "refused", "reason": reason, **common}
-    log = run.runner.log_path(str(attempt.number))
+    attempt, stages = ledger.attempts[number - 1], read_stages(root / "program.md")
+    trial = folder / "trials" / str(number)
     return {
         "number": attempt.number,
         "verdict": attempt.status,
@@ -86,13 +96,21 @@ def answer_of(run: Run, attempt: Attempt | None, stages: Stages) -> dict:
         "figures": attempt.figures,
         "commit": attempt.commit,
         "description": attempt.description,
-        "log": str(log.relative_to(run.root)),
-        "log_tail": run.runner.log(str(attempt.number), 2000) if attempt.status == "crash" else "",
-        "ref": f"refs/autoresearch/{run.repo.tag}/{attempt.number}",
+        "log": str((trial / "train.log").relative_to(root)),
+        "log_tail": ends_of(trial, 2000, (TRAIN, SCORE)) if attempt.status == "crash" else "",
+        "ref": f"refs/autoresearch/{tag}/{attempt.number}",
         "stage": stages.of(ledger.finished),
         "verdicts_without_a_keep": stages.barren(ledger.finished),
         **common,
     }
+
+
+def edited_elsewhere(root: Path, ledger: Ledger) -> list[str]:
+    """The editable files that have uncommitted changes in the user's checkout."""
+    from autoresearch.repo import RunRepo, open_repository
+
+    assert ledger.run and ledger.task
+    return RunRepo(open_repository(root), ledger.run.tag, ledger.path.parent).uncommitted(ledger.task.editable)
 
 
 def show_answer(console: Console, answer: dict) -> None:
@@ -108,8 +126,8 @@ def show_answer(console: Console, answer: dict) -> None:
         "experiment": answer.get("number"),
         "verdict": answer["verdict"],
         "reason": answer["reason"],
-        "champion": f"{answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])} on "
-        f"{answer['branch']}",
+        "champion": answer["champion_commit"]
+        and f"{answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])} on {answer['branch']}",
         "tried": answer.get("ref"),
         "log": answer.get("log"),
         "stage": answer.get("stage"),

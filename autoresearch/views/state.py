@@ -70,6 +70,7 @@ class Now:
     trials: list[Running] = dataclasses.field(default_factory=list)
     thinking: Thinking | None = None
     stopping: bool = False  # it was asked to stop
+    external: bool = False  # an external agent called it: it ends with its verdict
 
     def write(self, folder: Path) -> None:
         """Into now.json, whole or not at all. A full disk is no reason to stop: the present is not the record."""
@@ -85,7 +86,8 @@ def read_now(folder: Path, pid: int) -> Now | None:
     try:
         trials = [Running(**trial) for trial in found["trials"]]
         thinking = found["thinking"] and Thinking(**found["thinking"])
-        now = Now(found["process"], found["since"], found["limits"], trials, thinking or None, found["stopping"])
+        said = found["process"], found["since"], found["limits"], trials, thinking or None, found["stopping"]
+        now = Now(*said, external=found.get("external", False))
     except (TypeError, KeyError):
         return None
     inside = all(Path(trial.folder).is_relative_to(folder) and ".." not in trial.folder for trial in now.trials)

@@ -350,13 +350,14 @@ def test_an_error_is_told_and_a_cancelled_night_is_not(ledger, tmp_path):
         send = staticmethod(told.append)
 
     async def night(error: BaseException) -> None:
-        async with Console().follow(ledger, tmp_path, Asked(), notifier=Told()):
+        async with Console().follow(ledger, tmp_path, Asked(), listeners=[Told()]):
             raise error
 
     for error in (ValueError("it broke"), asyncio.CancelledError()):
         with pytest.raises(type(error)):
             asyncio.run(night(error))
-    assert told == [{"event": "fault", "run": "night", "metric": "val_bpb", "reason": "it broke"}]
+    (fault,) = told
+    assert (fault["event"], fault["run"], fault["metric"], fault["reason"]) == ("fault", "night", "val_bpb", "it broke")
 
 
 # -- what is drawn

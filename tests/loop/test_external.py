@@ -1,14 +1,21 @@
 """An external agent: `loop.py start` and `loop.py try`, on the toy task and, as program.md says, on the real game."""
 
+import contextlib
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from conftest import ROOT, git, solver, wait_for
 from test_end_to_end import Game
+from test_loop import WAITING
+
+from autoresearch.record.journal import holder
 
 
 def edit(toy, value: object, before: str = "") -> None:
@@ -105,14 +112,15 @@ SLOW = "import time, os\nopen(os.environ['AUTORESEARCH_RUN_DIR'] + '/here', 'w')
 
 @pytest.mark.parametrize(("signals", "taken_back"), [((15, 9), True), ((9, 15), False)])
 def test_a_try_that_is_ended_in_its_middle(toy, signals, taken_back):
-    """Its caller ran out of patience. The same edit goes on under its number; another one is another experiment."""
+    """With its own process. The same edit goes on under its number; another one is another experiment."""
     toy.run("start")
     edit(toy, 5, SLOW.format(seconds=30))
     for tries, number in enumerate(signals, 1):
         process = toy.start("try", "-m", "slow")
         wait_for(lambda tries=tries: len(toy.journal("trial")) == 1 + tries)
-        process.send_signal(number)
+        os.kill(holder(toy.runs), number)
         process.communicate(timeout=60)
+        assert process.returncode == 130 and "was interrupted" in toy.run("wait", expect=130)
         assert [entry["number"] for entry in toy.journal("attempt")] == [1, 2] and len(toy.journal("verdict")) == 1
         if taken_back:
             git(toy.runs / "worktree", "checkout", "--quiet", git(toy.folder, "rev-parse", "autoresearch/night"))
@@ -123,14 +131,78 @@ def test_a_try_that_is_ended_in_its_middle(toy, signals, taken_back):
     toy.require_whole()
 
 
-def test_two_at_once_are_told(toy, refused):
+def started(toy, number: int) -> bool:
+    return (toy.runs / f"trials/{number}/run/started").exists()
+
+
+def release(toy, number: int) -> None:
+    (toy.runs / f"trials/{number}/run/release").touch()
+
+
+def test_the_trial_of_a_caller_that_is_killed_goes_on(toy):
+    """With all its children, as a coding agent ends a tool call that took too long."""
     toy.run("start")
-    edit(toy, 5, SLOW.format(seconds=30))
+    for number, (killed, value) in enumerate({signal.SIGKILL: 5, signal.SIGTERM: 4, signal.SIGHUP: 6}.items(), 2):
+        edit(toy, value, WAITING)
+        process = toy.start("try", "-m", "slow")
+        wait_for(lambda number=number: started(toy, number))
+        assert not psutil.Process(process.pid).children()
+        process.send_signal(killed)
+        process.communicate(timeout=60)
+        assert f"experiment {number}: still starting up" in toy.run("wait", "--for", "0", expect=5)
+        release(toy, number)
+        code = 1 if value == 4 else 0
+        said = json.loads(toy.run("wait", "--json", expect=code))
+        assert (said["number"], said["score"]) == (number, value)
+    assert toy.run("wait", "3", expect=1).startswith("---\nscore:             4\n")  # of an earlier one, too
+    assert toy.statuses() == ["keep", "keep", "discard", "keep"]
+    toy.require_whole()
+
+
+def test_in_the_background(toy, refused):
+    """The number at once, the same edit again, another one meanwhile, and a refusal."""
+    toy.run("start", "--background")
+    assert "verdict:           keep" in toy.run("wait")
+    edit(toy, 5, WAITING)
+    said = toy.run("try", "-m", "slow", "--background")
+    assert "experiment 2: still " in said and "wait --tag night --for 100" in said
+    said = json.loads(toy.run("try", "-m", "slow", "--background", "--json").splitlines()[-1])
+    assert (said["number"], said["verdict"]) == (2, "running")
+    text = (toy.runs / "worktree/solver.py").read_text()
+    edit(toy, 7)
+    assert "already running on tag night, and its edit is another one" in refused("try", "-m", "me too")
+    (toy.runs / "worktree/solver.py").write_text(text)
     process = toy.start("try", "-m", "slow")
-    wait_for(lambda: (toy.runs / "trials/2/run/here").exists())
-    assert "already running on tag night" in refused("try", "-m", "me too")
-    process.send_signal(15)
+    assert "this edit is being tried out already, as experiment 2" in process.stdout.readline()
+    release(toy, 2)
+    assert "verdict:           keep" in process.communicate(timeout=60)[0] and process.returncode == 0
+    edit(toy, "(")
+    assert "does not parse" in toy.run("try", "-m", "half", "--background", expect=4)
+    assert "does not parse" in toy.run("wait", expect=4)
+    assert "has no experiment 9" in refused("wait", "9")
+    edit(toy, 6)
+    toy.run("try", "-m", "more")
+    toy.require_whole()
+
+
+def test_ctrl_c_stops_after_the_trial_and_twice_at_once(toy):
+    toy.run("start")
+    edit(toy, 5, WAITING)
+    process = toy.start("try", "-m", "slow")
+    wait_for(lambda: started(toy, 2))
+    process.send_signal(signal.SIGINT)
+    assert any("stopping when the running experiment has its verdict" in line for line in process.stdout)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(0.4)  # two that are closer are one
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
+    assert process.returncode == 130 and holder(toy.runs) is None
+    (toy.runs / "trials/2/run/started").unlink()
+    process = toy.start("try", "-m", "slow")
+    wait_for(lambda: started(toy, 2))
+    process.send_signal(signal.SIGINT)
+    release(toy, 2)
+    assert "verdict:           keep" in process.communicate(timeout=60)[0] and process.returncode == 0
 
 
 def commands_of(program: str) -> list[list[str]]:
@@ -144,10 +216,17 @@ def commands_of(program: str) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_an_external_agent_does_as_program_md_tells_it(tmp_path, environment):
-    """An agent of a few lines does what program.md says: start, then edit and try, six times. On the real game."""
+    """An agent of a few lines does what program.md says: start, then edit, try and wait, six times. The real game."""
     game = Game(tmp_path / "clone", environment, small=True)
-    start, attempt = commands_of((game.folder / "program.md").read_text())
-    assert start[:2] == ["loop.py", "start"] and attempt[:2] == ["loop.py", "try"]
+    start, wait, attempt, again = commands_of((game.folder / "program.md").read_text())
+    assert start == ["loop.py", "start", "--background"] and attempt[:3] == ["loop.py", "try", "--background"]
+    assert wait == again == ["loop.py", "wait", "--for", "100"]
+
+    def verdict_of(command: list[str]) -> tuple[int, str]:
+        code, said = do(command)
+        while code in (0, 5) and "verdict:" not in said:
+            code, said = do([*wait[:-1], "5"])
+        return code, said
 
     def do(command: list[str]) -> tuple[int, str]:
         ended = subprocess.run(
@@ -160,9 +239,9 @@ def test_an_external_agent_does_as_program_md_tells_it(tmp_path, environment):
         )
         return ended.returncode, ended.stdout
 
-    code, said = do([*start, "--tag", "night"])
+    code, said = verdict_of([*start, "--tag", "night"])
     assert code == 0
-    train = game.folder / re.search(r"^edit +(.+)$", said, re.MULTILINE)[1]
+    train = game.folder / re.search(r"^edit next: +(.+)$", said, re.MULTILINE)[1]
     champion, codes = train.read_text(), []
     for old, new in [
         ("3e-3", "6e-3"),
@@ -175,7 +254,7 @@ def test_an_external_agent_does_as_program_md_tells_it(tmp_path, environment):
         source = train.read_text()
         assert old in source
         train.write_text(source.replace(old, new, 1))
-        code, said = do(attempt)
+        code, said = verdict_of(attempt)
         verdict = re.search(r"^verdict: +(\w+)$", said, re.MULTILINE)[1]
         assert {"keep": 0, "discard": 1, "refused": 4}[verdict] == code, said
         codes.append(code)
@@ -205,9 +284,9 @@ def test_ended_before_it_began(toy):
     (toy.runs / "journal.jsonl").write_text(journal.replace(json.dumps(task), json.dumps({**task, "describe": slow})))
     process = toy.start("try", "-m", "raise")
     wait_for(lambda: (toy.folder.parent / "here").exists())
-    process.send_signal(15)
-    process.communicate(timeout=60)
-    assert process.returncode == 130 and (toy.runs / "worktree/solver.py").read_text() == solver(5)
+    os.kill(holder(toy.runs), 15)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and (toy.runs / "worktree/solver.py").read_text() == solver(5), said
 
 
 def test_a_lock_that_git_left_behind(toy):

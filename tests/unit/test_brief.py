@@ -23,10 +23,12 @@ def attempt(number: int, status: str = "discard", score: float | None = 1.01, **
         "hypothesis": f"hypothesis {number}",
         "predicted": -0.001,
     }
-    return Attempt(number, f"{number:040d}", "f" * 40, agent="a", status=status, score=score, **{**usual, **more})
+    return Attempt(number, f"{number:040d}", "b" * 40, agent="a", status=status, score=score, **{**usual, **more})
 
 
-BASELINE = Attempt(1, "b" * 40, "b" * 40, "baseline", "loop", status="keep", score=1.0)
+FIGURES = {"num_steps": 1200, "total_tokens_M": 120.0, "training_seconds": 300.0}
+FIGURES |= {"num_params_M": 11.5, "peak_vram_mb": 45_060.0, "mfu_percent": 41.0}
+BASELINE = Attempt(1, "b" * 40, "b" * 40, "baseline", "loop", status="keep", score=1.0, figures=FIGURES)
 
 
 def brief(attempts: list[Attempt], **more) -> Brief:
@@ -42,11 +44,13 @@ def brief(attempts: list[Attempt], **more) -> Brief:
 def test_says_what_counts():
     told = brief(
         [
-            attempt(2, predicted=-0.002),
+            attempt(2, predicted=-0.002, figures={"num_steps": 900}),
             attempt(3, "keep", 0.99),
             attempt(4, "crash", None, reason="training: KeyError: 'x'", standing=None),
         ],
         noise=0.0007,
+        margin=0.000495,
+        line_price=OWN_GAME.line_price,
         in_flight=[attempt(5, None)],
         agenda="Lower it.\n\nTry warm-downs.",
     ).text()
@@ -63,7 +67,9 @@ def test_says_what_counts():
         "training: KeyError: 'x'",
         "hypothesis: hypothesis 2",
         "## In flight",
-        "gain of 5e-05",
+        "To be kept an edit must gain more than 0.000495 and more than 5e-05 for each line of code that it adds.",
+        "Its training had 1,200 steps, 11.5M parameters, 45,060 MB of memory at most, 41.0% MFU, 400,000 tokens a ",
+        "2. discard, predicted -0.002000, measured +0.010000, 25% fewer steps: [optimizer] change 2",
     ):
         assert expected in told, expected
 

@@ -1,0 +1,262 @@
+"""Calls of an external agent: `start` and `try` work in a process of their own, and `wait` reads what came of it.
+
+A tool call of a coding agent may be cut off after two minutes, and a trial takes six. So the command line only starts a
+process that holds the run's lock, follows it, and reads the verdict from the record. Whoever called may be killed: the
+process goes on, and `wait` has its verdict.
+"""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from autoresearch import UserError, keys
+from autoresearch.agents.external import External
+from autoresearch.background import LOG, POLL, Reader, open_log
+from autoresearch.options import Start, Try, Wait
+from autoresearch.record.journal import already_running, holder
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.runs import Recorded, folder_of, recorded_run
+from autoresearch.task import edit_hash
+from autoresearch.text import to_type
+from autoresearch.views.console import Console
+from autoresearch.views.show import answer_of, show_answer
+from autoresearch.views.state import State, look, read_now
+
+KEPT, DISCARDED, CRASHED, REFUSED, RUNNING, STOPPED = 0, 1, 3, 4, 5, 130  # exit codes
+# Starts a program in a session of its own and says its process id. It is no child of the caller, whose children may be
+# ended with it.
+STARTER = """import subprocess, sys
+words, null = sys.argv[1:], subprocess.DEVNULL
+print(subprocess.Popen(words, stdin=null, stdout=sys.stderr, start_new_session=True).pid)
+"""
+
+
+class Call:
+    """The process of a call, and what it prints. ledger: of its run. printed: bytes of the log before that."""
+
+    def __init__(self, ledger: Ledger, process: int, printed: int) -> None:
+        self.ledger, self.process, self.printed = ledger, process, printed
+        self.folder = folder = ledger.path.parent
+        self.reader = Reader(folder / LOG, start=printed)
+        try:
+            self.handle: int | None = os.pidfd_open(process)
+        except ProcessLookupError:
+            self.handle = None
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Whether it has, or does within so many seconds."""
+        return self.handle is None or bool(select.select([self.handle], [], [], seconds)[0])
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        if self.handle is not None and not self.ended():
+            signal.pidfd_send_signal(self.handle, signal.SIGINT)
+
+    def number(self) -> int | None:
+        """The experiment that it tries out; None before it has one."""
+        return running_number(self.folder, self.process)
+
+    def fault(self) -> str:
+        """What it said that is wrong; empty for nothing."""
+        with open(self.folder / LOG, "rb") as log:
+            log.seek(self.printed)
+            said = keys.scrub(log.read().decode(errors="replace"))
+        found = re.search(r"^error: (.+)\Z", said, re.MULTILINE | re.DOTALL)
+        return found[1].strip() if found else ""
+
+    def follow(self, console: Console, enough: Callable[[], object] = lambda: False) -> None:
+        """Print what it prints until it ends, or `enough` is true. Ctrl-C is passed on."""
+        before = signal.signal(signal.SIGINT, lambda *_: self.interrupt())
+        try:
+            with console.panel(self.look) as draw:
+                while not (ended := self.ended(POLL)) and not enough():
+                    self.print(console)
+                    draw()
+                self.print(console, rest=ended)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.ledger.path.exists():
+            self.ledger.catch_up()
+
+    def print(self, console: Console, rest: bool = False) -> None:
+        for line in self.reader.lines(rest):
+            if not line.startswith("error: "):  # which is said at the end
+                console.line(line)
+
+    def look(self) -> State | None:
+        if self.ledger.path.exists():
+            self.ledger.catch_up()
+        return look(self.ledger) if self.ledger.run else None
+
+
+def running_number(folder: Path, process: int) -> int | None:
+    now = read_now(folder, process)
+    return now.trials[0].number if now and now.trials else None
+
+
+def launch(program: str, arguments: list[str], folder: Path) -> Call:
+    """Start this program with these arguments as the process of a call."""
+    tag = () if "--tag" in arguments else ("--tag", folder.name)
+    words = [sys.executable, program, *arguments, *tag, "--apart"]
+    ledger = Ledger(folder, repair=False)
+    ledger.called = None  # that was another call
+    with open_log(folder) as log:
+        printed = log.tell()
+        said = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", STARTER, *words], stdout=subprocess.PIPE, stderr=log, check=True
+        )
+    return Call(ledger, int(said.stdout), printed)
+
+
+def at_work(folder: Path) -> Call | None:
+    """The call that works on a run. UserError where a loop does that nobody called."""
+    while (process := holder(folder)) is not None:
+        now = read_now(folder, process)
+        if not process or (now and not now.external):
+            raise UserError(already_running(folder.name, process))
+        if now:
+            log = folder / LOG
+            return Call(Ledger(folder, repair=False), process, log.stat().st_size if log.exists() else 0)
+        time.sleep(POLL)  # it has just begun
+    return None
+
+
+# ----------------------------------------------------------------------------------------------
+# Commands
+
+
+def start(program: str, arguments: list[str], options: Start) -> int:
+    """`loop.py start`: returns its exit code."""
+    console, folder = Console(options.plain), folder_of(options.tag)
+    if call := at_work(folder):
+        if options.background:
+            say(console, call.look(), call.number(), options.tag)
+            return 0
+        call.follow(console)
+    call = launch(program, arguments, folder)
+    call.follow(console, call.number if options.background else lambda: False)
+    if call.ended():
+        if fault := call.fault():
+            raise UserError(fault)
+        return 0 if call.ledger.champion else STOPPED
+    say(console, call.look(), call.number(), options.tag)
+    return 0
+
+
+def try_edit(program: str, arguments: list[str], options: Try) -> int:
+    """`loop.py try`: returns its exit code."""
+    recorded = recorded_run(options.tag, f"begin one: {to_type('start')}")
+    console, folder = Console(options.plain, to_errors=options.as_json), recorded.ledger.path.parent
+    if call := at_work(folder):
+        join(call, recorded, console)
+    elif recorded.ledger.champion is None:
+        raise UserError(f"run {recorded.tag} has no baseline yet: {to_type('start')}")
+    else:
+        call = launch(program, arguments, folder)
+    call.follow(console, call.number if options.background else lambda: False)
+    number = call.number()
+    if not call.ended() and number:
+        say(console, call.look(), number, options.tag, options.as_json)
+        return 0
+    ledger, number = call.ledger, call.ledger.called
+    if number is None or (settled(ledger, number) is None):
+        if fault := call.fault():
+            raise UserError(fault)
+        console.line("stopped before its verdict; the same command goes on")
+        return STOPPED
+    code = answer(recorded.root, ledger, number, console, options.as_json)
+    return 0 if options.background and code != REFUSED else code
+
+
+def join(call: Call, recorded: Recorded, console: Console) -> None:
+    """Say that this very edit is tried out already. UserError where it is another one, and for the baseline."""
+    call.follow(console, call.number)
+    number = call.number() or call.ledger.called
+    attempt = call.ledger.attempts[number - 1] if number and number <= len(call.ledger.attempts) else None
+    worktree, tag = call.folder / "worktree", recorded.tag
+    if attempt is None or attempt.agent not in External.names:
+        raise UserError(f"the baseline is training on run {tag}: wait for it, `{to_type('wait')} --tag {tag}`")
+    sources = {name: worktree / name for name in recorded.task.editable}
+    edit = edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in sources.items()})
+    if edit != attempt.edit and not call.ended():
+        raise UserError(
+            f"an experiment is already running on tag {tag}, and its edit is another one: wait for the verdict on "
+            f"experiment {number}, `{to_type('wait')} --tag {tag}`, then edit"
+        )
+    console.line(f"this edit is being tried out already, as experiment {number}")
+
+
+def wait(options: Wait) -> int:
+    """`loop.py wait`: returns its exit code."""
+    recorded = recorded_run(options.tag, f"begin one: {to_type('start')}")
+    ledger, folder = recorded.ledger, recorded.ledger.path.parent
+    console = Console(plain=True, to_errors=options.as_json)
+    ends = None if options.seconds is None else time.monotonic() + options.seconds
+    while True:
+        process = holder(folder)  # asked before the record, so that nothing is missed
+        ledger.catch_up()
+        now = read_now(folder, process) if process else None
+        number = options.number or (running_number(folder, process) if process else None) or ledger.called
+        number = number or (len(ledger.attempts) or None)
+        known = number is not None and settled(ledger, number) is not None
+        # The edit that comes next is made where the call puts the champion: so not before it is done.
+        done = process is None or (known and (number < len(ledger.attempts) or bool(now and not now.external)))
+        if done or (ends is not None and time.monotonic() >= ends):
+            break
+        time.sleep(POLL)
+    if known and (done or options.number):
+        return answer(recorded.root, ledger, number, console, options.as_json)
+    if not done:
+        say(console, look(ledger), number, options.tag, options.as_json)
+        return RUNNING
+    if number is None or number > len(ledger.attempts):
+        raise UserError(f"run {recorded.tag} has no experiment {number or 1}")
+    console.line(
+        f"experiment {number} has no verdict: its trial was interrupted. The command that began it goes on; "
+        f"`{to_type('logs')} --tag {recorded.tag}` says more"
+    )
+    return STOPPED
+
+
+# ----------------------------------------------------------------------------------------------
+# What they say
+
+
+def settled(ledger: Ledger, number: int) -> str | None:
+    """The verdict on an experiment, `refused` where there is none to be; None where it has no verdict yet."""
+    if number <= len(ledger.attempts):
+        return ledger.attempts[number - 1].status
+    return "refused" if any(event.number == number for event in ledger.refused) else None
+
+
+def answer(root: Path, ledger: Ledger, number: int, console: Console, as_json: bool) -> int:
+    """Print the answer to an experiment that has its verdict. Returns the exit code that says the same."""
+    said = answer_of(root, ledger, number)
+    if as_json:
+        import json
+
+        print(json.dumps(said, ensure_ascii=False))
+    else:
+        show_answer(console, said)
+    return {"keep": KEPT, "discard": DISCARDED, "crash": CRASHED}.get(said["verdict"], REFUSED)
+
+
+def say(console: Console, state: State | None, number: int | None, tag: str | None, as_json: bool = False) -> None:
+    """Print how far an experiment is that has no verdict yet."""
+    trial = next((trial for trial in (state.trials if state else []) if trial.number == number), None)
+    doing = trial.doing if trial else "being checked" if state and state.thinking else "being prepared"
+    left = None if trial is None or trial.left is None else round(trial.left)
+    if as_json:
+        import json
+
+        print(json.dumps({"number": number, "verdict": "running", "doing": doing, "seconds_left": left}))
+        return
+    what = f"experiment {number}: " if trial else ""
+    console.line(f"{what}still {doing}" + (f", {left} s to go" if left is not None else ""))
+    console.line(f"then      {to_type('wait')}{f' --tag {tag}' if tag else ''} --for 100")

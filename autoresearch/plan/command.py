@@ -1,0 +1,203 @@
+"""`plan` and `check`: set a game up in the repository around the current folder, or prove the one that is set up."""
+
+import dataclasses
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoresearch import UserError
+from autoresearch.limits import StopRequest
+from autoresearch.options import Check, Plan
+from autoresearch.plan.draft import SCORER, Draft, Wishes, direction_of, draft
+from autoresearch.plan.prove import Once, Proof, Workbench, prove
+from autoresearch.plan.survey import survey
+from autoresearch.record.runs import root_of
+from autoresearch.repo import open_repository
+from autoresearch.runner import GUARD, Measurement
+from autoresearch.runner.local import choose_confinement, sandbox_in_words
+from autoresearch.task import how_to_commit, is_own_game, program_of, read_task
+from autoresearch.text import to_type
+from autoresearch.views.console import Console
+
+UNKNOWN = "unknown_metric"  # before the score command has run
+RUNS = ((5, 2.0), (3, 10.0), (1, math.inf))  # of the scorer, for a workload of less than so many seconds
+START = 0.2  # seconds that many programs take to start
+SHORTEST_LIMIT = 60  # seconds that a command may take, whatever it took when it was proved
+ROOM = 10  # times longer than then
+
+
+async def run_check(options: Check) -> int:
+    """Prove the task of program.md. Exit code 1: it does not stand."""
+    console = Console(options.plain)
+    root = root_of(Path.cwd())
+    repository = open_repository(root)
+    program = program_of(root, Path.cwd())
+    task = read_task(program, root)
+    bench = Workbench(repository, root, choose_confinement(options.sandbox), console.output, console.line)
+    base = bench.repo.head()
+    if fault := task.absent(bench.repo.committed(base), bench.repo.new(), root):
+        raise UserError(fault)
+    console.line(f"{program}, on {base[:7]}; {sandbox_in_words(bench.confined)}")
+    if edited := bench.repo.uncommitted(task.editable):
+        console.line(f"{', '.join(edited)} has uncommitted changes, which are not part of this", "yellow")
+
+    async def work() -> Proof:
+        runner = await bench.open(task, base)
+        return await prove(bench, task, base, runner, await bench.once(runner))
+
+    with bench.opened():
+        proof = await StopRequest(console.line).unless_asked(work())
+    say_faults(console, proof)
+    if not proof.faults:
+        console.line(f"it stands. Begin with: {to_type()}", "green")
+    return 1 if proof.faults else 0
+
+
+async def run_plan(options: Plan) -> int:
+    """Write a program.md that was proved. Exit code 1: none could be."""
+    console = Console(options.plain)
+    root = root_of(Path.cwd())
+    repository = open_repository(root)
+    folder = Path.cwd().resolve().relative_to(root).as_posix()
+    folder = "" if folder == "." else folder
+    program = Path.cwd() / "program.md"
+    if is_own_game(root):
+        raise UserError(f"this repository has its game: it needs no plan. Begin with: {to_type()}")
+    if program.exists() and not options.force:
+        raise UserError(
+            f"there is a program.md here; `{to_type('check')}` proves it, `{to_type('plan --force')}` makes another"
+        )
+    bench = Workbench(repository, root, choose_confinement(options.sandbox), console.output, console.line)
+    inside = f"{folder}/" if folder else ""
+    committed = bench.repo.committed(bench.repo.head())
+    files = {path.removeprefix(inside) for path in committed if path.startswith(inside)}
+    sizes = {path: (Path.cwd() / path).stat().st_size for path in files if (Path.cwd() / path).is_file()}
+    found = survey(sizes, lambda path: read(Path.cwd() / path) if path in sizes else "")
+    for name, text in found.lines().items():
+        console.line(f"{name:<11}{text}")
+    wishes = Wishes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Wishes)})
+    ask = Asker(options.yes)
+    sketch = draft(found, files, wishes, ask)
+    for note in sketch.notes:
+        console.line(f"note       {note}", "yellow")
+    console.line(f"sandbox    {sandbox_in_words(bench.confined)}")
+
+    async def work() -> tuple[Draft, Proof]:
+        return await proved(bench, sketch, program, folder, wishes, ask)
+
+    with bench.opened():
+        sketch, proof = await StopRequest(console.line).unless_asked(work())
+    if proof.faults:
+        console.line("\n" + sketch.program().partition("\n# ")[0])
+        say_faults(console, proof)
+        console.line(f"nothing was written. Say it otherwise: {to_type('plan --help')}", "red")
+        return 1
+    program.write_text(sketch.program())
+    for name, text in sketch.files.items():
+        (Path.cwd() / name).write_text(text)
+    console.line(f"\n{sketch.program()}")
+    written = " ".join(["program.md", *sketch.files])
+    console.line(f"it stands, and is written: {written}. Read it, then:", "green")
+    console.line(f"  git add -f {written} && git commit -m 'Set up autoresearch' && {to_type()}")
+    return 0
+
+
+async def proved(
+    bench: Workbench, sketch: Draft, program: Path, folder: str, wishes: Wishes, ask: "Asker"
+) -> tuple[Draft, Proof]:
+    """Prove a draft; what is learned on the way goes into it: the metric, the output, a guard that fails."""
+    at_first = dataclasses.replace(wishes, metric=wishes.metric or UNKNOWN)
+    if sketch.settings["metric"] == "?":
+        sketch = sketch.changed(metric=UNKNOWN)
+    once = None
+    while True:
+        base = bench.repo.snapshot({os.path.join(folder, name): text for name, text in sketch.files.items()})
+        task = sketch.task(program, folder)
+        if fault := task.absent(bench.repo.committed(base), bench.repo.new(), bench.root):
+            raise UserError(fault)
+        for word in (wishes.time or "").split():
+            if os.path.join(folder, word) in bench.repo.new():
+                raise UserError(f"{word} is not committed; {how_to_commit(word)}")
+        runner = await bench.open(task, base)
+        once = await bench.once(runner, again=bool(once and once.measured.score is not None))
+        if task.metric == UNKNOWN and once.figures:
+            sketch = with_metric(sketch, once, at_first, ask)
+        elif once.measured.score is not None and not sketch.is_tuned:
+            took = once.figures.get("wall_seconds", 0.0)
+            sketch = sketch.tuned(next(runs for runs, longest in RUNS if took < longest), once.output)
+            if not once.output:
+                continue
+            bench.say("note      it printed the same each time: the scorer now wants that, whatever an edit does", "")
+        else:
+            break
+    if task.metric == UNKNOWN and "holds no line" in once.measured.reason:
+        nothing = "the score command printed no figure, such as `accuracy: 0.93`; or say what takes long, with --time"
+        once = dataclasses.replace(once, measured=dataclasses.replace(once.measured, reason=nothing))
+    if once.checked.failed == GUARD and wishes.guard is None:
+        sketch = sketch.without("guard", "")
+        bench.say("note      it fails on the untouched code: no guard then (--guard COMMAND names another)", "yellow")
+        runner.task = task = sketch.task(program, folder)
+        once = dataclasses.replace(once, checked=Measurement())
+    proof = await prove(bench, task, base, runner, once)
+    if not wishes.time_limit:
+        slowest = max((*once.measured.seconds.values(), *once.checked.seconds.values()), default=0.0)
+        limit = max(SHORTEST_LIMIT, math.ceil(ROOM * slowest / 10) * 10)
+        if SCORER in sketch.files and task.metric == "seconds" and proof.scores and min(proof.scores) < START:
+            bench.say(
+                "note      that is hardly more than the start of a program: time one that has more to do", "yellow"
+            )
+        sketch = sketch.changed(time_limit=limit, score_limit=limit)
+    return sketch, proof
+
+
+def with_metric(sketch: Draft, once: Once, wishes: Wishes, ask: "Asker") -> Draft:
+    """The draft with the metric that its score command prints. Raises UserError where that is not clear."""
+    names = list(once.figures)
+    metric = names[0] if len(names) == 1 else ask("Which of these is the metric? (--metric)", None, names)
+    rising = direction_of(wishes, metric).get("direction")
+    direction = rising or ask(
+        "Is a lower or a higher number better? (--direction)", "minimize", ("minimize", "maximize")
+    )
+    return sketch.changed(metric=metric, direction=direction)
+
+
+def say_faults(console: Console, proof: Proof) -> None:
+    for fault in proof.faults:
+        console.line(f"fault     {fault}", "red")
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+class Asker:
+    """Asks the person at the terminal. yes: takes what is proposed, and asks for nothing."""
+
+    def __init__(self, yes: bool) -> None:
+        self.yes = yes
+        self.answers = sys.stdin.isatty() and sys.stdout.isatty()
+
+    def __call__(self, question: str, proposed: str | None, choices: Sequence[str] = ()) -> str:
+        """The answer. proposed: what Enter means. Raises UserError where nobody can be asked."""
+        if self.yes and proposed is not None:
+            return proposed
+        if self.yes or not self.answers:
+            among = f" ({', '.join(choices)})" if choices else ""
+            raise UserError(
+                f"nobody is here to answer: {question}{among} Say it with an option, see `{to_type('plan --help')}`"
+                + ("" if self.yes else "; --yes takes what is proposed")
+            )
+        print(question)
+        for number, choice in enumerate(choices, 1):
+            print(f"  {number}  {choice}")
+        while True:
+            answer = input(f"[{proposed}] > " if proposed else "> ").strip() or proposed or ""
+            if answer.isdigit() and 0 < int(answer) <= len(choices):
+                return choices[int(answer) - 1]
+            if answer:
+                return answer

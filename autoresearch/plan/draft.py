@@ -1,0 +1,244 @@
+"""From what a repository has, and what its owner says, to a task: the front matter, the agenda, and a scorer.
+
+The scorer is a file of the repository that no experiment may edit. It runs the workload as a process of its own, so
+that nothing which the edited code prints is taken for the score.
+"""
+
+import dataclasses
+import json
+import posixpath
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from autoresearch import UserError
+from autoresearch.plan.survey import Survey, files_for, kind_of, source_folder
+from autoresearch.task import Task, check_task
+
+SCORER = "autoresearch_score.py"
+FIRST_RUNS = "\nRUNS = 2\n"  # of the scorer, before it is known how long one takes
+MOST_FILES = 3  # that are proposed as editable without being asked for
+RISING = re.compile(r"accuracy|score|f1|auc|recall|precision|throughput|per_sec|ops|rate|coverage|r2|reward|speed")
+
+TIME = '''"""The score: seconds of processor time that the command below takes, the least of several runs.
+
+Made by `autoresearch plan`; yours to change, until the first experiment. Experiments cannot.
+"""
+
+import hashlib
+import resource
+import subprocess
+import sys
+import time
+
+COMMAND = {command}
+RUNS = 2
+EXPECTED = {expected}  # SHA-256 of what the command prints; None: not compared
+
+
+def run():
+    """(Seconds of processor time, seconds on the clock, a hash of the output) of one run."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    answer = subprocess.run(COMMAND, shell=True, stdin=subprocess.DEVNULL, capture_output=True)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if answer.returncode:
+        sys.stderr.buffer.write((answer.stdout + answer.stderr)[-4000:])
+        sys.exit(f"exit code {{answer.returncode}} of: {{COMMAND}}")
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, wall, hashlib.sha256(answer.stdout).hexdigest()
+
+
+runs = [run() for _ in range(RUNS)]
+printed = {{output for _, _, output in runs}}
+if EXPECTED and printed != {{EXPECTED}}:
+    sys.exit(f"the output is not what it was: {{COMMAND}}")
+if len(printed) == 1:
+    print("output_sha256", *printed)
+print(f"wall_seconds: {{min(wall for _, wall, _ in runs):.6f}}")
+print(f"seconds: {{min(seconds for seconds, _, _ in runs):.6f}}")
+'''
+
+SIZE = '''"""The score: bytes of what the build makes. Made by `autoresearch plan`; yours to change, until the first
+experiment. Experiments cannot.
+"""
+
+import glob
+import os
+import sys
+
+PATTERN = {pattern}
+
+files = [path for path in glob.glob(PATTERN, recursive=True) if os.path.isfile(path)]
+if not files:
+    sys.exit(f"there is no {{PATTERN}}")
+print("bytes:", sum(os.path.getsize(path) for path in files))
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Wishes:
+    """What the owner says; None where nothing was said."""
+
+    goal: str = ""
+    edit: Sequence[str] = ()
+    setup: str | None = None
+    train: str | None = None
+    score: str | None = None  # a command that prints the metric
+    time: str | None = None  # one whose time is the score
+    size: str | None = None  # a file, or a pattern, whose bytes are
+    metric: str | None = None
+    direction: str | None = None
+    guard: str | None = None  # empty: none
+    time_limit: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """A task that is to be proved, and the files that it needs besides those of the repository."""
+
+    goal: str
+    settings: Mapping[str, object]  # of `task`
+    files: Mapping[str, str]  # text by path, from the folder of program.md
+    notes: Sequence[str] = ()  # what was chosen without being said
+
+    def task(self, path: Path, folder: str) -> Task:
+        """As the loop reads it. path: of program.md. Raises UserError."""
+        return check_task(dict(self.settings), path, folder)
+
+    def without(self, name: str, note: str) -> "Draft":
+        """The same without a setting."""
+        kept = {key: value for key, value in self.settings.items() if key != name}
+        return dataclasses.replace(self, settings=kept, notes=[*self.notes, note])
+
+    def changed(self, **settings: object) -> "Draft":
+        return dataclasses.replace(self, settings={**self.settings, **settings})
+
+    def tuned(self, runs: int, output: str) -> "Draft":
+        """The same, with a scorer of so many runs, which wants the workload to print what it printed: its SHA-256,
+        empty where that was not the same each time."""
+        text = self.files[SCORER].replace(FIRST_RUNS, f"\nRUNS = {runs}\n")
+        if output:
+            text = text.replace("\nEXPECTED = None ", f"\nEXPECTED = {output!r} ")
+        return dataclasses.replace(self, files={**self.files, SCORER: text})
+
+    @property
+    def is_tuned(self) -> bool:
+        return FIRST_RUNS not in self.files.get(SCORER, "")
+
+    def program(self) -> str:
+        """The text of program.md."""
+        rows = "\n".join(f"  {name}: {as_yaml(value)}" for name, value in self.settings.items())
+        metric, direction = self.settings["metric"], self.settings.get("direction", "minimize")
+        better = "Lower" if direction == "minimize" else "Higher"
+        goal = self.goal.strip().rstrip(".") or f"Improve {metric}"
+        guard = self.settings.get("guard")
+        guarded = f"\n- `{guard}` must succeed, or nothing is kept." if guard else ""
+        scorer = f" ({SCORER} is the scorer: read what it runs)" if SCORER in self.files else ""
+        return f"""---
+task:
+{rows}
+---
+# Agenda
+
+{goal[0].upper()}{goal[1:]}. {better} `{metric}` is better, and nothing else counts{scorer}.
+
+## What holds for every edit
+
+- One idea an experiment, so that its score says something about the idea.
+- Behaviour stays: what callers get is what they got before.{guarded}
+- The gain must be real for any input: nothing that knows the benchmark, no results kept from one run to the next.
+- Simpler is better: deleting code at an equal score is welcome.
+
+## Where to look first
+
+Measure before you guess: where does the time, the size or the error come from? Begin with the largest part.
+"""
+
+
+def as_yaml(value: object) -> str:
+    """A value of the front matter. JSON is YAML; plain words need no quotes."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    words = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")  # which are no text in YAML
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w ./=+-]*\w", value) and value.lower() not in words
+    return str(value) if plain else json.dumps(value, ensure_ascii=False)
+
+
+Ask = Callable[[str, str | None, Sequence[str]], str]  # question, what is proposed, choices: the answer
+
+
+def draft(found: Survey, files: set[str], wishes: Wishes, ask: Ask) -> Draft:
+    """Make a task of what is known, and ask for what is not. Raises UserError.
+
+    found, files: of the folder that program.md will stand in.
+    """
+    notes: list[str] = []
+    goal = wishes.goal or ask("What is to be improved? (a sentence, such as: make parsing faster)", None, ())
+    made, scored = scoring(found, files, wishes, goal, ask, notes)
+    editable = list(wishes.edit) or editable_of(found, goal, ask, notes)
+    settings: dict[str, object] = {"editable": editable}
+    if setup := wishes.setup if wishes.setup is not None else found.setup:
+        settings["setup"] = setup
+    build = wishes.train if wishes.train is not None else found.build
+    if build and (wishes.train or "time" not in scored or not build.startswith("npm run")):
+        settings["train"] = build
+    settings |= {name: scored[name] for name in ("score", "metric", "direction") if name in scored}
+    guard = wishes.guard if wishes.guard is not None else found.tests
+    if guard:
+        settings["guard"] = guard
+    if wishes.time_limit:
+        settings |= {"time_limit": wishes.time_limit, "score_limit": wishes.time_limit}
+    if clash := sorted(set(made) & files):
+        raise UserError(f"{clash[0]} is there already; remove it, or say --score with a command that prints the number")
+    return Draft(goal, settings, made, notes)
+
+
+def scoring(
+    found: Survey, files: set[str], wishes: Wishes, goal: str, ask: Ask, notes: list[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(Files to write, settings of the score) for what is to be measured."""
+    kind = "score" if wishes.score else "time" if wishes.time else "size" if wishes.size else kind_of(goal)
+    if kind is None:
+        kind = ask("What is measured?", None, ("time", "size", "score"))
+    if kind == "score":
+        command = wishes.score or ask("Which command prints the number, as `name: number`?", None, ())
+        metric = wishes.metric or "?"  # found when it has run
+        return {}, {"score": command, "metric": metric} | direction_of(wishes, metric)
+    if kind == "size":
+        pattern = wishes.size or ask("Whose bytes are counted? (a file, or a pattern such as dist/*.js)", None, ())
+        return {SCORER: SIZE.format(pattern=repr(pattern))}, scored_by(wishes, "bytes")
+    command = wishes.time
+    if command is None:
+        known = [*found.benchmarks, *([found.tests] if found.tests else [])]
+        proposed = known[0] if known else None
+        command = ask("Which command is timed? (it should do the work that is to be faster)", proposed, known)
+        if command == found.tests:
+            notes.append("what is timed is the tests: a workload of your own says more (--time COMMAND)")
+    if found.language == "Python" and "PYTHONPATH" not in command:  # the checkout's code, not what may be installed
+        command = f"PYTHONPATH={source_folder(files)} {command}"
+    return {SCORER: TIME.format(command=repr(command), expected=None)}, scored_by(wishes, "seconds")
+
+
+def scored_by(wishes: Wishes, metric: str) -> dict[str, str]:
+    return {"score": f"python {SCORER}", "metric": metric} | direction_of(wishes, metric)
+
+
+def direction_of(wishes: Wishes, metric: str) -> dict[str, str]:
+    if wishes.direction:
+        return {"direction": wishes.direction}
+    return {"direction": "maximize"} if RISING.search(metric.lower()) else {}
+
+
+def editable_of(found: Survey, goal: str, ask: Ask, notes: list[str]) -> list[str]:
+    """Which files may change: those that the goal names, else the largest."""
+    named = files_for(goal, found.sources)[:MOST_FILES]
+    proposed = named or list(found.sources[:1])
+    listed = list(dict.fromkeys([*proposed, *found.sources]))[:12]
+    question = "Which files may an experiment change? (paths, with blanks between them)"
+    answer = ask(question, " ".join(proposed) or None, listed)
+    chosen = [posixpath.normpath(path) for path in shlex.split(answer)]
+    if chosen == proposed:
+        why = "the goal names them" if named else "the largest source file"
+        notes.append(f"editable: {', '.join(chosen)} ({why}; --edit PATH chooses others)")
+    return chosen

@@ -1,0 +1,232 @@
+"""Prove a task: run every command once, the baseline five times, and break each editable file once.
+
+All runs are the loop's own: the same runner, the same sandbox, a worktree in .autoresearch/.check/ that is removed at
+the end. No run, tag or branch comes of it.
+"""
+
+import contextlib
+import dataclasses
+import re
+import shutil
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import git
+
+from autoresearch.record.runs import RUNS
+from autoresearch.repo import RunRepo
+from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN, Job, Measurement
+from autoresearch.runner.local import Local, seats_of
+from autoresearch.runner.logs import read_figures, read_tail
+from autoresearch.task import NOTHING, Task
+from autoresearch.text import clean, count, duration, one_line
+
+FOLDER = ".check"  # below RUNS; no tag begins with a dot
+BASELINES = 5
+NIGHT = 8 * 3600.0  # seconds
+SEED = 42
+BREAKING = 300.0  # seconds that breaking files may take; at least one is
+# No language, and no format for data, takes this for anything but a mistake.
+BROKEN = b"]})> broken on purpose by autoresearch, to see who notices <({[\n"
+DENIED = re.compile(r"permission denied|operation not permitted|read-only file system|EACCES|EPERM", re.IGNORECASE)
+NOISY = 0.1  # of the score: above it a night finds little
+
+Say = Callable[[str, str], None]  # a line, and its style
+
+
+@dataclasses.dataclass
+class Once:
+    """Every command run once."""
+
+    measured: Measurement
+    checked: Measurement  # guard and holdout
+    figures: Mapping[str, float]  # all that the score command printed
+    output: str = ""  # SHA-256 of what the workload of a scorer printed
+
+
+@dataclasses.dataclass
+class Proof:
+    """What came of it. Without faults the task stands."""
+
+    faults: list[str] = dataclasses.field(default_factory=list)
+    scores: list[float] = dataclasses.field(default_factory=list)  # of the baseline
+    noise: float = 0.0  # their standard deviation
+    seconds: float = 0.0  # of a whole trial, the slowest
+
+
+class Workbench:
+    """Where a task is proved, in a repository of somebody's. say: takes the lines that a person reads."""
+
+    def __init__(self, repository: git.Repo, root: Path, confined: bool, output, say: Say) -> None:
+        self.root, self.confined, self.output, self.say = root, confined, output, say
+        self.folder = root / RUNS / FOLDER
+        self.repo = RunRepo(repository, "check", self.folder)
+        self.number = 0  # of the last trial
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["Workbench"]:
+        """Inside, it is there; afterwards nothing is left of it. Raises UserError where another one is open."""
+        self.folder.parent.mkdir(exist_ok=True)
+        (self.folder.parent / ".gitignore").write_text("*\n")
+        try:
+            self.folder.mkdir()
+        except FileExistsError:  # of one that was killed, or of one that runs
+            self.close()
+            self.folder.mkdir()
+        try:
+            yield self
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(git.GitError):
+            self.repo.repository.git.worktree("prune")
+
+    async def open(self, task: Task, base: str) -> Local:
+        """A runner for the task on a commit, with its set-up done. Raises UserError."""
+        hidden = [self.root / RUNS, Path(self.repo.repository.common_dir)]
+        settings = {"AUTORESEARCH_SEED": str(SEED)}
+        seats = seats_of(None, 1)
+        runner = Local(task, self.repo, base, self.folder, seats, settings, self.confined, self.output, hidden)
+        if task.setup:
+            self.say(f"setup     {task.setup}", "")
+        await runner.open(lambda facts: None, lambda facts: None)
+        return runner
+
+    async def trial(self, runner: Local, files: Mapping[str, bytes], seed: int = SEED) -> tuple[str, Measurement]:
+        """(Name, measurement) of training and scoring with these files in place of the committed ones."""
+        self.number += 1
+        job = Job(str(self.number), files, seed)
+        return job.name, await runner.run(job, runner.seats[0])
+
+    # -- every command once
+
+    async def once(self, runner: Local, again: bool = False) -> Once:
+        """Run every command, and say of each what it was, how long it took and what it found.
+
+        again: it was said before, so only what fails is.
+        """
+        task = runner.task
+        name, measured = await self.trial(runner, {})
+        phases = [phase for phase in (TRAIN, SCORE) if getattr(task, phase) and phase in measured.seconds]
+        figures = read_figures(runner.log_path(name).with_name(f"{SCORE if task.score else TRAIN}.log"))
+        for phase in phases:
+            failed = measured.reason if measured.failed == phase else ""
+            if not failed and (again or task.train == NOTHING == getattr(task, phase)):
+                continue
+            scores = phase == (SCORE if task.score else TRAIN)
+            found = f"{task.metric}: {measured.score:g}" if scores and measured.score is not None else "ok"
+            self.tell(runner, name, phase, measured.seconds[phase], failed, found)
+        checked = Measurement()
+        if measured.score is not None:
+            checked = await runner.run(Job(name, {}, SEED, (GUARD, HOLDOUT)), runner.seats[0])
+            for phase in (phase for phase in (GUARD, HOLDOUT) if phase in checked.seconds):
+                failed = checked.reason if checked.failed == phase else ""
+                if failed or not again:
+                    self.tell(runner, name, phase, checked.seconds[phase], failed, "ok")
+        printed = re.search(r"^output_sha256 ([0-9a-f]{64})$", runner.log(name, phases=(SCORE,)), re.MULTILINE)
+        return Once(measured, checked, figures, printed[1] if printed else "")
+
+    def tell(self, runner: Local, name: str, phase: str, seconds: float, failed: str, found: str) -> None:
+        """Say what came of one command."""
+        command = getattr(runner.task, phase)
+        self.say(f"{phase:<10}{one_line(command, 200)}", "")
+        self.say(f"{'':<10}{runner.program_of(command)}, {seconds:.1f} s: {failed or found}", "red" if failed else "")
+        text = clean(read_tail(runner.log_path(name).with_name(f"{phase}.log"), 1 << 16))
+        denied = list(dict.fromkeys(one_line(line, 160) for line in text.splitlines() if DENIED.search(line)))
+        for line in denied[:3]:
+            self.say(f"{'':<10}the sandbox denied: {line}", "yellow")
+        if failed:
+            for line in text.strip().splitlines()[-8:]:
+                self.say(f"{'':<10}| {one_line(line, 160)}", "")
+
+    # -- the noise
+
+    async def baselines(self, runner: Local, first: Measurement, proof: Proof) -> None:
+        """Run the baseline until there are BASELINES of it, and say what gain could be seen."""
+        assert first.score is not None
+        proof.scores, times = [first.score], [sum(first.seconds.values())]
+        while len(proof.scores) < BASELINES:
+            _, measured = await self.trial(runner, {}, SEED + len(proof.scores))
+            if measured.score is None:
+                proof.faults.append(f"run {len(proof.scores) + 1} of the untouched code failed: {measured.reason}")
+                return
+            proof.scores.append(measured.score)
+            times.append(sum(measured.seconds.values()))
+        proof.noise, proof.seconds = statistics.stdev(proof.scores), max(times)
+        self.say(f"baseline  {', '.join(f'{score:g}' for score in proof.scores)}", "")
+        for line in in_words(runner.task, proof):
+            self.say(f"{'':<10}{line}", "")
+
+    # -- is what is edited what is measured?
+
+    async def break_each(self, runner: Local, files: Mapping[str, bytes], proof: Proof) -> None:
+        """Break each editable file once: score or guard must notice. files: as they are committed."""
+        left = BREAKING
+        for number, (path, content) in enumerate(files.items()):
+            if left <= 0:
+                names = list(files)[number:]
+                self.say(f"breaking  {count(len(names), 'more file')} not tried: it would take too long", "yellow")
+                return
+            noticed = ""
+            for broken in (BROKEN + content, b""):  # PHP prints what it does not know
+                noticed, took = await self.noticed(runner, {path: broken}, proof)
+                left -= took
+                if noticed:
+                    break
+            self.say(f"breaking  {path}: {noticed or 'NOBODY NOTICES'}", "" if noticed else "red")
+            if not noticed:
+                proof.faults.append(
+                    f"{path} can be broken, and neither score nor guard notices: what is measured is not that file. "
+                    "Perhaps it is another copy (an installed package, or an editable install of your checkout), or "
+                    "nothing that is run uses it. Run the code from the worktree, which is the current folder of every "
+                    "command, or take another file"
+                )
+
+    async def noticed(self, runner: Local, files: Mapping[str, bytes], proof: Proof) -> tuple[str, float]:
+        """(Who noticed that files are broken, seconds that it took). Empty: nobody."""
+        name, measured = await self.trial(runner, files)
+        took = sum(measured.seconds.values())
+        if measured.score is None:
+            return f"noticed by {'score' if measured.failed == SCORE else 'train'}", took
+        center = statistics.fmean(proof.scores)
+        if abs(measured.score - center) > max(4 * proof.noise, 1e-9 * abs(center)):
+            return f"noticed by the score, {measured.score:g}", took
+        if runner.task.guard:
+            checked = await runner.run(Job(name, {}, SEED, (GUARD,)), runner.seats[0])
+            took += sum(checked.seconds.values())
+            if checked.reason:
+                return "noticed by the guard", took
+        return "", took
+
+
+def in_words(task: Task, proof: Proof) -> Sequence[str]:
+    """What the noise of a baseline means for a night."""
+    center = abs(statistics.fmean(proof.scores))
+    trials = max(1, int(NIGHT / max(proof.seconds, 0.5)))
+    night = f"a trial takes {duration(proof.seconds)}: at most {trials:,} in a night of 8 hours, the agent's time apart"
+    if not proof.noise:
+        return ["the same each time: any gain can be seen", night]
+    visible = 2 * proof.noise * (1 + 1 / BASELINES) ** 0.5  # of one run against the mean of the baseline's
+    share = f" ({visible / center:.1%})" if center else ""
+    deviation = f"noise {proof.noise:.2g} (standard deviation)"
+    lines = [f"{deviation}: a gain above {visible:.2g}{share} shows in one run", night]
+    if center and proof.noise > NOISY * center:
+        lines.append("that is noisy: let the score command measure longer or more often, on a quieter machine")
+    return lines
+
+
+async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: Once) -> Proof:
+    """Prove a task whose commands were run once."""
+    proof = Proof()
+    if once.measured.score is None:
+        proof.faults.append(f"the untouched code has no score: {once.measured.reason}")
+        return proof
+    if once.checked.reason:
+        proof.faults.append(f"the {once.checked.failed} fails on the untouched code: {once.checked.reason}")
+    await bench.baselines(runner, once.measured, proof)
+    if len(proof.scores) == BASELINES:
+        await bench.break_each(runner, {name: bench.repo.read(base, name) for name in task.editable}, proof)
+    return proof

@@ -1,0 +1,200 @@
+"""Look at a repository: its language, how it is built and tested, what could be measured, which files matter.
+
+Reads committed files alone, and runs nothing.
+"""
+
+import collections
+import dataclasses
+import json
+import posixpath
+import re
+import shlex
+from collections.abc import Callable, Iterable
+
+from autoresearch.text import count
+
+LANGUAGES = {
+    "Python": (".py",),
+    "JavaScript": (".js", ".mjs", ".cjs", ".ts"),
+    "C": (".c", ".h"),
+    "C++": (".cc", ".cpp", ".cxx", ".hpp", ".hh"),
+    "Rust": (".rs",),
+    "Go": (".go",),
+    "Ruby": (".rb",),
+    "Java": (".java",),
+    "Perl": (".pl", ".pm"),
+    "shell": (".sh",),
+}
+# What is not what people want to improve: tests, documents, other people's code, what was generated.
+ASIDE = re.compile(
+    r"(^|/)(tests?|testing|specs?|__tests__|t|examples?|docs?|doc|man|vendor|third_party|node_modules|dist|build|debian|"
+    r"contrib|scripts?|tools?|benchmarks?|bench|benches|perf|fixtures|po|m4|\.[^/]+)/"
+    r"|(^|/)(test_[^/]*|[^/]*[_.-](test|spec)\.[a-z]+|[^/]*\.min\.js|[^/]*\.d\.ts|conftest\.py|setup\.py|noxfile\.py|"
+    r"version\.py|_version\.py|[^/]*\.config\.[cm]?js|config\.h)$"
+)
+BENCHMARK = re.compile(r"(^|/)((bench|perf|speed)[^/]*|(bench|benchmarks|perf)/[^/]+)\.(py|js|mjs|cjs|sh)$")
+SPEED = re.compile(r"\b(fast|speed|quick|slow|time|seconds|latency|throughput|perform|cpu)", re.IGNORECASE)
+SIZE = re.compile(r"\b(small|size|bytes|shrink|compact|binary)", re.IGNORECASE)
+COMMON = re.compile(  # words of a goal that name no file
+    "make|fast(er)?|speed|quicker|smaller|better|improve|reduce|lower|less|time|performance|the|and|for|with|more|size|"
+    "bytes|code|library|program"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a repository has. Commands are as `task` takes them; None: it has none that could be seen."""
+
+    language: str
+    manager: str | None = None  # of packages or of the build: uv, npm, make, cargo, ...
+    setup: str | None = None
+    build: str | None = None
+    tests: str | None = None
+    benchmarks: tuple[str, ...] = ()  # commands
+    sources: tuple[str, ...] = ()  # files that one may want to improve, the largest first
+
+    def lines(self) -> dict[str, str]:
+        """For a person to read."""
+        found = {
+            "language": self.language,
+            "packages": self.manager,
+            "setup": self.setup,
+            "build": self.build,
+            "tests": self.tests,
+            "benchmarks": ", ".join(self.benchmarks),
+            "sources": f"{count(len(self.sources), 'file')}: {', '.join(self.sources[:4])}" if self.sources else None,
+        }
+        return {name: text for name, text in found.items() if text}
+
+
+def survey(sizes: dict[str, int], read: Callable[[str], str]) -> Survey:
+    """What a repository has. sizes: bytes of its committed files, by path. read: the text of one, empty without it."""
+    counted = collections.Counter()
+    for path, size in sizes.items():
+        if (language := language_of(path)) and not ASIDE.search(path):
+            counted[language] += size
+    language = counted.most_common(1)[0][0] if counted else "unknown"
+    suffixes = LANGUAGES.get(language, ())
+    sources = [path for path in sizes if path.endswith(suffixes or ("",)) and not ASIDE.search(path)]
+    sources.sort(key=lambda path: (-sizes[path], path))
+    found = Survey(language, sources=tuple(sources))
+    look = {"Python": python, "JavaScript": javascript, "Rust": rust, "Go": go}.get(language, native)
+    found = dataclasses.replace(found, **look(sizes, read))
+    files = [shlex.join([interpreter(path), path]) for path in sorted(sizes) if BENCHMARK.search(path)]
+    return dataclasses.replace(found, benchmarks=(*found.benchmarks, *files[:5]))
+
+
+def language_of(path: str) -> str | None:
+    return next((name for name, suffixes in LANGUAGES.items() if path.endswith(suffixes)), None)
+
+
+def interpreter(path: str) -> str:
+    return {".py": "python", ".sh": "sh"}.get(posixpath.splitext(path)[1], "node")
+
+
+# Of each language what is known of it, as fields of Survey.
+
+
+def python(files: Iterable[str], read: Callable[[str], str]) -> dict:
+    names = set(files)
+    described = sorted(names & {"pyproject.toml", "setup.py", "setup.cfg", "tox.ini", "requirements-dev.txt"})
+    settings = "".join(map(read, described))
+    tests = sorted(path for path in names if re.search(r"(^|/)(test_[^/]+|[^/]+_test)\.py$", path))
+    folders = sorted({path.split("/")[0] for path in tests if "/" in path})
+    where = next((name for name in ("tests", "test", "testing") if name in folders), folders[0] if folders else "")
+    uses_pytest = "pytest" in settings or any("pytest" in read(path) for path in [*tests[:20], f"{where}/conftest.py"])
+    command = "-m pytest -q -x -p no:cacheprovider" if uses_pytest else "-m unittest discover -q"
+    if where in folders:
+        command += f" {where}" if uses_pytest else f" -s {where}"
+    manager = "uv" if "uv.lock" in names else "poetry" if "poetry.lock" in names else "pip" if described else None
+    command = f"env PYTHONPATH={source_folder(names)} python {command}"  # else an installed copy might be tested
+    return {"manager": manager, "tests": command if tests else None}
+
+
+def source_folder(files: Iterable[str]) -> str:
+    """Where Python finds the packages of a repository."""
+    return "src" if any(re.match(r"src/[^/]+(/__init__)?\.py$", path) for path in files) else "."
+
+
+def javascript(files: Iterable[str], read: Callable[[str], str]) -> dict:
+    names = set(files)
+    try:
+        package = json.loads(read("package.json") or "{}")
+    except ValueError:
+        package = {}
+    scripts = package.get("scripts") or {}
+    locks = {"package-lock.json": "npm ci", "yarn.lock": "yarn install --frozen-lockfile"}
+    locks["pnpm-lock.yaml"] = "pnpm install"
+    lock = next((name for name in locks if name in names), None)
+    setup = locks[lock] if lock else "npm install --no-audit --no-fund" if package.get("dependencies") else None
+    manager = (setup or "npm").split()[0]
+    has_tests = "test" in scripts and "no test specified" not in scripts["test"]
+    return {
+        "manager": manager,
+        "setup": setup,
+        "build": f"{manager} run build" if "build" in scripts else None,
+        "tests": f"{manager} test" if has_tests else None,
+        "benchmarks": tuple(f"{manager} run {name}" for name in scripts if re.match(r"bench|perf", name)),
+    }
+
+
+def rust(files: Iterable[str], read: Callable[[str], str]) -> dict:
+    has_benches = any(path.startswith("benches/") for path in files)
+    return {
+        "manager": "cargo",
+        "setup": "cargo fetch",
+        "build": "cargo build --release --offline",
+        "tests": "cargo test --release --offline",
+        "benchmarks": ("cargo bench --offline",) if has_benches else (),
+    }
+
+
+def go(files: Iterable[str], read: Callable[[str], str]) -> dict:
+    has_benches = any(path.endswith("_test.go") and "func Benchmark" in read(path) for path in files)
+    return {
+        "manager": "go",
+        "setup": "go mod download",
+        "build": "go build ./...",
+        "tests": "go test ./...",
+        "benchmarks": ("go test -run NONE -bench . ./...",) if has_benches else (),
+    }
+
+
+def native(files: Iterable[str], read: Callable[[str], str]) -> dict:
+    """What is built by make, cmake, or an own script."""
+    names = set(files)
+    makefile = next((name for name in ("GNUmakefile", "Makefile", "makefile") if name in names), None)
+    targets = re.findall(r"^([A-Za-z][\w-]*)[ \t]*:(?!=)", read(makefile), re.MULTILINE) if makefile else []
+    if makefile:
+        build = "make"
+    elif "CMakeLists.txt" in names:
+        build = 'sh -c "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build"'
+    elif "configure" in names:
+        build = 'sh -c "./configure --quiet && make"'
+        targets = ["check"]
+    else:
+        return {}
+    test = next((name for name in ("check", "test", "tests") if name in targets), None)
+    return {
+        "manager": "cmake" if "cmake" in build else "make",
+        "build": build,
+        "tests": f"make {test}" if test else None,
+        "benchmarks": tuple(f"make {name}" for name in targets if re.match(r"bench|perf", name)),
+    }
+
+
+# What a goal asks for.
+
+
+def kind_of(goal: str) -> str | None:
+    """`time` or `size`, if the goal names one of them."""
+    return "time" if SPEED.search(goal) else "size" if SIZE.search(goal) else None
+
+
+def files_for(goal: str, sources: Iterable[str]) -> list[str]:
+    """The sources whose paths the goal speaks of, the best first."""
+    words = {word for word in re.findall(r"[a-z]{3,}", goal.lower()) if not COMMON.fullmatch(word)}
+    stems = {re.sub(r"(ing|er|ers|ed|s)$", "", word) for word in words}
+    stems = {stem for stem in stems if len(stem) > 2}
+    scored = [(sum(stem in path.lower().rpartition("/")[2] for stem in stems), path) for path in sources]
+    return [path for hits, path in sorted(scored, key=lambda item: -item[0]) if hits]

@@ -1,0 +1,141 @@
+"""`plan` and `check` on small repositories: what they prove, what they refuse, and that they leave nothing behind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import PROGRAM, ROOT, Toy, git, solver, step
+from test_console import Terminal
+
+PARSER = """def parse(text):
+    found = []
+    for word in text.split():
+        found = found + [word]
+    return found
+"""
+FILES = {
+    "pkg/__init__.py": "",
+    "pkg/parser.py": PARSER,
+    "work.py": "from pkg.parser import parse\nprint(len(parse('word ' * 100)))\n",
+    "tests/test_parser.py": "import unittest\nfrom pkg.parser import parse\n\n\nclass TestParser(unittest.TestCase):\n"
+    "    def test_words(self):\n        self.assertEqual(parse('a b'), ['a', 'b'])\n",
+}
+
+
+@pytest.fixture
+def library(tmp_path, environment) -> Toy:
+    """A small Python library with tests, and without a program.md."""
+    toy = Toy(tmp_path / "library", environment)
+    for name in ("program.md", "solver.py", "check.py"):
+        (toy.folder / name).unlink()
+    for name, text in FILES.items():
+        (toy.folder / name).parent.mkdir(exist_ok=True)
+        toy.write(name, text)
+    toy.commit()
+    return toy
+
+
+def called(toy: Toy, *arguments: str, expect: int = 0) -> str:
+    answer = subprocess.run(
+        [sys.executable, str(ROOT / "loop.py"), *arguments], cwd=toy.folder, env=toy.environment, capture_output=True,
+        text=True, timeout=240,
+    )  # fmt: skip
+    said = answer.stdout + answer.stderr
+    assert answer.returncode == expect and "Traceback" not in said, said
+    left = git(toy.folder, "branch", "--list", "autoresearch/*") + git(toy.folder, "for-each-ref", "refs/autoresearch")
+    assert not left and not (toy.folder / ".autoresearch/.check").exists()
+    assert len(git(toy.folder, "worktree", "list").splitlines()) == 1
+    return said
+
+
+def test_from_a_sentence_to_a_run(library):
+    said = called(library, "plan", "make parsing faster", "--yes", "--time", "python work.py")
+    program = (library.folder / "program.md").read_text()
+    assert "editable: [pkg/parser.py]" in program and "guard: env PYTHONPATH=. python -m unittest" in program
+    assert "Make parsing faster." in program and "metric: seconds" in program
+    for text in ("the scorer now wants that", "noise ", "in a night of 8 hours", "breaking  pkg/parser.py: noticed by"):
+        assert text in said
+    assert sys.executable in said  # the interpreter
+    assert "git add -f program.md autoresearch_score.py && git commit" in said
+    assert git(library.folder, "status", "--porcelain") == "?? autoresearch_score.py\n?? program.md"
+    assert "is not committed; trials see only what is" in called(library, "check", expect=2)
+    library.commit()
+    faster = {"files": {"pkg/parser.py": "def parse(text):\n    return text.split()\n"}, "say": "split"}
+    wrong = {"files": {"pkg/parser.py": "def parse(text):\n    return []\n"}, "say": "nothing"}
+    library.plan_steps(e2=[wrong], e3=[faster])
+    library.run_agent(3, "--keep-rule", "strict")
+    assert library.statuses()[:2] == ["keep", "crash"]
+    assert "the output is not what it was" in library.journal("verdict")[1]["reason"]
+    assert library.statuses()[2] in ("keep", "discard")
+
+
+def test_plan_where_it_cannot_go_on(library, toy):
+    assert "--yes takes what is proposed" in called(library, "plan", "make parsing faster", expect=2)
+    said = called(library, "plan", "x", "--yes", "--time", "python later.py", "--edit", "pkg/parser.py", expect=1)
+    assert "the untouched code has no score" in said and "nothing was written" in said and "later.py" in said
+    assert not (library.folder / "program.md").exists()
+    library.write("later.py", "")
+    words = ("plan", "x", "--yes", "--edit", "pkg/parser.py")
+    assert "later.py is not committed" in called(library, *words, "--time", "python later.py", expect=2)
+    assert "there is no program.md" in called(library, "check", expect=2)
+    assert "there is a program.md here" in called(toy, "plan", "x", expect=2)
+    assert "the score command printed no figure" in called(library, *words, "--score", "python -c print(1)", expect=1)
+
+
+@pytest.mark.slow
+def test_what_is_edited_is_not_what_is_measured(library):
+    """The trap of an editable install: the command imports the checkout's copy, wherever it runs."""
+    library.write("work.py", f"import sys\nsys.path.insert(0, {str(library.folder)!r})\n" + FILES["work.py"])
+    library.commit()
+    said = called(
+        library, "plan", "faster", "--yes", "--time", "PYTHONPATH= python work.py", "--edit", "pkg/parser.py",
+        "--guard", "", "--sandbox", "off", expect=1,
+    )  # fmt: skip
+    assert "breaking  pkg/parser.py: NOBODY NOTICES" in said and "an editable install" in said
+    assert not (library.folder / "program.md").exists()
+
+
+@pytest.mark.slow
+def test_the_metric_that_a_command_prints(library):
+    library.write("score.py", "import pkg.parser\nprint('accuracy = 93 %')\n")
+    library.commit()
+    words = ("plan", "parse more", "--yes", "--edit", "pkg/parser.py", "--score", "python score.py")
+    assert "the same each time" in called(library, *words)
+    program = (library.folder / "program.md").read_text()
+    assert "metric: accuracy" in program and "direction: maximize" in program
+
+
+def test_check(toy):
+    assert "it stands. Begin with: " in called(toy, "check")
+    toy.write("program.md", PROGRAM.replace("python check.py", "python -c 'raise SystemExit(3)'"))
+    assert "the guard fails on the untouched code" in called(toy, "check", expect=1)
+    toy.write("program.md", PROGRAM.replace("metric: score", "metric: points"))
+    assert "it names score" in called(toy, "check", expect=1)
+
+
+@pytest.mark.slow
+def test_plan_asks_at_a_terminal(library):
+    words = f"{sys.executable} {ROOT / 'loop.py'} plan --plain --guard '' --edit pkg/parser.py"
+    terminal = Terminal(["sh", "-c", f"{words}; echo ended with $?"], library.folder, library.environment)
+    terminal.wait_for("What is to be improved?")
+    os.write(terminal.end, b"make parsing faster\n")
+    terminal.wait_for("Which command is timed?")
+    os.write(terminal.end, b"python work.py\n")
+    assert "ended with 0" in terminal.finish()
+    assert "make parsing faster".capitalize() in (library.folder / "program.md").read_text()
+
+
+def test_a_mended_task_goes_on_under_the_same_tag(toy):
+    """As long as nothing was measured: then the run has a game, and it stays."""
+    toy.write("program.md", PROGRAM.replace("metric: score", "metric: points"))
+    toy.run(expect=2)
+    toy.write("program.md", PROGRAM)
+    toy.write("solver.py", solver(7))
+    toy.commit()
+    toy.plan_steps(e3=[step(8)])
+    toy.run_agent(3)
+    assert [row[1] for row in toy.rows()] == ["0.000000", "7.000000", "8.000000"]
+    assert toy.statuses() == ["crash", "keep", "keep"]
+    toy.write("program.md", PROGRAM.replace("maximize", "minimize"))
+    assert "is not the one that run night began with" in toy.run(expect=2)

@@ -1,0 +1,153 @@
+"""What `plan` sees in a repository, and the task that it drafts from that: nothing is run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autoresearch import UserError
+from autoresearch.plan.command import Asker
+from autoresearch.plan.draft import SCORER, Wishes, draft
+from autoresearch.plan.survey import files_for, kind_of, survey
+from autoresearch.task import read_task
+
+PACKAGE = {"dependencies": {"x": "1"}, "scripts": {"test": "node --test", "bench:all": "node b.js", "build": "x"}}
+PYTEST = "env PYTHONPATH=src python -m pytest -q -x -p no:cacheprovider tests"
+CMAKE = 'sh -c "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build"'
+REPOSITORIES = {
+    "Python": {
+        "src/lib/__init__.py": "",
+        "src/lib/parser.py": "x" * 900,
+        "src/lib/version.py": "x" * 2000,
+        "tests/test_parser.py": "import pytest",
+        "benchmark/bench.py": "x" * 5000,
+        "docs/conf.py": "x" * 9000,
+        "pyproject.toml": "",
+    },
+    "JavaScript": {
+        "package.json": json.dumps(PACKAGE),
+        "package-lock.json": "{}",
+        "lib/a.js": "x",
+        "dist/a.min.js": "x" * 99,
+    },
+    "C": {"Makefile": "all: x\n\ntest: all\n\t./x\nbench :\n", "x.c": "x" * 50, "x.h": "x", "tests/t.c": "x" * 500},
+    "C++": {"CMakeLists.txt": "", "src/x.cpp": "x"},
+    "Rust": {"Cargo.toml": "", "src/lib.rs": "x", "benches/b.rs": "x"},
+    "Go": {"go.mod": "", "a.go": "x", "a_test.go": "func BenchmarkA("},
+    "unknown": {"README.md": "x"},
+}
+
+
+def look(language: str):
+    files = REPOSITORIES[language]
+    return survey({path: len(text) for path, text in files.items()}, lambda path: files.get(path, ""))
+
+
+@pytest.mark.parametrize(
+    ("language", "expected"),
+    [
+        (
+            "Python",
+            ("pip", None, PYTEST, "src/lib/parser.py"),
+        ),
+        ("JavaScript", ("npm", "npm run build", "npm test", "lib/a.js")),
+        ("C", ("make", "make", "make test", "x.c")),
+        (
+            "C++",
+            (
+                "cmake",
+                CMAKE,
+                None,
+                "src/x.cpp",
+            ),
+        ),
+        ("Rust", ("cargo", "cargo build --release --offline", "cargo test --release --offline", "src/lib.rs")),
+        ("Go", ("go", "go build ./...", "go test ./...", "a.go")),
+        ("unknown", (None, None, None, "README.md")),
+    ],
+)
+def test_what_a_repository_has(language, expected):
+    found = look(language)
+    assert found.language == language
+    assert (found.manager, found.build, found.tests, found.sources[0]) == expected
+
+
+def test_benchmarks_and_set_up():
+    assert look("Python").benchmarks == ("python benchmark/bench.py",)
+    assert look("JavaScript").benchmarks == ("npm run bench:all",) and look("JavaScript").setup == "npm ci"
+    assert look("C").benchmarks == ("make bench",)
+    assert look("Rust").benchmarks and look("Go").benchmarks
+
+
+def test_what_a_goal_names():
+    sources = ["src/render.py", "src/block_parser.py", "src/parser.py", "src/time.py"]
+    assert files_for("make it faster in less time", sources) == []
+    assert files_for("make parsing faster", sources) == ["src/block_parser.py", "src/parser.py"]
+    assert (kind_of("make it faster"), kind_of("a smaller binary"), kind_of("higher accuracy")) == (
+        "time",
+        "size",
+        None,
+    )
+
+
+def drafted(language: str, **wishes):
+    return draft(look(language), set(REPOSITORIES[language]), Wishes(**wishes), Asker(yes=True))
+
+
+@pytest.mark.parametrize(
+    ("language", "wishes", "settings"),
+    [
+        (
+            "Python",
+            {"goal": "make the parser faster"},
+            {"editable": ["src/lib/parser.py"], "score": f"python {SCORER}", "metric": "seconds"},
+        ),
+        ("C", {"goal": "a smaller binary", "size": "x"}, {"train": "make", "metric": "bytes", "guard": "make test"}),
+        ("Go", {"goal": "faster", "guard": ""}, {"setup": "go mod download", "metric": "seconds"}),
+        (
+            "unknown",
+            {"goal": "better", "score": "sh s.sh", "metric": "accuracy", "edit": ["a.txt"]},
+            {"editable": ["a.txt"], "score": "sh s.sh", "metric": "accuracy", "direction": "maximize"},
+        ),
+    ],
+)
+def test_a_draft(tmp_path, language, wishes, settings):
+    """Its program.md is read back as what was meant."""
+    made = drafted(language, **wishes)
+    assert settings.items() <= made.settings.items() and ("guard" in made.settings) == (language in ("Python", "C"))
+    (tmp_path / "program.md").write_text(made.program())
+    task = read_task(tmp_path / "program.md", tmp_path)
+    assert task == made.task(tmp_path / "program.md", "")
+    for text in made.files.values():
+        compile(text, SCORER, "exec")
+    assert ("PYTHONPATH=src python benchmark/bench.py" in made.files.get(SCORER, "")) == (language == "Python")
+
+
+def test_a_scorer_that_wants_the_same_output():
+    made = drafted("Python", goal="make the parser faster")
+    assert not made.is_tuned and made.tuned(1, "").is_tuned
+    made = made.tuned(5, "ab" * 32)
+    assert made.is_tuned and "\nRUNS = 5\n" in made.files[SCORER]
+    assert f"\nEXPECTED = '{'ab' * 32}' " in made.files[SCORER]
+
+
+@pytest.mark.parametrize(
+    ("language", "wishes", "message"),
+    [
+        ("Python", {}, "What is to be improved?"),
+        ("Python", {"goal": "better"}, "What is measured? (time, size, score)"),
+        ("C", {"goal": "a smaller binary"}, "Whose bytes are counted?"),
+        ("unknown", {"goal": "faster"}, "Which command is timed?"),
+    ],
+)
+def test_what_nobody_is_there_to_answer(language, wishes, message):
+    with pytest.raises(UserError, match="nobody is here to answer") as said:
+        drafted(language, **wishes)
+    assert message in str(said.value) and "plan --help" in str(said.value)
+
+
+def test_the_scorer_stands_in_nobodys_way():
+    files = {**REPOSITORIES["Python"], SCORER: ""}
+    with pytest.raises(UserError, match="is there already"):
+        draft(look("Python"), set(files), Wishes(goal="faster"), Asker(yes=True))
+    assert Path(SCORER).suffix == ".py"
