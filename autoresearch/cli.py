@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -18,6 +19,7 @@ import typer
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import (
     Check,
+    Clean,
     Doctor,
     Logs,
     Numbered,
@@ -173,6 +175,24 @@ def accept(context: typer.Context, options: Numbered) -> None:
     from autoresearch import commands
 
     run_to_end(commands.accept(options))
+
+
+@app.command()
+@taking(Clean)
+def clean(context: typer.Context, options: Clean) -> None:
+    """Remove worktrees, caches and the refs of single attempts of old runs, or of one, after asking. Journals, logs and
+    branches stay."""
+    from autoresearch.record.runs import root_of
+    from autoresearch.tidy_up import clean as clean_up
+
+    def agreed(question: str) -> bool:
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UserError(f"there is nobody to ask; {to_type('clean --yes')} removes them")
+        return typer.confirm(question)
+
+    clean_up(root_of(Path.cwd()), options.tag, agreed, print)
 
 
 def run_detached(tag: str | None) -> None:

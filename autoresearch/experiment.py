@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.judge import KeepRule, Verdict, is_far_outside, judge, mean
@@ -19,7 +20,7 @@ from autoresearch.record import events
 from autoresearch.record.ledger import ABANDONED, HELD, OUTRUN, Attempt
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
-from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
+from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Job, Measurement, Phase, Seat
 from autoresearch.text import to_type
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
@@ -117,11 +118,16 @@ class Experiments:
             return self.run_again(attempt, f"{why} on top of that", began)
         if self.ledger.champion is None:
             raise UserError(
-                f"the baseline crashed: {verdict.reason}\nIts log is {self.run.runner.log_path(str(attempt.number))}. "
+                f"the baseline crashed: {verdict.reason}\nIts log is {self.log_of(attempt, measured, checked)}. "
                 f"Correct {', '.join(self.task.editable)} and commit it, or program.md, and run the same command "
                 f"again. Where neither is to blame: `{to_type('doctor')}` checks this machine"
             )
         return None
+
+    def log_of(self, attempt: Attempt, *measured: Measurement) -> Path:
+        """The log of the command that failed."""
+        failed = next((part.failed for part in measured if part.failed), TRAIN)
+        return self.run.runner.log_path(str(attempt.number)).with_name(f"{failed}.log")
 
     async def abandon(self, attempt: Attempt) -> None:
         """The verdict on an attempt that was interrupted and is not wanted any more."""
@@ -141,9 +147,15 @@ class Experiments:
         return measured
 
     async def check(self, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False) -> Measurement:
-        """Guard and holdout of a trial that has its score."""
+        """Guard and holdout of a trial that has its score. A guard that fails runs once more: some fail by chance."""
         job = Job(name, {}, seed, (GUARD, HOLDOUT), fresh_caches)
-        return await self.run.runner.run(job, seat, tell)
+        measured = await self.run.runner.run(job, seat, tell)
+        if measured.failed != GUARD or measured.suspended:
+            return measured
+        again = await self.run.runner.run(job, seat, tell)
+        if again.failed != GUARD:
+            self.console.line(f"  the guard failed, and did not when it ran again: {measured.reason}", "yellow")
+        return again
 
     def suspended(self, attempt: Attempt, measured: Measurement) -> str:
         """Why a trial that was suspended runs again; empty if it was not, or has been too often."""

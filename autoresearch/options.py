@@ -176,6 +176,11 @@ class Try(Called, Trials):
 
 
 @dataclasses.dataclass
+class Clean(Tagged):
+    yes: bool = option("Do not ask.", "--yes", "-y", default=False)
+
+
+@dataclasses.dataclass
 class Numbered(Trials):
     """Of commands about one experiment."""
 

@@ -56,7 +56,7 @@ def test_from_a_sentence_to_a_run(library):
     assert "Make parsing faster." in program and "metric: seconds" in program
     for text in ("the scorer now wants that", "noise ", "in a night of 8 hours", "breaking  pkg/parser.py: noticed by"):
         assert text in said
-    assert sys.executable in said  # the interpreter
+    assert f"{sys.base_prefix}/bin/python" in said  # the interpreter of the shell
     assert "git add -f program.md autoresearch_score.py && git commit" in said
     assert git(library.folder, "status", "--porcelain") == "?? autoresearch_score.py\n?? program.md"
     assert "is not committed; trials see only what is" in called(library, "check", expect=2)
@@ -80,7 +80,7 @@ def test_plan_where_it_cannot_go_on(library, toy):
     assert "later.py is not committed" in called(library, *words, "--time", "python later.py", expect=2)
     assert "there is no program.md" in called(library, "check", expect=2)
     assert "there is a program.md here" in called(toy, "plan", "x", expect=2)
-    assert "the score command printed no figure" in called(library, *words, "--score", "python -c print(1)", expect=1)
+    assert "the score command printed no figure" in called(library, *words, "--score", "python -c 'print(1)'", expect=1)
 
 
 @pytest.mark.slow

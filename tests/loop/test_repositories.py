@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, git, solver, step
 
+from autoresearch import tidy_up
 from autoresearch.runner import sandbox
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import of_the_shell, their_words, toolchains
@@ -313,3 +314,33 @@ def test_other_figures_are_shown_and_limited(toy, refused):
     assert git(toy.folder, "status", "--porcelain") == "" and "/results.tsv" not in git(toy.folder, "ls-files")
     task_of(toy, "max: +5%", "most: 5")
     assert "not most: 5" in refused("--agent", "sweep", "--tag", "other")
+
+
+FLAKY = """import os, pathlib
+import solver
+seen = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"], "seen")
+if solver.VALUE == 2 and not seen.exists():
+    seen.touch()
+    raise SystemExit("by chance")
+assert solver.VALUE != 30, "30 is forbidden"
+"""
+
+
+def test_a_flaky_guard_and_old_runs(toy, refused):
+    """A guard that fails runs once more. `clean` removes what can be made again, after asking; the run can go on."""
+    toy.write("check.py", FLAKY)
+    toy.commit()
+    toy.plan_steps(e2=[step(2)], e3=[step(30)], e4=[step(4)])
+    output = toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "discard"]
+    assert "the guard failed, and did not when it ran again: by chance" in output
+    said: list[str] = []
+    tidy_up.clean(toy.folder, None, lambda question: True, said.append)
+    assert said == ["there is nothing to remove: night is the last run; --tag night takes it too"]
+    assert "there is nobody to ask; " in refused("clean")
+    branch = toy.tip()
+    assert "3 refs of single attempts" in toy.run("clean", "--yes")
+    assert not list(toy.runs.glob("stage*")) and not (toy.runs / "worktree").exists() and toy.references() == []
+    assert toy.tip() == branch and (toy.runs / "trials/2/guard.log").exists()
+    toy.run_agent(4)
+    assert toy.statuses() == ["keep", "keep", "discard", "keep"]
