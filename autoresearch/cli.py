@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -19,9 +20,11 @@ from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import (
     Approve,
     Check,
+    Clean,
     Doctor,
     Logs,
     Note,
+    Numbered,
     Plan,
     Reject,
     Report,
@@ -30,6 +33,7 @@ from autoresearch.options import (
     Status,
     Stop,
     Tagged,
+    Track,
     Try,
     Verify,
     Wait,
@@ -160,6 +164,42 @@ def verify(context: typer.Context, options: Verify) -> None:
     from autoresearch import commands
 
     run_to_end(commands.run_verify(options))
+
+
+@app.command()
+@taking(Numbered)
+def drop(context: typer.Context, options: Numbered) -> None:
+    """Take a keep back, and what was kept on top of it: the run goes on from the champion before it."""
+    from autoresearch import commands
+
+    run_to_end(commands.drop(options))
+
+
+@app.command()
+@taking(Numbered)
+def accept(context: typer.Context, options: Numbered) -> None:
+    """Let an edit that was held back for its large gain run again, next, and be kept: you have looked at it."""
+    from autoresearch import commands
+
+    run_to_end(commands.accept(options))
+
+
+@app.command()
+@taking(Clean)
+def clean(context: typer.Context, options: Clean) -> None:
+    """Remove worktrees, caches and the refs of single attempts of old runs, or of one, after asking. Journals, logs and
+    branches stay."""
+    from autoresearch.record.runs import root_of
+    from autoresearch.tidy_up import clean as clean_up
+
+    def agreed(question: str) -> bool:
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UserError(f"there is nobody to ask; {to_type('clean --yes')} removes them")
+        return typer.confirm(question)
+
+    clean_up(root_of(Path.cwd()), options.tag, agreed, print)
 
 
 def run_detached(tag: str | None) -> None:
@@ -332,6 +372,32 @@ def digest(context: typer.Context, options: Tagged) -> None:
     from autoresearch.views.state import look
 
     print(keys.scrub("\n".join(digest(look(recorded_run(options.tag).ledger)))))
+
+
+@app.command()
+@taking(Track)
+def track(context: typer.Context, options: Track) -> None:
+    """Send a run to a tracker, from its record: what it lacks of it, and, while a loop runs, each new verdict."""
+    from autoresearch.repo import RunRepo, open_repository
+    from autoresearch.views.track import require_tracker, track
+
+    name = require_tracker(options.tracker)
+    recorded = recorded_run(options.tag)
+    repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
+    sent = track(name, recorded.ledger, repo)
+    print(f"{name} has {count(sent, 'experiment')} of run {recorded.tag}")
+
+
+@app.command()
+def mcp(context: typer.Context) -> None:
+    """A server of the Model Context Protocol, on standard input and output: an agent's tools to run the experiments."""
+    import importlib.util
+
+    if importlib.util.find_spec("mcp") is None:
+        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` brings it")
+    from autoresearch.mcp_server import serve
+
+    serve(inspect.getfile(context.obj))
 
 
 @app.command()

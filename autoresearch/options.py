@@ -121,6 +121,9 @@ class Research(Begins):
     notify: str | None = option(
         "Called with one JSON line on its standard input on each keep, stop and fault.", metavar="COMMAND"
     )
+    track: str | None = option(
+        "Send the run to a tracker while it goes on; uv run --extra installs it.", metavar="trackio|wandb|mlflow"
+    )
     detach: bool = option(
         "Go on in the background, also when the terminal is closed: see status, logs, stop.", "--detach", default=False
     )
@@ -143,6 +146,11 @@ class Plan(Confined):
     )
     setup: str | None = option("Runs once, with your rights. Empty: nothing.", metavar="COMMAND")
     time_limit: float | None = option("Seconds for each command. Default: ten times what it takes.", min=1)
+    agent: str | None = option(
+        f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
+    )
+    model: str | None = option("The agent's model. Default: the agent's own.")
+    agent_command: str | None = option("The program of --agent command.")
     yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
     force: bool = option("Replace the program.md that is there.", "--force", default=False)
 
@@ -178,6 +186,18 @@ class Try(Called, Trials):
     predicted: float | None = option("The change of the metric that is expected.")
     lesson: str = option("What the last verdicts taught, for later runs; L3: this edit tests lesson L3.", default="")
     as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
+
+
+@dataclasses.dataclass
+class Clean(Tagged):
+    yes: bool = option("Do not ask.", "--yes", "-y", default=False)
+
+
+@dataclasses.dataclass
+class Numbered(Trials):
+    """Of commands about one experiment."""
+
+    number: int = argument("Of the experiment.", default=0, metavar="NUMBER", show_default=False)
 
 
 @dataclasses.dataclass
@@ -240,6 +260,11 @@ class Logs(Tagged):
 class Report(Tagged):
     output: Path | None = option("Folder to write to. Default: report/ in the run's own folder.")
     pdf: bool = option("Write report.pdf as well.", "--pdf", default=False)
+
+
+@dataclasses.dataclass
+class Track(Tagged):
+    tracker: str | None = argument("trackio, wandb or mlflow.", metavar="TRACKER")
 
 
 @dataclasses.dataclass

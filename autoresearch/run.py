@@ -112,6 +112,7 @@ class Run:
             )
         champion = ledger.champion_commit
         before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base, *left]
+        before += [attempt.commit for attempt in ledger.dropped]
         if tip not in (None, champion, *before):
             raise UserError(
                 f"the branch {repo.branch} stands at {short(tip or '')}, not where the loop left it "
@@ -294,7 +295,10 @@ class Run:
     # -- the disk, and what is trusted
 
     async def with_room(self, step: Callable[[], Result | Awaitable[Result]]) -> Result:
-        """Do a step. When the disk is full wait until it is not, and do it again. Raises OSError when asked to stop."""
+        """Do a step. When the disk is full, or no process can be started, wait until that is over and do it again.
+
+        Raises OSError when asked to stop.
+        """
         wait = 0.0
         while True:
             try:
@@ -304,14 +308,16 @@ class Run:
                 return cast(Result, result)
             except (OSError, git.GitCommandError) as error:
                 task = asyncio.current_task()
-                if not disk_is_full(error) or (task and task.cancelling()):
+                full = "the disk is full" if disk_is_full(error) else ""
+                full = "no more processes can be started" if isinstance(error, BlockingIOError) else full
+                if not full or (task and task.cancelling()):
                     raise
                 if not self.waits_for_room:
                     self.waits_for_room = True
                     self.console.line(
-                        "the disk is full: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
+                        f"{full}: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
                     )
-                    self.console.tell("fault", reason="the disk is full")
+                    self.console.tell("fault", reason=full)
                 wait = min(2 * wait, 60.0) or 1.0  # a quota may be full where the disk is not
                 until = asyncio.get_running_loop().time() + wait
                 while asyncio.get_running_loop().time() < until or not self.has_room():
@@ -351,6 +357,17 @@ def code_hash() -> str:
 # Opening one
 
 
+def ignore(repository: git.Repo, name: str) -> None:
+    """Let git overlook a file at the top of the user's checkout, without a change to any file of the repository."""
+    if not repository.ignored(name):
+        path = Path(repository.common_dir, "info/exclude")
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "a+") as file:
+            file.seek(0)
+            text = file.read()
+            file.write("\n" * (text[-1:] not in ("", "\n")) + f"/{name}\n")
+
+
 @contextlib.contextmanager
 def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopRequest) -> Iterator[Run]:
     """The run of a tag, old or new, locked against other loops. Raises UserError."""
@@ -366,6 +383,7 @@ def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopReq
     lock = Lock(folder, tag)
     try:
         (runs / ".gitignore").write_text("*\n")
+        ignore(repository, "results.tsv")
         run = Run(
             root, folder, program, task, Ledger(folder), RunRepo(repository, tag, folder), confined, console, stop
         )

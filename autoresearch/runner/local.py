@@ -145,9 +145,9 @@ class Local:
 
     def program_of(self, command: str) -> str:
         """Where the program lies that a command starts."""
-        path = trial_environment(self.folder, self.folder, {})["PATH"]
-        words = itertools.dropwhile(lambda word: word == "env" or "=" in word, command_words(command))
-        word = next(words, command)
+        path = (self._theirs(self._stage(self.seats[0])) or trial_environment(self.folder, self.folder, {}))["PATH"]
+        words = re.findall(r"[^\s;&|()]+", command)
+        word = next(itertools.dropwhile(lambda word: word == "env" or "=" in word, words), command)
         return shutil.which(word, path=path) or word
 
     def log_path(self, name: str) -> Path:
@@ -163,6 +163,14 @@ class Local:
             return self.repo.stage(name)
         return self._checkouts.setdefault(name, Checkout(self.repo, name, self.task.link))
 
+    @functools.cached_property
+    def _above(self) -> list[str]:
+        """Committed files at the top of the user's checkout. The worktree, which has them too, lies below it, and tools
+        that look for settings upwards (cargo, pytest) give up where they find some that they may not read."""
+        names = (name for name in self.repo.committed(self.base) if "/" not in name)
+        files = (self.repo.root / name for name in sorted(names))
+        return [str(path) for path in files if path.is_file() and not path.is_symlink()]
+
     def _confinement(self, stage: Stage | Checkout) -> dict[str, list[str]] | None:
         """What the game says of files that trials need or must not see, their copies in a stage, and the record."""
         if not self.confined:
@@ -177,6 +185,7 @@ class Local:
         if isinstance(stage, Checkout):
             environment = self._theirs(stage) or {}
             readable += [str(stage.git_folder), *(os.path.realpath(root / link) for link in stage.links)]
+            readable += self._above
             readable += toolchains(self.task, {**os.environ, **environment}, self._places(stage))
         return {"readable": readable, "hidden": [str(path) for path in hidden]}
 
