@@ -20,6 +20,7 @@ from autoresearch.options import (
     Check,
     Doctor,
     Logs,
+    Note,
     Plan,
     Report,
     Research,
@@ -33,7 +34,7 @@ from autoresearch.options import (
     Wait,
     Watch,
 )
-from autoresearch.record.runs import RUNS, folder_of, recorded_run
+from autoresearch.record.runs import RUNS, Recorded, folder_of, recorded_run
 from autoresearch.text import count, to_type
 
 DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages, by module, of watch and report
@@ -206,6 +207,48 @@ def stop_(context: typer.Context, options: Stop) -> None:
 
 
 @app.command()
+@taking(Note)
+def note(context: typer.Context, options: Note) -> None:
+    """Tell the agent something, also while a loop runs: it stands in the next briefs, and in the record."""
+    from autoresearch.inbox import leave, text_of
+    from autoresearch.record.events import Note as Message
+
+    recorded = recorded_run(options.tag)
+    leave(recorded.ledger.path.parent, Message(text=text_of(options.text)))
+    print(f"run {recorded.tag}: the next brief has it")
+
+
+@app.command()
+@taking(Tagged)
+def pause(context: typer.Context, options: Tagged) -> None:
+    """Begin nothing new until `resume`: what runs comes to its verdict, and the loop waits."""
+    from autoresearch.inbox import leave
+    from autoresearch.record.events import Pause
+
+    recorded = recorded_run(options.tag)
+    leave(recorded.ledger.path.parent, Pause())
+    print(f"run {recorded.tag} pauses when what runs has its verdict; {to_type('resume')} --tag {recorded.tag} goes on")
+
+
+@app.command()
+@taking(Tagged)
+def resume(context: typer.Context, options: Tagged) -> None:
+    """End a pause."""
+    from autoresearch.inbox import leave
+    from autoresearch.record.events import Resume
+
+    recorded = recorded_run(options.tag)
+    leave(recorded.ledger.path.parent, Resume())
+    print(f"run {recorded.tag} goes on" + ("" if is_at_work(recorded) else f", as soon as a loop runs: {to_type()}"))
+
+
+def is_at_work(recorded: Recorded) -> bool:
+    from autoresearch.record.journal import holder
+
+    return holder(recorded.ledger.path.parent) is not None
+
+
+@app.command()
 @taking(Logs)
 def logs(context: typer.Context, options: Logs) -> None:
     """What a detached loop has printed."""
@@ -285,8 +328,8 @@ def mcp(context: typer.Context) -> None:
 @app.command()
 @taking(Watch)
 def watch(context: typer.Context, options: Watch) -> None:
-    """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads; Ctrl-C ends
-    it."""
+    """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads, but
+    for --writable; Ctrl-C ends it."""
     if importlib.util.find_spec("plotly") is None:  # which the browser asks for later
         raise ModuleNotFoundError(name="plotly")
     from autoresearch.repo import RunRepo, open_repository
@@ -294,7 +337,7 @@ def watch(context: typer.Context, options: Watch) -> None:
 
     recorded = recorded_run(options.tag, f"begin one: {to_type()}")
     repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
-    page.serve(page.Watch(repo, recorded.ledger), options.port)
+    page.serve(page.Watch(repo, recorded.ledger, options.writable), options.port)
 
 
 @app.command()

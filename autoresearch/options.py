@@ -15,9 +15,9 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
     return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
 
 
-def argument(help: str, **more) -> Any:
-    """The same, of what stands in the command without an option's name."""
-    return dataclasses.field(default=None, metadata={"option": typer.Argument(help=help, **more)})
+def argument(help: str, default: Any = None, **more) -> Any:
+    """The same, of what stands in the command without an option's name. default: `...` for one that must be there."""
+    return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
 
 
 @dataclasses.dataclass
@@ -141,6 +141,11 @@ class Plan(Confined):
     )
     setup: str | None = option("Runs once, with your rights. Empty: nothing.", metavar="COMMAND")
     time_limit: float | None = option("Seconds for each command. Default: ten times what it takes.", min=1)
+    agent: str | None = option(
+        f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
+    )
+    model: str | None = option("The agent's model. Default: the agent's own.")
+    agent_command: str | None = option("The program of --agent command.")
     yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
     force: bool = option("Replace the program.md that is there.", "--force", default=False)
 
@@ -205,6 +210,11 @@ class Status(Tagged):
 
 
 @dataclasses.dataclass
+class Note(Tagged):
+    text: str = argument('What the agent is to know, e.g. "try smaller batches".', metavar="TEXT", default=...)
+
+
+@dataclasses.dataclass
 class Stop(Tagged):
     now: bool = option(
         "At once. The running experiment has no verdict, and runs again when the run goes on.", "--now", default=False
@@ -233,6 +243,9 @@ class Track(Tagged):
 @dataclasses.dataclass
 class Watch(Tagged):
     port: int = option("Of 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
+    writable: bool = option(
+        "The page also takes notes, a pause and a stop, from whoever has its address.", "--writable", default=False
+    )
 
 
 @dataclasses.dataclass
