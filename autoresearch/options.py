@@ -184,6 +184,18 @@ class Try(Called, Trials):
 
 
 @dataclasses.dataclass
+class Clean(Tagged):
+    yes: bool = option("Do not ask.", "--yes", "-y", default=False)
+
+
+@dataclasses.dataclass
+class Numbered(Trials):
+    """Of commands about one experiment."""
+
+    number: int = argument("Of the experiment.", default=0, metavar="NUMBER", show_default=False)
+
+
+@dataclasses.dataclass
 class Wait(Tagged):
     number: int | None = argument("The experiment. Default: the last one.", metavar="NUMBER", min=1)
     seconds: float | None = option("How long. Default: until it has its verdict.", "--for", metavar="SECONDS", min=0)

@@ -100,10 +100,7 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 # @cuda-uvmfd-*, say snapd's rules for AppArmor.
 CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")
 OTHER_GPU_DEVICES = ("dri", "kfd")
-DAC_OVERRIDE, SYS_ADMIN = (
-    1,
-    21,
-)  # the privilege to open files whose mode does not say so, and to mount (linux/capability.h)
+DAC_OVERRIDE, SYS_ADMIN = 1, 21  # privileges: to open files whose mode does not say so, to mount (linux/capability.h)
 PARENT = "AUTORESEARCH_PARENT"  # environment variable: the process that started the keeper, and must not have ended
 GROUP = "AUTORESEARCH_GROUP"  # environment variable: folder of the control group that counts the command's memory
 GRACE_SECONDS = 4.0  # between SIGTERM and SIGKILL
@@ -282,9 +279,8 @@ def wrapped(rules: dict, folder: str) -> list[str]:
         words += ["--cap-drop", "ALL"]
         if needs_override((*read, *write)):
             words += ["--cap-add", "CAP_DAC_OVERRIDE"]
-    if program := filter_program(
-        rules, "allow" if rules.get("builds") else "nothing"
-    ):  # what is bound for reading stays
+    changes = "allow" if rules.get("builds") else "nothing"  # what is bound for reading stays as it is
+    if program := filter_program(rules, changes):
         handle = os.memfd_create("filter", 0)
         os.write(handle, program)
         os.lseek(handle, 0, os.SEEK_SET)

@@ -64,7 +64,7 @@ def test_from_a_sentence_to_a_run(library):
     assert "Make parsing faster." in program and "metric: seconds" in program
     for text in ("the scorer now wants that", "noise ", "in a night of 8 hours", "breaking  pkg/parser.py: noticed by"):
         assert text in said
-    assert "/python, " in said  # the interpreter
+    assert f"{sys.base_prefix}/bin/python" in said  # the interpreter of the shell
     assert "git add -f program.md autoresearch_score.py && git commit" in said
     assert git(library.folder, "status", "--porcelain") == "?? autoresearch_score.py\n?? program.md"
     assert "is not committed; trials see only what is" in called(library, "check", expect=2)
