@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -18,8 +19,10 @@ import typer
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import (
     Check,
+    Clean,
     Doctor,
     Logs,
+    Numbered,
     Plan,
     Report,
     Research,
@@ -154,6 +157,42 @@ def verify(context: typer.Context, options: Verify) -> None:
     from autoresearch import commands
 
     run_to_end(commands.run_verify(options))
+
+
+@app.command()
+@taking(Numbered)
+def drop(context: typer.Context, options: Numbered) -> None:
+    """Take a keep back, and what was kept on top of it: the run goes on from the champion before it."""
+    from autoresearch import commands
+
+    run_to_end(commands.drop(options))
+
+
+@app.command()
+@taking(Numbered)
+def accept(context: typer.Context, options: Numbered) -> None:
+    """Let an edit that was held back for its large gain run again, next, and be kept: you have looked at it."""
+    from autoresearch import commands
+
+    run_to_end(commands.accept(options))
+
+
+@app.command()
+@taking(Clean)
+def clean(context: typer.Context, options: Clean) -> None:
+    """Remove worktrees, caches and the refs of single attempts of old runs, or of one, after asking. Journals, logs and
+    branches stay."""
+    from autoresearch.record.runs import root_of
+    from autoresearch.tidy_up import clean as clean_up
+
+    def agreed(question: str) -> bool:
+        if options.yes:
+            return True
+        if not sys.stdin.isatty():
+            raise UserError(f"there is nobody to ask; {to_type('clean --yes')} removes them")
+        return typer.confirm(question)
+
+    clean_up(root_of(Path.cwd()), options.tag, agreed, print)
 
 
 def run_detached(tag: str | None) -> None:

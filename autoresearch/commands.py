@@ -16,14 +16,16 @@ from autoresearch.agents.external import External
 from autoresearch.experiment import Experiments
 from autoresearch.judge import RULES, KeepRule
 from autoresearch.limits import Limits, StopRequest
-from autoresearch.options import Research, Start, Trials, Try, Verify
+from autoresearch.options import Numbered, Research, Start, Trials, Try, Verify
 from autoresearch.pages import Pages
 from autoresearch.propose import Proposer
 from autoresearch.record import events
 from autoresearch.record.findings import doubt
+from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import recorded_run, root_of
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import sandbox_in_words
+from autoresearch.task import edit_hash
 from autoresearch.text import count, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
 from autoresearch.views.console import Console
@@ -137,6 +139,61 @@ async def try_edit(loop: type, options: Try) -> int:
         run.note_start(keep_rule, external=True)
         with contextlib.suppress(Stopped):
             await loop(run, proposer, experiments, Limits()).try_edit()
+    return 0
+
+
+async def drop(options: Numbered) -> int:
+    console = Console(options.plain)
+    tag = recorded_run(options.tag).tag
+    with open_run(tag, options.sandbox, console, StopRequest(console.line)) as run:
+        run.begin(keep_edit=True)
+        numbers = [attempt.number for attempt in run.ledger.kept]
+        if options.number not in numbers[1:]:
+            known = ", ".join(map(str, numbers[1:])) or "none"
+            raise UserError(f"experiment {options.number} is no keep that could be taken back; there are: {known}")
+        with_it = numbers[numbers.index(options.number) + 1 :]
+        run.ledger.append(events.Dropped(number=options.number))
+        run.reset()
+        run.results.rebuild()
+        champion = run.ledger.champion
+        assert champion is not None
+        also = f", and {', '.join(map(str, with_it))} with it, built on top" if with_it else ""
+        console.line(f"experiment {options.number} is taken back{also}")
+        said = f"experiment {champion.number}, {run.task.metric} {champion.score:.6f}, {short(champion.commit)}"
+        console.line(f"the champion is {said} on {run.repo.branch}; the run goes on from there")
+    return 0
+
+
+async def accept(options: Numbered) -> int:
+    console = Console(options.plain)
+    tag = recorded_run(options.tag).tag
+    with open_run(tag, options.sandbox, console, StopRequest(console.line)) as run:
+        run.begin(keep_edit=True)
+        held = [attempt for attempt in run.ledger.finished if attempt.reason.startswith(HELD)]
+        attempt = next((attempt for attempt in held if attempt.number == options.number), None)
+        if attempt is None:
+            known = ", ".join(str(other.number) for other in held) or "none"
+            raise UserError(f"experiment {options.number} is not held back; those that are: {known}")
+        champion, number = run.ledger.champion_commit, len(run.ledger.attempts) + 1
+        commit = attempt.commit if attempt.parent == champion else run.on_champion(attempt)
+        if commit is None:
+            raise UserError(
+                f"the edit of experiment {options.number} does not apply to the present champion; `git show "
+                f"refs/autoresearch/{tag}/{options.number}` shows it, for an edit of your own"
+            )
+        edit, lines = edit_hash(run.files(commit)), run.lines(commit) - run.lines(champion)
+        run.ledger.append(events.Accepted(number=number, held=options.number))
+        run.ledger.append(
+            events.Attempt(
+                number=number, commit=commit, parent=champion, description=attempt.description, agent=attempt.agent,
+                category=attempt.category, hypothesis=attempt.hypothesis, predicted=attempt.predicted, edit=edit,
+                lines=lines, tokens=0, dollars=0.0,
+            )
+        )  # fmt: skip
+        run.repo.remember(number, commit)
+        console.line(
+            f"experiment {options.number} runs again as experiment {number}, the next one when the run goes on"
+        )
     return 0
 
 

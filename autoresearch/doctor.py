@@ -221,10 +221,13 @@ def git(machine: Machine) -> Finding:
 
 def task(machine: Machine) -> Finding:
     """What would be run."""
-    from autoresearch.runner.process import command_words, require_program
+    from autoresearch.runner.environment import commands_environment
+    from autoresearch.runner.local import words_of
+    from autoresearch.runner.process import require_program
 
     read = machine.read_task()
-    require_program(command_words(read.train), machine.folder, machine.environment)
+    theirs = {} if read.referee else commands_environment(read, machine.environment, [machine.folder])
+    require_program(words_of(read, read.train), machine.folder, {**machine.environment, **theirs})
     better = "lower" if read.lower_is_better else "higher"
     return Finding("task", OK, f"{', '.join(read.editable)}; `{read.train}`; {read.metric}, {better} is better")
 

@@ -10,16 +10,17 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from autoresearch import UserError, disk_is_full
-from autoresearch.judge import KeepRule, Verdict, judge, mean
+from autoresearch.judge import KeepRule, Verdict, is_far_outside, judge, mean
 from autoresearch.lessons import Lessons
 from autoresearch.pages import Pages
 from autoresearch.record import events
-from autoresearch.record.ledger import ABANDONED, OUTRUN, Attempt
+from autoresearch.record.ledger import ABANDONED, HELD, OUTRUN, Attempt
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
-from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
+from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Job, Measurement, Phase, Seat
 from autoresearch.text import to_type
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
@@ -117,11 +118,16 @@ class Experiments:
             return self.run_again(attempt, f"{why} on top of that", began)
         if self.ledger.champion is None:
             raise UserError(
-                f"the baseline crashed: {verdict.reason}\nIts log is {self.run.runner.log_path(str(attempt.number))}. "
+                f"the baseline crashed: {verdict.reason}\nIts log is {self.log_of(attempt, measured, checked)}. "
                 f"Correct {', '.join(self.task.editable)} and commit it, or program.md, and run the same command "
                 f"again. Where neither is to blame: `{to_type('doctor')}` checks this machine"
             )
         return None
+
+    def log_of(self, attempt: Attempt, *measured: Measurement) -> Path:
+        """The log of the command that failed."""
+        failed = next((part.failed for part in measured if part.failed), TRAIN)
+        return self.run.runner.log_path(str(attempt.number)).with_name(f"{failed}.log")
 
     async def abandon(self, attempt: Attempt) -> None:
         """The verdict on an attempt that was interrupted and is not wanted any more."""
@@ -141,9 +147,15 @@ class Experiments:
         return measured
 
     async def check(self, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False) -> Measurement:
-        """Guard and holdout of a trial that has its score."""
+        """Guard and holdout of a trial that has its score. A guard that fails runs once more: some fail by chance."""
         job = Job(name, {}, seed, (GUARD, HOLDOUT), fresh_caches)
-        return await self.run.runner.run(job, seat, tell)
+        measured = await self.run.runner.run(job, seat, tell)
+        if measured.failed != GUARD or measured.suspended:
+            return measured
+        again = await self.run.runner.run(job, seat, tell)
+        if again.failed != GUARD:
+            self.console.line(f"  the guard failed, and did not when it ran again: {measured.reason}", "yellow")
+        return again
 
     def suspended(self, attempt: Attempt, measured: Measurement) -> str:
         """Why a trial that was suspended runs again; empty if it was not, or has been too often."""
@@ -176,7 +188,8 @@ class Experiments:
         """(The verdict on a trial, what its checks measured.) This is where it is decided that an edit is kept.
 
         Better than the champion by more than noise (judge.py), the guard and the holdout passed, and a gain that is too
-        large to be believed repeated with another seed. Raises Suspended.
+        large to be believed repeated with another seed; in other repositories a person looks at it then. Raises
+        Suspended.
         """
         nothing = Measurement()
         if measured.score is None:
@@ -184,8 +197,13 @@ class Experiments:
             return Verdict("crash", in_words(measured) + again if again else measured.reason), nothing
         standing = self.ledger.standing(attempt)
         verdict = self.judge(attempt, attempt.runs)
+        baseline = self.ledger.kept[0].figures if self.ledger.kept else measured.figures
+        if others := self.task.others(measured.figures, baseline):
+            verdict = dataclasses.replace(verdict, reason=f"{verdict.reason}; {others}")
         if verdict.status != "keep" or attempt.parent != self.ledger.champion_commit:  # or runs again, on top of that
             return verdict, nothing
+        if beyond := self.task.beyond(measured.figures, baseline):
+            return Verdict("discard" if standing else "crash", beyond), nothing
         checked = await self.check(str(attempt.number), self.run.seed, seat, tell)
         if checked.failed == GUARD:
             return Verdict("discard", f"the guard failed: {checked.reason}"), checked
@@ -197,7 +215,10 @@ class Experiments:
             objection = await self.confirm(attempt, measured.score, abs(measured.score - mean(standing)), seat)
         if objection:
             return objection, checked
-        return self.judge(attempt, attempt.runs) if len(attempt.runs) > 1 else verdict, checked
+        if len(attempt.runs) > 1:
+            last = self.judge(attempt, attempt.runs)
+            verdict = dataclasses.replace(last, reason=f"{last.reason}; {others}") if others else last
+        return verdict, checked
 
     async def run_baseline_again(self, attempt: Attempt, seat: Seat) -> Verdict | None:
         """Train the baseline again, with other seeds, to know the noise. Why it does not stand, or None."""
@@ -215,10 +236,21 @@ class Experiments:
     async def confirm(self, attempt: Attempt, score: float, gain: float, seat: Seat) -> Verdict | None:
         """Quarantine: a gain larger than any honest step is believed only twice. Why it is not kept, or None.
 
-        The second trial has another seed, no compile cache of the run's, and every row of both splits probed.
+        The second trial has another seed, no compile cache of the run's, and every row of both splits probed. Where the
+        task does not say what is too large, judge.py does; a score that nobody guards is then held back for a person.
         """
-        largest = self.run.facts.implausible_gain
-        if largest is None or gain <= largest or len(self.ledger.finished) < SETTLED:
+        largest, bounds, lower = self.run.facts.implausible_gain, self.task.range, self.task.lower_is_better
+        standing = mean(self.ledger.standing(attempt))
+        settled = len(self.ledger.finished) >= SETTLED and attempt.number not in self.ledger.accepted
+        if largest is None:
+            doubted = not self.task.referee and is_far_outside(gain, standing, self.ledger.gains(), lower, bounds)
+            if doubted and not settled:
+                ref, drop = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"drop {attempt.number}"
+                said = f"a large gain: see what it changes, `git show {ref}`; `{to_type(drop)}` takes it back"
+                self.console.line(f"  {said}", "yellow")
+        else:
+            doubted = gain > largest
+        if not (doubted and settled):
             return None
         self.ledger.append(events.Quarantine(number=attempt.number, gain=gain, score=score))
         self.console.line(
@@ -237,6 +269,13 @@ class Experiments:
                 objection = second.reason
             elif (checked := await self.check(name, seed, seat, view, fresh_caches=True)).reason:
                 objection = f"the guard failed: {checked.reason}" if checked.failed == GUARD else checked.reason
+            if not objection and largest is None:
+                ref, accept = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"accept {attempt.number}"
+                return Verdict(
+                    "discard",
+                    f"{HELD}: it gains {gain:.6f}, more than half of what can be gained and far more than all before; "
+                    f"see what it changes, `git show {ref}`, and if that is sound `{to_type(accept)}`",
+                )
             return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
         finally:
             self.run.runner.tidy(name, keep_weights=False)

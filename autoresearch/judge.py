@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from autoresearch.text import count
 
+LARGE, OUTLIER = 0.5, 4.0  # of `is_far_outside`
 PRIOR_RUNS = 3  # what a prior about the noise is worth, in runs
 
 
@@ -57,6 +58,28 @@ def mean(scores: Sequence[float]) -> float:
 def standard_error(noise: float, scores: Sequence[float], champion: Sequence[float]) -> float:
     """What noise does to the difference between the means of two codes."""
     return noise * math.sqrt(1 / len(scores) + 1 / len(champion))
+
+
+def is_far_outside(
+    gain: float,
+    standing: float,
+    gains: Sequence[float],
+    lower_is_better: bool = True,
+    bounds: Sequence[float] | None = None,
+) -> bool:
+    """Whether a gain is so large that it looks like a fault or a fake: more than half of the way to the best score that
+    there can be, and OUTLIER times the largest gain so far.
+
+    gains: of what was kept before. bounds: the least and the largest score; without them the best is 0 for what is to
+    become lower, and twice the champion's score for what is to become higher.
+    """
+    return is_large(gain, standing, lower_is_better, bounds) and gain > OUTLIER * max(gains, default=0.0)
+
+
+def is_large(gain: float, standing: float, lower_is_better: bool, bounds: Sequence[float] | None) -> bool:
+    """Whether a gain is more than half of the way to the best score there can be, as of `is_far_outside`."""
+    way = abs(standing) if bounds is None else abs(standing - bounds[0 if lower_is_better else 1])
+    return gain > LARGE * way
 
 
 def margin(rule: KeepRule, noise: float, scores: Sequence[float], champion: Sequence[float]) -> float:

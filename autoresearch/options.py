@@ -15,9 +15,9 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
     return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
 
 
-def argument(help: str, **more) -> Any:
+def argument(help: str, default: Any = None, **more) -> Any:
     """The same, of what stands in the command without an option's name."""
-    return dataclasses.field(default=None, metadata={"option": typer.Argument(help=help, **more)})
+    return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
 
 
 @dataclasses.dataclass
@@ -178,6 +178,18 @@ class Try(Called, Trials):
     predicted: float | None = option("The change of the metric that is expected.")
     lesson: str = option("What the last verdicts taught, for later runs; L3: this edit tests lesson L3.", default="")
     as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
+
+
+@dataclasses.dataclass
+class Clean(Tagged):
+    yes: bool = option("Do not ask.", "--yes", "-y", default=False)
+
+
+@dataclasses.dataclass
+class Numbered(Trials):
+    """Of commands about one experiment."""
+
+    number: int = argument("Of the experiment.", default=0, metavar="NUMBER", show_default=False)
 
 
 @dataclasses.dataclass

@@ -110,6 +110,7 @@ class Run:
             )
         champion = ledger.champion_commit
         before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base, *left]
+        before += [attempt.commit for attempt in ledger.dropped]
         if tip not in (None, champion, *before):
             raise UserError(
                 f"the branch {repo.branch} stands at {short(tip or '')}, not where the loop left it "
@@ -317,6 +318,17 @@ def code_hash() -> str:
 # Opening one
 
 
+def ignore(repository: git.Repo, name: str) -> None:
+    """Let git overlook a file at the top of the user's checkout, without a change to any file of the repository."""
+    if not repository.ignored(name):
+        path = Path(repository.common_dir, "info/exclude")
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "a+") as file:
+            file.seek(0)
+            text = file.read()
+            file.write("\n" * (text[-1:] not in ("", "\n")) + f"/{name}\n")
+
+
 @contextlib.contextmanager
 def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopRequest) -> Iterator[Run]:
     """The run of a tag, old or new, locked against other loops. Raises UserError."""
@@ -332,6 +344,7 @@ def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopReq
     lock = Lock(folder, tag)
     try:
         (runs / ".gitignore").write_text("*\n")
+        ignore(repository, "results.tsv")
         run = Run(
             root, folder, program, task, Ledger(folder), RunRepo(repository, tag, folder), confined, console, stop
         )

@@ -32,7 +32,7 @@ import math
 import posixpath
 import re
 import shlex
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
@@ -75,6 +75,8 @@ class Task:
     disk_limit: float = 20.0  # GiB that a trial may leave in its folder
     env: tuple[str, ...] = ()  # variables that the commands see: NAME, as the user has it, or NAME=value
     link: tuple[str, ...] = ()  # untracked paths of the user's checkout that are linked into the worktree, to be read
+    also: dict = dataclasses.field(default_factory=dict)  # other figures that are shown, by name: {max, min, direction}
+    range: tuple[float, ...] | None = None  # the least and the largest score that there can be
     network: str = ""  # loopback: servers on this machine that the commands start themselves
     folder: str = ""  # of program.md, from the repository's root: commands run there
 
@@ -109,6 +111,28 @@ class Task:
                 if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new - committed:
                     return f"`{command}` in program.md names {word}, which is not committed; {how_to_commit(path)}"
         return None
+
+    def beyond(self, figures: Mapping[str, float], baseline: Mapping[str, float]) -> str | None:
+        """Which limit of `also` figures are beyond, or None. baseline: its figures, which percentages refer to."""
+        for name, limits in self.also.items():
+            if (value := figures.get(name)) is None:
+                return f"no figure {name} was printed, which `also` in program.md names"
+            for end, sign in (("max", 1), ("min", -1)):
+                limit = limits.get(end)
+                if isinstance(limit, str):
+                    limit = baseline.get(name, value) * (1 + float(limit.strip(" %")) / 100)
+                if limit is not None and sign * (value - limit) > 1e-9 * abs(limit):
+                    return f"{name} is {value:g}, and {'at most' if sign > 0 else 'at least'} {limit:g} is allowed"
+        return None
+
+    def others(self, figures: Mapping[str, float], baseline: Mapping[str, float]) -> str:
+        """The figures of `also` in words, each beside the baseline's."""
+        known = {name: figures[name] for name in self.also if name in figures}
+        parts = [
+            f"{name} {value:g}" + (f" ({value / before - 1:+.1%})" if (before := baseline.get(name)) else "")
+            for name, value in known.items()
+        ]
+        return ", ".join(parts)
 
     def objection(self, folder: Path, changed: list[str], originals: dict[str, bytes]) -> str | None:
         """Why an edit cannot be run, or None. Costs no trial: nothing of the edit is executed.
@@ -445,6 +469,25 @@ def check_names(name: str, value: object, path: Path) -> tuple[str, ...]:
     return tuple(listed)
 
 
+def check_also(settings: object, path: Path) -> dict[str, dict]:
+    """Other figures and their limits, from `{bytes: {max: +5%}, peak_mb: {direction: minimize}}` or a list of names."""
+    if isinstance(settings, list) and all(isinstance(name, str) for name in settings):
+        settings = {name: {} for name in settings}
+    if not isinstance(settings, dict) or not all(isinstance(limits, dict | None) for limits in settings.values()):
+        raise UserError(f"`also` in {path} must hold names of figures, each with its limits: {{bytes: {{max: +5%}}}}")
+    for name, limits in settings.items():
+        for key, value in (limits or {}).items():
+            if key == "direction" and value in ("minimize", "maximize"):
+                continue
+            percent = isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d+)?\s*%", value)
+            if key not in ("max", "min") or not (percent or type(value) in (int, float)):
+                raise UserError(
+                    f"`also` in {path}: {name} takes `max` and `min`, each a number or a percentage of the baseline's "
+                    f"such as +5%, and `direction`, minimize or maximize; not {key}: {value!r}"
+                )
+    return {str(name): dict(limits or {}) for name, limits in settings.items()}
+
+
 def check_surroundings(values: dict[str, Any], path: Path, folder: str) -> None:
     """UserError for settings of what the commands see that do not fit. folder: of program.md, from the root."""
     for entry in values.get("env", ()):
@@ -452,6 +495,15 @@ def check_surroundings(values: dict[str, Any], path: Path, folder: str) -> None:
             raise UserError(f"`env` in {path} takes NAME or NAME=value, not {entry!r}")
     if "link" in values:
         values["link"] = tuple(check_path("link", link, path, folder) for link in values["link"])
+    if "also" in values:
+        values["also"] = check_also(values["also"], path)
+    if "range" in values:
+        bounds = values["range"] if isinstance(values["range"], list) else []
+        if len(bounds) != 2 or not all(type(end) in (int, float) for end in bounds) or not bounds[0] < bounds[1]:
+            raise UserError(
+                f"`range` in {path} must hold the least and the largest score, such as [0, 1], not {values['range']!r}"
+            )
+        values["range"] = tuple(bounds)
     if values.get("network", "") not in ("", "loopback"):
         raise UserError(
             f"`network` in {path} can be loopback, not {values['network']!r}: trials reach no other machine. Let "

@@ -189,6 +189,23 @@ class Verdict(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Dropped(Event):
+    """A person took a keep back, and with it what was kept on top of it."""
+
+    name = "dropped"
+    number: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Accepted(Event):
+    """A person has looked at an edit that was held back; it runs again under a new number and can be kept."""
+
+    name = "accepted"
+    number: int  # the new one
+    held: int  # the one that was held back
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verified(Event):
     """`verify` ran a commit again."""
 
@@ -215,7 +232,7 @@ KINDS: dict[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Run, Start, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured, Quarantine,
-        Verdict, Verified, Stop,
+        Verdict, Dropped, Accepted, Verified, Stop,
     )
 }  # fmt: skip
 FIRST_NAMES, FIRST_FIELDS = {"void": "rerun"}, {"driven": "external"}  # in the journals of version 0.1

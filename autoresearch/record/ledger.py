@@ -12,6 +12,8 @@ from autoresearch.text import count
 
 # In the reasons of attempts that have a verdict without a trial; the second ones are those of version 0.1.
 OUTRUN = "its edit does not apply to the new champion", "it does not go onto the champion any more"
+HELD = "held back"  # so begins the reason of a gain that is to be looked at by a person
+DROPPED = "taken back by a person"
 ABANDONED = (
     "its trial was interrupted, and another edit was tried instead",
     "its trial was interrupted, and its driver went on with another edit",
@@ -103,6 +105,8 @@ class Ledger:
         self.attempts: list[Attempt] = []  # by number
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
+        self.dropped: list[Attempt] = []  # what was kept and taken back by a person
+        self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
         self.verified: list[events.Verified] = []
         self.refused: list[events.Refused] = []  # since the last attempt
         self.repaired: dict[str, Attempt] = {}  # by edit: attempts that crashed and were repaired
@@ -190,6 +194,11 @@ class Ledger:
         """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
         return noise_scale(self.replicates(), self.facts.noise if self.facts else None)
 
+    def gains(self) -> list[float]:
+        """By how much each keep was better than the champion of its time."""
+        kept = (attempt for attempt in self.kept if attempt.score is not None and attempt.standing is not None)
+        return [abs(attempt.score - attempt.standing) for attempt in kept]  # type: ignore[operator]
+
     @property
     def pending(self) -> list[Attempt]:
         """Attempts that were committed and have no verdict yet, in order. They are among the newest."""
@@ -243,6 +252,10 @@ class Ledger:
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Verdict():
                 self._end_attempt(event)
+            case events.Dropped():
+                self._drop(event.number)
+            case events.Accepted():
+                self.accepted.add(event.number)
             case events.Verified():
                 self.verified.append(event)
 
@@ -269,6 +282,14 @@ class Ledger:
         self.finished.append(attempt)
         if attempt.status == "keep":
             self.kept.append(attempt)
+
+    def _drop(self, number: int) -> None:
+        place = [attempt.number for attempt in self.kept].index(number)
+        for attempt in self.kept[place:]:
+            built = "" if attempt.number == number else f", with experiment {number}, on which it was built"
+            attempt.status, attempt.reason = "discard", f"{DROPPED}{built}; it was: {attempt.reason}"
+        self.dropped += self.kept[place:]
+        del self.kept[place:]
 
     def _spend(self, event: events.Attempt | events.Refused | events.Waited) -> None:
         if event.agent:

@@ -1,12 +1,16 @@
 """results.tsv in the user's checkout: five columns, one row an experiment. It follows from the journal."""
 
+import re
 from pathlib import Path
 
 from autoresearch import UserError
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.text import one_line, short
 
-HEADER = "commit\tval_bpb\tmemory_gb\tstatus\tdescription\n"  # as in the public project
+
+def header(metric: str) -> str:
+    """The names of the columns, as in the public project but for the metric of another game."""
+    return f"commit\t{metric}\tmemory_gb\tstatus\tdescription\n"
 
 
 def row(attempt: Attempt) -> str:
@@ -18,7 +22,13 @@ def row(attempt: Attempt) -> str:
 
 def whole(ledger: Ledger) -> str:
     """All of results.tsv."""
-    return HEADER + "".join(map(row, ledger.finished))
+    return header(ledger.task.metric if ledger.task else "val_bpb") + "".join(map(row, ledger.finished))
+
+
+def for_comparison(text: str) -> str:
+    """Without statuses, since a keep that a person took back may not be written yet, and without the metric's name,
+    which older versions called val_bpb in every game."""
+    return re.sub(r"\t(keep|discard|crash)\t", "\t\t", re.sub(r"^commit\t[^\t\n]*\t", "commit\t\t", text))
 
 
 class Results:
@@ -34,7 +44,7 @@ class Results:
             return
         text = self.path.read_text(encoding="utf-8", errors="replace")
         journals = [self.ledger, *(Ledger(p.parent, repair=False) for p in sorted(runs.glob("*/journal.jsonl")))]
-        if text and not any(whole(ledger).startswith(text) for ledger in journals):
+        if text and not any(for_comparison(whole(ledger)).startswith(for_comparison(text)) for ledger in journals):
             raise UserError(
                 f"{self.path} was not written by this loop, so it is left alone; move it away: "
                 f"`mv {self.path.name} results-old.tsv`"

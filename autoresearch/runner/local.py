@@ -145,10 +145,10 @@ class Local:
 
     def program_of(self, command: str) -> str:
         """Where the program lies that a command starts."""
-        environment = self._theirs(self._stage(self.seats[0])) or trial_environment(self.folder, self.folder, {})
-        words = itertools.dropwhile(lambda word: word == "env" or "=" in word, command.split())
-        word = next(words, command)
-        return shutil.which(word, path=environment["PATH"]) or word
+        path = (self._theirs(self._stage(self.seats[0])) or trial_environment(self.folder, self.folder, {}))["PATH"]
+        words = re.findall(r"[^\s;&|()]+", command)
+        word = next(itertools.dropwhile(lambda word: word == "env" or "=" in word, words), command)
+        return shutil.which(word, path=path) or word
 
     def log_path(self, name: str) -> Path:
         return self._folder(name) / "train.log"

@@ -211,9 +211,14 @@ class Trial:
             return self._failed(printed, f"{printed}.log holds no line `{self.task.metric}: NUMBER`{others}")
         if not math.isfinite(score):
             return self._failed(printed, f"{self.task.metric} is {score}, not a finite number")
+        if self.task.range and not self.task.range[0] <= score <= self.task.range[1]:
+            least, largest = self.task.range
+            said = f"the `range` in program.md is {least:g} to {largest:g}"
+            return self._failed(printed, f"{self.task.metric} is {score:g}, which cannot be: {said}")
         megabytes = figures.get("peak_vram_mb", math.nan)
         if not math.isfinite(megabytes):
             megabytes = self.peak_memory / 2**20
+        figures = {"peak_mb": self.peak_memory / 2**20, **figures} if "peak_mb" in self.task.also else figures
         return Measurement(score, "", finite(figures), dict(self.seconds), megabytes / 1024)
 
     async def _check(self) -> Measurement:

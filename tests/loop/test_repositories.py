@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, git
+from conftest import ROOT, git, solver, step
 
+from autoresearch import tidy_up
 from autoresearch.runner import sandbox
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import of_the_shell, their_words, toolchains
@@ -265,3 +266,81 @@ def test_the_sandbox_of_the_own_game_is_as_it_was(tmp_path):
             [*launcher, sys.executable, "-c", tries], cwd=out, env=dict(os.environ), capture_output=True, text=True
         )
         assert answer.stdout == "True 0o600\ndenied\ndenied\n", answer.stderr
+
+
+def test_a_fake_is_held_back_or_taken_back(toy, refused):
+    """A gain far outside of all before runs again and waits for a person; a keep can be taken back, and the run goes
+    on from the champion before it. A score that cannot be is none."""
+    task_of(toy, "  time_limit", "  range: [0, 1000]\n  time_limit")
+    values = dict(enumerate((2, 3, 4, 5, 900, 6, 2000, 7), 2))
+    toy.plan_steps(**{f"e{number}": [step(value)] for number, value in values.items()}, e11=[step(8)], e12=[step(9)])
+    output = toy.run_agent(9)
+    assert toy.statuses() == ["keep"] * 5 + ["discard", "keep", "crash", "keep"], output
+    reasons = [verdict["reason"] for verdict in toy.journal("verdict")]
+    assert reasons[5].startswith("held back: it gains 895.0") and "git show refs/autoresearch/night/6" in reasons[5]
+    assert reasons[7] == "score is 2000, which cannot be: the `range` in program.md is 0 to 1000"
+    assert len(toy.journal("quarantine")) == 1
+    toy.require_whole()
+    assert "experiment 2 is not held back; those that are: 6" in refused("accept", "2")
+    assert "no keep that could be taken back; there are: 2, 3, 4, 5, 7, 9" in refused("drop", "8")
+    assert "experiment 1 is no keep" in refused("drop", "1")
+    output = toy.run("drop", "7")
+    assert "experiment 7 is taken back, and 9 with it" in output and "experiment 5, score 5.000000" in output
+    assert toy.statuses()[6:] == ["discard", "crash", "discard"]
+    assert toy.tip() == toy.journal("attempt")[4]["commit"]
+    toy.require_results()
+    assert "runs again as experiment 10" in toy.run("accept", "6")
+    output = toy.run_agent(12)
+    assert toy.statuses()[9:] == ["keep", "discard", "discard"], output
+    assert toy.rows()[9][1] == "900.000000" and "taken back by a person; it was" in toy.run("status", "--json")
+
+
+def test_other_figures_are_shown_and_limited(toy, refused):
+    """Their limits refuse a keep; results.tsv has the metric's name, and git overlooks it."""
+    sized = "print('size: {}')\n"
+    toy.write("solver.py", solver(1) + sized.format(100))
+    toy.write(".gitignore", "__pycache__/\n")
+    task_of(toy, "  time_limit", "  also: {size: {max: +5%}, peak_mb: {direction: minimize}}\n  time_limit")
+    edits = [solver(value) + sized.format(size) for value, size in ((2, 104), (3, 106), (4, 90))]
+    edits.append(solver(5))
+    toy.plan_steps(**{f"e{n}": [{"files": {"solver.py": text}, "say": "edit"}] for n, text in enumerate(edits, 2)})
+    toy.run_agent(5)
+    assert toy.statuses() == ["keep", "keep", "discard", "keep", "discard"]
+    verdicts = toy.journal("verdict")
+    assert "; size 104 (+4.0%), peak_mb " in verdicts[1]["reason"] and verdicts[1]["figures"]["peak_mb"] > 1
+    assert verdicts[2]["reason"] == "size is 106, and at most 105 is allowed"
+    assert verdicts[4]["reason"] == "no figure size was printed, which `also` in program.md names"
+    assert toy.rows() and (toy.folder / "results.tsv").read_text().startswith("commit\tscore\tmemory_gb\t")
+    assert git(toy.folder, "status", "--porcelain") == "" and "/results.tsv" not in git(toy.folder, "ls-files")
+    task_of(toy, "max: +5%", "most: 5")
+    assert "not most: 5" in refused("--agent", "sweep", "--tag", "other")
+
+
+FLAKY = """import os, pathlib
+import solver
+seen = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"], "seen")
+if solver.VALUE == 2 and not seen.exists():
+    seen.touch()
+    raise SystemExit("by chance")
+assert solver.VALUE != 30, "30 is forbidden"
+"""
+
+
+def test_a_flaky_guard_and_old_runs(toy, refused):
+    """A guard that fails runs once more. `clean` removes what can be made again, after asking; the run can go on."""
+    toy.write("check.py", FLAKY)
+    toy.commit()
+    toy.plan_steps(e2=[step(2)], e3=[step(30)], e4=[step(4)])
+    output = toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "discard"]
+    assert "the guard failed, and did not when it ran again: by chance" in output
+    said: list[str] = []
+    tidy_up.clean(toy.folder, None, lambda question: True, said.append)
+    assert said == ["there is nothing to remove: night is the last run; --tag night takes it too"]
+    assert "there is nobody to ask; " in refused("clean")
+    branch = toy.tip()
+    assert "3 refs of single attempts" in toy.run("clean", "--yes")
+    assert not list(toy.runs.glob("stage*")) and not (toy.runs / "worktree").exists() and toy.references() == []
+    assert toy.tip() == branch and (toy.runs / "trials/2/guard.log").exists()
+    toy.run_agent(4)
+    assert toy.statuses() == ["keep", "keep", "discard", "keep"]

@@ -226,7 +226,7 @@ def test_no_keep_beyond_the_baseline(run, tmp_path):
 def test_higher_is_better_and_a_file_of_another_name(run, tmp_path):
     text = run(
         tmp_path,
-        HEADER + "aaaaaaa\t0.500000\t0.0\tkeep\tbaseline\n"
+        HEADER.replace("val_bpb", "accuracy") + "aaaaaaa\t0.500000\t0.0\tkeep\tbaseline\n"
         "bbbbbbb\t0.600000\t0.0\tkeep\tup\n"
         "ccccccc\t0.550000\t0.0\tkeep\tsimpler\n"
         "ddddddd\t-9.000000\t0.0\tdiscard\tdown\n",
@@ -238,7 +238,7 @@ def test_higher_is_better_and_a_file_of_another_name(run, tmp_path):
     assert table_line(text, 2) == "2 bbbbbbb 0.600000 +0.100000 +20.000 +0.100000 +20.000 up"
     assert table_line(text, 3) == "3 ccccccc 0.550000 -0.050000 -8.333 +0.050000 +10.000 simpler"  # 0.05 of 0.6
     assert "line: 0.5 0.6 0.6 0.6" in text  # the best so far does not follow it down
-    assert "title: 3 experiments, 2 kept: val_bpb 0.5000 → 0.6000 (20.00% better)" in text
+    assert "title: 3 experiments, 2 kept: accuracy 0.5000 → 0.6000 (20.00% better)" in text
     assert "discarded, off the scale (1)" in text
     assert "maximum memory: not measured yet" in text
     require_picture(tmp_path)

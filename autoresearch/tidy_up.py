@@ -1,0 +1,55 @@
+"""`clean`: remove what old runs take of the disk and of git. Their records, logs and branches stay."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from autoresearch import UserError
+from autoresearch.record.journal import Lock
+from autoresearch.record.runs import RUNS, choose_tag
+from autoresearch.repo import open_repository
+from autoresearch.runner.machine import disk_usage, remove
+from autoresearch.text import count
+
+FOLDERS = ("worktree", "scratch", "stage*", "caches*", "reference")  # of a run: all that can be made again
+
+
+def folders_of(run: Path) -> list[Path]:
+    return [path for name in FOLDERS for path in sorted(run.glob(name))]
+
+
+def clean(root: Path, tag: str | None, agreed: Callable[[str], bool], say: Callable[[str], None]) -> None:
+    """Remove worktrees, caches and refs of a run; without a tag those of all runs but the last one.
+
+    agreed: asks a person. Raises UserError where a loop is running on it.
+    """
+    runs, repository = root / RUNS, open_repository(root)
+    last = choose_tag(runs, None)
+    known = [path.parent.name for path in sorted(runs.glob("*/journal.jsonl"))]
+    if tag is not None and tag not in known:
+        raise UserError(f"there is no run {tag} here; runs are: {', '.join(known) or 'none'}")
+    tags = [name for name in known if name == tag or (tag is None and name != last)]
+    refs = {
+        name: repository.git.for_each_ref("--format=%(refname)", f"refs/autoresearch/{name}/").split() for name in tags
+    }
+    tags = [name for name in tags if refs[name] or folders_of(runs / name)]
+    if not tags:
+        return say(
+            "there is nothing to remove" + (f": {last} is the last run; --tag {last} takes it too" * (tag is None))
+        )
+    for name in tags:
+        size = disk_usage(folders_of(runs / name)) / 2**20
+        say(f"run {name}: {size:,.0f} MB of worktrees and caches, {count(len(refs[name]), 'ref')} of single attempts")
+    say("journals, logs and branches stay; a run that is cleaned goes on from its champion")
+    if not agreed("Remove them?"):
+        return say("nothing was removed")
+    for name in tags:
+        lock = Lock(runs / name, name)
+        try:
+            for path in folders_of(runs / name):
+                remove(path)
+            for ref in refs[name]:
+                repository.git.update_ref("-d", ref)
+        finally:
+            lock.release()
+    repository.git.worktree("prune")
+    say(f"removed, of {count(len(tags), 'run')}: {', '.join(tags)}")
