@@ -120,12 +120,12 @@ def test_tools_that_look_for_settings_upwards(library):
 
 @pytest.mark.slow
 def test_the_metric_that_a_command_prints(library):
-    library.write("score.py", "import pkg.parser\nprint('accuracy = 93 %')\n")
+    library.write("score.py", "import pkg.parser\nprint('accuracy = 0.93')\n")
     library.commit()
     words = ("plan", "parse more", "--yes", "--edit", "pkg/parser.py", "--score", "python score.py")
     assert "the same each time" in called(library, *words)
     program = (library.folder / "program.md").read_text()
-    assert "metric: accuracy" in program and "direction: maximize" in program
+    assert "metric: accuracy" in program and "direction: maximize" in program and "range: [0, 1]" in program
 
 
 def test_check(toy):
