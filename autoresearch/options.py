@@ -16,7 +16,7 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
 
 
 def argument(help: str, default: Any = None, **more) -> Any:
-    """The same, of what stands in the command without an option's name."""
+    """The same, of what stands in the command without an option's name. default: `...` for one that must be there."""
     return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
 
 
@@ -115,6 +115,9 @@ class Research(Begins):
     baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=2)
     notify: str | None = option(
         "Called with one JSON line on its standard input on each keep, stop and fault.", metavar="COMMAND"
+    )
+    track: str | None = option(
+        "Send the run to a tracker while it goes on; uv run --extra installs it.", metavar="trackio|wandb|mlflow"
     )
     detach: bool = option(
         "Go on in the background, also when the terminal is closed: see status, logs, stop.", "--detach", default=False
@@ -219,6 +222,11 @@ class Status(Tagged):
 
 
 @dataclasses.dataclass
+class Note(Tagged):
+    text: str = argument('What the agent is to know, e.g. "try smaller batches".', metavar="TEXT", default=...)
+
+
+@dataclasses.dataclass
 class Stop(Tagged):
     now: bool = option(
         "At once. The running experiment has no verdict, and runs again when the run goes on.", "--now", default=False
@@ -240,8 +248,16 @@ class Report(Tagged):
 
 
 @dataclasses.dataclass
+class Track(Tagged):
+    tracker: str | None = argument("trackio, wandb or mlflow.", metavar="TRACKER")
+
+
+@dataclasses.dataclass
 class Watch(Tagged):
     port: int = option("Of 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
+    writable: bool = option(
+        "The page also takes notes, a pause and a stop, from whoever has its address.", "--writable", default=False
+    )
 
 
 @dataclasses.dataclass

@@ -166,6 +166,9 @@ class Task:
                 rules = (ast.parse(originals[name]), set(self.imports), self.largest_literal)
                 if self.preflight and (violation := preflight.violation(tree, *rules)):
                     return f"{name}: {violation}"
+                source, given = path.read_bytes(), (originals[name], self.largest_literal)
+                if self.preflight and (too_much := preflight.brought_along(source, *given)):
+                    return f"{name}: {too_much}"
             except (SyntaxError, ValueError) as error:
                 line = getattr(error, "lineno", None)
                 where = f" (line {line})" if line else ""

@@ -207,10 +207,18 @@ def seats_of(gpus: str | None, workers: int) -> list[Seat]:
     return [Seat(number, {"CUDA_VISIBLE_DEVICES": name, **order}) for number, name in enumerate(names)]
 
 
+FENCED = "AUTORESEARCH_FENCED"  # environment variable: who calls may not switch the sandbox off
+
+
 def choose_confinement(mode: str) -> bool:
     """Whether trials run confined, for --sandbox auto, require or off. Raises UserError."""
     if mode not in ("auto", "require", "off"):
         raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
+    if mode == "off" and os.environ.get(FENCED):
+        raise UserError(
+            f"{FENCED} is set, as .claude/settings.json does for agents that may call this without asking: then only a "
+            "person switches the sandbox off, in a shell of their own"
+        )
     if mode == "require" and not sandbox.method():
         raise UserError(
             "--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no "
