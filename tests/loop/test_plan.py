@@ -105,6 +105,15 @@ def test_what_is_edited_is_not_what_is_measured(library):
 
 
 @pytest.mark.slow
+def test_deleting_is_no_gain(library):
+    """A size says nothing of whether the code still works: without a check of that an empty file would win."""
+    words = ("plan", "smaller", "--yes", "--size", "pkg/*.py", "--edit", "pkg/parser.py", "--guard")
+    said = called(library, *words, "", expect=1)
+    assert "an empty pkg/parser.py has a better score, and nothing objects" in said
+    assert "breaking  pkg/parser.py: noticed by the guard" in called(library, *words, "python work.py")
+
+
+@pytest.mark.slow
 def test_tools_that_look_for_settings_upwards(library):
     """As cargo and pytest do, out of the worktree into the checkout: what is committed there can be read, no more."""
     work = "import pathlib\nfor above in pathlib.Path.cwd().parents:\n    for name in ('settings.toml', 'mine.toml'):\n"
