@@ -72,7 +72,7 @@ REPOSITORIES = {
         "apt-get source -qq bzip2",
         (
             *("make compression faster", "--time", "LD_LIBRARY_PATH=. ./bzip2 -c -9 < sample.tmp"),
-            *("--edit", "blocksort.c", "--train", "make bzip2 && cat manual.html manual.xml manual.ps > sample.tmp"),
+            *("--edit", "blocksort.c", "--train", "make bzip2 && cat manual.html manual.xml > sample.tmp"),
         ),
         {},
         ("blocksort.c", "\nint nothing_{number};\n"),

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from autoresearch.task import how_to_commit, is_own_game, program_of, read_task
 from autoresearch.text import clean, to_type
 from autoresearch.views.console import Console
 
+SHARE = re.compile("accuracy|precision|recall|f1|auc|coverage|rate")  # figures that are often shares of one
 UNKNOWN = "unknown_metric"  # before the score command has run
 RUNS = ((5, 2.0), (3, 10.0), (1, math.inf))  # of the scorer, for a workload of less than so many seconds
 START = 0.2  # seconds that many programs take to start
@@ -193,7 +195,9 @@ def with_metric(sketch: Draft, once: Once, wishes: Wishes, ask: "Asker") -> Draf
     direction = rising or ask(
         "Is a lower or a higher number better? (--direction)", "minimize", ("minimize", "maximize")
     )
-    return sketch.changed(metric=metric, direction=direction)
+    sketch = sketch.changed(metric=metric, direction=direction)
+    is_share = SHARE.search(metric.lower()) and 0 <= once.figures[metric] <= 1
+    return sketch.changed(range=[0, 1]) if is_share else sketch
 
 
 def say_faults(console: Console, proof: Proof) -> None:

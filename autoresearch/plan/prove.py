@@ -175,14 +175,19 @@ class Workbench:
                 names = list(files)[number:]
                 self.say(f"breaking  {count(len(names), 'more file')} not tried: it would take too long", "yellow")
                 return
-            noticed = ""
-            for broken in (BROKEN + content, b""):  # PHP prints what it does not know
-                noticed, took = await self.noticed(runner, {path: broken}, proof)
-                left -= took
-                if noticed:
-                    break
-            self.say(f"breaking  {path}: {noticed or 'NOBODY NOTICES'}", "" if noticed else "red")
-            if not noticed:
+            broken = await self.break_file(runner, path, BROKEN + content, proof)
+            left -= broken.seconds
+            if broken.scored:  # PHP prints what it does not know, and a size grows
+                emptied = await self.break_file(runner, path, b"", proof)
+                left -= emptied.seconds
+                broken = dataclasses.replace(emptied, noticed=emptied.noticed or broken.noticed)
+            self.say(f"breaking  {path}: {broken.noticed or 'NOBODY NOTICES'}", "" if broken.noticed else "red")
+            if broken.wins:
+                proof.faults.append(
+                    f"an empty {path} has a better score, and nothing objects: whatever is deleted would be kept. Name "
+                    "a command that needs that file, with `guard` in program.md or --guard COMMAND"
+                )
+            elif not broken.noticed:
                 proof.faults.append(
                     f"{path} can be broken, and neither score nor guard notices: what is measured is not that file. "
                     "Perhaps it is another copy (an installed package, or an editable install of your checkout), or "
@@ -190,23 +195,33 @@ class Workbench:
                     "command, or take another file"
                 )
 
-    async def noticed(self, runner: Local, files: Mapping[str, bytes], proof: Proof) -> tuple[str, float]:
-        """(Who noticed that files are broken, seconds that it took). Empty: nobody."""
-        name, measured = await self.trial(runner, files)
+    async def break_file(self, runner: Local, path: str, content: bytes, proof: Proof) -> "Broken":
+        """What comes of a file with this content."""
+        task = runner.task
+        name, measured = await self.trial(runner, {path: content})
         took = sum(measured.seconds.values())
-        if measured.score is None and not measured.reason.startswith("void"):  # which says that files were written
-            return f"noticed by {'score' if measured.failed == SCORE else 'train'}", took
         if measured.score is None:
-            return "", took
-        center = statistics.fmean(proof.scores)
-        if abs(measured.score - center) > max(4 * proof.noise, 1e-9 * abs(center)):
-            return f"noticed by the score, {measured.score:g}", took
-        if runner.task.guard:
+            void = measured.reason.startswith("void")  # files were written that the baseline does not write
+            return Broken("" if void else f"noticed by {'score' if measured.failed == SCORE else 'train'}", took)
+        if task.guard:
             checked = await runner.run(Job(name, {}, SEED, (GUARD,)), runner.seats[0])
             took += sum(checked.seconds.values())
             if checked.reason:
-                return "noticed by the guard", took
-        return "", took
+                return Broken("noticed by the guard", took)
+        center = statistics.fmean(proof.scores)
+        gain = (center - measured.score) * (1 if task.lower_is_better else -1)
+        moved = abs(gain) > max(4 * proof.noise, 1e-9 * abs(center))
+        return Broken(f"noticed by the score, {measured.score:g}" * moved, took, True, moved and gain > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """What came of a file that was broken."""
+
+    noticed: str  # by whom; empty: by nobody
+    seconds: float
+    scored: bool = False  # it has a score, and the guard passes
+    wins: bool = False  # and the score is better
 
 
 def in_words(task: Task, proof: Proof) -> Sequence[str]:

@@ -79,6 +79,8 @@ def trial_environment(
         kept.pop("VIRTUAL_ENV", None)
         cache = folder / "run/tmp/cache"
         kept |= {"XDG_CACHE_HOME": str(cache), "npm_config_cache": str(cache / "npm")}
+        # npm ends where it may not read its settings, which hold tokens: these files are not there.
+        kept |= {f"npm_config_{kind}config": str(cache / f"npmrc-{kind}") for kind in ("user", "global")}
         kept |= {
             "GIT_CONFIG_GLOBAL": os.devnull,
             "GIT_CONFIG_NOSYSTEM": "1",
