@@ -53,7 +53,7 @@ class Loop:
                         self.start_proposal()
                 except Exception as fault:
                     self.end_with(fault)
-                if not (self.trials or self.proposing):
+                if not (self.trials or self.proposing or self.held()):
                     break
                 await self.wait_for_something()
                 self.take_in()
@@ -70,6 +70,10 @@ class Loop:
     def reason_to_end(self, spending: bool = True) -> str | None:
         return "you asked it to stop" if self.stop.level else self.limits.reached(self.ledger, spending)
 
+    def held(self) -> bool:
+        """Whether the night only waits for people."""
+        return not self.fault and not self.reason_to_end() and self.ledger.paused
+
     # -- propose
 
     def start_proposal(self) -> None:
@@ -77,7 +81,7 @@ class Loop:
         for warning in self.limits.warnings(self.ledger):
             self.run.console.line(warning, "yellow")
         idle = len(self.run.runner.seats) - len(self.trials)
-        if self.proposing:
+        if self.proposing or self.ledger.paused:
             return
         if self.returned:
             self.proposing = start(self.retry(self.returned[0]))
@@ -102,7 +106,7 @@ class Loop:
         """Give seats that are idle what waits."""
         busy = [seat for _, seat in self.trials.values()]
         for seat in (seat for seat in self.run.runner.seats if seat not in busy):
-            if self.fault or self.reason_to_end(spending=False):  # a trial costs nothing more
+            if self.fault or self.ledger.paused or self.reason_to_end(spending=False):  # a trial costs nothing more
                 return
             if (attempt := await self.next_to_run()) is None:
                 return
@@ -127,16 +131,19 @@ class Loop:
     # -- wait
 
     async def wait_for_something(self) -> None:
-        """Wait until a task is over, the hours are or the user asks to stop.
+        """Wait until a task is over, the hours are, or the user asks to stop or has told the run something.
 
         Cancel the proposal of a night that ends, and (level 2) the trials too.
         """
         tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
         asked = start(self.stop.reaches(self.stop.level + 1))
+        told = start(self.run.told())
         thinks = self.proposing and not self.proposing.cancelling()
-        left = self.limits.seconds_left() if thinks else None
-        await first_of([*tasks, asked], left)
+        left = self.limits.seconds_left() if thinks or self.held() else None
+        await first_of([*tasks, asked, told], left)
         asked.cancel()
+        if not told.cancel():
+            self.look_at(told)
         if self.proposing and (self.stop.level or self.limits.seconds_left() == 0):
             cancel(self.proposing)
         if self.stop.now():

@@ -403,6 +403,7 @@ class RefereeRows:
 
     channel: socket.socket  # of the process, made when first needed: all iterators take turns on it
     turn = threading.Lock()
+    started = threading.Event()  # the clock, which is one for all
 
     def __init__(self, batch_size: int, game: Game) -> None:
         if not hasattr(RefereeRows, "channel"):
@@ -413,10 +414,7 @@ class RefereeRows:
         if not memories:
             raise RuntimeError(f"the referee gives no batch of {batch_size} rows ({MOST_ROWS} at most)")
         self.number, memory = int(number), memories[0]
-        self.started = threading.Event()
         self.batch = shared_rows(memory, batch_size, game)
-        if TrainBatches._start is not None:
-            self.started.set()
 
     def ask(self, message: bytes) -> bytes:
         with self.turn:

@@ -20,6 +20,7 @@ from autoresearch.text import count, one_line, short
 BYTES_PER_TOKEN = 3  # of code and numbers; prose has more, so a brief never takes more tokens than estimated
 DATA_LIMIT = 4000  # bytes of what a trial printed
 NEAR_MISSES = 5
+NOTES = 10  # that are shown
 REPLY_BYTES = 1500  # for what goes with a brief: how to reply
 HAD = {  # what the figures of a training are, in words
     "num_steps": "{:,.0f} steps",
@@ -52,6 +53,7 @@ class Brief:
     stages: Stages = dataclasses.field(default_factory=Stages)
     lessons: list[Lesson] = dataclasses.field(default_factory=list)
     in_flight: list[Attempt] = dataclasses.field(default_factory=list)  # attempts without a verdict yet
+    notes: list[tuple[int, str]] = dataclasses.field(default_factory=list)  # of people, before which experiment
     refused: list[Refused] = dataclasses.field(default_factory=list)  # proposals for this number
     refusal: str | None = None  # why the last of these was, if the agent is to try again
     remade: bool = False  # whether that edit is gone from the files
@@ -139,11 +141,14 @@ class Brief:
     # -- parts that are new each time
 
     def news(self, sources: list[str]) -> list[str]:
-        """What happened: the champion, what is to be fixed, the stage, lessons, categories, history.
+        """What happened: the champion, notes, what is to be fixed, the stage, lessons, categories, history.
 
         sources: the parts that go with it and take their share of the budget.
         """
         parts, small = [self.standing()], self.share(16, DATA_LIMIT)
+        if self.notes:
+            notes = [f"- {text} (before experiment {number})" for number, text in self.notes[: -NOTES - 1 : -1]]
+            parts += ["## Notes of the people who run this, newest first", first(notes, self.share(10))]
         if self.crash:
             parts += [
                 "## Your edit crashed",

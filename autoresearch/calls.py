@@ -155,6 +155,8 @@ def try_edit(program: str, arguments: list[str], options: Try) -> int:
     console, folder = Console(options.plain, to_errors=options.as_json), recorded.ledger.path.parent
     if call := at_work(folder):
         join(call, recorded, console)
+    elif recorded.ledger.paused:
+        raise UserError(f"run {recorded.tag} is paused by the people who run it: {to_type('resume')} goes on")
     elif recorded.ledger.champion is None:
         raise UserError(f"run {recorded.tag} has no baseline yet: {to_type('start')}")
     else:

@@ -22,6 +22,7 @@ from autoresearch.options import (
     Clean,
     Doctor,
     Logs,
+    Note,
     Numbered,
     Plan,
     Report,
@@ -30,12 +31,13 @@ from autoresearch.options import (
     Status,
     Stop,
     Tagged,
+    Track,
     Try,
     Verify,
     Wait,
     Watch,
 )
-from autoresearch.record.runs import RUNS, folder_of, recorded_run
+from autoresearch.record.runs import RUNS, Recorded, folder_of, recorded_run
 from autoresearch.text import count, to_type
 
 DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages, by module, of watch and report
@@ -244,6 +246,48 @@ def stop_(context: typer.Context, options: Stop) -> None:
 
 
 @app.command()
+@taking(Note)
+def note(context: typer.Context, options: Note) -> None:
+    """Tell the agent something, also while a loop runs: it stands in the next briefs, and in the record."""
+    from autoresearch.inbox import leave, text_of
+    from autoresearch.record.events import Note as Message
+
+    recorded = recorded_run(options.tag)
+    leave(recorded.ledger.path.parent, Message(text=text_of(options.text)))
+    print(f"run {recorded.tag}: the next brief has it")
+
+
+@app.command()
+@taking(Tagged)
+def pause(context: typer.Context, options: Tagged) -> None:
+    """Begin nothing new until `resume`: what runs comes to its verdict, and the loop waits."""
+    from autoresearch.inbox import leave
+    from autoresearch.record.events import Pause
+
+    recorded = recorded_run(options.tag)
+    leave(recorded.ledger.path.parent, Pause())
+    print(f"run {recorded.tag} pauses when what runs has its verdict; {to_type('resume')} --tag {recorded.tag} goes on")
+
+
+@app.command()
+@taking(Tagged)
+def resume(context: typer.Context, options: Tagged) -> None:
+    """End a pause."""
+    from autoresearch.inbox import leave
+    from autoresearch.record.events import Resume
+
+    recorded = recorded_run(options.tag)
+    leave(recorded.ledger.path.parent, Resume())
+    print(f"run {recorded.tag} goes on" + ("" if is_at_work(recorded) else f", as soon as a loop runs: {to_type()}"))
+
+
+def is_at_work(recorded: Recorded) -> bool:
+    from autoresearch.record.journal import holder
+
+    return holder(recorded.ledger.path.parent) is not None
+
+
+@app.command()
 @taking(Logs)
 def logs(context: typer.Context, options: Logs) -> None:
     """What a detached loop has printed."""
@@ -295,10 +339,36 @@ def digest(context: typer.Context, options: Tagged) -> None:
 
 
 @app.command()
+@taking(Track)
+def track(context: typer.Context, options: Track) -> None:
+    """Send a run to a tracker, from its record: what it lacks of it, and, while a loop runs, each new verdict."""
+    from autoresearch.repo import RunRepo, open_repository
+    from autoresearch.views.track import require_tracker, track
+
+    name = require_tracker(options.tracker)
+    recorded = recorded_run(options.tag)
+    repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
+    sent = track(name, recorded.ledger, repo)
+    print(f"{name} has {count(sent, 'experiment')} of run {recorded.tag}")
+
+
+@app.command()
+def mcp(context: typer.Context) -> None:
+    """A server of the Model Context Protocol, on standard input and output: an agent's tools to run the experiments."""
+    import importlib.util
+
+    if importlib.util.find_spec("mcp") is None:
+        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` brings it")
+    from autoresearch.mcp_server import serve
+
+    serve(inspect.getfile(context.obj))
+
+
+@app.command()
 @taking(Watch)
 def watch(context: typer.Context, options: Watch) -> None:
-    """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads; Ctrl-C ends
-    it."""
+    """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads, but
+    for --writable; Ctrl-C ends it."""
     if importlib.util.find_spec("plotly") is None:  # which the browser asks for later
         raise ModuleNotFoundError(name="plotly")
     from autoresearch.repo import RunRepo, open_repository
@@ -306,7 +376,7 @@ def watch(context: typer.Context, options: Watch) -> None:
 
     recorded = recorded_run(options.tag, f"begin one: {to_type()}")
     repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
-    page.serve(page.Watch(repo, recorded.ledger), options.port)
+    page.serve(page.Watch(repo, recorded.ledger, options.writable), options.port)
 
 
 @app.command()

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from autoresearch import Stopped, UserError
@@ -22,7 +23,7 @@ from autoresearch.propose import Proposer
 from autoresearch.record import events
 from autoresearch.record.findings import doubt
 from autoresearch.record.ledger import HELD
-from autoresearch.record.runs import recorded_run, root_of
+from autoresearch.record.runs import RUNS, recorded_run, root_of
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import sandbox_in_words
 from autoresearch.task import edit_hash
@@ -31,6 +32,7 @@ from autoresearch.verify import Verification, lines_of
 from autoresearch.views.console import Console
 from autoresearch.views.notify import Hooks, Listener, Notifier, hooks_of
 from autoresearch.views.show import first_screen, show_end
+from autoresearch.views.track import Tracking
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +49,7 @@ async def opened(
 
     Raises UserError.
     """
-    listeners = [Hooks(root_of(Path.cwd()), lambda fault: console.line(fault, "yellow")), *listeners]
+    listeners = [Hooks(root_of(Path.cwd()), partial(console.line, style="yellow")), *listeners]
     try:
         with open_run(tag, options.sandbox, console, stop) as run:
             async with console.follow(run.ledger, run.folder, stop, limits, listeners, external):
@@ -62,7 +64,9 @@ async def night(loop: type, options: Research) -> int:
     stop = StopRequest(console.line)
     limits = Limits(options.experiments, options.hours, options.max_cost, options.max_tokens)
     agents, agents_in_words, filler = agents_of(options)
-    listeners = [Notifier(options.notify, lambda fault: console.line(fault, "yellow"))] if options.notify else []
+    say = partial(console.line, style="yellow")
+    listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
+    listeners += [Tracking(options.track, root_of(Path.cwd()) / RUNS, say)] if options.track else []
     async with opened(options.tag, options, console, stop, limits, listeners) as run:
         run.begin()
         seats = run.choose_seats(options.gpus, options.workers)

@@ -25,7 +25,7 @@ SHAPES = re.compile(
         | AIza[A-Za-z0-9_-]{30,} | ya29\.[A-Za-z0-9_-]{20,} | AQ\.[A-Za-z0-9_-]{40,}
         | (?:AKIA|ASIA)[A-Z0-9]{16}
         | xox[abprs]-[A-Za-z0-9-]{10,}
-        | eyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{10,8000}\.[A-Za-z0-9_-]+  # JSON web tokens
+        | (?<!-)eyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{10,8000}\.[A-Za-z0-9_-]+  # JSON web tokens
       )
     | (?<=://)[^\s/:@]+:[^\s/:@]+(?=@)                               # name and password in an address
     | -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----[\s\S]*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)

@@ -16,7 +16,7 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
 
 
 def argument(help: str, default: Any = None, **more) -> Any:
-    """The same, of what stands in the command without an option's name."""
+    """The same, of what stands in the command without an option's name. default: `...` for one that must be there."""
     return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
 
 
@@ -116,6 +116,9 @@ class Research(Begins):
     notify: str | None = option(
         "Called with one JSON line on its standard input on each keep, stop and fault.", metavar="COMMAND"
     )
+    track: str | None = option(
+        "Send the run to a tracker while it goes on; uv run --extra installs it.", metavar="trackio|wandb|mlflow"
+    )
     detach: bool = option(
         "Go on in the background, also when the terminal is closed: see status, logs, stop.", "--detach", default=False
     )
@@ -138,6 +141,11 @@ class Plan(Confined):
     )
     setup: str | None = option("Runs once, with your rights. Empty: nothing.", metavar="COMMAND")
     time_limit: float | None = option("Seconds for each command. Default: ten times what it takes.", min=1)
+    agent: str | None = option(
+        f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
+    )
+    model: str | None = option("The agent's model. Default: the agent's own.")
+    agent_command: str | None = option("The program of --agent command.")
     yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
     force: bool = option("Replace the program.md that is there.", "--force", default=False)
 
@@ -214,6 +222,11 @@ class Status(Tagged):
 
 
 @dataclasses.dataclass
+class Note(Tagged):
+    text: str = argument('What the agent is to know, e.g. "try smaller batches".', metavar="TEXT", default=...)
+
+
+@dataclasses.dataclass
 class Stop(Tagged):
     now: bool = option(
         "At once. The running experiment has no verdict, and runs again when the run goes on.", "--now", default=False
@@ -235,8 +248,16 @@ class Report(Tagged):
 
 
 @dataclasses.dataclass
+class Track(Tagged):
+    tracker: str | None = argument("trackio, wandb or mlflow.", metavar="TRACKER")
+
+
+@dataclasses.dataclass
 class Watch(Tagged):
     port: int = option("Of 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
+    writable: bool = option(
+        "The page also takes notes, a pause and a stop, from whoever has its address.", "--writable", default=False
+    )
 
 
 @dataclasses.dataclass

@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import traceback
+import zlib
 from collections.abc import Iterator, Set
 from pathlib import Path
 
@@ -92,6 +93,7 @@ SETTINGS = {"backends", "_dynamo", "_inductor", "_functorch"}  # parts of torch 
 LITERALS = (ast.Constant, ast.Tuple, ast.List, ast.Set, ast.Dict, ast.BinOp, ast.UnaryOp, ast.Starred)
 OPERATORS = (ast.operator, ast.unaryop, ast.expr_context)
 LARGEST_FILE, LARGEST_LITERAL = 256, 4  # KB; all literals together: eight times the latter
+MOST_NESTED = 1000  # expressions and blocks in one another
 RUN, RUNS = 32, 512  # characters: of text without a space that counts as a run, and of all runs of a file together
 LONG, PACKED = 200, 5.6  # characters of a text that is looked at; bits a character: prose has 4.2, code 5.1, base64 6
 SEEDING = {"manual_seed", "manual_seed_all", "seed", "default_rng", "RandomState", "SeedSequence", "Random"}
@@ -118,13 +120,41 @@ def violation(
     ):
         return "it must define build_model() at its top level, a function without arguments"
 
-    together = max(8 * 1024 * largest_literal, sum(map(size_of, literals(trusted))) if trusted else 0)
+    if nested_deeper(tree, MOST_NESTED):
+        return f"it is nested more than {MOST_NESTED} deep"
+    together = max(together_of(largest_literal), sum(map(size_of, literals(trusted))) if trusted else 0)
 
     def all_objections(source: ast.Module) -> list[tuple[int, str]]:
         return [*objections(source, imports), *objections_to_data(source, largest_literal, together)]
 
     known = {text for _, text in all_objections(trusted)} if trusted else set()
     return next((f"line {line}: {text}" for line, text in all_objections(tree) if text not in known), None)
+
+
+def together_of(largest_literal: float) -> int:
+    """Bytes that all literals of a file may have together: largest_literal, KB, is what one of them may have."""
+    return int(8 * 1024 * largest_literal)
+
+
+def nested_deeper(tree: ast.AST, most: int) -> bool:
+    level = [tree]
+    for _ in range(most):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return bool(level)
+
+
+def brought_along(source: bytes, trusted: bytes, largest_literal: float = LARGEST_LITERAL) -> str | None:
+    """Why a file holds too much besides code that could have been thought of: in comments and names, too; or None.
+
+    What counts is its size when compressed, against that of the human's file.
+    """
+    size = len(zlib.compress(source, 9)) - len(zlib.compress(trusted, 9))
+    if size <= (allowed := together_of(largest_literal)):
+        return None
+    return (
+        f"compressed it is {size / 1024:.0f} KB larger than the file that the run began with; {allowed / 1024:.0f} KB "
+        "are allowed: data is no part of an edit (`size` in the front matter of program.md can allow more)"
+    )
 
 
 def required_arguments(function: ast.FunctionDef) -> int:
@@ -181,8 +211,11 @@ def objections_to(node: ast.AST, imported: dict[str, str], bound: set[str], modu
                 yield f"`{name}` is out of bounds: Python's own machinery is not part of the game"
             if name in CLOCK and root_of(node) != "self":
                 yield f"`{ast.unparse(node)}` belongs to the clock"
-            whole = [*imported.get(root_of(node) or "", "").split("."), *ast.unparse(node).split(".")]
-            if not isinstance(context, ast.Load) and root_of(node) in imported and not SETTINGS & set(whole):
+            if (
+                not isinstance(context, ast.Load)
+                and (root := root_of(node)) in imported
+                and not SETTINGS & {*imported[root].split("."), *ast.unparse(node).split(".")}
+            ):
                 yield f"`{ast.unparse(node)}` is written to: what is imported stays as it is"
         case ast.Call(
             func=ast.Name(id="getattr" | "setattr" | "delattr" | "hasattr" as function), args=[target, *rest]

@@ -371,6 +371,7 @@ class Proposer:
             line_price=self.rule.line_price,
             stages=self.stages,
             lessons=self.lessons.for_profile(run.facts.profile or ""),
+            notes=list(ledger.notes),
             refused=[event for event in ledger.refused if event.number == number],
             refusal=refusal,
             remade=self.redone == number and not self.repo.changed(champion.commit),

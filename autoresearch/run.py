@@ -20,7 +20,7 @@ from typing import TypeVar, cast
 
 import git
 
-from autoresearch import UserError, disk_is_full
+from autoresearch import UserError, disk_is_full, inbox
 from autoresearch.editable import among, in_folder, is_glob, may_edit
 from autoresearch.limits import StopRequest
 from autoresearch.record import events
@@ -41,9 +41,10 @@ from autoresearch.task import (
     read_agenda,
     read_task,
 )
-from autoresearch.text import count, short
+from autoresearch.text import count, short, to_type
 from autoresearch.views.console import Console
 
+LOOK = 0.3  # seconds between two looks into the inbox
 ENOUGH_ROOM = 1 << 16  # bytes free on a disk that was full, before the loop goes on
 Result = TypeVar("Result")
 
@@ -215,6 +216,27 @@ class Run:
             )
         )  # fmt: skip
         self.results.rebuild()
+        if not self.take_in() and self.ledger.paused:
+            self.console.line(f"paused, as before: {to_type('resume')} --tag {self.repo.tag} goes on", "yellow")
+
+    # -- what people say meanwhile
+
+    def take_in(self) -> bool:
+        """Take in what people have told the run, and say so. Whether there was something."""
+        for message in (taken := inbox.take_in(self.folder, self.ledger)):
+            match message:
+                case events.Note():
+                    self.console.line(f"a note for the agent: {message.text}")
+                case events.Pause():
+                    self.console.line(f"paused: {to_type('resume')} --tag {self.repo.tag} goes on", "yellow")
+                case events.Resume():
+                    self.console.line("the pause is over")
+        return bool(taken)
+
+    async def told(self) -> None:
+        """Wait until people have told the run something."""
+        while not await self.with_room(self.take_in):  # noqa: ASYNC110  another process leaves it, as a file
+            await asyncio.sleep(LOOK)
 
     # -- git
 
@@ -280,7 +302,10 @@ class Run:
     # -- the disk, and what is trusted
 
     async def with_room(self, step: Callable[[], Result | Awaitable[Result]]) -> Result:
-        """Do a step. When the disk is full wait until it is not, and do it again. Raises OSError when asked to stop."""
+        """Do a step. When the disk is full, or no process can be started, wait until that is over and do it again.
+
+        Raises OSError when asked to stop.
+        """
         wait = 0.0
         while True:
             try:
@@ -290,14 +315,16 @@ class Run:
                 return cast(Result, result)
             except (OSError, git.GitCommandError) as error:
                 task = asyncio.current_task()
-                if not disk_is_full(error) or (task and task.cancelling()):
+                full = "the disk is full" if disk_is_full(error) else ""
+                full = "no more processes can be started" if isinstance(error, BlockingIOError) else full
+                if not full or (task and task.cancelling()):
                     raise
                 if not self.waits_for_room:
                     self.waits_for_room = True
                     self.console.line(
-                        "the disk is full: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
+                        f"{full}: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
                     )
-                    self.console.tell("fault", reason="the disk is full")
+                    self.console.tell("fault", reason=full)
                 wait = min(2 * wait, 60.0) or 1.0  # a quota may be full where the disk is not
                 until = asyncio.get_running_loop().time() + wait
                 while asyncio.get_running_loop().time() < until or not self.has_room():

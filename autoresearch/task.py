@@ -112,7 +112,7 @@ class Task:
             return f"`editable` in program.md names {name}, and there is no such file in {root}{meant}"
         for command in COMMANDS:
             for word in re.findall(r"[^\s'\";&|()<>]+", getattr(self, command) or ""):
-                if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new:
+                if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new - committed:
                     return f"`{command}` in program.md names {word}, which is not committed; {how_to_commit(path)}"
         return None
 
@@ -172,6 +172,9 @@ class Task:
                 rules = (set(self.imports), self.largest_literal)
                 if self.preflight and (violation := preflight.violation(tree, ast.parse(originals[name]), *rules)):
                     return f"{name}: {violation}"
+                source, given = path.read_bytes(), (originals[name], self.largest_literal)
+                if self.preflight and (too_much := preflight.brought_along(source, *given)):
+                    return f"{name}: {too_much}"
             except (SyntaxError, ValueError) as error:
                 line = getattr(error, "lineno", None)
                 where = f" (line {line})" if line else ""

@@ -14,9 +14,11 @@ import resource
 import socket
 import struct
 import sys
+import time
 
 TARGET = json.loads(sys.argv[1])
 LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
 IO_SETUP = 206 if platform.machine() == "x86_64" else 0
 SETRLIMIT = ctypes.c_long(160 if platform.machine() == "x86_64" else 164)
 
@@ -49,6 +51,39 @@ def keep_a_lock() -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def is_told(said) -> bool:
+    """Whether a child's exit code is not 0."""
+    if (child := os.fork()) == 0:
+        os._exit(bool(said()))
+    return os.waitpid(child, 0)[1] != 0
+
+
+def keep_a_record_lock() -> bool:
+    """The same of a lock of a part of it."""
+    handle, lock = beside(), struct.Struct("hhqqi4x")
+    fcntl.fcntl(handle, fcntl.F_SETLK, lock.pack(fcntl.F_RDLCK, 0, 5, 7, 0))
+    asked = lock.pack(fcntl.F_WRLCK, 0, 0, 100, 0)
+    return is_told(lambda: lock.unpack(fcntl.fcntl(handle, fcntl.F_GETLK, asked))[2] == 5)
+
+
+def wait_to_be_woken() -> bool:
+    """Whether another process is told that this one waits at a place of a file that both may only read."""
+    place = LIBC.mmap(None, ctypes.c_size_t(4096), 1, 1, beside(), ctypes.c_long(0))
+    seconds = struct.pack("qq", 2, 0)
+
+    def futex(operation: int, value: int) -> int:
+        number = ctypes.c_long(202 if platform.machine() == "x86_64" else 98)
+        return LIBC.syscall(number, ctypes.c_void_p(place), operation, value, seconds, None, 0)
+
+    def wake() -> bool:
+        return any(futex(1, 1) > 0 or time.sleep(0.01) for _ in range(100))
+
+    if (child := os.fork()) == 0:
+        os._exit(wake())
+    futex(0, int.from_bytes(os.read(beside(), 4), sys.byteorder))
+    return os.waitpid(child, 0)[1] != 0
 
 
 def changes(set_it, read_it) -> bool:
@@ -113,6 +148,8 @@ ATTEMPTS = {
     "notes": {
         "a flag of a file": lambda: fcntl.ioctl(beside(), 0x40086602, struct.pack("l", 0x40)),
         "a lock of a file": keep_a_lock,
+        "a lock of a part of it": keep_a_record_lock,
+        "to wait at a place of it": wait_to_be_woken,
         "limits of another process": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE),
         "to be unreadable for the loop": lambda: call("prctl", 4, 0, 0, 0, 0),
         "a hint about a file": lambda: changes(

@@ -3,22 +3,25 @@
 import dataclasses
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoresearch import UserError
+from autoresearch import Stopped, UserError
+from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.limits import StopRequest
 from autoresearch.options import Check, Plan
-from autoresearch.plan.draft import SCORER, Draft, Wishes, direction_of, draft
+from autoresearch.plan.draft import GOAL, SCORER, Draft, Wishes, direction_of, draft
 from autoresearch.plan.prove import Once, Proof, Workbench, prove
-from autoresearch.plan.survey import survey
+from autoresearch.plan.survey import Survey, survey
+from autoresearch.plan.workload import draft_workload, workload_of
 from autoresearch.record.runs import root_of
 from autoresearch.repo import open_repository
-from autoresearch.runner import GUARD, Measurement
+from autoresearch.runner import GUARD, TRAIN, Measurement
 from autoresearch.runner.local import choose_confinement, sandbox_in_words
 from autoresearch.task import how_to_commit, is_own_game, program_of, read_task
-from autoresearch.text import to_type
+from autoresearch.text import clean, to_type
 from autoresearch.views.console import Console
 
 UNKNOWN = "unknown_metric"  # before the score command has run
@@ -79,7 +82,16 @@ async def run_plan(options: Plan) -> int:
         console.line(f"{name:<11}{text}")
     wishes = Wishes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Wishes)})
     ask = Asker(options.yes)
-    sketch = draft(found, files, wishes, ask)
+    drafted: dict[str, str] = {}
+    if options.agent and not (wishes.time or wishes.size or wishes.score):
+        goal = wishes.goal or ask(GOAL, None)
+        drafted = await workload_by(options, bench, found, goal, folder, console)
+        if ask("Is that the work that is to be faster?", "yes", ("yes", "no")) != "yes":
+            raise UserError("no workload then: say one with --time COMMAND")
+        wishes = dataclasses.replace(wishes, goal=goal, time=workload_of(found)[1])
+    taken = files - {SCORER} if options.force else {name for name in {*files, SCORER} if os.path.lexists(name)}
+    sketch = draft(found, taken, wishes, ask)
+    sketch = dataclasses.replace(sketch, files={**sketch.files, **drafted})
     for note in sketch.notes:
         console.line(f"note       {note}", "yellow")
     console.line(f"sandbox    {sandbox_in_words(bench.confined)}")
@@ -104,6 +116,24 @@ async def run_plan(options: Plan) -> int:
     return 0
 
 
+async def workload_by(
+    options: Plan, bench: Workbench, found: Survey, goal: str, folder: str, console: Console
+) -> dict[str, str]:
+    """The workload that an agent drafts, shown to the person: its text by its path. Raises UserError."""
+    name, _ = workload_of(found)
+    if os.path.lexists(name) and not options.force:
+        raise UserError(f"{name} is there already; remove it, or say --time COMMAND")
+    said = AgentOptions(options.agent or "", options.model, command=options.agent_command)
+    (agent, *_), in_words = make_agents(said)
+    console.line(f"workload   is drafted by {in_words}")
+    with bench.opened():
+        bench.repo.reset(bench.repo.scratch, bench.repo.head())
+        work = draft_workload(agent, found, goal, bench.repo.scratch / folder, bench.folder / "agent")
+        text = await StopRequest(console.line).unless_asked(work)
+    console.line(f"\n--- {name}\n{clean(text)}\n---\n")
+    return {name: text}
+
+
 async def proved(
     bench: Workbench, sketch: Draft, program: Path, folder: str, wishes: Wishes, ask: "Asker"
 ) -> tuple[Draft, Proof]:
@@ -124,6 +154,9 @@ async def proved(
         once = await bench.once(runner, again=bool(once and once.measured.score is not None))
         if task.metric == UNKNOWN and once.figures:
             sketch = with_metric(sketch, once, at_first, ask)
+        elif once.measured.failed == TRAIN and wishes.train is None and "score" in sketch.settings:
+            sketch = sketch.without("train", "")
+            bench.say("note      it fails: nothing is built then (--train COMMAND names another)", "yellow")
         elif once.measured.score is not None and not sketch.is_tuned:
             took = once.figures.get("wall_seconds", 0.0)
             sketch = sketch.tuned(next(runs for runs, longest in RUNS if took < longest), once.output)
@@ -195,9 +228,16 @@ class Asker:
         print(question)
         for number, choice in enumerate(choices, 1):
             print(f"  {number}  {choice}")
-        while True:
-            answer = input(f"[{proposed}] > " if proposed else "> ").strip() or proposed or ""
-            if answer.isdigit() and 0 < int(answer) <= len(choices):
-                return choices[int(answer) - 1]
-            if answer:
-                return answer
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's would wait for the answer
+        try:
+            answer = ""
+            while not answer:
+                answer = input(f"[{proposed}] > " if proposed else "> ").strip() or proposed or ""
+        except (KeyboardInterrupt, EOFError):
+            print()
+            raise Stopped from None
+        finally:
+            signal.signal(signal.SIGINT, before)
+        numbers = {str(number): choice for number, choice in enumerate(choices, 1)}
+        words = answer.split()
+        return " ".join(numbers[word] for word in words) if set(words) <= numbers.keys() else answer

@@ -18,6 +18,7 @@ from autoresearch.task import Task, check_task
 
 SCORER = "autoresearch_score.py"
 FIRST_RUNS = "\nRUNS = 2\n"  # of the scorer, before it is known how long one takes
+GOAL = "What is to be improved? (a sentence, such as: make parsing faster)"
 MOST_FILES = 3  # that are proposed as editable without being asked for
 RISING = re.compile(r"accuracy|score|f1|auc|recall|precision|throughput|per_sec|ops|rate|coverage|r2|reward|speed")
 
@@ -27,6 +28,7 @@ Made by `autoresearch plan`; yours to change, until the first experiment. Experi
 """
 
 import hashlib
+import os
 import resource
 import subprocess
 import sys
@@ -34,13 +36,15 @@ import time
 
 COMMAND = {command}
 RUNS = 2
-EXPECTED = {expected}  # SHA-256 of what the command prints; None: not compared
+EXPECTED = None  # SHA-256 of what the command prints; None: not compared
+PYTHON = os.path.dirname(sys.executable)  # `python` is this one, without the detour that a version manager takes
+ENVIRONMENT = {{**os.environ, "PATH": os.pathsep.join((PYTHON, os.environ.get("PATH", os.defpath)))}}
 
 
 def run():
     """(Seconds of processor time, seconds on the clock, a hash of the output) of one run."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    answer = subprocess.run(COMMAND, shell=True, stdin=subprocess.DEVNULL, capture_output=True)
+    answer = subprocess.run(COMMAND, shell=True, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True)
     wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if answer.returncode:
         sys.stderr.buffer.write((answer.stdout + answer.stderr)[-4000:])
@@ -174,14 +178,14 @@ def draft(found: Survey, files: set[str], wishes: Wishes, ask: Ask) -> Draft:
     found, files: of the folder that program.md will stand in.
     """
     notes: list[str] = []
-    goal = wishes.goal or ask("What is to be improved? (a sentence, such as: make parsing faster)", None, ())
+    goal = wishes.goal or ask(GOAL, None, ())
     made, scored = scoring(found, files, wishes, goal, ask, notes)
     editable = list(wishes.edit) or editable_of(found, goal, ask, notes)
     settings: dict[str, object] = {"editable": editable}
     if setup := wishes.setup if wishes.setup is not None else found.setup:
         settings["setup"] = setup
     build = wishes.train if wishes.train is not None else found.build
-    if build and (wishes.train or "time" not in scored or not build.startswith("npm run")):
+    if build:
         settings["train"] = build
     settings |= {name: scored[name] for name in ("score", "metric", "direction") if name in scored}
     guard = wishes.guard if wishes.guard is not None else found.tests
@@ -217,7 +221,7 @@ def scoring(
             notes.append("what is timed is the tests: a workload of your own says more (--time COMMAND)")
     if found.language == "Python" and "PYTHONPATH" not in command:  # the checkout's code, not what may be installed
         command = f"PYTHONPATH={source_folder(files)} {command}"
-    return {SCORER: TIME.format(command=repr(command), expected=None)}, scored_by(wishes, "seconds")
+    return {SCORER: TIME.format(command=repr(command))}, scored_by(wishes, "seconds")
 
 
 def scored_by(wishes: Wishes, metric: str) -> dict[str, str]:

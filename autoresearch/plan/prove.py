@@ -7,19 +7,22 @@ the end. No run, tag or branch comes of it.
 import contextlib
 import dataclasses
 import re
-import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import git
 
+from autoresearch import UserError
 from autoresearch.editable import among
+from autoresearch.record.journal import take
 from autoresearch.record.runs import RUNS
 from autoresearch.repo import RunRepo
 from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN, Job, Measurement
+from autoresearch.runner.denied import REFUSED
 from autoresearch.runner.local import Local, seats_of
 from autoresearch.runner.logs import read_figures, read_tail
+from autoresearch.runner.machine import remove
 from autoresearch.task import NOTHING, Task
 from autoresearch.text import clean, count, duration, one_line
 
@@ -30,7 +33,6 @@ SEED = 42
 BREAKING = 300.0  # seconds that breaking files may take; at least one is
 # No language, and no format for data, takes this for anything but a mistake.
 BROKEN = b"]})> broken on purpose by autoresearch, to see who notices <({[\n"
-DENIED = re.compile(r"permission denied|operation not permitted|read-only file system|EACCES|EPERM", re.IGNORECASE)
 NOISY = 0.1  # of the score: above it a night finds little
 
 Say = Callable[[str, str], None]  # a line, and its style
@@ -70,18 +72,20 @@ class Workbench:
         """Inside, it is there; afterwards nothing is left of it. Raises UserError where another one is open."""
         self.folder.parent.mkdir(exist_ok=True)
         (self.folder.parent / ".gitignore").write_text("*\n")
-        try:
+        with open(self.folder.with_name("check.lock"), "a") as lock:
+            try:
+                take(lock)
+            except BlockingIOError:
+                raise UserError("another `plan` or `check` is at work in this repository; wait until it ends") from None
+            self.close()  # what one left that was killed
             self.folder.mkdir()
-        except FileExistsError:  # of one that was killed, or of one that runs
-            self.close()
-            self.folder.mkdir()
-        try:
-            yield self
-        finally:
-            self.close()
+            try:
+                yield self
+            finally:
+                self.close()
 
     def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)
         with contextlib.suppress(git.GitError):
             self.repo.repository.git.worktree("prune")
 
@@ -136,9 +140,9 @@ class Workbench:
         self.say(f"{phase:<10}{one_line(command, 200)}", "")
         self.say(f"{'':<10}{runner.program_of(command)}, {seconds:.1f} s: {failed or found}", "red" if failed else "")
         text = clean(read_tail(runner.log_path(name).with_name(f"{phase}.log"), 1 << 16))
-        denied = list(dict.fromkeys(one_line(line, 160) for line in text.splitlines() if DENIED.search(line)))
-        for line in denied[:3]:
-            self.say(f"{'':<10}the sandbox denied: {line}", "yellow")
+        refused = dict.fromkeys(one_line(line, 160) for line in text.splitlines() if REFUSED.search(line))
+        for line in list(refused)[:3] * (not failed):  # else the reason says it
+            self.say(f"{'':<10}perhaps the sandbox denied this: {line}", "yellow")
         if failed:
             for line in text.strip().splitlines()[-8:]:
                 self.say(f"{'':<10}| {one_line(line, 160)}", "")
@@ -149,6 +153,7 @@ class Workbench:
         """Run the baseline until there are BASELINES of it, and say what gain could be seen."""
         assert first.score is not None
         proof.scores, times = [first.score], [sum(first.seconds.values())]
+        self.say(f"baseline  {BASELINES - 1} more times, about {duration((BASELINES - 1) * times[0])}", "")
         while len(proof.scores) < BASELINES:
             _, measured = await self.trial(runner, {}, SEED + len(proof.scores))
             if measured.score is None:
@@ -157,7 +162,7 @@ class Workbench:
             proof.scores.append(measured.score)
             times.append(sum(measured.seconds.values()))
         proof.noise, proof.seconds = statistics.stdev(proof.scores), max(times)
-        self.say(f"baseline  {', '.join(f'{score:g}' for score in proof.scores)}", "")
+        self.say(f"{'':<10}{', '.join(f'{score:g}' for score in proof.scores)}", "")
         for line in in_words(runner.task, proof):
             self.say(f"{'':<10}{line}", "")
 
@@ -190,8 +195,10 @@ class Workbench:
         """(Who noticed that files are broken, seconds that it took). Empty: nobody."""
         name, measured = await self.trial(runner, files)
         took = sum(measured.seconds.values())
-        if measured.score is None:
+        if measured.score is None and not measured.reason.startswith("void"):  # which says that files were written
             return f"noticed by {'score' if measured.failed == SCORE else 'train'}", took
+        if measured.score is None:
+            return "", took
         center = statistics.fmean(proof.scores)
         if abs(measured.score - center) > max(4 * proof.noise, 1e-9 * abs(center)):
             return f"noticed by the score, {measured.score:g}", took

@@ -194,7 +194,7 @@ def kind_of(goal: str) -> str | None:
 def files_for(goal: str, sources: Iterable[str]) -> list[str]:
     """The sources whose paths the goal speaks of, the best first."""
     words = {word for word in re.findall(r"[a-z]{3,}", goal.lower()) if not COMMON.fullmatch(word)}
-    stems = {re.sub(r"(ing|er|ers|ed|s)$", "", word) for word in words}
+    stems = {re.sub(r"(ings?|ers?|ors?|ions?|ed|s)$", "", word) for word in words}
     stems = {stem for stem in stems if len(stem) > 2}
     scored = [(sum(stem in path.lower().rpartition("/")[2] for stem in stems), path) for path in sources]
     return [path for hits, path in sorted(scored, key=lambda item: -item[0]) if hits]

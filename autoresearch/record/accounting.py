@@ -65,6 +65,8 @@ class Account:
     # -- events
 
     def add(self, event: events.Event) -> None:
+        if isinstance(event, events.Message):  # which also comes when no loop runs
+            return
         before = self._time
         time = self._clock(event.time)
         if self.began is None and not isinstance(event, events.Run | events.Start | events.Stop | events.Verified):

@@ -221,6 +221,35 @@ class Verified(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Message(Event):
+    """What a person told the run, see inbox.py."""
+
+    message: str = ""  # names it, so that it is taken in once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Note(Message):
+    """Advice, which later briefs have."""
+
+    name = "note"
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pause(Message):
+    """From here on nothing new begins."""
+
+    name = "pause"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resume(Message):
+    """The pause is over."""
+
+    name = "resume"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop(Event):
     """The loop ended."""
 
@@ -232,7 +261,7 @@ KINDS: dict[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Run, Start, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured, Quarantine,
-        Verdict, Dropped, Accepted, Verified, Stop,
+        Verdict, Dropped, Accepted, Verified, Note, Pause, Resume, Stop,
     )
 }  # fmt: skip
 FIRST_NAMES, FIRST_FIELDS = {"void": "rerun"}, {"driven": "external"}  # in the journals of version 0.1

@@ -115,6 +115,9 @@ class Ledger:
         self.started = events.Start()  # the last time that the loop was started
         self.called: int | None = None  # the experiment that it began to try out since, or refused
         self.first_seed: int | None = None
+        self.notes: list[tuple[int, str]] = []  # of people: (the experiment that came next, the note)
+        self.paused = False  # nothing new begins
+        self.messages: set[str] = set()  # of people, by name
         self.account = Account()  # where the time went
         self.size = 0  # bytes of the journal that were taken in
         if self.path.exists():
@@ -223,6 +226,8 @@ class Ledger:
 
     def _apply(self, event: events.Event) -> None:
         self.account.add(event)
+        if isinstance(event, events.Message):
+            self.messages.add(event.message)
         match event:
             case events.Run():
                 self.run, self.task, self.facts = event, task_of(event.task), None
@@ -258,6 +263,10 @@ class Ledger:
                 self.accepted.add(event.number)
             case events.Verified():
                 self.verified.append(event)
+            case events.Note():
+                self.notes.append((len(self.attempts) + 1, event.text))
+            case events.Pause() | events.Resume():
+                self.paused = isinstance(event, events.Pause)
 
     def _begin_attempt(self, event: events.Attempt) -> None:
         known = {field.name for field in dataclasses.fields(Attempt)} & vars(event).keys()

@@ -79,13 +79,13 @@ class Referee:
                 rows.fill(batch)
             self.channel.send(b"go")
 
-    def require_in_time(self, saved: Path) -> None:
-        """Call when the training process has just ended. Raises NoScore if it began too late or went on too long.
+    def require_in_time(self, saved: Path, ended: float) -> None:
+        """Call when the training process has ended. Raises NoScore if it began too late or went on too long.
 
-        saved: the weights. Allowed are two seconds, one step, and what saving the weights takes at 200 MB/s; the
-        latter two up to two seconds or a twentieth of the budget each.
+        saved: the weights. ended: when, by time.perf_counter(). Allowed are two seconds, one step, and what saving the
+        weights takes at 200 MB/s; the latter two up to two seconds or a twentieth of the budget each.
         """
-        now, budget = time.perf_counter(), self.game.profile.time_budget
+        budget = self.game.profile.time_budget
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
         clock, longest_step, last, ready = self.times.tolist()
@@ -96,7 +96,7 @@ class Referee:
                 f"void: the training drew its first batch after {ready - self.began:.0f} s; it has "
                 f"{longest_start(budget):.0f} s for importing, building and compiling"
             )
-        over = now - clock - budget
+        over = ended - clock - budget
         longest_step = max(longest_step, clock + budget - last)
         status = saved.lstat() if saved.exists() else None  # neither holes nor what is reserved was saved
         saving = min(status.st_size, status.st_blocks * 512) / SLOWEST_DISK if status else 0.0

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 ENVIRONMENT = (*HARMLESS, "PYTHONDONTWRITEBYTECODE", "AUTORESEARCH_PROFILE", "AUTORESEARCH_SEED")  # what it sees of it
-ANSWER_SECONDS = 60.0  # that the process may take for an answer, or as long as the budget; a model could train in it
+# That the process may take to build the model and give its first logits, and then for each answer; or as long as the
+# budget. A model could train in it, so that it is asked for less where its memory ran out is no reason for more.
+ANSWER_SECONDS = 60.0
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL
 # Names of exceptions that are told besides Python's own. Others could be words of the text that is scored.
 TOLD = (
@@ -54,7 +57,8 @@ class ModelProcess:
         self.lines = 0  # of train.py
         self.folder = Path(tempfile.mkdtemp(prefix="model-"))
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.channel.settimeout(max(ANSWER_SECONDS, game.profile.time_budget))
+        self.patience = max(ANSWER_SECONDS, game.profile.time_budget)  # seconds
+        self.deadline = time.monotonic() + self.patience
         self.ended = False
         with theirs:
             self.process = self.start(theirs)
@@ -116,6 +120,7 @@ class ModelProcess:
 
     def wait_until_imported(self) -> None:
         """Wait until it has imported torch and computes nothing any more. Raises NoScore."""
+        self.deadline = time.monotonic() + self.patience
         self.expect(b"imported", during="it was started")
 
     def load(self, train_py: Path, device: str) -> None:
@@ -124,6 +129,7 @@ class ModelProcess:
         Logits travel through the device's memory if both sides can open it, else through the host's.
         """
         self.device, sizes = device, self.game.profile
+        self.deadline = time.monotonic() + self.patience
         self.lines = len(train_py.read_bytes().splitlines())
         copy_weights(self.game.weights, self.folder / "model.safetensors")
         ids = self.batch_size * sizes.max_seq_len
@@ -167,17 +173,18 @@ class ModelProcess:
             self.channel.send(b"%d" % len(ids))
         if self.expect(b"done", b"memory", during="it gave logits") == b"memory":
             raise torch.OutOfMemoryError
+        self.deadline = time.monotonic() + self.patience
         return self.shared_logits
 
     def expect(self, *words: bytes, during: str) -> bytes:
         """The process's next word, one of these. Raises NoScore where it is another: see `why_not`."""
         try:
+            self.channel.settimeout(max(1e-3, self.deadline - time.monotonic()))
             said = self.channel.recv(64)
         except TimeoutError:
-            seconds = self.channel.gettimeout()
             self.end()
             raise NoScore(
-                f"the model cannot be scored: while {during}, its process said nothing for {seconds:g} s"
+                f"the model cannot be scored: while {during}, its process took more than {self.patience:g} s"
             ) from None
         except OSError:
             said = b""

@@ -30,9 +30,9 @@ def score(
     The arithmetic is prepare.py's, always on the same rows, whatever batch size train.py used. Raises NoScore for a
     model that has none: one that fails, does not give finite logits of the right shape, or fails a probe.
 
-    wait: be the referee of a training that runs beside this; a line on standard input says that its
-    process has ended. train_py: the file that defines the model, else the one that the run names.
-    probe_all: probe every row, instead of a sample. process: what runs the model; tests have their own.
+    wait: be the referee of a training that runs beside this; a line on standard input says when its
+    process has ended, by time.perf_counter(). train_py: the file that defines the model, else the one that the run
+    names. probe_all: probe every row, instead of a sample. process: what runs the model; tests have their own.
 
     AUTORESEARCH_REFERENCE names a folder, out of the trials' reach, for the losses of the first run that is scored
     with it: the baseline's, against which those of later ones are compared.
@@ -46,10 +46,10 @@ def score(
         second.wait_until_imported()
         if referee:
             referee.release()  # from here on nothing computes beside the training
-        if wait and not sys.stdin.readline():
+        if wait and not (line := sys.stdin.readline()):
             raise SystemExit(1)  # the training failed: nothing to score
         if referee:
-            referee.require_in_time(game.weights)
+            referee.require_in_time(game.weights, float(line) if wait else time.perf_counter())
         began = time.perf_counter()
         figures = read_figures(game)
         train_py = train_py or Path(figures["train_py"])

@@ -163,6 +163,14 @@ class Local:
             return self.repo.stage(name)
         return self._checkouts.setdefault(name, Checkout(self.repo, name, self.task.link))
 
+    @functools.cached_property
+    def _above(self) -> list[str]:
+        """Committed files at the top of the user's checkout. The worktree, which has them too, lies below it, and tools
+        that look for settings upwards (cargo, pytest) give up where they find some that they may not read."""
+        names = (name for name in self.repo.committed(self.base) if "/" not in name)
+        files = (self.repo.root / name for name in sorted(names))
+        return [str(path) for path in files if path.is_file() and not path.is_symlink()]
+
     def _confinement(self, stage: Stage | Checkout) -> dict[str, list[str]] | None:
         """What the game says of files that trials need or must not see, their copies in a stage, and the record."""
         if not self.confined:
@@ -177,6 +185,7 @@ class Local:
         if isinstance(stage, Checkout):
             environment = self._theirs(stage) or {}
             readable += [str(stage.git_folder), *(os.path.realpath(root / link) for link in stage.links)]
+            readable += self._above
             readable += toolchains(self.task, {**os.environ, **environment}, self._places(stage))
         return {"readable": readable, "hidden": [str(path) for path in hidden]}
 
@@ -198,10 +207,18 @@ def seats_of(gpus: str | None, workers: int) -> list[Seat]:
     return [Seat(number, {"CUDA_VISIBLE_DEVICES": name, **order}) for number, name in enumerate(names)]
 
 
+FENCED = "AUTORESEARCH_FENCED"  # environment variable: who calls may not switch the sandbox off
+
+
 def choose_confinement(mode: str) -> bool:
     """Whether trials run confined, for --sandbox auto, require or off. Raises UserError."""
     if mode not in ("auto", "require", "off"):
         raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
+    if mode == "off" and os.environ.get(FENCED):
+        raise UserError(
+            f"{FENCED} is set, as .claude/settings.json does for agents that may call this without asking: then only a "
+            "person switches the sandbox off, in a shell of their own"
+        )
     if mode == "require" and not sandbox.method():
         raise UserError(
             "--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no "

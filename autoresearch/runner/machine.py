@@ -76,9 +76,26 @@ class MemoryGroup:
         files = counts["file"] if "file" in counts else counts["cache"]
         return int((self.folder / self.used_file).read_text()) - files + counts["shmem"]
 
+    def tasks(self) -> int | None:
+        """Processes and threads in it; None where that is not counted here."""
+        with contextlib.suppress(OSError):
+            return len((self.folder / "cgroup.threads").read_text().split())
+        with contextlib.suppress(OSError):  # version 1
+            return len((self.folder / "tasks").read_text().split())
+        return None
+
     def remove(self) -> None:
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+def tasks_of(pids: Iterable[int]) -> int:
+    """How many threads processes have."""
+    count = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            count += len(os.listdir(f"/proc/{pid}/task"))
+    return count
 
 
 def memory_of(pids: Iterable[int]) -> float:

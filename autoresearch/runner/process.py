@@ -29,7 +29,7 @@ import psutil
 from autoresearch import UserError, suspension
 from autoresearch.runner import sandbox
 from autoresearch.runner.identity import identify
-from autoresearch.runner.machine import MemoryGroup, memory_of, unlinked_by
+from autoresearch.runner.machine import MemoryGroup, memory_of, tasks_of, unlinked_by
 
 GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
 WATCH_SECONDS = 0.5  # between two looks at what a command uses
@@ -162,11 +162,11 @@ class Process:
             if self._copying:
                 self._copying.cancel()
 
-    def go(self) -> None:
+    def go(self, said: str) -> None:
         """Send a line to a process that waits for it on its standard input."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended already: `wait` says how
-            self._process.stdin.write(b"go\n")
+            self._process.stdin.write(f"{said}\n".encode())
             self._process.stdin.close()
 
     async def wait(self, limit: float, excess: Callable[[], str | None] = lambda: None) -> Ended:
@@ -199,6 +199,12 @@ class Process:
             with contextlib.suppress(OSError):
                 return self._group.used()
         return memory_of(process.pid for process in family(self._process.pid))
+
+    def tasks(self) -> int:
+        """Processes and threads of the command and all that it started."""
+        if self._group and (count := self._group.tasks()) is not None:
+            return count
+        return tasks_of(process.pid for process in family(self._process.pid))
 
     def unlinked(self) -> int:
         """Bytes on the disk of files without a name that the command, and all that it started, hold; 0 when ended."""

@@ -100,10 +100,7 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 # @cuda-uvmfd-*, say snapd's rules for AppArmor.
 CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")
 OTHER_GPU_DEVICES = ("dri", "kfd")
-DAC_OVERRIDE, SYS_ADMIN = (
-    1,
-    21,
-)  # the privilege to open files whose mode does not say so, and to mount (linux/capability.h)
+DAC_OVERRIDE, SYS_ADMIN = 1, 21  # privileges: to open files whose mode does not say so, to mount (linux/capability.h)
 PARENT = "AUTORESEARCH_PARENT"  # environment variable: the process that started the keeper, and must not have ended
 GROUP = "AUTORESEARCH_GROUP"  # environment variable: folder of the control group that counts the command's memory
 GRACE_SECONDS = 4.0  # between SIGTERM and SIGKILL
@@ -282,9 +279,8 @@ def wrapped(rules: dict, folder: str) -> list[str]:
         words += ["--cap-drop", "ALL"]
         if needs_override((*read, *write)):
             words += ["--cap-add", "CAP_DAC_OVERRIDE"]
-    if program := filter_program(
-        rules, "allow" if rules.get("builds") else "nothing"
-    ):  # what is bound for reading stays
+    changes = "allow" if rules.get("builds") else "nothing"  # what is bound for reading stays as it is
+    if program := filter_program(rules, changes):
         handle = os.memfd_create("filter", 0)
         os.write(handle, program)
         os.lseek(handle, 0, os.SEEK_SET)
@@ -359,7 +355,8 @@ fadvise64 221 223; readahead 187 213
 NOTES = """
 shmget 29 194; shmat 30 196; shmctl 31 195; semget 64 190; semop 65 193; semctl 66 191; semtimedop 220 192;
 msgget 68 186; msgsnd 69 189; msgrcv 70 188; msgctl 71 187; mq_open 240 180; mq_unlink 241 181;
-add_key 248 217; request_key 249 218; keyctl 250 219; memfd_secret 447 447; syslog 103 116
+add_key 248 217; request_key 249 218; keyctl 250 219; memfd_secret 447 447; syslog 103 116;
+futex_wake 454 454; futex_requeue 456 456
 """
 # The same. `cp -p` takes a refusal for a failure, but can do without them.
 ATTRIBUTES = """
@@ -399,7 +396,7 @@ chmod 90 -; fchmod 91 52; fchmodat 268 53; fchmodat2 452 452;
 utime 132 -; utimes 235 -; futimesat 261 -; utimensat 280 88
 """
 
-# Seems to succeed: locks can be seen by whoever tries to lock the same file.
+# Seems to succeed: locks can be seen by whoever tries to lock the same file, also one that both may only read.
 LOCKS = """
 flock 73 32
 """
@@ -416,7 +413,7 @@ FIRST_UNKNOWN = 463  # setxattrat; of this call and all younger ones a program h
 # Depends on its arguments: see `steps_with_arguments`.
 WITH_ARGUMENTS = """
 socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone 56 220;
-clone3 435 435; setrlimit 160 164; close_range 436 436
+clone3 435 435; setrlimit 160 164; close_range 436 436; futex 202 98
 """
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # linux/audit.h
 UNIX, INTERNET, STREAM, SEQPACKET = 1, (2, 10), 1, 5  # sockets
@@ -425,6 +422,7 @@ FLAG_IOCTLS = (0x66, 0x76, 0x58)  # second byte of calls that set flags of a fil
 FILE_COMMANDS, LOCK_COMMANDS = (1024, 1025, 1026, 1035, 1036, 1037, 1038), (5, 6, 7, 36, 37, 38)
 NEW_NAMESPACES, SAME_FILES, THREAD = 0x7E020000, 0x400, 0x10000  # flags of clone
 OWN_FILES = 0b10  # flag of close_range
+PRIVATE, WAKES = 128, (1, 3, 4, 5, 10)  # flag of futex; its operations that wake others
 NOT_PERMITTED, NO_SUCH_CALL, NOT_SUPPORTED = 13, 38, 95  # EACCES, which is a PermissionError, ENOSYS, EOPNOTSUPP
 
 LOAD, MASK, EQUAL, AT_LEAST, HAS_BITS, ANSWER = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # operations of linux/filter.h
@@ -450,7 +448,7 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
     setting the clock; what tells which files others have read; what outlives its process and is no file. Changing
     modes, owners and times of files seems to succeed.
 
-    rules: `strict`, `alone`, `builds` and `network` as `launcher` says; for `alone` locks of files seem to succeed.
+    rules: `strict`, `alone`, `builds` and `network` as `launcher` says; for `strict` locks of files seem to succeed.
     changes: what becomes of modes and times. Empty for a machine that is not known.
     """
     if platform.machine() not in AUDIT:
@@ -460,7 +458,7 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
     denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not has_cuda() and not loopback)
     denied += [HARD_LINKS] * bool(rules.get("alone")) + [SEND_MESSAGES] * (not builds)
     denied += [TRUNCATE_BY_NAME] * (not builds or (rules["by"] == "Landlock" and version() < 3))
-    idle = [OWNERS] + [LOCKS] * bool(rules.get("alone"))
+    idle = [OWNERS] + [LOCKS] * bool(rules.get("strict"))
     (denied if rules.get("strict") else idle).append(WHAT_IS_READ_AHEAD)
     program = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT[platform.machine()]), "deny", (LOAD, 0, 0, 0)]
     program += [(AT_LEAST, 0, 1, 0x40000000), "deny", (AT_LEAST, 0, 1, FIRST_UNKNOWN), "unknown"]
@@ -484,7 +482,7 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
 
 def steps_with_arguments(rules: dict) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name. rules: as of `filter_program`."""
-    strict, alone = bool(rules.get("strict")), bool(rules.get("alone"))
+    strict = bool(rules.get("strict"))
     own = "nothing" if strict else "allow"  # what is done to the calling thread itself
     families = INTERNET + (UNIX,) * (rules.get("by") == "bubblewrap")  # which shows no sockets of others
 
@@ -504,6 +502,8 @@ def steps_with_arguments(rules: dict) -> dict[str, list]:
             *one_of(types, "allow", "deny"),
         ]
 
+    # To wake others, and to be told how many there were, by memory that is not this process's own.
+    wakes = [argument(1), (HAS_BITS, 0, 1, PRIVATE), "allow", (MASK, 0, 0, 0x7F), *one_of(WAKES, "nothing", "allow")]
     sockets = unix_of_type(SEQPACKET) if has_cuda() else ["deny"]
     if rules.get("network"):
         sockets = [argument(0), *(step for family in families for step in ((EQUAL, 0, 1, family), "allow")), *sockets]
@@ -523,7 +523,8 @@ def steps_with_arguments(rules: dict) -> dict[str, list]:
             (MASK, 0, 0, 0xFF00),
             *one_of(tuple(kind << 8 for kind in FLAG_IOCTLS), "deny", "allow"),
         ],
-        "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * alone, "nothing", "allow")],
+        "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * strict, "nothing", "allow")],
+        "futex": wakes if strict and not has_cuda() else ["allow"],  # whose driver may need it
         "clone": [  # a thread with open files of its own would hide what they hold
             *(argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny"),
             *((HAS_BITS, 0, 2, THREAD), (HAS_BITS, 1, 0, SAME_FILES), "deny", "allow"),

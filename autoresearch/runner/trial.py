@@ -62,6 +62,8 @@ FOR_SAVING = 60.0  # seconds from the end of its time to the end of its process,
 KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a training under a referee leaves in run/
 TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
 LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
+MOST_MEGABYTES = 1e8  # that a trial may say it took
+MOST_TASKS = 4096  # processes and threads of a command
 NEARLY_NO_FILES = 10_000  # that a disk has room for, however small
 
 
@@ -191,7 +193,7 @@ class Trial:
                 if not referee and (changed := self.changed()):  # what scores must be what was committed
                     return self._failed(TRAIN, f"void: {', '.join(changed)} changed while the trial ran")
                 if referee:
-                    referee.go()
+                    referee.go(str(training.started + ended.seconds))  # by the clock that time.perf_counter reads
                 scoring = referee or await processes.enter_async_context(self._start(SCORE, self.task.score))
                 ended = await self._finish(SCORE, scoring, before=self.seconds[TRAIN] if referee else 0.0)
                 if ended.reason and ended.suspended:
@@ -216,7 +218,7 @@ class Trial:
             said = f"the `range` in program.md is {least:g} to {largest:g}"
             return self._failed(printed, f"{self.task.metric} is {score:g}, which cannot be: {said}")
         megabytes = figures.get("peak_vram_mb", math.nan)
-        if not math.isfinite(megabytes):
+        if not 0 <= megabytes < MOST_MEGABYTES:
             megabytes = self.peak_memory / 2**20
         figures = {"peak_mb": self.peak_memory / 2**20, **figures} if "peak_mb" in self.task.also else figures
         return Measurement(score, "", finite(figures), dict(self.seconds), megabytes / 1024)
@@ -262,6 +264,7 @@ class Trial:
             environment = {
                 **environment,
                 "TMPDIR": str(self.folder / "tmp"),
+                **{name: str(self.folder / "tmp" / name.lower()) for name in CACHES},  # no kernel that a trial left
                 "AUTORESEARCH_CONFINE": json.dumps(words),
                 "AUTORESEARCH_REFERENCE": str(self.folder.parent.parent / "reference"),  # of all trials of the run
             }
@@ -319,6 +322,8 @@ class Trial:
             return (
                 f"ended because it drew no batch in its first {limit}, which are for importing, building and compiling"
             )
+        if process.tasks() > MOST_TASKS:
+            return f"ended because it had more than {MOST_TASKS} processes and threads"
         memory = process.memory()
         if memory == math.inf:
             return f"ended because it had more than {MOST_HANDLES} files open, too many to see what memory they hold"

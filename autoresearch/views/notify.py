@@ -178,8 +178,10 @@ def stamped(notice: dict) -> dict:
     return {**notice, "time": round(time.time(), 3)}
 
 
-def without_keys() -> dict[str, str]:
-    """This process's environment without what is a key by its name or its looks."""
+def without_keys(but: tuple[str, ...] = ()) -> dict[str, str]:
+    """This process's environment without what is a key by its name or its looks. but: how names begin that stay."""
     return {
-        name: value for name, value in os.environ.items() if not keys.NAMES.search(name) and keys.scrub(value) == value
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(but) or not (keys.NAMES.search(name) or keys.scrub(value) != value)
     }

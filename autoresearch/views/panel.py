@@ -11,7 +11,7 @@ from rich.text import Text
 
 from autoresearch import keys
 from autoresearch.record.accounting import shares
-from autoresearch.text import count, duration, one_line, short
+from autoresearch.text import count, duration, one_line, short, to_type
 from autoresearch.views.state import Row, State, TrialState
 
 COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
@@ -86,6 +86,7 @@ def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]
         for name, line in zip(("curve", ""), sparkline(state.curve), strict=True):
             yield name, Text(line, "green")
     yield from named("now", doing(state, bar))
+    yield from named("notes", map(Text, state.notes))
     if state.reason:
         yield "ended", Text(state.reason)
     yield from named("last", (verdict_row(row) for row in state.last[:verdicts]))
@@ -128,7 +129,9 @@ def doing(state: State, bar: int) -> Iterator[Text]:
     if waiting := state.waiting:
         left = duration(waiting.until - state.time)
         yield Text(f"{waiting.agent} cannot be reached; next call in {left}", "yellow")
-    if state.running and not (state.trials or thinking or waiting):
+    if state.paused:
+        yield Text(f"paused: nothing new begins until {to_type('resume')}", "yellow")
+    elif state.running and not (state.trials or thinking or waiting):
         yield Text("between two steps")
 
 

@@ -101,6 +101,7 @@ def answer_of(root: Path, ledger: Ledger, number: int) -> dict:
         "ref": f"refs/autoresearch/{tag}/{attempt.number}",
         "stage": stages.of(ledger.finished),
         "verdicts_without_a_keep": stages.barren(ledger.finished),
+        "notes": [text for before, text in ledger.notes if before >= number],
         **common,
     }
 
@@ -131,6 +132,7 @@ def show_answer(console: Console, answer: dict) -> None:
         "tried": answer.get("ref"),
         "log": answer.get("log"),
         "stage": answer.get("stage"),
+        "note": "; ".join(answer.get("notes", [])) or None,
         "edit next": ", ".join(answer["edit"]),
     }
     for name, value in shown.items():

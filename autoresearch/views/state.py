@@ -27,6 +27,7 @@ STATUSES = ("keep", "discard", "crash")
 PHASES = {TRAIN: "starting up", SCORE: "scoring", GUARD: "running the guard", HOLDOUT: "scoring the holdout"}
 CURVE = 60  # points of the curve
 LAST = 10  # verdicts that are shown
+NOTES = 3  # of people that are
 TYPICAL = 9  # trials from which the time of the next one is estimated
 
 
@@ -314,6 +315,8 @@ class State:
     running: bool  # a loop is running
     process: int | None  # its id
     stopping: bool  # it was asked to stop
+    paused: bool  # nothing new begins until `loop.py resume`
+    notes: list[str]  # of people, newest first, at most NOTES
     since: float | None  # when it was called
     reason: str  # why the last one ended; empty while one runs
     device: str | None
@@ -388,6 +391,8 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         running=running,
         process=process or None,
         stopping=bool(now and now.stopping),
+        paused=ledger.paused,
+        notes=[text for _, text in ledger.notes[: -NOTES - 1 : -1]],
         since=since,
         reason="" if running else why_it_ended(ledger),
         device=facts.device,

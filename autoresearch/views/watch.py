@@ -1,14 +1,16 @@
-"""Watch: a live page of one run, served to a browser on this machine. It reads, and changes nothing.
+"""Watch: a live page of one run, served to a browser on this machine. It reads; with --writable it also takes words.
 
     GET /TOKEN/             the page, watch.html
     GET /TOKEN/plotly.js    the library that draws the curve, out of the installed package
     GET /TOKEN/state        the run at this moment
     GET /TOKEN/log          the end of what the running trial prints
     GET /TOKEN/attempt/17   all about one attempt: its diff, the end of its log
+    POST /TOKEN/note        with --writable: {"text": "try smaller batches"}; also pause, resume, stop, with {}
 
 An answer has an ETag; asked again with it in If-None-Match, the server answers 304 until something has changed. TOKEN
 is random and new each time, so no other user of the machine and no page of another site can ask. What agents and
-trials wrote is answered as JSON, cleaned of keys and control characters, and the page makes text nodes of it.
+trials wrote is answered as JSON, cleaned of keys and control characters, and the page makes text nodes of it. A POST
+must come from the page itself, by its Origin, and as JSON, which a form of another site cannot send.
 
 A process of its own, with a thread for each connection: browsers open some in advance and leave them idle.
 """
@@ -28,7 +30,9 @@ from pathlib import Path
 
 import git
 
-from autoresearch import UserError
+from autoresearch import UserError, inbox
+from autoresearch.background import ask_to_stop
+from autoresearch.record import events
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.repo import RunRepo
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN
@@ -41,6 +45,8 @@ PAGE = Path(__file__).with_name("watch.html")
 LOG = 32 << 10  # characters of the running log that are shown
 PART = 8 << 10  # and of the log of an attempt that is looked at
 DIFF = 64 << 10  # and of its diff
+LARGEST = 1 << 16  # bytes of what a person says
+WORDS = ("note", "pause", "resume", "stop")
 LOGS = (PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT)  # in the order in which they are written
 
 
@@ -56,8 +62,8 @@ class Doing:
 class Watch:
     """What the page asks for, of one run. Threads may call it: a lock keeps them one after the other."""
 
-    def __init__(self, repo: RunRepo, ledger: Ledger) -> None:
-        self.repo, self.record = repo, Record(ledger)
+    def __init__(self, repo: RunRepo, ledger: Ledger, writable: bool = False) -> None:
+        self.repo, self.record, self.writable = repo, Record(ledger), writable
         self.folder = ledger.path.parent
         self.inode = ledger.path.stat().st_ino
         self.rows: dict[int, dict] = {}  # of attempts that have their verdict: they stay as they are
@@ -74,6 +80,7 @@ class Watch:
             if self.answered[0] != (record.size, now):
                 attempts = record.ledger.attempts
                 rows = [self.rows.get(attempt.number) or self._row(attempt, running) for attempt in attempts]
+                now |= {"writable": self.writable, "paused": state.paused, "notes": list(map(clean, state.notes))}
                 answer = {"facts": facts_of(state), "now": now, "attempts": rows}
                 self.answered = (record.size, now), as_json(answer)
             return self.answered[1]
@@ -113,6 +120,14 @@ class Watch:
                 "log": log_of(self.folder / "trials" / str(number), PART),
             }
         )
+
+    def tell(self, what: str, text: str) -> str:
+        """Tell the run what a person said on the page. What will follow. Raises UserError."""
+        messages = {"pause": events.Pause, "resume": events.Resume}
+        if what == "stop":
+            return ask_to_stop(self.folder, self.repo.tag, now=False) or "no loop is running"
+        inbox.leave(self.folder, events.Note(text=inbox.text_of(text)) if what == "note" else messages[what]())
+        return ""
 
     def _look(self) -> State:
         """The run at this moment, with what the loop has written since the last look."""
@@ -167,7 +182,8 @@ def doing(state: State) -> list[Doing]:
     """What the page says of the present. The same until something changes: the page itself counts the seconds."""
     last = state.record.ledger.account.last_time
     if not state.running:
-        return [Doing(f"not running{state.reason and ': '}{clean(state.reason)}", last)]
+        paused = ", paused" if state.paused else ""
+        return [Doing(f"not running{paused}{state.reason and ': '}{clean(state.reason)}", last)]
     found = []
     for trial in state.trials:
         since = trial.since if trial.clock is None else trial.clock
@@ -177,8 +193,9 @@ def doing(state: State) -> list[Doing]:
     if waiting := state.waiting:
         at = clock_time(waiting.until, state.time)
         found.append(Doing(clean(f"{waiting.agent} cannot be reached; next call at {at}"), last))
+    paused = [Doing("paused: nothing new begins")] if state.paused else []
     stopping = [Doing("stopping after that")] if state.stopping else []
-    return (found or [Doing("between two steps")]) + stopping
+    return ((found + paused) or [Doing("between two steps")]) + stopping
 
 
 def log_of(folder: Path, size: int) -> str:
@@ -248,10 +265,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         assert isinstance(self.server, Server)
         return self.server
 
-    def do_GET(self) -> None:
+    def asked(self) -> str | None:
+        """What lies below the token in the path; None from somebody who does not know it, or another host's name."""
         _, token, name = (*self.path.split("/", 2), "", "")[:3]
         known = self.path.count("/") > 1 and hmac.compare_digest(token.encode(), self.served.token.encode())
-        if not known or self.headers.get("Host") not in self.served.hosts:
+        return name if known and self.headers.get("Host") in self.served.hosts else None
+
+    def do_GET(self) -> None:
+        if (name := self.asked()) is None:
             return self.send_error(404)
         try:
             found = self.served.find(name)
@@ -260,6 +281,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.answer(200, found[0], found[1]) if found else self.send_error(404)
 
     do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        name, origins = self.asked(), [f"http://{host}" for host in self.served.hosts]
+        if name not in WORDS or not self.served.watch.writable:
+            return self.send_error(404 if self.served.watch.writable else 501)
+        size = self.headers.get("Content-Length") or ""
+        kind = (self.headers.get("Content-Type") or "").partition(";")[0].strip()
+        if self.headers.get("Origin") not in origins or kind != "application/json":
+            return self.send_error(403)
+        if not size.isdecimal() or int(size) > LARGEST:
+            return self.send_error(413)
+        try:
+            text = json.loads(self.rfile.read(int(size))).get("text", "")
+            said = {"said": self.served.watch.tell(name, text if isinstance(text, str) else "")}
+        except (ValueError, AttributeError):
+            return self.send_error(400)
+        except (UserError, OSError) as fault:
+            said = {"fault": clean(str(fault))}
+        return self.answer(200, "application/json", as_json(said))
 
     def answer(self, status: int, kind: str, body: bytes) -> None:
         tag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'

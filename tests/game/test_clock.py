@@ -11,8 +11,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-import types
 from pathlib import Path
 
 import games
@@ -356,6 +356,7 @@ def joined(short, monkeypatch):
     referee = clock.Referee(theirs, short)
     monkeypatch.setenv("AUTORESEARCH_REFEREE", str(ours.fileno()))
     monkeypatch.setattr(prepare.RefereeRows, "channel", ours, raising=False)
+    monkeypatch.setattr(prepare.RefereeRows, "started", threading.Event())
     yield referee, ours
     ours.close()
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -371,6 +372,12 @@ def test_the_referee_gives_the_rows_that_a_run_by_hand_gets(joined, short, monke
     assert len(from_referee) == 20 and all(
         (one == other).all() for one, other in zip(from_referee, by_hand, strict=True)
     )
+
+
+def test_two_that_were_made_before_the_clock(joined, short):
+    """As of a training that takes batches of two sizes: the first batch of either starts the clock of both."""
+    large, small = prepare.TrainBatches(4, "cpu", short), prepare.TrainBatches(2, "cpu", short)
+    assert [len(next(batches)[0]) for batches in (small, large, small)] == [2, 4, 2]
 
 
 def test_the_referee_gives_nothing_before_its_clock_and_nothing_after(joined, short):
@@ -395,9 +402,8 @@ def test_the_referee_gives_nothing_before_its_clock_and_nothing_after(joined, sh
 def test_a_training_that_goes_on_after_the_clock_is_void(joined, short, tmp_path, monkeypatch):
     referee, _ = joined
     list(prepare.TrainBatches(4, "cpu", short))
-    monkeypatch.setattr(clock, "time", types.SimpleNamespace(perf_counter=lambda: time.perf_counter() + 6))
     with pytest.raises(prepare.NoScore, match=r"void: the training process went on for 6\.\d s after its 0\.5 s"):
-        referee.require_in_time(tmp_path / "model.safetensors")
+        referee.require_in_time(tmp_path / "model.safetensors", time.perf_counter() + 6)
 
 
 @pytest.mark.parametrize("file_is", ["written", "sparse", "reserved"])
@@ -413,9 +419,8 @@ def test_saving_a_large_model_takes_its_time(joined, short, tmp_path, monkeypatc
             file.truncate(size)
         else:  # beyond its end
             assert ctypes.CDLL(None).fallocate(file.fileno(), 1, ctypes.c_long(0), ctypes.c_long(size)) == 0
-    monkeypatch.setattr(clock, "time", types.SimpleNamespace(perf_counter=lambda: time.perf_counter() + 2.8))
     with contextlib.nullcontext() if file_is == "written" else pytest.raises(prepare.NoScore):
-        referee.require_in_time(tmp_path / "model.safetensors")
+        referee.require_in_time(tmp_path / "model.safetensors", time.perf_counter() + 2.8)
 
 
 def test_the_clock_waits_until_nothing_else_starts_up(short):
@@ -440,12 +445,12 @@ def test_a_training_that_begins_too_late_is_void(joined, short, tmp_path):
     list(prepare.TrainBatches(4, "cpu", short))
     referee.began -= 130
     with pytest.raises(prepare.NoScore, match=r"void: the training drew its first batch after 13\d s; it has 120 s"):
-        referee.require_in_time(tmp_path / "model.safetensors")
+        referee.require_in_time(tmp_path / "model.safetensors", time.perf_counter())
 
 
 def test_a_training_without_a_batch_has_no_score(joined, tmp_path):
     with pytest.raises(prepare.NoScore, match="drew no batch"):
-        joined[0].require_in_time(tmp_path / "model.safetensors")
+        joined[0].require_in_time(tmp_path / "model.safetensors", time.perf_counter())
 
 
 def test_figures_are_read_as_what_a_stranger_wrote(game, tmp_path, capsys):

@@ -23,7 +23,7 @@ def serve(batches):
         channel.recv(64)
         channel.send(b"done")
 """
-ENDED, BROKE, SILENT = "its process ended while", "its process broke the rules while", "its process said nothing for"
+ENDED, BROKE, SILENT = "its process ended while", "its process broke the rules while", "its process took more than"
 STRANGERS = {
     "ends at once": ("", ENDED),
     "ends after it was built": ("serve(0)", ENDED),
@@ -33,6 +33,7 @@ STRANGERS = {
     "closes it one way": ("serve(1); channel.shutdown(socket.SHUT_WR); time.sleep(60)", ENDED),
     "says nothing": ("serve(1); time.sleep(60)", SILENT),
     "says nothing from the start": ("time.sleep(60)", SILENT),
+    "always less memory": ("serve(0)\nwhile channel.recv(64):\n time.sleep(1)\n channel.send(b'memory')", SILENT),
     "an empty packet": ("serve(1); channel.send(b''); time.sleep(60)", ENDED),
     "a packet too large": ("serve(1); channel.send(b'done' * 20_000)", BROKE),
     "the answer and more": ("serve(1); channel.send(b'done '); time.sleep(60)", BROKE),

@@ -230,6 +230,10 @@ def test_a_command_that_is_not_there(toy):
     )
 
 
+def test_who_is_fenced_does_not_switch_the_sandbox_off(toy, refused):
+    assert "AUTORESEARCH_FENCED is set" in refused("--sandbox", "off", AUTORESEARCH_FENCED="1")
+
+
 def test_a_slip_in_program_md_does_not_end_the_night(toy):
     """The task was read when the night began; what is read again for each proposal is the agenda alone."""
     program = str(toy.folder / "program.md")

@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from calls import fake_claude, prints, running
-from conftest import git, solver
-from models import CUT, Fault, Models, read_edit_say
+from conftest import ROOT, git, solver
+from models import CUT, Answer, Asked, Fault, Models, Say, Use, read_edit_say
 from test_end_to_end import Game
 
 from autoresearch.agents.clients import CLIENTS as CLIENTS_OF
@@ -163,6 +165,60 @@ def test_the_oldest_that_are_accepted(client, toy, oldest):
         output = toy.run("--agent", client, "--experiments", "3", *USUAL, **environment)
     assert toy.statuses() == ["keep"] * 3 and f"version {'.'.join(map(str, CLIENTS_OF[client].oldest))}" in output
     assert all(entry["tokens"] for entry in toy.journal("attempt")[1:]) and not toy.journal("refused")
+
+
+def driving(folder: Path) -> Callable[[Asked], Answer]:
+    """A model that does as program.md says, until it has three verdicts; then it tries what it may not."""
+    train = str(folder / ".autoresearch/night/worktree/train.py")
+    shell = ["uv run loop.py start --background --tag night", "uv run loop.py wait --for 100"]
+    steps = [Use("read", {"path": str(folder / "program.md")}), *(Use("Bash", {"command": line}) for line in shell)]
+    for value in (2, 3, 4):
+        steps += [
+            Use("read", {"path": train}),
+            Use("edit", {"path": train, "old": f"VALUE = {value - 1}", "new": f"VALUE = {value}"}),
+            Use("Bash", {"command": f'uv run loop.py try --background -m "set it to {value}" --category batch'}),
+            Use("Bash", {"command": "uv run loop.py wait --for 100"}),
+        ]
+    for line in ("uv run loop.py try --sandbox off -m x", "uv run loop.py status && touch hi", "rm -f train.py"):
+        steps.append(Use("Bash", {"command": line}))
+
+    def answer(asked: Asked) -> Answer:
+        done = len(asked.results)
+        return [steps[done]] if "Bash" in asked.tools and done < len(steps) else [Say("three verdicts")]
+
+    return answer
+
+
+@pytest.mark.clients
+@pytest.mark.parametrize("version", ["programs", "oldest"])
+def test_claude_code_at_program_md(version, toy, request):
+    """From "read program.md and begin" to three verdicts, by the permissions of the repository's own settings."""
+    programs, uv = request.getfixturevalue(version), toy.folder.parent / "bin/uv"
+    toy.write(
+        "program.md", (toy.folder / "program.md").read_text().replace("solver", "train").replace("check", "train")
+    )
+    git(toy.folder, "mv", "solver.py", "train.py")
+    shutil.copytree(ROOT / ".claude", toy.folder / ".claude")
+    toy.commit()
+    uv.parent.mkdir()
+    uv.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {ROOT}/loop.py "$@"\n')  # `uv run loop.py ...`
+    uv.chmod(0o755)
+    with Models(driving(toy.folder)) as models:
+        more = environment_of("claude-code", toy, programs, models.url)
+        ended = subprocess.run(
+            ["claude", "-p", "--settings", ".claude/settings.json", "read program.md and begin"],
+            cwd=toy.folder,
+            env={**toy.environment, **more, "PATH": f"{uv.parent}{os.pathsep}{more['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        *_, off, touch, remove = models.asked[-1].results
+    assert ended.stdout == "three verdicts\n" and toy.statuses() == ["keep"] * 4, ended.stderr
+    assert "AUTORESEARCH_FENCED is set" in off and "approval" in touch and "approval" in remove
+    assert (toy.folder / "train.py").exists() and not (toy.folder / "hi").exists()
+    toy.require_whole()
 
 
 @pytest.mark.clients

@@ -22,6 +22,14 @@ FILES = {
     "    def test_words(self):\n        self.assertEqual(parse('a b'), ['a', 'b'])\n",
 }
 
+DRAFTER = """import sys
+brief = sys.stdin.read()
+assert "make parsing faster" in brief and "found = found + [word]" in brief
+text = "from pkg.parser import parse\\nprint(len(parse('a ' * 999)))\\n"
+open("autoresearch_workload.py", "w").write(text)
+print("words of one letter")
+"""
+
 
 @pytest.fixture
 def library(tmp_path, environment) -> Toy:
@@ -97,6 +105,20 @@ def test_what_is_edited_is_not_what_is_measured(library):
 
 
 @pytest.mark.slow
+def test_tools_that_look_for_settings_upwards(library):
+    """As cargo and pytest do, out of the worktree into the checkout: what is committed there can be read, no more."""
+    work = "import pathlib\nfor above in pathlib.Path.cwd().parents:\n    for name in ('settings.toml', 'mine.toml'):\n"
+    work += "        if (above / name).exists():\n            print((above / name).read_text())\n"
+    library.write("settings.toml", "x = 1\n")
+    library.write("pkg/parser.py", work)
+    library.commit()
+    words = ("plan", "faster", "--yes", "--time", "python -m pkg.parser", "--edit", "pkg/parser.py", "--guard", "")
+    called(library, *words)
+    library.write("mine.toml", "y = 2\n")
+    assert "PermissionError" in called(library, *words, "--force", expect=1)
+
+
+@pytest.mark.slow
 def test_the_metric_that_a_command_prints(library):
     library.write("score.py", "import pkg.parser\nprint('accuracy = 93 %')\n")
     library.commit()
@@ -117,7 +139,12 @@ def test_check(toy):
 @pytest.mark.slow
 def test_plan_asks_at_a_terminal(library):
     words = f"{sys.executable} {ROOT / 'loop.py'} plan --plain --guard '' --edit pkg/parser.py"
-    terminal = Terminal(["sh", "-c", f"{words}; echo ended with $?"], library.folder, library.environment)
+    words = f"{words}; echo ended with $?; {words}; echo ended with $?"
+    terminal = Terminal(["sh", "-c", f"trap '' INT; {words}"], library.folder, library.environment)
+    terminal.wait_for("What is to be improved?")
+    os.write(terminal.end, b"\x03")
+    terminal.wait_for("ended with 130")
+    terminal.raw = ""
     terminal.wait_for("What is to be improved?")
     os.write(terminal.end, b"make parsing faster\n")
     terminal.wait_for("Which command is timed?")
@@ -139,3 +166,22 @@ def test_a_mended_task_goes_on_under_the_same_tag(toy):
     assert toy.statuses() == ["crash", "keep", "keep"]
     toy.write("program.md", PROGRAM.replace("maximize", "minimize"))
     assert "is not the one that run night began with" in toy.run(expect=2)
+
+
+@pytest.mark.slow
+def test_a_workload_that_an_agent_drafts(library):
+    """It is told the goal and the sources, a person sees what it wrote, and it is proved like any other."""
+    agent = library.folder.parent / "drafter.py"
+    agent.write_text(DRAFTER)
+    words = ("plan", "make parsing faster", "--yes", "--agent", "command", "--agent-command")
+    said = called(library, *words, f"{sys.executable} {agent}")
+    assert "print(len(parse('a ' * 999)))" in said
+    assert "git add -f program.md autoresearch_score.py autoresearch_workload.py" in said
+    assert "PYTHONPATH=. python autoresearch_workload.py" in (library.folder / "autoresearch_score.py").read_text()
+    (library.folder / "program.md").unlink()
+    (library.folder / "autoresearch_score.py").unlink()
+    assert "is there already" in called(library, *words, "true", expect=2)
+    (library.folder / "autoresearch_workload.py").unlink()
+    assert "command drafted no workload: autoresearch_workload.py is as it was" in called(
+        library, *words, "true", expect=2
+    )

@@ -6,11 +6,12 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from conftest import solver, step, wait_for
+from conftest import ROOT, solver, step, wait_for
 
 from autoresearch.runner import TRAIN, Job, machine, process
 from autoresearch.runner.machine import MemoryGroup
@@ -225,6 +226,19 @@ def test_who_opens_too_many_files_cannot_be_counted(tmp_path, monkeypatch):
     assert machine.memory_of([os.getpid()]) < float("inf")
     monkeypatch.setattr(machine, "MOST_HANDLES", 2)
     assert machine.memory_of([os.getpid()]) == float("inf")
+
+
+def test_who_starts_too_many_threads_is_ended(toy):
+    threads = (
+        "import threading, time\nfor _ in range(40):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n"
+    )
+    assert machine.tasks_of([os.getpid()]) >= threading.active_count()
+    toy.plan_steps(e2=[{"files": {"solver.py": threads + solver(2)}, "say": "more"}])
+    few = "from autoresearch.runner import trial\ntrial.MOST_TASKS = 20\nimport loop\nloop.main()\n"
+    program = toy.folder.parent / "loop.py"
+    program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{few}")
+    toy.run_agent(2, loop=program)
+    assert "training: ended because it had more than 20 processes and threads" in toy.journal("verdict")[1]["reason"]
 
 
 # -- time

@@ -33,16 +33,19 @@ for number in range(4000):
 class Page:
     """`loop.py watch` on a toy's run, and what it answers."""
 
-    def __init__(self, toy, **more) -> None:
-        self.process = toy.start("watch", **more)
+    def __init__(self, toy, *arguments: str, **more) -> None:
+        self.process = toy.start("watch", *arguments, **more)
         self.address = re.search(r"http://\S+", self.process.stdout.readline())[0]
         parts = urllib.parse.urlsplit(self.address)
         self.port, self.path = parts.port, parts.path
 
-    def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+    def ask(
+        self, path: str, method: str = "GET", body: str | None = None, **headers: str
+    ) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+            sent = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, sent)
             answer = connection.getresponse()
             return answer, answer.read()
         finally:
@@ -65,8 +68,8 @@ def watch(toy):
     """Opens the page of the toy's run. At the end Ctrl-C closes it."""
     pages = []
 
-    def open_page(**more) -> Page:
-        pages.append(Page(toy, **more))
+    def open_page(*arguments: str, **more) -> Page:
+        pages.append(Page(toy, *arguments, **more))
         return pages[-1]
 
     yield open_page
@@ -154,6 +157,37 @@ def test_who_may_ask_what(toy, watch):
     other = toy.run("watch", "--port", str(page.port), expect=2)
     assert f"error: port {page.port} of 127.0.0.1 cannot be used" in other
     assert "there is no run none here; runs are: night" in toy.run("watch", "--tag", "none", expect=2)
+
+
+def test_words_are_taken_from_the_page_alone(toy, watch):
+    """With --writable, by who knows the address, from the page's own origin, and as JSON."""
+    toy.runs.mkdir(parents=True)
+    shutil.copy(ROOT / "tests/unit/journal-0.1.jsonl", toy.runs / "journal.jsonl")
+    page = watch("--writable")
+    own = {"Origin": f"http://127.0.0.1:{page.port}", "Content_Type": "application/json"}
+
+    def say(what: str, body: str = "{}", **headers: str) -> tuple[int, dict]:
+        answer, said = page.ask(page.path + what, "POST", body, **{**own, **headers})
+        return answer.status, json.loads(said) if answer.status == 200 else {}
+
+    for headers in (
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": ""},
+        {"Content_Type": "text/plain"},
+        {"Content_Type": "application/x-www-form-urlencoded"},
+    ):
+        assert say("note", '{"text": "no"}', **headers)[0] == 403
+    assert say("note", '{"text": "no"}', Host=f"evil.example:{page.port}")[0] == 404
+    assert page.ask("/x/note", "POST", '{"text": "no"}', **own)[0].status == 404
+    assert say("results")[0] == 404 and say("note", "[]")[0] == say("note", "{")[0] == 400
+    assert say("note", '{"text": "' + 70000 * "x" + '"}')[0] == 413 and "nothing to say" in say("note")[1]["fault"]
+    assert not toy.journal("note")
+    assert say("note", '{"text": "try <b>smaller</b>\\u001b[2J batches"}') == (200, {"said": ""})
+    assert say("pause")[0] == 200 and say("stop") == (200, {"said": "no loop is running"})
+    now = page.read("state")["now"]
+    assert (now["writable"], now["paused"], now["notes"]) == (True, True, ["try <b>smaller</b> batches"])
+    assert say("resume")[0] == 200 and [e["event"] for e in toy.journal()[-3:]] == ["note", "pause", "resume"]
 
 
 @pytest.mark.slow

@@ -117,6 +117,18 @@ def test_a_file_that_is_long_to_read():
     """Reading takes a time in proportion to the file, also where expressions are deep: the loop waits for it."""
     deep = "def build_model(): pass\ndef never(x): return x" + ("+(" + "1," * 50 + ")") * 400
     assert preflight.violation(ast.parse(deep), largest_literal=64) is None
+    long = f"{BUILD}\ndef never(x): return x" + ".value" * 2000
+    assert "nested more than 1000 deep" in (violation(long) or "")
+
+
+@pytest.mark.parametrize("form", ["dict({name}=0)", "# {name}", "def f{name}(): pass"])
+def test_data_in_names_and_comments(tmp_path, form):
+    """It is no literal, but no code either."""
+    random_names = (f"n{random.Random(number).randbytes(20).hex()}" for number in range(4000))
+    task = read_task(tmp_path / "program.md")
+    (tmp_path / "train.py").write_text("\n".join([BUILD, *(form.format(name=name) for name in random_names)]))
+    fault = task.fault(tmp_path, {"train.py": BUILD.encode()}) or ""
+    assert "compressed it is" in fault and "32 KB are allowed: data is no part of an edit" in fault
 
 
 def test_the_size_of_a_file(tmp_path):

@@ -1,0 +1,221 @@
+"""The MCP server: an agent of any program that speaks the Model Context Protocol runs the experiments of a run.
+
+`loop.py mcp` speaks on standard input and output. What changes something calls the same commands as a person types, as
+processes: so nothing goes past preflight, sandbox and judge. What only reads looks at the record.
+
+The SDK is loaded here alone: it takes a second, and is not installed by default.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from typing import Annotated, Any
+
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp_types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import Field
+
+from autoresearch import UserError, keys
+from autoresearch.calls import RUNNING
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.runs import RUNS, Recorded, recorded_run
+from autoresearch.text import clean, short
+from autoresearch.views.digest import digest
+from autoresearch.views.state import Record, Row, look
+
+PROGRESS = 1.0  # seconds between two notifications
+SHOWN = 20  # attempts
+# Clients show a model the structured answer, some of them nothing else: so it holds all that counts, and no more.
+OF_A_RUN = (
+    "tag", "running", "stopping", "metric", "direction", "baseline", "champion", "gain", "doubt", "tokens", "dollars",
+)  # fmt: skip
+OF_A_ROW = ("number", "status", "score", "gain", "description", "reason", "category", "predicted", "lines", "commit")
+INSTRUCTIONS = """Research by experiments. Read program.md in the repository first: the agenda and the rules.
+Call start once. Then, for ever: edit the file that it names, with your own edit tool; call try; call wait until there
+is a verdict. The file is then the champion again. Never stop by yourself, and do not ask whether to go on."""
+
+Tag = Annotated[str | None, Field(description="Name of the run. Default: the last one.")]
+Number = Annotated[int | None, Field(description="The experiment. Default: the last one.", ge=1)]
+READS = ToolAnnotations(read_only_hint=True, open_world_hint=False)
+ACTS = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_hint=False)
+
+
+class Server:
+    """The tools. program: the path of loop.py, which is called with a command."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+
+    # -- what changes something
+
+    async def start(self, tag: Tag = None) -> CallToolResult:
+        """Begin a run or find it again, and train the baseline, in the background. Says which file to edit. While the
+        baseline trains, call wait."""
+        await self.call("start", "--background", "--plain", *named(tag))
+        return self.stands(recorded(tag))
+
+    async def try_(
+        self,
+        message: Annotated[str, Field(description="What was changed, and why.", min_length=1)],
+        category: Annotated[str, Field(description="What kind of change it is, e.g. optimizer.")] = "",
+        hypothesis: Annotated[str, Field(description="Why it should help.")] = "",
+        predicted: Annotated[float | None, Field(description="The change of the metric that is expected.")] = None,
+        lesson: Annotated[str, Field(description="What the last verdicts taught, for later runs.")] = "",
+        tag: Tag = None,
+    ) -> CallToolResult:
+        """Run the edit that stands in the worktree: it is checked, committed, trained and scored. Returns when its
+        trial runs, or with the reason why it was refused; then call wait."""
+        said = {"message": message, "category": category, "hypothesis": hypothesis, "lesson": lesson}
+        words = [f"--{name}={text}" for name, text in said.items() if text]
+        words += [] if predicted is None else [f"--predicted={predicted}"]
+        return result(json.loads(await self.call("try", "--background", "--json", *words, *named(tag))))
+
+    async def wait(
+        self,
+        context: Context,
+        number: Number = None,
+        seconds: Annotated[float, Field(description="How long at most.", ge=0, le=600)] = 100,
+        tag: Tag = None,
+    ) -> CallToolResult:
+        """Wait for the verdict on an experiment. `running`: it has none yet, so call this again."""
+        which = [] if number is None else [str(number)]
+        following = asyncio.create_task(follow(context, recorded(tag).ledger))
+        try:
+            printed = await self.call("wait", *which, "--json", f"--for={seconds}", *named(tag))
+        finally:
+            following.cancel()
+        return result(json.loads(printed))
+
+    async def stop(
+        self,
+        now: Annotated[bool, Field(description="At once: the running experiment then has no verdict.")] = False,
+        tag: Tag = None,
+    ) -> CallToolResult:
+        """Ask what runs to stop, after the running experiment. For the human who wants the night to end."""
+        return text(await self.call("stop", *["--now"] * now, *named(tag)))
+
+    async def call(self, command: str, *words: str) -> str:
+        """What a command of loop.py prints on standard output. ToolError for exit code 2, and where it was stopped."""
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, self.program, command, *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
+        )
+        try:
+            output, errors = await process.communicate()
+        finally:
+            if process.returncode is None:  # the client does not want to know any more
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                await process.wait()
+        printed = output.decode(errors="replace")
+        if process.returncode in (2, 130) or (not printed and process.returncode != RUNNING):
+            raise ToolError(clean(errors.decode(errors="replace")).strip() or "it was stopped")
+        return printed
+
+    # -- what reads
+
+    def status(self, tag: Tag = None) -> CallToolResult:
+        """How a run stands: champion, what runs, counts, costs, and the run in ten lines."""
+        return self.stands(recorded(tag))
+
+    def attempts(
+        self,
+        last: Annotated[int, Field(description="How many, the newest.", ge=1, le=500)] = SHOWN,
+        tag: Tag = None,
+    ) -> CallToolResult:
+        """What was tried: number, status, score, gain, description and reason of each."""
+        record = Record(recorded(tag).ledger)
+        rows = [record.row(attempt) for attempt in record.ledger.attempts[-last:]]
+        lines = [
+            f"{row.number} {row.status} {'' if row.score is None else row.score} {row.description}" for row in rows
+        ]
+        return text("\n".join(lines) or "nothing yet", {"attempts": list(map(fields, rows))})
+
+    def attempt(self, number: Annotated[int, Field(ge=1)], tag: Tag = None) -> CallToolResult:
+        """All about one attempt: its diff, figures and the end of its log."""
+        run = recorded(tag)
+        ledger, page = run.ledger, run.ledger.path.parent / "attempts" / f"{number}.md"
+        if number > len(ledger.attempts):
+            raise ToolError(f"run {run.tag} has no attempt {number}; its last is {len(ledger.attempts)}")
+        row = Record(ledger).row(ledger.attempts[number - 1])
+        said = page.read_text() if page.exists() else f"Attempt {number} has no verdict yet."
+        return text(said, {**fields(row), "page": said})
+
+    def stands(self, run: Recorded) -> CallToolResult:
+        state = look(run.ledger)
+        files = [f"{RUNS}/{run.tag}/worktree/{name}" for name in run.task.editable]
+        lines = [*digest(state), f"edit: {', '.join(files)}"]
+        lines += [f"now: {trial.label}, {trial.doing}" for trial in state.trials]
+        known = state.as_json()
+        trials = [
+            {name: trial[name] for name in ("number", "phase", "left", "loss", "step")} for trial in known["trials"]
+        ]
+        more = {"experiments": state.experiments, "trials": trials, "edit": files, "digest": digest(state)}
+        return text("\n".join(lines), {**{name: known[name] for name in OF_A_RUN}, **more})
+
+
+def serve(program: str) -> None:
+    """Answer until standard input ends."""
+    tools, server = Server(program), MCPServer("autoresearch", instructions=INSTRUCTIONS, log_level="WARNING")
+    for name, tool, kind in (
+        ("start", tools.start, ACTS),
+        ("try", tools.try_, ACTS),
+        ("wait", tools.wait, READS),
+        ("status", tools.status, READS),
+        ("attempts", tools.attempts, READS),
+        ("attempt", tools.attempt, READS),
+        ("stop", tools.stop, ACTS),
+    ):
+        server.tool(name, annotations=kind)(tool)
+    server.run("stdio")
+
+
+def recorded(tag: str | None) -> Recorded:
+    try:
+        return recorded_run(tag, "begin one with start")
+    except UserError as error:
+        raise ToolError(str(error)) from None
+
+
+def named(tag: str | None) -> list[str]:
+    """The option; in one word, so that no value can be taken for another option."""
+    return [] if tag is None else [f"--tag={tag}"]
+
+
+def fields(row: Row) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in OF_A_ROW}
+
+
+async def follow(context: Context, ledger: Ledger) -> None:
+    """Tell the client how far the running trial is."""
+    while True:
+        await asyncio.sleep(PROGRESS)
+        ledger.catch_up()
+        for trial in look(ledger).trials[:1]:
+            done = time.time() - trial.began
+            left = "" if trial.left is None else f", {trial.left:.0f} s to go"
+            total = None if trial.left is None else done + trial.left
+            await context.report_progress(done, total, f"experiment {trial.number}: {trial.doing}{left}")
+
+
+def result(answer: dict[str, Any]) -> CallToolResult:
+    """What `try` and `wait` answer, as they print it with --json."""
+    verdict, number = answer["verdict"], answer.get("number")
+    name = f"experiment {number}: " if number else ""
+    if verdict == "running":
+        left = "" if answer["seconds_left"] is None else f", {answer['seconds_left']} s to go"
+        return text(f"{name}still {answer['doing']}{left}; call wait", answer)
+    lines = [f"{name}{verdict}: {answer['reason']}"]
+    if answer["champion_commit"]:
+        lines.append(f"champion: {answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])}")
+    lines += [f"{key}: {answer[key]}" for key in ("stage", "log_tail") if answer.get(key)]
+    return text("\n".join([*lines, f"edit next: {', '.join(answer['edit'])}"]), answer)
+
+
+def text(said: str, structured: dict[str, Any] | None = None) -> CallToolResult:
+    said = keys.scrub(said)
+    content = keys.scrubbed(structured) if structured else {"said": said}
+    return CallToolResult(content=[TextContent(type="text", text=said)], structured_content=content)
