@@ -168,12 +168,14 @@ class Task:
             if path.suffix != ".py":
                 continue
             try:
-                tree = ast.parse(path.read_bytes(), filename=name)
-                rules = (set(self.imports), self.largest_literal)
-                if self.preflight and (violation := preflight.violation(tree, ast.parse(originals[name]), *rules)):
+                source = path.read_bytes()
+                tree = ast.parse(source, filename=name)
+                if not self.preflight:
+                    continue
+                rules = (ast.parse(originals[name]), set(self.imports), self.largest_literal)
+                if violation := preflight.violation(tree, *rules):
                     return f"{name}: {violation}"
-                source, given = path.read_bytes(), (originals[name], self.largest_literal)
-                if self.preflight and (too_much := preflight.brought_along(source, *given)):
+                if too_much := preflight.brought_along(source, originals[name], self.largest_literal):
                     return f"{name}: {too_much}"
             except (SyntaxError, ValueError) as error:
                 line = getattr(error, "lineno", None)
