@@ -40,6 +40,7 @@ def said(answer) -> str:
     return content.text
 
 
+@pytest.mark.slow
 def test_experiments_of_an_agent_that_has_only_the_tools(toy):
     """From start to a keep, a discard and a refused edit. What the fences refuse, they refuse here, too."""
     told: list[str] = []

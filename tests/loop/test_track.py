@@ -84,31 +84,32 @@ def test_a_night_is_sent_once_whatever_came_between(toy, stand_in, tmp_path):
     assert told[-1]["digest"] == toy.run("digest").rstrip("\n")
 
 
-def test_a_tracker_that_fails_is_said_once_and_ends_nothing(toy, stand_in, tmp_path):
-    (tmp_path / "modules/wandb.py").write_text("raise OSError('nobody is signed in')")
-    toy.plan_steps(e2=[step(2)])
-    output = toy.run_agent(2, "--track", "wandb", **stand_in)
-    assert output.count("--track wandb: OSError: nobody is signed in; the loop goes on") == 1
-    assert toy.statuses() == ["keep", "keep"]
-
-
-def test_a_tracker_that_hangs_is_ended(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import time\ntime.sleep(600)", "it did not end within 0 s; the loop goes on"),
+        ("raise SystemExit('log in first\\nerror: nobody is signed in')", "nobody is signed in; the loop goes on"),
+    ],
+)
+def test_a_tracker_that_hangs_or_fails_is_said_once_and_holds_nobody_up(tmp_path, monkeypatch, program, reason):
     async def night() -> None:
         tracking = Tracking("wandb", tmp_path, said.append)
         for _ in range(2):
             await tracking.before_trial({"run": "night"})  # returns at once
+        if "sleep" not in program:
+            await tracking.ended
         await tracking.close()
         assert tracking.process and not alive(tracking.process.pid)
 
     said: list[str] = []
     (tmp_path / "night").mkdir()
-    (tmp_path / "loop.py").write_text("import time\ntime.sleep(600)")
+    (tmp_path / "loop.py").write_text(program)
     (tmp_path / "wandb.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "loop.py")])
     monkeypatch.setattr(track, "LAST", 0.5)
     asyncio.run(night())
-    assert len(said) == 1 and "did not end within" in said[0]
+    assert len(said) == 1 and said[0].startswith(f"--track wandb: {reason}")
 
 
 def test_trackers_that_there_are_not(monkeypatch, refused, toy):
