@@ -129,7 +129,7 @@ class Plan(Confined):
     goal: str = dataclasses.field(
         default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
     )
-    edit: list[str] = option("A file that experiments may change; again for another one.", "--edit", default=())
+    edit: list[str] = option("A file that experiments may change, or a pattern; again for more.", "--edit", default=())
     time: str | None = option("The score is the time that this command takes.", metavar="COMMAND")
     size: str | None = option("The score is the size of this file, or of what fits this pattern.", metavar="FILE")
     score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")

@@ -14,7 +14,7 @@ from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.limits import StopRequest
 from autoresearch.options import Check, Plan
 from autoresearch.plan.draft import GOAL, SCORER, Draft, Wishes, direction_of, draft
-from autoresearch.plan.prove import Once, Proof, Workbench, prove
+from autoresearch.plan.prove import UNKNOWN, Once, Proof, Workbench, prove
 from autoresearch.plan.survey import Survey, survey
 from autoresearch.plan.workload import draft_workload, workload_of
 from autoresearch.record.runs import root_of
@@ -26,7 +26,6 @@ from autoresearch.text import clean, to_type
 from autoresearch.views.console import Console
 
 SHARE = re.compile("accuracy|precision|recall|f1|auc|coverage|rate")  # figures that are often shares of one
-UNKNOWN = "unknown_metric"  # before the score command has run
 RUNS = ((5, 2.0), (3, 10.0), (1, math.inf))  # of the scorer, for a workload of less than so many seconds
 START = 0.2  # seconds that many programs take to start
 SHORTEST_LIMIT = 60  # seconds that a command may take, whatever it took when it was proved
@@ -92,7 +91,7 @@ async def run_plan(options: Plan) -> int:
             raise UserError("no workload then: say one with --time COMMAND")
         wishes = dataclasses.replace(wishes, goal=goal, time=workload_of(found)[1])
     taken = files - {SCORER} if options.force else {name for name in {*files, SCORER} if os.path.lexists(name)}
-    sketch = draft(found, taken, wishes, ask)
+    sketch = draft(found, files, taken, wishes, ask)
     sketch = dataclasses.replace(sketch, files={**sketch.files, **drafted})
     for note in sketch.notes:
         console.line(f"note       {note}", "yellow")

@@ -25,6 +25,7 @@ from autoresearch.runner.machine import remove
 from autoresearch.task import NOTHING, Task
 from autoresearch.text import clean, count, duration, one_line
 
+UNKNOWN = "unknown_metric"  # before the score command has run
 FOLDER = ".check"  # below RUNS; no tag begins with a dot
 BASELINES = 5
 NIGHT = 8 * 3600.0  # seconds
@@ -122,6 +123,8 @@ class Workbench:
                 continue
             scores = phase == (SCORE if task.score else TRAIN)
             found = f"{task.metric}: {measured.score:g}" if scores and measured.score is not None else "ok"
+            if scores and task.metric == UNKNOWN and figures:
+                failed, found = "", ", ".join(f"{name}: {number:g}" for name, number in figures.items())
             self.tell(runner, name, phase, measured.seconds[phase], failed, found)
         checked = Measurement()
         if measured.score is not None:
