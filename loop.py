@@ -68,11 +68,15 @@ class Loop:
         return self.reason_to_end() or self.proposer.nothing_left
 
     def reason_to_end(self, spending: bool = True) -> str | None:
-        return "you asked it to stop" if self.stop.level else self.limits.reached(self.ledger, spending)
+        if self.stop.level:
+            return "you asked it to stop"
+        if spending and self.ledger.cost_rejected:
+            return f"more cost was rejected: {self.ledger.cost_rejected}"
+        return self.limits.reached(self.ledger, spending)
 
     def held(self) -> bool:
-        """Whether the night only waits for people."""
-        return not self.fault and not self.reason_to_end() and self.ledger.paused
+        """Whether something waits for people."""
+        return not self.fault and not self.reason_to_end() and bool(self.ledger.paused or self.ledger.held)
 
     # -- propose
 
@@ -81,7 +85,7 @@ class Loop:
         for warning in self.limits.warnings(self.ledger):
             self.run.console.line(warning, "yellow")
         idle = len(self.run.runner.seats) - len(self.trials)
-        if self.proposing or self.ledger.paused:
+        if self.proposing or self.ledger.paused or self.experiments.gate.holds_proposals(self.ledger):
             return
         if self.returned:
             self.proposing = start(self.retry(self.returned[0]))
@@ -97,13 +101,14 @@ class Loop:
 
     def waiting(self) -> list[Attempt]:
         """Attempts that can run next."""
-        away = {*self.trials, *(back.attempt.number for back in self.returned)}
+        away = {*self.trials, *(back.attempt.number for back in self.returned), *self.ledger.held, *self.ledger.words}
         return [attempt for attempt in self.ledger.pending if attempt.number not in away]
 
     # -- try out
 
     async def start_trials(self) -> None:
-        """Give seats that are idle what waits."""
+        """Give seats that are idle what waits, but for what a person has to say yes to."""
+        await self.experiments.settle(self.waiting(), bool(self.proposing))
         busy = [seat for _, seat in self.trials.values()]
         for seat in (seat for seat in self.run.runner.seats if seat not in busy):
             if self.fault or self.ledger.paused or self.reason_to_end(spending=False):  # a trial costs nothing more

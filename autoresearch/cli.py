@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import (
+    Approve,
     Check,
     Clean,
     Doctor,
@@ -25,6 +26,7 @@ from autoresearch.options import (
     Note,
     Numbered,
     Plan,
+    Reject,
     Report,
     Research,
     Start,
@@ -39,6 +41,9 @@ from autoresearch.options import (
 )
 from autoresearch.record.runs import RUNS, Recorded, folder_of, recorded_run
 from autoresearch.text import count, to_type
+
+if TYPE_CHECKING:
+    from autoresearch.record.events import Approved, Rejected
 
 DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages, by module, of watch and report
 
@@ -279,6 +284,37 @@ def resume(context: typer.Context, options: Tagged) -> None:
     recorded = recorded_run(options.tag)
     leave(recorded.ledger.path.parent, Resume())
     print(f"run {recorded.tag} goes on" + ("" if is_at_work(recorded) else f", as soon as a loop runs: {to_type()}"))
+
+
+@app.command()
+@taking(Approve)
+def approve(context: typer.Context, options: Approve) -> None:
+    """Say yes to what waits for your word (--approve): an edit, a keep, more cost."""
+    from autoresearch.record.events import Approved
+
+    answer_held(options, Approved(number=options.number), "approved")
+
+
+@app.command()
+@taking(Reject)
+def reject(context: typer.Context, options: Reject) -> None:
+    """Say no to what waits for your word. The agent is told why."""
+    from autoresearch.inbox import text_of
+    from autoresearch.record.events import Rejected
+
+    if not options.message.strip():
+        raise UserError(f'the agent is to know why: {to_type("reject")} {options.number} -m "why"')
+    answer_held(options, Rejected(number=options.number, reason=text_of(options.message)), "rejected")
+
+
+def answer_held(options: Approve, word: "Approved | Rejected", said: str) -> None:
+    from autoresearch.gate import require_held
+    from autoresearch.inbox import leave
+
+    recorded = recorded_run(options.tag)
+    require_held(recorded.ledger, options.number)
+    leave(recorded.ledger.path.parent, word)
+    print(f"experiment {options.number} is {said}" + ("" if is_at_work(recorded) else f"; {to_type()} goes on with it"))
 
 
 def is_at_work(recorded: Recorded) -> bool:

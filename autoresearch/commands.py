@@ -15,6 +15,7 @@ from autoresearch.agents import Agent, Proposal
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.agents.external import External
 from autoresearch.experiment import Experiments
+from autoresearch.gate import gate_of
 from autoresearch.judge import RULES, KeepRule
 from autoresearch.limits import Limits, StopRequest
 from autoresearch.options import Numbered, Research, Start, Trials, Try, Verify
@@ -63,6 +64,7 @@ async def night(loop: type, options: Research) -> int:
     console = Console(options.plain)
     stop = StopRequest(console.line)
     limits = Limits(options.experiments, options.hours, options.max_cost, options.max_tokens)
+    gate = gate_of(options.approve)
     agents, agents_in_words, filler = agents_of(options)
     say = partial(console.line, style="yellow")
     listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
@@ -75,7 +77,7 @@ async def night(loop: type, options: Research) -> int:
         proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens, rule)
         baseline_runs, repairs = options.baseline_runs, options.repairs
         experiments = Experiments(
-            run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None
+            run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None, gate
         )
         ahead = options.lookahead
         if ahead is None:
@@ -86,6 +88,7 @@ async def night(loop: type, options: Research) -> int:
             "at once": count(len(seats), "trial") if len(seats) > 1 else "",
             "hooks": ", ".join(hooks_of(run.root)),
             "until": str(limits),
+            "waits": f"for your word: {gate}" if str(gate) else "",
             "cost": "not limited: --max-cost USD would" if open_ended else "",
         }
         settings = options.settings()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch import UserError, disk_is_full
+from autoresearch.gate import Gate
 from autoresearch.judge import KeepRule, Verdict, is_far_outside, judge, mean
 from autoresearch.lessons import Lessons
 from autoresearch.pages import Pages
@@ -45,7 +46,7 @@ class Experiments:
     """The experiments of one run.
 
     rule: what is kept. baseline_runs: how often the baseline is trained. repairs: how often an edit that crashed early
-    goes back to its agent. can_retry: whether the agent of an attempt can make it anew.
+    goes back to its agent. can_retry: whether the agent of an attempt can make it anew. gate: what waits for a word.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class Experiments:
         baseline_runs: int = 1,
         repairs: int = 0,
         can_retry: Callable[[Attempt], bool] = lambda attempt: False,
+        gate: Gate | None = None,
     ) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.rule, self.pages, self.baseline_runs, self.repairs = rule, pages, baseline_runs, repairs
+        self.gate = gate or Gate()
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.suspensions: dict[int, int] = {}  # by number of an attempt
 
@@ -112,6 +115,10 @@ class Experiments:
             crash = events.Crashed(number=attempt.number, commit=attempt.commit, reason=verdict.reason)
             self.ledger.append(crash)
             return Returned(attempt, verdict.reason, True, event)
+        if attempt.parent == self.ledger.champion_commit and self.gate.holds_keep(self.ledger, event):
+            held = events.Held(number=attempt.number, what="keep", verdict=dataclasses.asdict(event))
+            await self.run.with_room(lambda: self.run.hold(held))
+            return None
         if not await self.conclude(event):
             number = self.ledger.champion.number if self.ledger.champion else 0
             why = f"it beat the champion that it was built on, but experiment {number} was kept meanwhile: it is tested"
@@ -123,6 +130,31 @@ class Experiments:
                 f"again. Where neither is to blame: `{to_type('doctor')}` checks this machine"
             )
         return None
+
+    async def settle(self, waiting: list[Attempt], proposing: bool) -> None:
+        """Act on what people said of what was held, and hold what has to be.
+
+        waiting: attempts that could run next. proposing: whether an agent is at work.
+        """
+        edits = [attempt.number for attempt in waiting if self.gate.holds_edit(self.ledger, attempt)]
+        held = [events.Held(number=number, what="edit") for number in edits]
+        if not proposing and self.gate.holds_cost(self.ledger):
+            held.append(events.Held(number=len(self.ledger.attempts) + 1, what="cost"))
+        for event in held:
+            await self.run.with_room(lambda event=event: self.run.hold(event))
+        for number, (held, no) in list(self.ledger.words.items()):
+            attempt, began = self.ledger.attempts[number - 1], time.monotonic()
+            if held.what == "edit":
+                reason = f"rejected before its trial: {no.reason if no else ''}"
+                await self.conclude(self.verdict_event(attempt, Verdict("crash", reason)))
+                continue
+            verdict = events.Verdict(**held.verdict)
+            if no:
+                reason = f"rejected: {no.reason} ({verdict.reason})"
+                verdict = dataclasses.replace(verdict, status="discard", reason=reason, holdout=None)
+            if not await self.conclude(verdict):
+                why = "another experiment was kept while it waited for a word: it is tested on top of that"
+                self.run_again(attempt, why, began)
 
     def log_of(self, attempt: Attempt, *measured: Measurement) -> Path:
         """The log of the command that failed."""

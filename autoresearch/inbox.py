@@ -18,7 +18,6 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.text import clean
 
 LONGEST = 2000  # characters of a note or a reason
-MESSAGES: tuple[type[events.Message], ...] = (events.Note, events.Pause, events.Resume)
 
 
 def leave(folder: Path, message: events.Message) -> None:
@@ -45,7 +44,7 @@ def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
             message = events.from_json(json.loads(path.read_text()))
         except (ValueError, TypeError, AttributeError, UserError):
             message = None
-        if isinstance(message, MESSAGES) and path.stem not in ledger.messages:
+        if isinstance(message, events.Message) and path.stem not in ledger.messages:
             ledger.append(dataclasses.replace(message, message=path.stem))
             taken.append(message)
         path.unlink()

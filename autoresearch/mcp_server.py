@@ -97,6 +97,14 @@ class Server:
         """Ask what runs to stop, after the running experiment. For the human who wants the night to end."""
         return text(await self.call("stop", *["--now"] * now, *named(tag)))
 
+    async def note(
+        self,
+        words: Annotated[str, Field(description='What it is to know, e.g. "try smaller batches".', min_length=1)],
+        tag: Tag = None,
+    ) -> CallToolResult:
+        """Tell the agent of a running loop something: it stands in its next briefs, and in the record."""
+        return text(await self.call("note", *named(tag), "--", words))
+
     async def call(self, command: str, *words: str) -> str:
         """What a command of loop.py prints on standard output. ToolError for exit code 2, and where it was stopped."""
         pipe = asyncio.subprocess.PIPE
@@ -167,6 +175,7 @@ def serve(program: str) -> None:
         ("status", tools.status, READS),
         ("attempts", tools.attempts, READS),
         ("attempt", tools.attempt, READS),
+        ("note", tools.note, ACTS),
         ("stop", tools.stop, ACTS),
     ):
         server.tool(name, annotations=kind)(tool)

@@ -113,6 +113,11 @@ class Research(Begins):
     seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")
     baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=2)
+    approve: str | None = option(
+        "Wait for `approve NUMBER` or `reject NUMBER` before an edit is tried, before a keep counts, or each time that "
+        "so many dollars are spent; other work goes on.",
+        metavar="edits|keeps|cost:USD",
+    )
     notify: str | None = option(
         "Called with one JSON line on its standard input on each keep, stop and fault.", metavar="COMMAND"
     )
@@ -227,6 +232,16 @@ class Note(Tagged):
 
 
 @dataclasses.dataclass
+class Approve(Tagged):
+    number: int = argument("The experiment.", metavar="NUMBER", default=..., min=1)
+
+
+@dataclasses.dataclass
+class Reject(Approve):
+    message: str = option("Why: the agent is told.", "--message", "-m", default="")
+
+
+@dataclasses.dataclass
 class Stop(Tagged):
     now: bool = option(
         "At once. The running experiment has no verdict, and runs again when the run goes on.", "--now", default=False
@@ -256,7 +271,9 @@ class Track(Tagged):
 class Watch(Tagged):
     port: int = option("Of 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
     writable: bool = option(
-        "The page also takes notes, a pause and a stop, from whoever has its address.", "--writable", default=False
+        "The page also takes notes, a pause, a stop and your word, from whoever has its address.",
+        "--writable",
+        default=False,
     )
 
 

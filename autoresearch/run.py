@@ -21,6 +21,7 @@ from typing import TypeVar, cast
 import git
 
 from autoresearch import UserError, disk_is_full, inbox
+from autoresearch.gate import in_words
 from autoresearch.limits import StopRequest
 from autoresearch.record import events
 from autoresearch.record.journal import Lock
@@ -230,12 +231,23 @@ class Run:
                     self.console.line(f"paused: {to_type('resume')} --tag {self.repo.tag} goes on", "yellow")
                 case events.Resume():
                     self.console.line("the pause is over")
+                case events.Approved():
+                    self.console.line(f"experiment {message.number}: approved", "green")
+                case events.Rejected():
+                    self.console.line(f"experiment {message.number}: rejected: {message.reason}", "yellow")
         return bool(taken)
 
     async def told(self) -> None:
         """Wait until people have told the run something."""
         while not await self.with_room(self.take_in):  # noqa: ASYNC110  another process leaves it, as a file
             await asyncio.sleep(LOOK)
+
+    def hold(self, held: events.Held) -> None:
+        """Something waits for a person's word from here on."""
+        self.ledger.append(held)
+        number, command = held.number, to_type()
+        self.console.line(f"{in_words(held)}: {command} approve {number}, or reject {number} -m why", "yellow")
+        self.console.tell("held", number=number, what=held.what)
 
     # -- git
 

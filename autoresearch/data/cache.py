@@ -1,8 +1,10 @@
 """The cache of a game: one folder with tokenizer, rows and manifest, complete or absent. prepare.Game reads it."""
 
+import compileall
 import dataclasses
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 def prepare(game: "Game") -> dict:
     """Make the game's cache if it is not there, complete and from this source. Returns its manifest.
 
-    Raises UserError for text that cannot be had or used, and for a full disk.
+    Compiles torch's modules as well, where that was not done. Raises UserError for text that cannot be had or used, and
+    for a full disk.
     """
+    compile_modules()
     try:
         return prepare_unless_there(game)
     except OSError as error:
@@ -37,6 +41,19 @@ def prepare(game: "Game") -> dict:
             f"the disk is full: could not write below {game.cache}. Free some space, or name another disk with "
             "AUTORESEARCH_CACHE=FOLDER, and run the same command again: what was downloaded stays"
         ) from None
+
+
+def compile_modules() -> None:
+    """Compile what a trial imports, once: it takes half as long to import then, and a trial may not write there."""
+    torch = importlib.util.find_spec("torch")
+    if not torch or not torch.origin or os.path.exists(importlib.util.cache_from_source(torch.origin)):
+        return
+    packages = Path(torch.origin).parent.parent
+    if not os.access(packages, os.W_OK):
+        return
+    print("compiling the modules of torch, once", file=sys.stderr)
+    for name in ("torchgen", "numpy", "sympy", "mpmath", "triton", "safetensors", "torch"):
+        compileall.compile_dir(packages / name, quiet=2, workers=0)
 
 
 def prepare_unless_there(game: "Game") -> dict:

@@ -60,6 +60,7 @@ class Account:
         self._busy: list[Busy | None] = []  # by worker
         # By number, of a trial that may be repaired: (its length, its runs).
         self._crashed: dict[int, tuple[float, list[dict]]] = {}
+        self._held: set[int] = set()  # trials that are over, and whose verdict waits for a person
         self._marks: list[tuple[float, float, str]] = []  # what idle time was for: (from, to, kind)
 
     # -- events
@@ -98,6 +99,7 @@ class Account:
                 self.waits_until, self.waits_for = self.last_time + wait, event.agent
             case events.Trial():
                 self._crashed.pop(event.number, None)
+                self._held.discard(event.number)
                 self._start_trial(event.number, event.worker, time)
             case events.Measured():
                 for busy in self._busy:
@@ -110,20 +112,25 @@ class Account:
             case events.Interrupted() | events.Rerun():
                 if ended := self._end_trial(event.number, time):
                     self._add("interrupted", ended[0])
+            case events.Held() if event.what == "keep":
+                self._held.add(event.number)
+                self._conclude(event.number, event.verdict.get("seconds"), time)
+            case events.Verdict() if event.number in self._held:
+                self._held.discard(event.number)
             case events.Verdict():
-                self._conclude(event, time)
+                self._conclude(event.number, event.seconds, time)
 
-    def _conclude(self, event: events.Verdict, time: float) -> None:
-        if event.number in self._crashed:  # it was not repaired after all
-            ended = self._crashed.pop(event.number)
+    def _conclude(self, number: int, measured: dict | None, time: float) -> None:
+        if number in self._crashed:  # it was not repaired after all
+            ended = self._crashed.pop(number)
             self._add("interrupted", -ended[0])
         else:
             if self.workers == 1 and self._busy == [None]:  # the oldest journals do not say when a trial began
-                began = max(self._free[0], time - seconds_of(event.seconds, "wall"))
-                self._start_trial(event.number, 0, began)
-            ended = self._end_trial(event.number, time)
+                began = max(self._free[0], time - seconds_of(measured, "wall"))
+                self._start_trial(number, 0, began)
+            ended = self._end_trial(number, time)
         if ended:
-            for kind, seconds in parts_of(ended[0], [event.seconds, *ended[1][1:]]):
+            for kind, seconds in parts_of(ended[0], [measured, *ended[1][1:]]):
                 self._add(kind, seconds)
 
     def _clock(self, told: object) -> float:

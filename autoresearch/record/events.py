@@ -250,6 +250,33 @@ class Resume(Message):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Held(Event):
+    """Something waits for a person's word, see gate.py."""
+
+    name = "held"
+    number: int
+    what: str  # edit, keep or cost
+    verdict: dict = dataclasses.field(default_factory=dict)  # of a keep: the fields of its Verdict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Approved(Message):
+    """A person's yes to what is held."""
+
+    name = "approved"
+    number: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rejected(Message):
+    """A person's no to what is held."""
+
+    name = "rejected"
+    number: int
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop(Event):
     """The loop ended."""
 
@@ -261,7 +288,7 @@ KINDS: dict[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Run, Start, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured, Quarantine,
-        Verdict, Dropped, Accepted, Verified, Note, Pause, Resume, Stop,
+        Verdict, Dropped, Accepted, Verified, Note, Pause, Resume, Held, Approved, Rejected, Stop,
     )
 }  # fmt: skip
 FIRST_NAMES, FIRST_FIELDS = {"void": "rerun"}, {"driven": "external"}  # in the journals of version 0.1

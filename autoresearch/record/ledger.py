@@ -118,6 +118,11 @@ class Ledger:
         self.notes: list[tuple[int, str]] = []  # of people: (the experiment that came next, the note)
         self.paused = False  # nothing new begins
         self.messages: set[str] = set()  # of people, by name
+        self.held: dict[int, events.Held] = {}  # by number of the experiment: what waits for a person's word
+        self.words: dict[int, tuple[events.Held, events.Rejected | None]] = {}  # the word, until it is acted on
+        self.approved: set[int] = set()  # edits
+        self.cleared = 0.0  # dollars that were spent when a person last said yes to more
+        self.cost_rejected = ""  # why no more may be spent, until the loop is started again
         self.account = Account()  # where the time went
         self.size = 0  # bytes of the journal that were taken in
         if self.path.exists():
@@ -232,7 +237,7 @@ class Ledger:
             case events.Run():
                 self.run, self.task, self.facts = event, task_of(event.task), None
             case events.Start():
-                self.started, self.called = event, None
+                self.started, self.called, self.cost_rejected = event, None, ""
             case events.Game():
                 self.facts = Facts.of(event.facts)
             case events.Attempt():
@@ -263,10 +268,26 @@ class Ledger:
                 self.accepted.add(event.number)
             case events.Verified():
                 self.verified.append(event)
+            case events.Held():
+                self.held[event.number] = event
+            case events.Approved() | events.Rejected() if held := self.held.pop(event.number, None):
+                self._decide(held, event)
+            case events.Rerun():
+                self.words.pop(event.number, None)
             case events.Note():
                 self.notes.append((len(self.attempts) + 1, event.text))
             case events.Pause() | events.Resume():
                 self.paused = isinstance(event, events.Pause)
+
+    def _decide(self, held: events.Held, word: events.Approved | events.Rejected) -> None:
+        no = word if isinstance(word, events.Rejected) else None
+        if held.what == "cost":
+            self.cleared = self.cleared if no else self.spent.dollars
+            self.cost_rejected = (no.reason or "no reason given") if no else ""
+        elif held.what == "edit" and not no:
+            self.approved.add(held.number)
+        else:
+            self.words[held.number] = held, no
 
     def _begin_attempt(self, event: events.Attempt) -> None:
         known = {field.name for field in dataclasses.fields(Attempt)} & vars(event).keys()
@@ -276,6 +297,7 @@ class Ledger:
             self.attempts.append(attempt)
             return
         first = self.attempts[attempt.number - 1]  # which is replaced
+        self.approved.discard(attempt.number)
         attempt.repairs = first.repairs
         if first.commit in self._crashed:
             self.repaired[first.edit] = first
@@ -289,6 +311,7 @@ class Ledger:
             if field.name not in ("number", "time"):
                 setattr(attempt, field.name, getattr(event, field.name))
         self.finished.append(attempt)
+        self.words.pop(attempt.number, None)
         if attempt.status == "keep":
             self.kept.append(attempt)
 

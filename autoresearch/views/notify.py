@@ -1,7 +1,8 @@
 """Notify: what happens in a run is told to programs of the user's, one JSON line each, and nothing waits for them.
 
-`--notify COMMAND` is told of each keep, stop and fault. hooks/ beside program.md holds executables: `before-trial`,
-`after-verdict`, `on-keep`, `on-stop`. Only `before-trial` is awaited, so that it can prepare the machine.
+`--notify COMMAND` is told of each keep, stop and fault, and of what waits for a word. hooks/ beside program.md holds
+executables: `before-trial`, `after-verdict`, `on-keep`, `on-stop`. Only `before-trial` is awaited, so that it can
+prepare the machine.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from autoresearch.runner.process import command_words
 from autoresearch.task import contents_hash
 
 LIMIT = 30.0  # seconds for one call
-TOLD = ("keep", "stop", "fault")  # events that --notify tells
+TOLD = ("keep", "stop", "fault", "held")  # events that --notify tells
 BEFORE, ENDED = "before-trial", "on-stop"
 AFTER = {"verdict": "after-verdict", "keep": "on-keep"}  # hooks by event
 HOOKS = (BEFORE, *AFTER.values(), ENDED)

@@ -129,9 +129,11 @@ def doing(state: State, bar: int) -> Iterator[Text]:
     if waiting := state.waiting:
         left = duration(waiting.until - state.time)
         yield Text(f"{waiting.agent} cannot be reached; next call in {left}", "yellow")
+    for number, words in state.held.items():
+        yield Text(f"{words}: {to_type('approve')} {number}, or reject", "yellow")
     if state.paused:
         yield Text(f"paused: nothing new begins until {to_type('resume')}", "yellow")
-    elif state.running and not (state.trials or thinking or waiting):
+    elif state.running and not (state.trials or thinking or waiting or state.held):
         yield Text("between two steps")
 
 

@@ -14,6 +14,7 @@ import statistics
 import time
 from pathlib import Path
 
+from autoresearch.gate import in_words
 from autoresearch.record.findings import Findings, doubt, findings
 from autoresearch.record.journal import holder
 from autoresearch.record.ledger import Attempt, Ledger, Spent
@@ -317,6 +318,7 @@ class State:
     stopping: bool  # it was asked to stop
     paused: bool  # nothing new begins until `loop.py resume`
     notes: list[str]  # of people, newest first, at most NOTES
+    held: dict[int, str]  # what waits for a person's word, in words, by number of the experiment
     since: float | None  # when it was called
     reason: str  # why the last one ended; empty while one runs
     device: str | None
@@ -392,6 +394,7 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         process=process or None,
         stopping=bool(now and now.stopping),
         paused=ledger.paused,
+        held={number: in_words(held) for number, held in ledger.held.items()},
         notes=[text for _, text in ledger.notes[: -NOTES - 1 : -1]],
         since=since,
         reason="" if running else why_it_ended(ledger),

@@ -335,7 +335,8 @@ class Tracking(Listener):
 
     async def watch(self) -> None:
         if self.process and await self.process.wait():
-            self.fault(one_line(read_tail(self.log, 500).strip().rpartition("\n")[2]))
+            last = read_tail(self.log, 500).strip().rpartition("\n")[2]
+            self.fault(one_line(last.removeprefix("error: ")))
 
     def fault(self, reason: str) -> None:
         again = f"`{to_type(f'track {self.name}')}` sends the rest"

@@ -5,7 +5,8 @@
     GET /TOKEN/state        the run at this moment
     GET /TOKEN/log          the end of what the running trial prints
     GET /TOKEN/attempt/17   all about one attempt: its diff, the end of its log
-    POST /TOKEN/note        with --writable: {"text": "try smaller batches"}; also pause, resume, stop, with {}
+    POST /TOKEN/note        with --writable: {"text": "try smaller batches"}; also pause, resume and stop with {}, and
+                            approve and reject with {"number": 17, "text": "why"}
 
 An answer has an ETag; asked again with it in If-None-Match, the server answers 304 until something has changed. TOKEN
 is random and new each time, so no other user of the machine and no page of another site can ask. What agents and
@@ -26,12 +27,14 @@ import secrets
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import git
 
 from autoresearch import UserError, inbox
 from autoresearch.background import ask_to_stop
+from autoresearch.gate import require_held
 from autoresearch.record import events
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.repo import RunRepo
@@ -46,7 +49,7 @@ LOG = 32 << 10  # characters of the running log that are shown
 PART = 8 << 10  # and of the log of an attempt that is looked at
 DIFF = 64 << 10  # and of its diff
 LARGEST = 1 << 16  # bytes of what a person says
-WORDS = ("note", "pause", "resume", "stop")
+WORDS = ("note", "pause", "resume", "stop", "approve", "reject")
 LOGS = (PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT)  # in the order in which they are written
 
 
@@ -80,6 +83,7 @@ class Watch:
             if self.answered[0] != (record.size, now):
                 attempts = record.ledger.attempts
                 rows = [self.rows.get(attempt.number) or self._row(attempt, running) for attempt in attempts]
+                now["held"] = [{"number": number, "what": words} for number, words in state.held.items()]
                 now |= {"writable": self.writable, "paused": state.paused, "notes": list(map(clean, state.notes))}
                 answer = {"facts": facts_of(state), "now": now, "attempts": rows}
                 self.answered = (record.size, now), as_json(answer)
@@ -121,12 +125,22 @@ class Watch:
             }
         )
 
-    def tell(self, what: str, text: str) -> str:
+    def tell(self, what: str, text: str, number: int) -> str:
         """Tell the run what a person said on the page. What will follow. Raises UserError."""
-        messages = {"pause": events.Pause, "resume": events.Resume}
         if what == "stop":
             return ask_to_stop(self.folder, self.repo.tag, now=False) or "no loop is running"
-        inbox.leave(self.folder, events.Note(text=inbox.text_of(text)) if what == "note" else messages[what]())
+        if what in ("approve", "reject"):
+            with self.lock:
+                self._look()
+                require_held(self.record.ledger, number)
+        messages: dict[str, Callable[[], events.Message]] = {
+            "note": lambda: events.Note(text=inbox.text_of(text)),
+            "pause": events.Pause,
+            "resume": events.Resume,
+            "approve": lambda: events.Approved(number=number),
+            "reject": lambda: events.Rejected(number=number, reason=inbox.text_of(text)),
+        }
+        inbox.leave(self.folder, messages[what]())
         return ""
 
     def _look(self) -> State:
@@ -293,9 +307,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not size.isdecimal() or int(size) > LARGEST:
             return self.send_error(413)
         try:
-            text = json.loads(self.rfile.read(int(size))).get("text", "")
-            said = {"said": self.served.watch.tell(name, text if isinstance(text, str) else "")}
-        except (ValueError, AttributeError):
+            given = json.loads(self.rfile.read(int(size)))
+            said = {"said": self.served.watch.tell(name, str(given.get("text", "")), int(given.get("number", 0)))}
+        except (ValueError, TypeError, AttributeError):
             return self.send_error(400)
         except (UserError, OSError) as fault:
             said = {"fault": clean(str(fault))}

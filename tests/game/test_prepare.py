@@ -1,5 +1,6 @@
 """Data: sources, downloads, tokenizer, packing, cache. Real files, real HTTP on this machine; no torch."""
 
+import importlib.util
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -17,7 +19,7 @@ import pytest
 from conftest import ROOT, wait_for
 
 import prepare
-from autoresearch.data import download, packing, sources, tokenizer
+from autoresearch.data import cache, download, packing, sources, tokenizer
 
 WORDS = "we the people of this union have spent and saved in every year since the war began to end".split()  # noqa: SIM905
 
@@ -440,3 +442,16 @@ def test_the_public_set_is_where_it_is_said_to_be():
         8192,
         10240,
     )
+
+
+def test_torch_is_compiled_once(tmp_path, monkeypatch, capsys):
+    """Where the installer did not do it: a trial may not write beside the packages."""
+    (tmp_path / "torch").mkdir()
+    source = tmp_path / "torch/__init__.py"
+    source.write_text("a = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    cache.compile_modules()
+    assert Path(importlib.util.cache_from_source(str(source))).exists() and "once" in capsys.readouterr().err
+    cache.compile_modules()
+    assert not capsys.readouterr().err

@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, solver
+from conftest import ROOT, git, solver
 from models import Answer, Asked, Models, Say, Use, read_edit_say
 from test_clients import SAID, USUAL, environment_of, programs  # noqa: F401
 from test_verify import write_night
 
 mcp = pytest.importorskip("mcp", reason="the package mcp is not installed")
-TOOLS = {"start", "try", "wait", "status", "attempts", "attempt", "stop"}
+TOOLS = {"start", "try", "wait", "status", "attempts", "attempt", "note", "stop"}
 READS = {"wait", "status", "attempts", "attempt"}
 
 
@@ -81,10 +84,12 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
         assert [(row["number"], row["status"], row["description"]) for row in rows] == [(2, "keep", "--tag x; two")]
         assert "+VALUE = 2" in (await client.call_tool("attempt", {"number": 2})).structured_content["page"]
         assert "no attempt 7" in said(await client.call_tool("attempt", {"number": 7}))
+        assert "the next brief has it" in said(await client.call_tool("note", {"words": "--tag x: smaller"}))
         assert "no loop is running" in said(await client.call_tool("stop", {}))
 
     asked(toy, talk)
     assert toy.statuses() == ["keep", "keep"]
+    assert [event["text"] for event in toy.journal("note")] == ["--tag x: smaller"]
     (entry,) = (event for event in toy.journal("attempt") if event["number"] == 2)
     assert (entry["category"], entry["predicted"], entry["agent"]) == ("optimizer", 1, "external")
 
@@ -110,8 +115,18 @@ def test_the_server_that_is_shipped():
 
 @pytest.mark.clients
 def test_claude_code_runs_experiments_with_the_tools_alone(toy, programs):  # noqa: F811
-    """From start to three verdicts, with no shell. mcp.json is not in the repository, where it would be an edit."""
-    file = str(toy.folder / ".autoresearch/night/worktree/solver.py")
+    """From start to three verdicts, with no shell, by the files that this repository ships."""
+    program, uv = (toy.folder / "program.md").read_text(), toy.folder.parent / "bin/uv"
+    toy.write("program.md", program.replace("solver", "train").replace("check", "train"))
+    git(toy.folder, "mv", "solver.py", "train.py")
+    shutil.copytree(ROOT / ".claude", toy.folder / ".claude")
+    shutil.copy(ROOT / ".mcp.json", toy.folder)
+    toy.commit()
+    uv.parent.mkdir()
+    path = f"PYTHONPATH={shlex.quote(':'.join(sys.path))}"
+    uv.write_text(f'#!/bin/sh\nshift 2\n{path} exec {sys.executable} {ROOT}/loop.py "$@"\n')  # `uv run loop.py mcp`
+    uv.chmod(0o755)
+    file = str(toy.runs / "worktree/train.py")
     steps = [Use("mcp__autoresearch__start", {"tag": "night"}), Use("mcp__autoresearch__wait", {"seconds": 100})]
     for value in (2, 3, 4):
         steps += [
@@ -120,31 +135,28 @@ def test_claude_code_runs_experiments_with_the_tools_alone(toy, programs):  # no
             Use("mcp__autoresearch__try", {"message": f"set it to {value}", "category": "batch"}),
             Use("mcp__autoresearch__wait", {"seconds": 100}),
         ]
-    steps.append(Use("mcp__autoresearch__status", {}))
+    steps += [Use("mcp__autoresearch__status", {}), Use("mcp__autoresearch__stop", {})]
 
     def answer(asked: Asked) -> Answer:
         done = len(asked.results)
         return [steps[done]] if "mcp__autoresearch__try" in asked.tools and done < len(steps) else [Say("done")]
 
-    arguments, path = [str(ROOT / "loop.py"), "mcp"], {"PYTHONPATH": ":".join(sys.path)}
-    server = {"command": sys.executable, "args": arguments, "env": path}
-    config = toy.folder.parent / "mcp.json"
-    config.write_text(json.dumps({"mcpServers": {"autoresearch": server}}))
-    allowed = f"mcp__autoresearch,Read,Edit(/{file})"
     with Models(answer) as models:
-        words = ["--mcp-config", config, "--strict-mcp-config", "--tools", "Read,Edit", "--allowedTools", allowed]
+        more = environment_of("claude-code", toy, programs, models.url)
+        words = ["--mcp-config", ".mcp.json", "--strict-mcp-config", "--settings", ".claude/settings.json"]
         ended = subprocess.run(
-            ["claude", "-p", *words, "--", "read program.md and begin"],
+            ["claude", "-p", *words, "--tools", "Read,Edit", "--", "read program.md and begin"],
             cwd=toy.folder,
-            env={**toy.environment, **environment_of("claude-code", toy, programs, models.url)},
+            env={**toy.environment, **more, "PATH": f"{uv.parent}{os.pathsep}{more['PATH']}"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=300,
         )
-        results = models.asked[-1].results
-    assert ended.stdout == "done\n", ended.stdout + ended.stderr + str(results)
-    assert r"\"verdict\":\"keep\"" in results[-2] and "run night: 3 changes tried" in results[-1]
+        *_, verdict, status, stop = models.asked[-1].results
+    assert ended.stdout == "done\n", ended.stdout + ended.stderr
+    assert r"\"verdict\":\"keep\"" in verdict and "run night: 3 changes tried" in status
+    assert "permission" in stop  # the human's word
     assert toy.statuses() == ["keep"] * 4
     toy.require_whole()
 

@@ -3,7 +3,10 @@
 import json
 import signal
 
+import pytest
+from calls import fake_claude, prints
 from conftest import solver, step, wait_for
+from test_clients import sets
 from test_loop import WAITING
 
 from autoresearch.inbox import take_in
@@ -56,3 +59,63 @@ def test_an_agenda_edited_in_the_night_counts_from_the_next_proposal(toy):
     process.communicate(timeout=60)
     briefs = [(toy.runs / f"proposals/{number}/brief.md").read_text() for number in (2, 3)]
     assert ["Prefer odd numbers." in brief for brief in briefs] == [False, True]
+
+
+# -- what waits for a word
+
+
+def test_edits_wait_and_the_agent_is_told_why_not(toy, refused):
+    toy.plan_steps(e2=[step(2)], e3=[step(3)], e4=[step(4)])
+    night = [*toy.agent, "--baseline-runs", "1", "--experiments"]
+    process = toy.start(*night, "3", "--approve", "edits")
+    wait_for(lambda: len(toy.journal("held")) == 2)  # and others go on being proposed
+    assert len(toy.journal("trial")) == 1 and "does not wait for your word" in refused("approve", "7")
+    assert "experiment 2: its edit waits for your word before it is tried" in toy.run("status")
+    assert "is to know why" in refused("reject", "2")
+    toy.run("reject", "2", "-m", "two is too few")
+    toy.run("approve", "3")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "waits     for your word: edits" in output
+    assert sorted(toy.statuses()) == ["crash", "keep", "keep"] and len(toy.journal("trial")) == 2
+    toy.run(*night, "4")
+    assert "rejected before its trial: two is too few" in (toy.runs / "proposals/4/brief.md").read_text()
+    toy.require_results()
+
+
+def test_keeps_wait_while_others_run(toy):
+    """Through a restart; what was kept meanwhile, and a no."""
+    toy.plan_steps(e2=[step(2)], e3=[step(-3)], e4=[step(4)])
+    night = [*toy.agent, "--baseline-runs", "1", "--approve", "keeps", "--experiments"]
+    process = toy.start(*night, "3")
+    wait_for(lambda: len(toy.journal("verdict")) == 2)
+    assert toy.journal("held")[0]["number"] == 2 and toy.journal("verdict")[1]["number"] == 3
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert "goes on with it" in toy.run("approve", "2")
+    process = toy.start(*night, "4")
+    wait_for(lambda: len(toy.journal("held")) == 2)
+    toy.run("reject", "4", "-m", "not that")
+    assert process.communicate(timeout=60)[0] and process.returncode == 0
+    assert toy.statuses() == ["keep", "discard", "keep", "discard"] and len(toy.journal("trial")) == 4
+    assert toy.journal("verdict")[3]["reason"].startswith("rejected: not that (4.000000 is 2.000000 better")
+    assert toy.tip() == toy.journal("attempt")[1]["commit"]
+    toy.require_results()
+
+
+def test_cost_waits(toy, tmp_path):
+    answer = prints("up", total_cost_usd=0.2, modelUsage={"a": {"inputTokens": 100}})
+    more = {"PATH": fake_claude(tmp_path / "bin"), "ANTHROPIC_API_KEY": "x", "FAKE_DOES": sets("n") + answer}
+    arguments = ["--agent", "claude-code", "--baseline-runs", "1", "--lookahead", "0", "--approve", "cost:0.3"]
+    process = toy.start(*arguments, **more)
+    for number, (command, verdicts) in {4: (["approve", "4"], 3), 6: (["reject", "6", "-m", "enough"], 5)}.items():
+        wait_for(lambda number=number: any(held["number"] == number for held in toy.journal("held")))
+        wait_for(lambda verdicts=verdicts: len(toy.journal("verdict")) == verdicts)  # what was paid for runs
+        toy.run(*command)
+    output, _ = process.communicate(timeout=60)
+    assert "stopped: more cost was rejected: enough" in output and toy.statuses() == ["keep"] * 5
+    toy.require_whole()
+
+
+@pytest.mark.parametrize("words", ["all", "cost", "cost:x", "edits,cost:-1"])
+def test_what_cannot_wait(toy, refused, words):
+    assert "--approve takes edits, keeps, cost:5" in refused("--approve", words)

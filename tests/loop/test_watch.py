@@ -187,6 +187,8 @@ def test_words_are_taken_from_the_page_alone(toy, watch):
     assert say("pause")[0] == 200 and say("stop") == (200, {"said": "no loop is running"})
     now = page.read("state")["now"]
     assert (now["writable"], now["paused"], now["notes"]) == (True, True, ["try <b>smaller</b> batches"])
+    assert "experiment 3 does not wait" in say("approve", '{"number": 3}')[1]["fault"] and now["held"] == []
+    assert say("reject", '{"number": []}')[0] == 400
     assert say("resume")[0] == 200 and [e["event"] for e in toy.journal()[-3:]] == ["note", "pause", "resume"]
 
 

@@ -20,6 +20,8 @@ NEEDED = {  # fields without which an event is none, whatever else these tests l
     "measured": {"seed": 42, "score": 1.0},
     "verdict": {"status": "discard", "score": None},
     "verified": {"name": "baseline", "commit": None, "champion": "1" * 40, "seed": None, "score": None},
+    "held": {"what": "keep", "verdict": {"seconds": {"train": 3}}},
+    "note": {"text": "smaller"},
     "stop": {"reason": "enough"},
 }
 
@@ -165,6 +167,15 @@ def test_old_journals_have_no_set_up_and_no_training_clock():
     assert account(night) == some(setup=8, training=12)
 
 
+def test_a_keep_that_waits_for_a_word():
+    """The trial is over when it is held; another may run before the word."""
+    held = {"number": 1, "verdict": {"seconds": {"train": 10}}}
+    night = events((0, "start"), (0, "attempt"), (0, "trial"), (12, "held", held))
+    then = events((12, "trial", {"number": 2}), (20, "verdict", verdict(2, train=8)), (100, "note"))
+    word = events((30, "verdict", verdict(1, train=10)), (31, "stop"))
+    assert account(night + then + word) == some(training=18, rest=2, agent=11)
+
+
 def test_the_oldest_journals_have_no_begin_of_a_trial():
     night = events(
         (0, "start"),
@@ -194,6 +205,8 @@ anything = st.fixed_dictionaries(
                 "verified",
                 "stop",
                 "moved",
+                "note",
+                "held",
             ]
         ),
         "time": st.floats(0, 1e4),

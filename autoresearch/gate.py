@@ -1,0 +1,69 @@
+"""The gate: what waits for a person's word, `loop.py approve NUMBER` or `reject NUMBER -m why` (--approve).
+
+What is held is in the journal, and so is the word: both survive a restart, and other work goes on meanwhile.
+"""
+
+import dataclasses
+import re
+
+from autoresearch import UserError
+from autoresearch.record import events
+from autoresearch.record.ledger import Attempt, Ledger
+
+MOST = 5  # edits that wait for a word, before no more are proposed
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What waits for a word."""
+
+    edits: bool = False  # each edit, before its trial
+    keeps: bool = False  # each keep, before the branch moves
+    dollars: float | None = None  # the next proposal, each time that so much was spent since the last word
+
+    def holds_edit(self, ledger: Ledger, attempt: Attempt) -> bool:
+        return self.edits and not attempt.is_baseline and attempt.number not in ledger.approved
+
+    def holds_keep(self, ledger: Ledger, verdict: events.Verdict) -> bool:
+        return self.keeps and verdict.status == "keep" and bool(ledger.kept)
+
+    def holds_cost(self, ledger: Ledger) -> bool:
+        spent = self.dollars is not None and ledger.spent.dollars - ledger.cleared >= self.dollars
+        return spent and not any(held.what == "cost" for held in ledger.held.values())
+
+    def holds_proposals(self, ledger: Ledger) -> bool:
+        """Whether nothing more is to be proposed until there is a word."""
+        held = [held.what for held in ledger.held.values()]
+        return "cost" in held or held.count("edit") >= MOST
+
+    def __str__(self) -> str:
+        cost = [] if self.dollars is None else [f"each ${self.dollars:g}"]
+        return ", ".join(["edits"] * self.edits + ["keeps"] * self.keeps + cost)
+
+
+def gate_of(words: str | None) -> Gate:
+    """The gate that --approve describes: `edits`, `keeps`, `cost:5`, or several with commas. Raises UserError."""
+    found: dict = {}
+    for word in (words or "").replace(" ", "").split(","):
+        cost = re.fullmatch(r"cost:\$?(\d*\.?\d+)", word)
+        if not cost and word not in ("edits", "keeps", ""):
+            raise UserError(f"--approve takes edits, keeps, cost:5, or several with commas, not {word!r}")
+        found |= {"dollars": float(cost[1])} if cost else {word: True} if word else {}
+    return Gate(**found)
+
+
+def require_held(ledger: Ledger, number: int) -> None:
+    """UserError where nothing of this number waits for a word."""
+    if number not in ledger.held:
+        known = "; ".join(map(in_words, ledger.held.values())) or "nothing waits"
+        raise UserError(f"experiment {number} does not wait for your word: {known}")
+
+
+def in_words(held: events.Held) -> str:
+    """What waits."""
+    what = {
+        "edit": "its edit waits for your word before it is tried",
+        "keep": "it would be kept, and waits for your word",
+        "cost": "it waits for your word before more is spent",
+    }
+    return f"experiment {held.number}: {what.get(held.what, 'it waits for your word')}"
