@@ -150,6 +150,7 @@ class Plan(Confined):
         f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
+    base_url: str | None = option("Of claude-api: any server with a Messages API.")
     agent_command: str | None = option("The program of --agent command.")
     yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
     force: bool = option("Replace the program.md that is there.", "--force", default=False)

@@ -124,7 +124,7 @@ async def workload_by(
     name, _ = workload_of(found)
     if os.path.lexists(name) and not options.force:
         raise UserError(f"{name} is there already; remove it, or say --time COMMAND")
-    said = AgentOptions(options.agent or "", options.model, command=options.agent_command)
+    said = AgentOptions(options.agent or "", options.model, options.base_url, command=options.agent_command)
     (agent, *_), in_words = make_agents(said)
     console.line(f"workload   is drafted by {in_words}")
     with bench.opened():
