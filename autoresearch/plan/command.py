@@ -13,8 +13,8 @@ from autoresearch import Stopped, UserError
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.limits import StopRequest
 from autoresearch.options import Check, Plan
-from autoresearch.plan.draft import GOAL, SCORER, Draft, Wishes, direction_of, draft
-from autoresearch.plan.prove import UNKNOWN, Once, Proof, Workbench, prove
+from autoresearch.plan.draft import GOAL, SCORER, UNKNOWN, Draft, Wishes, direction_of, draft
+from autoresearch.plan.prove import Once, Proof, Workbench, prove
 from autoresearch.plan.survey import Survey, survey
 from autoresearch.plan.workload import draft_workload, workload_of
 from autoresearch.record.runs import root_of
@@ -95,6 +95,8 @@ async def run_plan(options: Plan) -> int:
     sketch = dataclasses.replace(sketch, files={**sketch.files, **drafted})
     for note in sketch.notes:
         console.line(f"note       {note}", "yellow")
+    if edited := bench.repo.uncommitted(sketch.task(program, folder).editable):
+        console.line(f"note       {', '.join(edited)} has uncommitted changes, which are not part of this", "yellow")
     console.line(f"sandbox    {sandbox_in_words(bench.confined)}")
 
     async def work() -> tuple[Draft, Proof]:
@@ -105,7 +107,8 @@ async def run_plan(options: Plan) -> int:
     if proof.faults:
         console.line("\n" + sketch.program().partition("\n# ")[0])
         say_faults(console, proof)
-        console.line(f"nothing was written. Say it otherwise: {to_type('plan --help')}", "red")
+        chosen = "" if wishes.time or wishes.score or wishes.size else "--time COMMAND names other work to be timed; "
+        console.line(f"nothing was written. Say it otherwise: {chosen}{to_type('plan --help')}", "red")
         return 1
     program.write_text(sketch.program())
     for name, text in sketch.files.items():
@@ -139,9 +142,6 @@ async def proved(
     bench: Workbench, sketch: Draft, program: Path, folder: str, wishes: Wishes, ask: "Asker"
 ) -> tuple[Draft, Proof]:
     """Prove a draft; what is learned on the way goes into it: the metric, the output, a guard that fails."""
-    at_first = dataclasses.replace(wishes, metric=wishes.metric or UNKNOWN)
-    if sketch.settings["metric"] == "?":
-        sketch = sketch.changed(metric=UNKNOWN)
     once = None
     while True:
         base = bench.repo.snapshot({os.path.join(folder, name): text for name, text in sketch.files.items()})
@@ -154,7 +154,7 @@ async def proved(
         runner = await bench.open(task, base)
         once = await bench.once(runner, again=bool(once and once.measured.score is not None))
         if task.metric == UNKNOWN and once.figures:
-            sketch = with_metric(sketch, once, at_first, ask)
+            sketch = with_metric(sketch, once, wishes, ask)
         elif once.measured.failed == TRAIN and wishes.train is None and "score" in sketch.settings:
             sketch = sketch.without("train", "")
             bench.say("note      it fails: nothing is built then (--train COMMAND names another)", "yellow")

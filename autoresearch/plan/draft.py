@@ -17,6 +17,7 @@ from autoresearch.plan.survey import Survey, files_for, kind_of, source_folder
 from autoresearch.task import Task, check_task, fits
 
 SCORER = "autoresearch_score.py"
+UNKNOWN = "unknown_metric"  # before the score command has run
 FIRST_RUNS = "\nRUNS = 2\n"  # of the scorer, before it is known how long one takes
 GOAL = "What is to be improved? (a sentence, such as: make parsing faster)"
 MOST_FILES = 3  # that are proposed as editable without being asked for
@@ -213,7 +214,7 @@ def scoring(
         kind = ask("What is measured?", None, ("time", "size", "score"))
     if kind == "score":
         command = wishes.score or ask("Which command prints the number, as `name: number`?", None, ())
-        metric = wishes.metric or "?"  # found when it has run
+        metric = wishes.metric or UNKNOWN  # found when it has run
         return {}, {"score": command, "metric": metric} | direction_of(wishes, metric)
     if kind == "size":
         pattern = wishes.size or ask("Whose bytes are counted? (a file, or a pattern such as dist/*.js)", None, ())

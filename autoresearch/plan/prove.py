@@ -14,6 +14,7 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError
+from autoresearch.plan.draft import UNKNOWN
 from autoresearch.record.journal import take
 from autoresearch.record.runs import RUNS
 from autoresearch.repo import RunRepo
@@ -25,7 +26,6 @@ from autoresearch.runner.machine import remove
 from autoresearch.task import NOTHING, Task
 from autoresearch.text import clean, count, duration, one_line
 
-UNKNOWN = "unknown_metric"  # before the score command has run
 FOLDER = ".check"  # below RUNS; no tag begins with a dot
 BASELINES = 5
 NIGHT = 8 * 3600.0  # seconds
