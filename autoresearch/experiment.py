@@ -56,8 +56,9 @@ class Returned:
 class Experiments:
     """The experiments of one run.
 
-    rule: what is kept. baseline_runs: how often the baseline is trained; None: by what it takes. repairs: how often an edit that crashed early
-    goes back to its agent. can_retry: whether the agent of an attempt can make it anew. gate: what waits for a word.
+    rule: what is kept. baseline_runs: how often the baseline is trained; None: by what it takes. repairs: how often an
+    edit that crashed early goes back to its agent. can_retry: whether the agent of an attempt can make it anew. gate:
+    what waits for a word.
     """
 
     def __init__(

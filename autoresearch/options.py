@@ -113,8 +113,8 @@ class Research(Begins):
     seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")
     baseline_runs: int | None = option(
-        "How often the baseline is trained, to know the noise. Default: 2; in other repositories 5, where that takes less "
-        "than a minute each.",
+        "How often the baseline is trained, to know the noise. Default: 2; in other repositories 5, where it takes less "
+        "than a minute.",
         min=1,
     )
     approve: str | None = option(
@@ -179,7 +179,7 @@ class Start(Called, Begins):
     seed: int | None = option("Of every trial. Default: the run's, else 42.", min=0)
     keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
     baseline_runs: int | None = option(
-        "How often the baseline is trained, to know the noise. Default: 1; in other repositories as for the loop itself.",
+        "How often the baseline is trained, to know the noise. Default: 1; in other repositories as for the loop.",
         min=1,
     )
     gpu: str | None = option("The GPU to use, by its number in nvidia-smi. Default: the run's, else the first.")
