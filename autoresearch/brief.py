@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from autoresearch import BRIEF_TOKENS
+from autoresearch.editable import is_glob
 from autoresearch.lessons import Lesson
 from autoresearch.record.events import Refused
 from autoresearch.record.ledger import Attempt
@@ -45,6 +46,7 @@ class Brief:
     champion: Attempt
     sources: dict[str, str]  # the editable files, as the champion has them
     attempts: list[Attempt]  # all with a verdict, in order
+    context: dict[str, str] = dataclasses.field(default_factory=dict)  # files that are shown and may not be edited
     noise: float = 0.0  # standard deviation of one score
     margin: float = 0.0  # what a gain must exceed because of it
     line_price: float = 0.0  # and for each line of code that is added
@@ -94,10 +96,12 @@ class Brief:
         return [
             f"Make one change to {files} in the current folder that improves `{self.task.metric}` ({better} is better)"
             + (f" after {budget:g} seconds of training on {self.facts.device}." if budget else ".")
+            + (" New files that fit these patterns may be added." if any(map(is_glob, self.task.editable)) else "")
             + " Change no other file. Do not run the training: the loop does it. Try one idea, with a reason to work; "
             "several near misses combined are one.",
             "An edit is refused if it touches another file, breaks the rules below, or does the same as an earlier "
             "edit (comments and layout do not count).",
+            *self.commands(),
             *(["## Agenda", trim(self.agenda, self.share(6))] if self.agenda else []),
         ]
 
@@ -108,7 +112,27 @@ class Brief:
             left -= len(source.encode())
             too_long = f"{count(source.count(chr(10)), 'line')}, too many to be shown here: read the file."
             parts += [f"## The champion's {name}", block(source) if left >= 0 else too_long]
+        left = self.share(4)
+        for name, source in self.context.items():
+            left -= len(source.encode())
+            if left >= 0:
+                parts += [f"## {name}, which may not be edited", block(source)]
         return parts
+
+    def commands(self) -> list[str]:
+        """Of another repository: what is run, and what an edit must keep to."""
+        task = self.task
+        if task.referee:
+            return []
+        lines = [f"{name}: {getattr(task, name)}" for name in ("train", "score", "guard") if getattr(task, name)]
+        lines += [f"{task.metric} must be from {task.range[0]:g} to {task.range[1]:g}"] if task.range else []
+        lines += [
+            f"{name}: {', '.join(f'{key} {limit}' for key, limit in limits.items())}"
+            for name, limits in task.also.items()
+        ]
+        lines += [f"time limit: {task.time_limit:g} s"]
+        said = "What is run for each experiment; `guard` must succeed, and other figures keep their limits:"
+        return [said, fence("\n".join(lines))]
 
     def share(self, part: int, most: int = 1 << 30) -> int:
         """The number of bytes that a `part`th of the budget holds, at most `most`."""

@@ -22,7 +22,7 @@ from autoresearch.options import Start, Try, Wait
 from autoresearch.record.journal import already_running, holder
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import Recorded, folder_of, recorded_run
-from autoresearch.task import edit_hash
+from autoresearch.run import edit_of
 from autoresearch.text import to_type
 from autoresearch.views.console import Console
 from autoresearch.views.show import answer_of, show_answer
@@ -184,9 +184,7 @@ def join(call: Call, recorded: Recorded, console: Console) -> None:
     worktree, tag = call.folder / "worktree", recorded.tag
     if attempt is None or attempt.agent not in External.names:
         raise UserError(f"the baseline is training on run {tag}: wait for it, `{to_type('wait')} --tag {tag}`")
-    sources = {name: worktree / name for name in recorded.task.editable}
-    edit = edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in sources.items()})
-    if edit != attempt.edit and not call.ended():
+    if edit_of(recorded.task, worktree) != attempt.edit and not call.ended():
         raise UserError(
             f"an experiment is already running on tag {tag}, and its edit is another one: wait for the verdict on "
             f"experiment {number}, `{to_type('wait')} --tag {tag}`, then edit"

@@ -171,7 +171,8 @@ class Experiments:
         self, attempt: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
     ) -> Measurement:
         """Train and score. What has a score counts among the attempt's runs from here on."""
-        job = Job(name, self.run.files(attempt.commit), seed, fresh_caches=fresh_caches)
+        files, gone = self.run.files(attempt.commit), self.run.gone(attempt.commit)
+        job = Job(name, files, seed, fresh_caches=fresh_caches, gone=gone)
         measured = await self.run.runner.run(job, seat, tell)
         if measured.score is not None and not measured.suspended:
             seconds, score = dict(measured.seconds), measured.score
@@ -273,7 +274,8 @@ class Experiments:
         """
         largest, bounds, lower = self.run.facts.implausible_gain, self.task.range, self.task.lower_is_better
         standing = mean(self.ledger.standing(attempt))
-        settled = len(self.ledger.finished) >= SETTLED and attempt.number not in self.ledger.accepted
+        seen = [other for other in self.ledger.finished if largest is not None or other.score is not None]
+        settled = len(seen) >= SETTLED and attempt.number not in self.ledger.accepted
         if largest is None:
             doubted = not self.task.referee and is_far_outside(gain, standing, self.ledger.gains(), lower, bounds)
             if doubted and not settled:

@@ -71,14 +71,17 @@ def is_far_outside(
     there can be, and OUTLIER times the largest gain so far.
 
     gains: of what was kept before. bounds: the least and the largest score; without them the best is 0 for what is to
-    become lower, and twice the champion's score for what is to become higher.
+    become lower, and three times the champion's score for what is to become higher: half of the way is twice as good.
     """
     return is_large(gain, standing, lower_is_better, bounds) and gain > OUTLIER * max(gains, default=0.0)
 
 
 def is_large(gain: float, standing: float, lower_is_better: bool, bounds: Sequence[float] | None) -> bool:
     """Whether a gain is more than half of the way to the best score there can be, as of `is_far_outside`."""
-    way = abs(standing) if bounds is None else abs(standing - bounds[0 if lower_is_better else 1])
+    if bounds is not None:
+        way = abs(standing - bounds[0 if lower_is_better else 1])
+    else:
+        way = abs(standing) if lower_is_better else 2 * abs(standing)
     return gain > LARGE * way
 
 

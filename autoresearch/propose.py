@@ -24,6 +24,7 @@ from autoresearch.agents import (
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.external import External
 from autoresearch.brief import Brief
+from autoresearch.editable import in_folder
 from autoresearch.experiment import Returned
 from autoresearch.judge import RULES, KeepRule, margin
 from autoresearch.lessons import Lessons
@@ -311,9 +312,13 @@ class Proposer:
         changed = self.repo.changed(self.base.commit)
         if objection := self.task.objection(self.repo.worktree, changed, self.run.originals):
             return objection
-        files = {name: (self.repo.worktree / name).read_bytes() for name in self.task.editable}
+        names = in_folder(self.task.editable, self.repo.worktree)
+        files, champion = (
+            {name: (self.repo.worktree / name).read_bytes() for name in names},
+            self.run.files(self.base.commit),
+        )
         for name, content in files.items():
-            before = self.repo.read(self.base.commit, name).decode(errors="replace")
+            before = champion.get(name, b"").decode(errors="replace")
             if keys.found(content.decode(errors="replace")) > keys.found(before):
                 return f"{name} holds something that looks like a key; it must not be in git"
         if earlier := self.tried_before(self.run.edit()):
@@ -358,6 +363,7 @@ class Proposer:
             run.facts,
             champion,
             sources={name: content.decode(errors="replace") for name, content in files.items()},
+            context={name: content.decode(errors="replace") for name, content in run.context().items()},
             attempts=list(ledger.finished),
             in_flight=list(unfinished),
             noise=ledger.noise(),

@@ -17,6 +17,7 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError, disk_is_full
+from autoresearch.editable import is_glob, pathspecs
 from autoresearch.text import short
 
 # Hooks and signing of the user's do not run, nor does housekeeping in the midst of a night.
@@ -148,7 +149,7 @@ class RunRepo:
     def diff(self, before: str, after: str, paths: tuple[str, ...]) -> str:
         """What changed in the paths between two commits."""
         return (
-            self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *paths)
+            self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *pathspecs(paths))
             .encode(errors="replace")
             .decode()
         )
@@ -193,11 +194,11 @@ class RunRepo:
 
     def take_up(self, commit: str, paths: tuple[str, ...]) -> None:
         """Put the paths, as they are in a commit, into the worktree."""
-        self._tree().git.checkout(commit, "--", *paths)
+        self._tree().git.checkout(commit, "--", *pathspecs(paths))
 
     def restore_all_but(self, paths: tuple[str, ...]) -> None:
         """Take back every change in the worktree outside the given paths."""
-        others = [f":(exclude,top){path}" for path in paths]
+        others = pathspecs(paths, "exclude", "top")
         tree = self._tree()
         if changed := tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others).strip("\0"):
             tree.git.checkout("HEAD", "--", *(f":(top,literal){path}" for path in changed.split("\0")))
@@ -206,7 +207,9 @@ class RunRepo:
     def commit(self, paths: tuple[str, ...], message: str) -> str:
         """Commit the given paths in the worktree."""
         tree = self._tree()
-        tree.git.add("--", *paths)
+        if any(map(is_glob, paths)):
+            paths = tuple(f":(literal){entry[3:]}" for entry in status_of(tree, *pathspecs(paths)))
+        tree.git.add("--all", "--", *paths)
         tree.git.execute([*COMMIT, "--message", message])
         return tree.git.rev_parse("HEAD")
 
@@ -253,7 +256,7 @@ class RunRepo:
 
     def uncommitted(self, paths: tuple[str, ...]) -> list[str]:
         """Which of the paths differ, in the user's checkout, from its last commit."""
-        return [entry[3:] for entry in status_of(self.repository, *paths)]
+        return [entry[3:] for entry in status_of(self.repository, *pathspecs(paths))]
 
     def _tree(self) -> git.Repo:
         return Repository(self.worktree)

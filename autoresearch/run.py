@@ -21,6 +21,7 @@ from typing import TypeVar, cast
 import git
 
 from autoresearch import UserError, disk_is_full, inbox
+from autoresearch.editable import among, in_folder, is_glob, may_edit
 from autoresearch.gate import in_words
 from autoresearch.limits import StopRequest
 from autoresearch.record import events
@@ -261,12 +262,30 @@ class Run:
 
     def files(self, commit: str) -> dict[str, bytes]:
         """The editable files as they are in a commit."""
-        return {name: self.repo.read(commit, name) for name in self.task.editable}
+        globs = any(map(is_glob, self.task.editable))
+        names = among(self.task.editable, self.repo.committed(commit) if globs else ())
+        return {name: self.repo.read(commit, name) for name in names}
+
+    def context(self) -> dict[str, bytes]:
+        """What else agents are shown, as the human committed it."""
+        shown = self.task.context
+        if not shown:
+            return {}
+        folders = tuple(f"{name.rstrip('/')}/" for name in shown)
+        names = [
+            name
+            for name in sorted(self.repo.committed(self.ledger.base))
+            if may_edit(shown, name) or name.startswith(folders)
+        ]
+        return {name: self.repo.read(self.ledger.base, name) for name in names}
+
+    def gone(self, commit: str) -> tuple[str, ...]:
+        """Editable files of the human's that a commit has no longer."""
+        return tuple(name for name in self.originals if name not in self.files(commit))
 
     def edit(self, folder: Path | None = None) -> str:
         """Names what the worktree's editable files do, apart from comments and layout. folder: another worktree."""
-        paths = {name: (folder or self.repo.worktree) / name for name in self.task.editable}
-        return edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in paths.items()})
+        return edit_of(self.task, folder or self.repo.worktree)
 
     def lines(self, commit: str) -> int:
         """Lines of code that the editable files have in a commit."""
@@ -344,6 +363,12 @@ class Run:
                 "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what "
                 "changed with `git diff`, and run the same command again to go on with what is there now"
             )
+
+
+def edit_of(task: Task, folder: Path) -> str:
+    """Names what the editable files in a worktree do, apart from comments and layout."""
+    paths = {name: folder / name for name in in_folder(task.editable, folder)}
+    return edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in paths.items()})
 
 
 def code_hash() -> str:

@@ -5,7 +5,8 @@ Any other repository with a number to improve says, in YAML between two lines of
 
     ---
     task:
-      editable: [solver.py]           # the files an experiment may change
+      editable: [solver.py]           # the files an experiment may change; globs too: src/**/*.py
+      context: [score.py]             # what agents are shown besides
       train: python solver.py         # the command of one trial; its log is kept
       score: python score.py          # optional: the command that prints the metric; else `train` prints it
       metric: accuracy                # the last line `accuracy: 0.93` is the score
@@ -29,6 +30,7 @@ import dataclasses
 import difflib
 import hashlib
 import math
+import os
 import posixpath
 import re
 import shlex
@@ -37,6 +39,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
 from autoresearch import UserError, preflight
+from autoresearch.editable import among, is_glob, may_edit
 from autoresearch.preflight import LARGEST_FILE, LARGEST_LITERAL
 from autoresearch.text import METRIC, to_type
 
@@ -73,6 +76,7 @@ class Task:
     score_limit: float = 600.0  # seconds for `score`, and for `guard` and `holdout`
     memory_limit: float | None = None  # GiB of host memory for each command; default: nine tenths of what is free
     disk_limit: float = 20.0  # GiB that a trial may leave in its folder
+    context: tuple[str, ...] = ()  # files, folders and globs that agents are shown, and may not edit
     env: tuple[str, ...] = ()  # variables that the commands see: NAME, as the user has it, or NAME=value
     link: tuple[str, ...] = ()  # untracked paths of the user's checkout that are linked into the worktree, to be read
     also: dict = dataclasses.field(default_factory=dict)  # other figures that are shown, by name: {max, min, direction}
@@ -98,12 +102,12 @@ class Task:
         for name in self.editable:
             if name in committed:
                 continue
-            if set(name) & set("*?"):
-                fit = sorted(path for path in committed if fits(path, name))
-                what = f"is a pattern; name its files: [{', '.join(fit)}]" if fit else "fits no committed file"
-                return f"`editable` in program.md: {name} {what}"
+            if is_glob(name):
+                if any(may_edit([name], path) for path in committed):
+                    continue
+                return f"`editable` in program.md: {name} fits no committed file"
             if (root / name).is_dir():
-                return f"`editable` in program.md names the folder {name}; name its files instead"
+                return f"`editable` in program.md names the folder {name}; name its files, or write {name}/**/*.py"
             if (root / name).exists():
                 return f"`editable` in program.md names {name}, which is not committed; {how_to_commit(name)}"
             alike = [path for path in committed if path.endswith(f"/{posixpath.basename(name)}")]
@@ -144,17 +148,19 @@ class Task:
         folder: the worktree with the edit in it. changed: paths that differ from the champion. originals:
         the editable files as the human wrote them.
         """
-        others = [path for path in changed if path not in self.editable]
+        others = [path for path in changed if not may_edit(self.editable, path)]
         if others:
             return f"only {', '.join(self.editable)} may change, but the edit also touches {', '.join(others[:5])}"
         if not changed:
             return f"nothing changed in {', '.join(self.editable)}"
-        return self.fault(folder, originals)
+        return self.fault(folder, originals, changed)
 
-    def fault(self, folder: Path, originals: dict[str, bytes]) -> str | None:
-        """What is wrong with the editable files as they stand, or None."""
-        for name in self.editable:
+    def fault(self, folder: Path, originals: dict[str, bytes], changed: Sequence[str] = ()) -> str | None:
+        """What is wrong with the editable files as they stand, or None. changed: files that may be new."""
+        for name in among(self.editable, [*originals, *changed]):
             path = folder / name
+            if name not in self.editable and not os.path.lexists(path):  # one of many may go
+                continue
             if not path.is_file() or path.is_symlink():
                 return f"{name} is missing or not a plain file"
             size, allowed = path.stat().st_size, max(1024 * self.largest_file, len(originals.get(name, b"")))
@@ -166,12 +172,14 @@ class Task:
             if path.suffix != ".py":
                 continue
             try:
-                tree = ast.parse(path.read_bytes(), filename=name)
+                source = path.read_bytes()
+                tree = ast.parse(source, filename=name)
+                if not self.preflight:
+                    continue
                 rules = (ast.parse(originals[name]), set(self.imports), self.largest_literal)
-                if self.preflight and (violation := preflight.violation(tree, *rules)):
+                if violation := preflight.violation(tree, *rules):
                     return f"{name}: {violation}"
-                source, given = path.read_bytes(), (originals[name], self.largest_literal)
-                if self.preflight and (too_much := preflight.brought_along(source, *given)):
+                if too_much := preflight.brought_along(source, originals[name], self.largest_literal):
                     return f"{name}: {too_much}"
             except (SyntaxError, ValueError) as error:
                 line = getattr(error, "lineno", None)
@@ -258,13 +266,6 @@ class Stages:
         if barren >= self.pivot + self.outside:
             return "look outside"
         return "pivot" if barren >= self.pivot else "refine" if barren >= self.refine else "explore"
-
-
-def fits(path: str, pattern: str) -> bool:
-    """Whether a path fits a pattern: `*` and `?` stand for letters of a name, `**/` for any folders."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    words = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    return bool(re.fullmatch("".join(parts.get(word) or re.escape(word) for word in words), path))
 
 
 def how_to_commit(path: str) -> str:
@@ -586,5 +587,7 @@ def check_task(settings: object, path: Path, folder: str = "") -> Task:
     if (direction := values.get("direction", "minimize")) not in ("minimize", "maximize"):
         meant = {"min": "minimize", "low": "minimize", "dow": "minimize"}.get(direction[:3].lower(), "maximize")
         raise UserError(f"`direction` in {path} must be minimize or maximize, not {direction!r}; did you mean {meant}?")
+    if "context" in values:
+        values["context"] = tuple(check_path("context", name, path, folder) for name in values["context"])
     values["editable"] = tuple(check_path("editable", name, path, folder) for name in values["editable"])
     return Task(**values, folder=folder)

@@ -143,7 +143,12 @@ class Verification:
         """(One run of a code, its check on the holdout). place: among the runs to do, as Console.verifying wants it."""
         run = self.run
         run.require_own_code()
-        job = Job(f"verify/{code.name.replace(' ', '-')}-{seed}", run.files(code.commit), seed=seed)
+        job = Job(
+            f"verify/{code.name.replace(' ', '-')}-{seed}",
+            run.files(code.commit),
+            seed=seed,
+            gone=run.gone(code.commit),
+        )
         seat, view = run.runner.seats[0], run.console.verifying(*place)
         run.stop.trials = 1
         try:

@@ -30,6 +30,18 @@ CATEGORIES = (
     "simplification",
     "other",
 )
+CATEGORIES_ELSEWHERE = (
+    "algorithm",
+    "data structures",
+    "memory",
+    "parallelism",
+    "input and output",
+    "parameters",
+    "model",
+    "features",
+    "simplification",
+    "other",
+)
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")  # environment variables that hold a key for a Messages API
 FIELDS = re.compile(
     r"[\W_]*(description|category|hypothesis|predicted|lesson)[\W_]*:[\s*_]*(.*?)[\s*_`]*", re.IGNORECASE
@@ -119,10 +131,15 @@ lesson: only if the last verdicts taught something of general use, one line; `le
 """
 
 
+def categories_of(brief: "Brief") -> tuple[str, ...]:
+    """The kinds of change: of this project's own game, or of another repository."""
+    return CATEGORIES if brief.task.referee else CATEGORIES_ELSEWHERE
+
+
 def how_to_reply(brief: "Brief") -> str:
     """How an agent that answers in text is asked to describe its edit."""
     return REPLY.format(
-        categories=", ".join(CATEGORIES),
+        categories=", ".join(categories_of(brief)),
         metric=brief.task.metric,
         example="-0.002" if brief.task.lower_is_better else "+0.002",
     )

@@ -25,6 +25,7 @@ from autoresearch.agents import (
     AgentStopped,
     AgentUnavailable,
     Proposal,
+    categories_of,
     price,
     read_reply,
 )
@@ -96,6 +97,13 @@ TOOLS = [
         },
     },
 ]
+
+
+def tools_for(brief: Brief) -> list[dict]:
+    """The tools, with the categories of this game."""
+    *others, submit = json.loads(json.dumps(TOOLS))
+    submit["input_schema"]["properties"]["category"]["enum"] = list(categories_of(brief))
+    return [*others, submit]
 
 
 class ClaudeAPI:
@@ -239,7 +247,7 @@ class Conversation:
         self.transcript = brief.transcript / "transcript.jsonl"
         self.submitted: dict | None = None
         self.tools: list[dict] = [{"type": "text_editor_20250728", "name": EDITOR} if agent.official else PLAIN_EDITOR]
-        self.tools += TOOLS
+        self.tools += tools_for(self.brief)
         self.deadline = now() + agent.limit
         if agent.web_search and brief.stage == "look outside":
             self.tools.insert(0, {"type": "web_search_20250305", "name": "web_search", "max_uses": 5})

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from autoresearch.editable import may_edit
+
 EDITOR = "str_replace_based_edit_tool"
 # For servers that do not have it built in.
 PLAIN_EDITOR = {
@@ -67,9 +69,11 @@ class Editor:
         """The file that a tool call names: by its whole path or from the folder, which some models call /repo."""
         said, editable = str(given.get("path") or ""), self.editable
         relative = os.path.normpath(os.path.join(self.folder, said.removeprefix("/repo/").lstrip("/")))
-        for name in editable:
-            path = self.folder / name
-            if str(path) in (relative, os.path.normpath(said)) and path.is_file() and not path.is_symlink():
+        for path in map(Path, (relative, os.path.normpath(said))):
+            name = str(path.relative_to(self.folder)) if path.is_relative_to(self.folder) else ""
+            new = given.get("command") == "create" and not os.path.lexists(path) and path.resolve() == path
+            if may_edit(editable, name) and (new or (path.is_file() and not path.is_symlink())):
+                path.parent.mkdir(parents=True, exist_ok=True)
                 return path
         raise ToolError(f"only {', '.join(editable)} can be viewed and edited, not {given.get('path')!r}")
 

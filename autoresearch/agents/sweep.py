@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import json
 import random
+import re
 from pathlib import Path
 
 from autoresearch.agents import NothingLeft, Proposal
@@ -17,11 +18,18 @@ from autoresearch.task import edit_hash
 
 SECTION = ("# Hyperparameters", "# End of hyperparameters")  # comments around the constants to vary; without them, all
 Value = bool | int | float | str
+# `#define NAME 1`, `static const int NAME = 1;`, `const NAME: usize = 1;`, `NAME = 1`, at the beginning of a line.
+OTHER_LANGUAGES = re.compile(
+    rb"^[ \t]*(?:#[ \t]*define[ \t]+(?P<defined>[A-Z][A-Z0-9_]+)[ \t]+|"
+    rb"(?:[\w:<>*&\[\]]+[ \t]+)*(?P<assigned>[A-Z][A-Z0-9_]+)[ \t]*(?::[ \t]*\w+[ \t]*)?:?=[ \t]*)"
+    rb"(?P<value>-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE]-?\d+)?)(?=[uUlLfF]*[ \t]*(?:[;,]|//|/\*|#|\r?$))",
+    re.MULTILINE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """A literal that is assigned to an upper-case name at the top level of a file: bytes `start` to `end` of it."""
+    """A literal that is given to an upper-case name, in Python at the top level: bytes `start` to `end` of a file."""
 
     file: str
     name: str
@@ -47,7 +55,7 @@ class Sweep:
         known = [*(attempt for attempt in brief.attempts if not attempt.was_outrun), *brief.in_flight]
         tried = {*(attempt.description for attempt in known), *(event.description for event in brief.refused)}
         contents = {attempt.edit for attempt in known}
-        sources = {name: (folder / name).read_bytes() for name in brief.task.editable}
+        sources = {name: (folder / name).read_bytes() for name in brief.sources}
         moves = [
             (constant, new)
             for name, source in sources.items()
@@ -64,6 +72,11 @@ class Sweep:
             if description not in tried and edit_hash(after) not in contents:
                 (folder / constant.file).write_bytes(edited)
                 return Proposal(description, category=constant.name, tokens=0, dollars=0.0)
+        if not moves:
+            raise NothingLeft(
+                "sweep found no constant to vary: it takes upper-case names that are given a number, such as "
+                "`#define BLOCK 64`, `const BLOCK = 64;` or, in Python at the top level, `BLOCK = 64`"
+            )
         raise NothingLeft("every step from here has been tried")
 
 
@@ -82,6 +95,10 @@ def continues(move: tuple[Constant, Value], attempts: list[Attempt]) -> bool:
 
 def constants(file: str, source: bytes, gpu: bool) -> list[Constant]:
     """The literals that can be varied. Of `a if GPU else b`, the one that is used on this machine."""
+    if not file.endswith(".py"):
+        found = OTHER_LANGUAGES.finditer(source)
+        named = ((match["defined"] or match["assigned"], match["value"], match.span("value")) for match in found)
+        return [Constant(file, name.decode(), number_of(value), value.decode(), *at) for name, value, at in named]
     lines = source.split(b"\n")
     starts = [0]
     for line in lines:
@@ -108,6 +125,13 @@ def constants(file: str, source: bytes, gpu: bool) -> list[Constant]:
             end = starts[value.end_lineno - 1] + value.end_col_offset
             found.append(Constant(file, target.id, literal_value, source[start:end].decode(), start, end))
     return found
+
+
+def number_of(text: bytes) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def evaluate(node: ast.expr) -> Value | None:

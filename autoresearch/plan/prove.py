@@ -14,6 +14,7 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError
+from autoresearch.editable import among
 from autoresearch.plan.draft import UNKNOWN
 from autoresearch.record.journal import take
 from autoresearch.record.runs import RUNS
@@ -253,5 +254,6 @@ async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: On
         proof.faults.append(f"the {once.checked.failed} fails on the untouched code: {once.checked.reason}")
     await bench.baselines(runner, once.measured, proof)
     if len(proof.scores) == BASELINES:
-        await bench.break_each(runner, {name: bench.repo.read(base, name) for name in task.editable}, proof)
+        names = among(task.editable, bench.repo.committed(base))
+        await bench.break_each(runner, {name: bench.repo.read(base, name) for name in names}, proof)
     return proof

@@ -36,6 +36,7 @@ class Job:
     seed: int
     phases: tuple[str, ...] = (TRAIN, SCORE)  # or PREFLIGHT alone, or of GUARD and HOLDOUT
     fresh_caches: bool = False  # compile anew, in caches of its own
+    gone: tuple[str, ...] = ()  # editable files of that commit that are not there
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
-from autoresearch import UserError
+import git
+
+from autoresearch import UserError, disk_is_full
 from autoresearch.repo import Git, RunRepo
 from autoresearch.runner.machine import remove
 
@@ -61,12 +63,13 @@ class Checkout:
                 return False
         except (OSError, ValueError, KeyError):
             pass
+        remove(self.made)
         self._check_out(base)
         self._clean = {"key": key}
         return True
 
     def _check_out(self, base: str) -> None:
-        for path in (self.folder, self.git_folder, self.made):
+        for path in (self.folder, self.git_folder):
             remove(path)
         self.folder.mkdir(parents=True)
         source = self.repo.repository.common_dir
@@ -121,7 +124,16 @@ class Checkout:
     # -- before and after each trial
 
     def reset(self) -> None:
-        """Make it hold what it was sealed with, and nothing else."""
+        """Make it hold what it was sealed with, and nothing else, whatever was done to it."""
+        try:
+            self._put_back()
+        except (OSError, git.GitError) as error:  # a lock of a git that was killed, a broken index: made again, once
+            if disk_is_full(error):
+                raise
+            self._check_out(self._clean["key"][0])
+            self._put_back()
+
+    def _put_back(self) -> None:
         self.folder.mkdir(exist_ok=True)
         files, folders = self._look()
         clean, tracked = self._clean["files"], set(self._clean["tracked"])

@@ -46,7 +46,9 @@ TOOLS_AT_HOME = (
     *(".cargo/bin", ".cargo/registry", ".cargo/git", ".cargo/config.toml", "go/pkg/mod", ".m2/repository"),
     *(".sdkman/candidates", ".juliaup", ".local/share/uv/python", ".local/share/mise/installs", ".local/lib"),
 )
+# Variables by which they find that, since a command's own home is empty.
 FINDS_ITS_HOME = {"PYENV_ROOT": ".pyenv", "RUSTUP_HOME": ".rustup", "CARGO_HOME": ".cargo", "NVM_DIR": ".nvm"}
+FINDS_ITS_HOME |= {"GOPATH": "go", "PYTHONUSERBASE": ".local", "RBENV_ROOT": ".rbenv", "ASDF_DATA_DIR": ".asdf"}
 VIRTUAL = (".venv", "venv")  # environments of a repository's own
 
 

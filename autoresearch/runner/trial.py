@@ -77,14 +77,9 @@ def trial_environment(
     kept = {name: value for name, value in found.items() if not keys.NAMES.search(name)}
     if theirs is not None:
         kept.pop("VIRTUAL_ENV", None)
-        cache = folder / "run/tmp/cache"
-        kept |= {"XDG_CACHE_HOME": str(cache), "npm_config_cache": str(cache / "npm")}
-        # npm ends where it may not read its settings, which hold tokens: these files are not there.
-        kept |= {f"npm_config_{kind}config": str(cache / f"npmrc-{kind}") for kind in ("user", "global")}
-        kept |= {
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            "GIT_CONFIG_NOSYSTEM": "1",
-        }  # else git ends where it may not read them
+        # No settings of the user's and the system's, and an empty home: where they may not read them, git and npm end.
+        kept |= {"HOME": str(folder / "run/tmp/home"), "GIT_CONFIG_NOSYSTEM": "1"}
+        kept |= {"npm_config_globalconfig": os.devnull, "npm_config_update_notifier": "false"}
     common = {
         **kept,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}",
@@ -256,7 +251,8 @@ class Trial:
         self.files_free = os.statvfs(self.folder).f_favail
 
     def _make_folders(self) -> None:
-        for path in (*self.outputs, self.folder / "tmp", self.folder / "run/tmp"):
+        home = [] if self.task.referee else [self.folder / "run/tmp/home"]
+        for path in (*self.outputs, self.folder / "tmp", self.folder / "run/tmp", *home):
             path.mkdir(parents=True, exist_ok=True)
 
     def _start(self, phase: str, command: str, on_stdin: bool = False, channel: socket.socket | None = None) -> Process:

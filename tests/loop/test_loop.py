@@ -464,8 +464,9 @@ def test_disorder_between_two_calls(toy):
     """Locks that a git which was killed has left, and worktrees that somebody deleted or broke."""
     toy.plan_steps(**{f"e{number}": [step(number)] for number in range(2, 6)})
     toy.run_agent(2)
-    for name in ("worktree", "stage"):
-        (toy.folder / f".git/worktrees/{name}/index.lock").touch()
+    for folder in (toy.folder / ".git/worktrees/worktree", toy.runs / "stage.git"):
+        (folder / "index.lock").touch()
+    (toy.runs / "stage/solver.py").unlink()  # which git has to put back
     toy.run_agent(3)
     shutil.rmtree(toy.runs / "stage")
     (toy.runs / "worktree/.git").unlink()

@@ -344,3 +344,36 @@ def test_a_flaky_guard_and_old_runs(toy, refused):
     assert toy.tip() == branch and (toy.runs / "trials/2/guard.log").exists()
     toy.run_agent(4)
     assert toy.statuses() == ["keep", "keep", "discard", "keep"]
+
+
+def test_globs_with_new_files_and_what_agents_are_shown(toy, refused):
+    """An edit may add files that fit a pattern; others are refused. The brief names the game's commands and shows its
+    context."""
+    (toy.folder / "src/deep").mkdir(parents=True)
+    toy.write("src/table.h", "#define SIZE 4\n")
+    toy.write("src/deep/old.py", "VALUE = 1\n")
+    toy.write("bench.py", "import pathlib, re\nfor path in sorted(pathlib.Path('src').rglob('*.py')): print(path)\n")
+    with open(toy.folder / "bench.py", "a") as file:
+        file.write("size = int(re.search(r'SIZE (\\d+)', open('src/table.h').read())[1])\n")
+        file.write("print('score:', size + len(list(pathlib.Path('src').rglob('*.py'))))\n")
+    program = (toy.folder / "program.md").read_text().replace("python solver.py", "python bench.py")
+    toy.write("program.md", program.replace("[solver.py]", "['src/**/*.py', src/*.h]\n  context: [bench.py]"))
+    toy.commit()
+    add = {"src/deep/new.py": "VALUE = 2\n", "src/top.py": "VALUE = 3\n"}
+    toy.plan_steps(
+        e2=[{"files": add, "say": "add"}],
+        e3=[
+            {"files": {"other.py": ""}, "say": "outside"},
+            {"files": {"src/table.h": "#define SIZE 9\n"}, "say": "more"},
+        ],
+        otherwise=[{"files": {"solver.py": solver(2)}, "say": "not editable"}],
+    )
+    output = toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "keep"] and toy.rows()[2][1] == "12.000000", output
+    assert "the edit also touches other.py" in output
+    first = toy.journal("attempt")[1]["commit"]
+    assert git(toy.folder, "show", "--name-only", "--format=", first).split() == ["src/deep/new.py", "src/top.py"]
+    brief = next((toy.runs / "proposals/2").glob("*brief*")).read_text()
+    assert "train: python bench.py" in brief and "guard: python check.py" in brief
+    assert "## bench.py, which may not be edited" in brief and "New files that fit these patterns" in brief
+    assert "data structures" in brief and "attention" not in brief

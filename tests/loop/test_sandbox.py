@@ -38,15 +38,15 @@ def note(call, *arguments):
         raise OSError(ctypes.get_errno(), call)
     if call != "adjtimex":
         getattr(libc, call.replace("get", "ctl"))(number, 0, None)
-CHILD = """import os
-try: os.listdir(os.path.expanduser('~'))
+CHILD = """import os, sys
+try: os.listdir(sys.argv[1])
 except OSError as error: print(type(error).__name__)
 else: print('done')"""
 out = pathlib.Path(os.environ["AUTORESEARCH_RUN_DIR"])
 target = json.loads(pathlib.Path("target.json").read_text())
 seen = {
-    "read home": attempt(lambda: os.listdir(pathlib.Path.home())),
-    "read a file at home": attempt((pathlib.Path.home() / ".gitconfig").read_text),
+    "read home": attempt(lambda: os.listdir(target["home"])),
+    "read a file at home": attempt((pathlib.Path(target["home"]) / ".gitconfig").read_text),
     "read the repository": attempt((pathlib.Path(target["repository"]) / "program.md").read_text),
     "read git's folder": attempt((pathlib.Path(target["repository"]) / ".git/HEAD").read_text),
     "read the journal": attempt(lambda: (out.parent.parent.parent / "journal.jsonl").read_text()),
@@ -72,7 +72,7 @@ seen = {
     "read the loop's environment": attempt(pathlib.Path(f"/proc/{target['loop']}/environ").read_text),
     "own folder": attempt(lambda: (out / "mine").write_text("x")),
     "own temporary file": attempt(lambda: __import__("tempfile").NamedTemporaryFile().close()),
-    "a child, confined too": subprocess.check_output([sys.executable, "-c", CHILD], text=True).strip(),
+    "a child, confined too": subprocess.check_output([sys.executable, "-c", CHILD, target["home"]], text=True).strip(),
 }
 print("seen", json.dumps(seen))
 '''
@@ -167,6 +167,7 @@ def seen(toy, tmp_path):
                         "hidden": str(texts / "hidden"),
                         "beside": str(texts / "beside"),
                         "device": DEVICE,
+                        "home": toy.environment["HOME"],
                         "shared": SHARED,
                     }
                 ),

@@ -170,3 +170,24 @@ def test_what_was_tried_in_any_way_is_not_tried_again(tmp_path, monkeypatch):
         with pytest.raises(NothingLeft):
             call.propose(agent, **more)
     assert call.propose(agent, attempts=[BASELINE, tried(reason=OUTRUN)]).description == only
+
+
+def test_constants_of_other_languages():
+    """Upper-case names that are given a number; and what is none is left alone."""
+    source = b"""#define BLOCK 64
+  #  define RATE 0.5f // a comment
+static const unsigned int COUNT = 12u;
+pub const LIMIT: usize = 1000;
+export const DEPTH = -3, other = 4;
+LEVEL := 7
+#define NAMED OTHER
+#define HEX 0x10
+if (BLOCK == 3) return;
+lower = 3;
+"""
+    found = sweep.constants("lib/x.h", source, gpu=False)
+    assert [(constant.name, constant.value) for constant in found] == [
+        ("BLOCK", 64), ("RATE", 0.5), ("COUNT", 12), ("LIMIT", 1000), ("DEPTH", -3), ("LEVEL", 7),
+    ]  # fmt: skip
+    for constant in found:
+        assert source[constant.start : constant.end].decode() == constant.text

@@ -1,0 +1,47 @@
+"""Which files an edit may touch: names from the repository's root, and globs, `src/**/*.py`, with new files in them."""
+
+import functools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+STEPS = {"**/": r"(?:[^/]+/)*", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+
+
+def is_glob(name: str) -> bool:
+    return bool(re.search(r"[*?\[]", name))
+
+
+@functools.cache
+def pattern_of(glob: str) -> re.Pattern:
+    """`**/` stands for any folders, `*` and `?` for what is in one name."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
+    return re.compile("".join(STEPS.get(part, part if part[:1] == "[" else re.escape(part)) for part in parts))
+
+
+def may_edit(editable: Iterable[str], path: str) -> bool:
+    return any(pattern_of(name).fullmatch(path) if is_glob(name) else name == path for name in editable)
+
+
+def among(editable: Sequence[str], paths: Iterable[str]) -> list[str]:
+    """The editable files among paths; those that are named in full in any case, and first."""
+    named = [name for name in editable if not is_glob(name)]
+    return [*named, *sorted(path for path in set(paths) - set(named) if may_edit(editable, path))]
+
+
+def in_folder(editable: Sequence[str], folder: Path) -> list[str]:
+    """The editable files in a worktree."""
+    if not any(map(is_glob, editable)):
+        return list(editable)
+    found = []
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if name != ".git"]
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in names]
+    return among(editable, found)
+
+
+def pathspecs(editable: Iterable[str], *magic: str) -> list[str]:
+    """The same for git."""
+    specs = ((name, [*magic, *["glob"] * is_glob(name)]) for name in editable)
+    return [f":({','.join(words)}){name}" if words else name for name, words in specs]
