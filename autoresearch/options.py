@@ -112,7 +112,11 @@ class Research(Begins):
     brief_tokens: int = option("How much the agent is told.", min=4000, default=BRIEF_TOKENS)
     seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")
-    baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=2)
+    baseline_runs: int | None = option(
+        "How often the baseline is trained, to know the noise. Default: 2; in other repositories 5, where it takes less "
+        "than a minute.",
+        min=1,
+    )
     approve: str | None = option(
         "Wait for `approve NUMBER` or `reject NUMBER` before an edit is tried, before a keep counts, or each time that "
         "so many dollars are spent; other work goes on.",
@@ -175,7 +179,10 @@ class Called:
 class Start(Called, Begins):
     seed: int | None = option("Of every trial. Default: the run's, else 42.", min=0)
     keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
-    baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=1)
+    baseline_runs: int | None = option(
+        "How often the baseline is trained, to know the noise. Default: 1; in other repositories as for the loop.",
+        min=1,
+    )
     gpu: str | None = option("The GPU to use, by its number in nvidia-smi. Default: the run's, else the first.")
 
 
