@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_type_hints
 
 from autoresearch import UserError, preflight
-from autoresearch.editable import among, may_edit
+from autoresearch.editable import among, is_glob, may_edit
 from autoresearch.preflight import LARGEST_FILE, LARGEST_LITERAL
 from autoresearch.text import METRIC, to_type
 
@@ -102,12 +102,12 @@ class Task:
         for name in self.editable:
             if name in committed:
                 continue
-            if set(name) & set("*?"):
-                fit = sorted(path for path in committed if fits(path, name))
-                what = f"is a pattern; name its files: [{', '.join(fit)}]" if fit else "fits no committed file"
-                return f"`editable` in program.md: {name} {what}"
+            if is_glob(name):
+                if any(may_edit([name], path) for path in committed):
+                    continue
+                return f"`editable` in program.md: {name} fits no committed file"
             if (root / name).is_dir():
-                return f"`editable` in program.md names the folder {name}; name its files instead"
+                return f"`editable` in program.md names the folder {name}; name its files, or write {name}/**/*.py"
             if (root / name).exists():
                 return f"`editable` in program.md names {name}, which is not committed; {how_to_commit(name)}"
             alike = [path for path in committed if path.endswith(f"/{posixpath.basename(name)}")]
@@ -266,13 +266,6 @@ class Stages:
         if barren >= self.pivot + self.outside:
             return "look outside"
         return "pivot" if barren >= self.pivot else "refine" if barren >= self.refine else "explore"
-
-
-def fits(path: str, pattern: str) -> bool:
-    """Whether a path fits a pattern: `*` and `?` stand for letters of a name, `**/` for any folders."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    words = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    return bool(re.fullmatch("".join(parts.get(word) or re.escape(word) for word in words), path))
 
 
 def how_to_commit(path: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from autoresearch import UserError
 from autoresearch.plan.survey import Survey, files_for, kind_of, source_folder
-from autoresearch.task import Task, check_task, fits
+from autoresearch.task import Task, check_task
 
 SCORER = "autoresearch_score.py"
 UNKNOWN = "unknown_metric"  # before the score command has run
@@ -181,7 +181,7 @@ def draft(found: Survey, files: set[str], taken: set[str], wishes: Wishes, ask: 
     notes: list[str] = []
     goal = wishes.goal or ask(GOAL, None, ())
     made, scored = scoring(found, files, wishes, goal, ask, notes)
-    editable = expanded(wishes.edit or editable_of(found, goal, ask, notes), files)
+    editable = list(wishes.edit) or editable_of(found, goal, ask, notes)
     settings: dict[str, object] = {"editable": editable}
     if setup := wishes.setup if wishes.setup is not None else found.setup:
         settings["setup"] = setup
@@ -197,12 +197,6 @@ def draft(found: Survey, files: set[str], taken: set[str], wishes: Wishes, ask: 
     if clash := sorted(set(made) & taken):
         raise UserError(f"{clash[0]} is there already; remove it, or say --score with a command that prints the number")
     return Draft(goal, settings, made, notes)
-
-
-def expanded(names: Sequence[str], files: set[str]) -> list[str]:
-    """Names of files, with those that fit in place of a pattern."""
-    found = [[path for path in sorted(files) if fits(path, name)] or [name] for name in names]
-    return list(dict.fromkeys(path for paths in found for path in paths))
 
 
 def scoring(

@@ -254,9 +254,6 @@ async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: On
         proof.faults.append(f"the {once.checked.failed} fails on the untouched code: {once.checked.reason}")
     await bench.baselines(runner, once.measured, proof)
     if len(proof.scores) == BASELINES:
-        await bench.break_each(
-            runner,
-            {name: bench.repo.read(base, name) for name in among(task.editable, bench.repo.committed(base))},
-            proof,
-        )
+        names = among(task.editable, bench.repo.committed(base))
+        await bench.break_each(runner, {name: bench.repo.read(base, name) for name in names}, proof)
     return proof

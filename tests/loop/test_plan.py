@@ -131,9 +131,11 @@ def test_tools_that_look_for_settings_upwards(library):
 def test_the_metric_that_a_command_prints(library):
     library.write("score.py", "import pkg.parser\nprint('accuracy = 0.93')\n")
     library.commit()
-    words = ("plan", "parse more", "--yes", "--edit", "pkg/parser.py", "--score", "python score.py")
-    assert "the same each time" in called(library, *words)
+    words = ("plan", "parse more", "--yes", "--edit", "pkg/p*.py", "--score", "python score.py")
+    said = called(library, *words)
+    assert "the same each time: any gain" in said and "breaking  pkg/__init__.py" not in said
     program = (library.folder / "program.md").read_text()
+    assert 'editable: ["pkg/p*.py"]' in program and "breaking  pkg/parser.py: noticed by" in said
     assert "metric: accuracy" in program and "direction: maximize" in program and "range: [0, 1]" in program
 
 

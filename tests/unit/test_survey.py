@@ -9,7 +9,7 @@ from autoresearch import UserError
 from autoresearch.plan.command import Asker
 from autoresearch.plan.draft import SCORER, Wishes, draft
 from autoresearch.plan.survey import files_for, kind_of, survey
-from autoresearch.task import fits, read_task
+from autoresearch.task import read_task
 
 PACKAGE = {"dependencies": {"x": "1"}, "scripts": {"test": "node --test", "bench:all": "node b.js", "build": "x"}}
 PYTEST = "env PYTHONPATH=src python -m pytest -q -x -p no:cacheprovider tests"
@@ -152,12 +152,3 @@ def test_the_scorer_stands_in_nobodys_way():
     with pytest.raises(UserError, match="is there already"):
         draft(look("Python"), files, {SCORER}, Wishes(goal="faster"), Asker(yes=True))
     assert Path(SCORER).suffix == ".py"
-
-
-def test_patterns_of_files():
-    made = drafted("Python", goal="faster", edit=["src/**/*.py", "docs/*.py", "none/*.py"])
-    assert made.settings["editable"] == [
-        "src/lib/__init__.py", "src/lib/parser.py", "src/lib/version.py", "docs/conf.py", "none/*.py"
-    ]  # fmt: skip
-    assert fits("a/b/c.py", "**/c.py") and fits("c.py", "**/c.py") and fits("a/b", "a/?")
-    assert not fits("a/b/c.py", "*.py") and not fits("axpy", "a.py")
