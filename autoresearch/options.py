@@ -113,7 +113,7 @@ class Research(Begins):
     seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")
     baseline_runs: int | None = option(
-        "How often the baseline is trained, to know the noise. Default: 2; in other repositories 5, where it takes less "
+        "How often the baseline is trained, to know the noise. Default: 2; in other repositories 5, if it takes less "
         "than a minute.",
         min=1,
     )
