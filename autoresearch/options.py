@@ -138,7 +138,7 @@ class Plan(Confined):
     goal: str = dataclasses.field(
         default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
     )
-    edit: list[str] = option("A file that experiments may change; again for another one.", "--edit", default=())
+    edit: list[str] = option("A file that experiments may change, or a pattern; again for more.", "--edit", default=())
     time: str | None = option("The score is the time that this command takes.", metavar="COMMAND")
     size: str | None = option("The score is the size of this file, or of what fits this pattern.", metavar="FILE")
     score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
@@ -154,6 +154,7 @@ class Plan(Confined):
         f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
+    base_url: str | None = option("Of claude-api: any server with a Messages API.")
     agent_command: str | None = option("The program of --agent command.")
     yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
     force: bool = option("Replace the program.md that is there.", "--force", default=False)
