@@ -125,14 +125,14 @@ def programs_of(task: "Task") -> set[str]:
 def toolchains(task: "Task", environment: Mapping[str, str], places: Iterable[Path]) -> list[str]:
     """Paths that the programs of the user's shell need, besides the system's: themselves and what belongs to them."""
     home = Path(os.path.realpath(environment.get("HOME") or "/"))
-    closed = {home, *home.parents, home / ".local", home / ".cargo", home / "go"}
+    closed = {home, *home.parents, home / "go"}
     paths = environment["PATH"].split(os.pathsep)
     programs = filter(None, (shutil.which(name, path=environment["PATH"]) for name in programs_of(task)))
     folders = [*map(os.path.realpath, paths), *(os.path.dirname(os.path.realpath(program)) for program in programs)]
     found: dict[str, None] = {}
     for folder in map(Path, folders):
         above = folder.parent if folder.name in ("bin", "sbin", "shims", "scripts") else folder
-        found[str(folder if above in closed else above)] = None
+        found[str(folder if above in closed or above.name in (".local", ".cargo") else above)] = None
     found |= dict.fromkeys(str(home / name) for name in TOOLS_AT_HOME if (home / name).exists())
     for place in places:
         for name in (*VIRTUAL, "node_modules"):

@@ -47,7 +47,7 @@ target = json.loads(pathlib.Path("target.json").read_text())
 seen = {
     "read home": attempt(lambda: os.listdir(target["home"])),
     "read a file at home": attempt((pathlib.Path(target["home"]) / ".gitconfig").read_text),
-    "read the repository": attempt((pathlib.Path(target["repository"]) / "program.md").read_text),
+    "read the repository": attempt((pathlib.Path(target["repository"]) / "private").read_text),
     "read git's folder": attempt((pathlib.Path(target["repository"]) / ".git/HEAD").read_text),
     "read the journal": attempt(lambda: (out.parent.parent.parent / "journal.jsonl").read_text()),
     "write the journal": attempt(lambda: open(out.parent.parent.parent / "journal.jsonl", "a").close()),
@@ -179,6 +179,7 @@ def seen(toy, tmp_path):
                 program.replace("time_limit", f"readable: [{texts}]\n  describe: python facts.py\n  time_limit"),
             )
             toy.commit()
+            toy.write("private", "not committed: what is, the worktree has too")
             toy.plan_steps(e2=[{"files": {"solver.py": SPY + solver(2)}, "say": "spy"}])
             toy.run_agent(2, *arguments, **environment)
         assert toy.statuses() == ["keep", "keep"]
