@@ -114,7 +114,8 @@ async def begin(loop: type, options: Start) -> int:
         seats = run.choose_seats(options.gpu)
         keep_rule = options.keep_rule or run.ledger.started.keep_rule or "margin"
         pages = Pages(run)
-        experiments = Experiments(run, rule_of(keep_rule, run), pages, options.baseline_runs)
+        baseline_runs = options.baseline_runs or (1 if run.task.referee else None)
+        experiments = Experiments(run, rule_of(keep_rule, run), pages, baseline_runs)
         proposer = Proposer(run, pages, [], external=True)
         seed = run.ledger.seed if options.seed is None else options.seed
         shown = {"agent": "the one that called this: an external agent"}

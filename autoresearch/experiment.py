@@ -14,7 +14,16 @@ from pathlib import Path
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.gate import Gate
-from autoresearch.judge import KeepRule, Verdict, is_far_outside, judge, mean
+from autoresearch.judge import (
+    TURN_MARGIN,
+    TURNS,
+    KeepRule,
+    Verdict,
+    could_be_noise,
+    is_far_outside,
+    judge,
+    mean,
+)
 from autoresearch.lessons import Lessons
 from autoresearch.pages import Pages
 from autoresearch.record import events
@@ -27,6 +36,8 @@ from autoresearch.text import to_type
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
 PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
+BASELINES, SHORT = 5, 60.0  # runs of a baseline that takes less than so many seconds, in other repositories
+FIRST_TURN = 100  # the seeds of runs in turn are the run's plus this, and on
 SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
 Tell = Callable[[Phase], None]
@@ -45,8 +56,9 @@ class Returned:
 class Experiments:
     """The experiments of one run.
 
-    rule: what is kept. baseline_runs: how often the baseline is trained. repairs: how often an edit that crashed early
-    goes back to its agent. can_retry: whether the agent of an attempt can make it anew. gate: what waits for a word.
+    rule: what is kept. baseline_runs: how often the baseline is trained; None: by what it takes. repairs: how often an
+    edit that crashed early goes back to its agent. can_retry: whether the agent of an attempt can make it anew. gate:
+    what waits for a word.
     """
 
     def __init__(
@@ -54,7 +66,7 @@ class Experiments:
         run: Run,
         rule: KeepRule,
         pages: Pages,
-        baseline_runs: int = 1,
+        baseline_runs: int | None = 1,
         repairs: int = 0,
         can_retry: Callable[[Attempt], bool] = lambda attempt: False,
         gate: Gate | None = None,
@@ -243,9 +255,10 @@ class Experiments:
         if checked.failed == HOLDOUT:
             return Verdict("crash", f"on the holdout: {checked.reason}"), checked
         if not standing:
-            objection = await self.run_baseline_again(attempt, seat)
+            objection = await self.run_baseline_again(attempt, seat, sum(measured.seconds.values()))
         else:
             objection = await self.confirm(attempt, measured.score, abs(measured.score - mean(standing)), seat)
+            objection = objection or await self.run_in_turn(attempt, seat)
         if objection:
             return objection, checked
         if len(attempt.runs) > 1:
@@ -253,11 +266,15 @@ class Experiments:
             verdict = dataclasses.replace(last, reason=f"{last.reason}; {others}") if others else last
         return verdict, checked
 
-    async def run_baseline_again(self, attempt: Attempt, seat: Seat) -> Verdict | None:
-        """Train the baseline again, with other seeds, to know the noise. Why it does not stand, or None."""
-        for number in range(2, self.baseline_runs + 1):
+    async def run_baseline_again(self, attempt: Attempt, seat: Seat, seconds: float) -> Verdict | None:
+        """Train the baseline again, with other seeds, to know the noise. Why it does not stand, or None.
+
+        seconds: that it took.
+        """
+        times = self.baseline_runs or (BASELINES if seconds < SHORT and not self.task.referee else 2)
+        for number in range(2, times + 1):
             name, seed = f"{attempt.number}-{number}", self.run.seed + number - 1
-            again = f"again, run {number} of {self.baseline_runs}, seed {seed}"
+            again = f"again, run {number} of {times}, seed {seed}"
             view = self.console.trial(attempt, again=again, seat=seat.number)
             measured = await self.measure(attempt, name, seed, seat, view)
             self.run.runner.tidy(name, keep_weights=False)
@@ -265,6 +282,38 @@ class Experiments:
             if measured.score is None:
                 return Verdict("crash", f"in its run {number}: {measured.reason}")
         return None
+
+    async def run_in_turn(self, attempt: Attempt, seat: Seat) -> Verdict | None:
+        """Where scores are noisy, run champion and edit in turn before a gain that noise could explain is kept.
+
+        A machine that is busy for a while is so for both. Why it is not kept, or None. This project's own game, whose
+        trials are long, goes by the margin alone.
+        """
+        champion, standing = self.ledger.champion, self.ledger.standing(attempt)
+        gain = (mean(standing) - mean(attempt.runs)) * (1 if self.task.lower_is_better else -1)
+        noise = self.ledger.noise()
+        if self.task.referee or champion is None or not could_be_noise(gain, noise, attempt.runs, standing):
+            return None
+        said = f"noise could explain a gain of {gain:.6f}: it runs {TURNS} times in turn with its champion"
+        self.console.line(f"  {said}", "yellow")
+        for turn in range(1, TURNS + 1):
+            for code in (champion, attempt):
+                name, seed = f"{attempt.number}-turn-{turn}-{code.number}", self.run.seed + FIRST_TURN + turn
+                view = self.console.trial(attempt, again=f"turn {turn} of {TURNS}, {code.number}", seat=seat.number)
+                files, gone = self.run.files(code.commit), self.run.gone(code.commit)
+                measured = await self.run.runner.run(Job(name, files, seed, gone=gone), seat, view)
+                self.run.runner.tidy(name, keep_weights=False)
+                self.require_unsuspended(attempt, measured)
+                if measured.score is None:
+                    whose = "" if code is attempt else "the champion, "
+                    return Verdict("crash", f"{whose}in turn {turn}: {measured.reason}")
+                await self.run.record(
+                    events.InTurn(number=code.number, edit=attempt.number, seed=seed, score=measured.score)
+                )
+        fresh, theirs = (self.ledger.in_turn[code.number, attempt.number] for code in (attempt, champion))
+        rule = dataclasses.replace(self.rule, margin=TURN_MARGIN, slack=0.0)
+        last = judge(fresh, theirs, self.ledger.noise(), attempt.lines or 0, rule, self.task.lower_is_better)
+        return None if last.status == "keep" else Verdict("discard", f"in turn with its champion: {last.reason}")
 
     async def confirm(self, attempt: Attempt, score: float, gain: float, seat: Seat) -> Verdict | None:
         """Quarantine: a gain larger than any honest step is believed only twice. Why it is not kept, or None.
@@ -337,7 +386,7 @@ class Experiments:
             number=attempt.number,
             status=verdict.status,
             reason=verdict.reason,
-            score=None if crashed else mean(attempt.runs),
+            score=None if crashed else mean(self.ledger.in_turn.get((attempt.number, attempt.number)) or attempt.runs),
             memory_gb=0.0 if crashed else measured.memory_gb,
             figures={**measured.figures, **{name: checked.figures[name] for name in PROBED if name in checked.figures}},
             holdout=holdout if verdict.status == "keep" else None,

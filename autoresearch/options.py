@@ -112,7 +112,11 @@ class Research(Begins):
     brief_tokens: int = option("How much the agent is told.", min=4000, default=BRIEF_TOKENS)
     seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")
-    baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=2)
+    baseline_runs: int | None = option(
+        "How often the baseline is trained, to know the noise. Default: 2; in other repositories 5, where it takes less "
+        "than a minute.",
+        min=1,
+    )
     approve: str | None = option(
         "Wait for `approve NUMBER` or `reject NUMBER` before an edit is tried, before a keep counts, or each time that "
         "so many dollars are spent; other work goes on.",
@@ -134,7 +138,7 @@ class Plan(Confined):
     goal: str = dataclasses.field(
         default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
     )
-    edit: list[str] = option("A file that experiments may change; again for another one.", "--edit", default=())
+    edit: list[str] = option("A file that experiments may change, or a pattern; again for more.", "--edit", default=())
     time: str | None = option("The score is the time that this command takes.", metavar="COMMAND")
     size: str | None = option("The score is the size of this file, or of what fits this pattern.", metavar="FILE")
     score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
@@ -150,6 +154,7 @@ class Plan(Confined):
         f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
+    base_url: str | None = option("Of claude-api: any server with a Messages API.")
     agent_command: str | None = option("The program of --agent command.")
     yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
     force: bool = option("Replace the program.md that is there.", "--force", default=False)
@@ -174,7 +179,10 @@ class Called:
 class Start(Called, Begins):
     seed: int | None = option("Of every trial. Default: the run's, else 42.", min=0)
     keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
-    baseline_runs: int = option("How often the baseline is trained, to know the noise.", min=1, default=1)
+    baseline_runs: int | None = option(
+        "How often the baseline is trained, to know the noise. Default: 1; in other repositories as for the loop.",
+        min=1,
+    )
     gpu: str | None = option("The GPU to use, by its number in nvidia-smi. Default: the run's, else the first.")
 
 

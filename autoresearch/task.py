@@ -100,8 +100,12 @@ class Task:
         checkout.
         """
         for name in self.editable:
-            if name in committed or set(name) & set("*?["):
+            if name in committed:
                 continue
+            if set(name) & set("*?"):
+                fit = sorted(path for path in committed if fits(path, name))
+                what = f"is a pattern; name its files: [{', '.join(fit)}]" if fit else "fits no committed file"
+                return f"`editable` in program.md: {name} {what}"
             if (root / name).is_dir():
                 return f"`editable` in program.md names the folder {name}; name its files instead"
             if (root / name).exists():
@@ -262,6 +266,13 @@ class Stages:
         if barren >= self.pivot + self.outside:
             return "look outside"
         return "pivot" if barren >= self.pivot else "refine" if barren >= self.refine else "explore"
+
+
+def fits(path: str, pattern: str) -> bool:
+    """Whether a path fits a pattern: `*` and `?` stand for letters of a name, `**/` for any folders."""
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    words = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
+    return bool(re.fullmatch("".join(parts.get(word) or re.escape(word) for word in words), path))
 
 
 def how_to_commit(path: str) -> str:

@@ -13,7 +13,7 @@ from autoresearch import Stopped, UserError
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.limits import StopRequest
 from autoresearch.options import Check, Plan
-from autoresearch.plan.draft import GOAL, SCORER, Draft, Wishes, direction_of, draft
+from autoresearch.plan.draft import GOAL, SCORER, UNKNOWN, Draft, Wishes, direction_of, draft
 from autoresearch.plan.prove import Once, Proof, Workbench, prove
 from autoresearch.plan.survey import Survey, survey
 from autoresearch.plan.workload import draft_workload, workload_of
@@ -26,7 +26,6 @@ from autoresearch.text import clean, to_type
 from autoresearch.views.console import Console
 
 SHARE = re.compile("accuracy|precision|recall|f1|auc|coverage|rate")  # figures that are often shares of one
-UNKNOWN = "unknown_metric"  # before the score command has run
 RUNS = ((5, 2.0), (3, 10.0), (1, math.inf))  # of the scorer, for a workload of less than so many seconds
 START = 0.2  # seconds that many programs take to start
 SHORTEST_LIMIT = 60  # seconds that a command may take, whatever it took when it was proved
@@ -92,10 +91,12 @@ async def run_plan(options: Plan) -> int:
             raise UserError("no workload then: say one with --time COMMAND")
         wishes = dataclasses.replace(wishes, goal=goal, time=workload_of(found)[1])
     taken = files - {SCORER} if options.force else {name for name in {*files, SCORER} if os.path.lexists(name)}
-    sketch = draft(found, taken, wishes, ask)
+    sketch = draft(found, files, taken, wishes, ask)
     sketch = dataclasses.replace(sketch, files={**sketch.files, **drafted})
     for note in sketch.notes:
         console.line(f"note       {note}", "yellow")
+    if edited := bench.repo.uncommitted(sketch.task(program, folder).editable):
+        console.line(f"note       {', '.join(edited)} has uncommitted changes, which are not part of this", "yellow")
     console.line(f"sandbox    {sandbox_in_words(bench.confined)}")
 
     async def work() -> tuple[Draft, Proof]:
@@ -106,7 +107,8 @@ async def run_plan(options: Plan) -> int:
     if proof.faults:
         console.line("\n" + sketch.program().partition("\n# ")[0])
         say_faults(console, proof)
-        console.line(f"nothing was written. Say it otherwise: {to_type('plan --help')}", "red")
+        chosen = "" if wishes.time or wishes.score or wishes.size else "--time COMMAND names other work to be timed; "
+        console.line(f"nothing was written. Say it otherwise: {chosen}{to_type('plan --help')}", "red")
         return 1
     program.write_text(sketch.program())
     for name, text in sketch.files.items():
@@ -125,7 +127,7 @@ async def workload_by(
     name, _ = workload_of(found)
     if os.path.lexists(name) and not options.force:
         raise UserError(f"{name} is there already; remove it, or say --time COMMAND")
-    said = AgentOptions(options.agent or "", options.model, command=options.agent_command)
+    said = AgentOptions(options.agent or "", options.model, options.base_url, command=options.agent_command)
     (agent, *_), in_words = make_agents(said)
     console.line(f"workload   is drafted by {in_words}")
     with bench.opened():
@@ -140,9 +142,6 @@ async def proved(
     bench: Workbench, sketch: Draft, program: Path, folder: str, wishes: Wishes, ask: "Asker"
 ) -> tuple[Draft, Proof]:
     """Prove a draft; what is learned on the way goes into it: the metric, the output, a guard that fails."""
-    at_first = dataclasses.replace(wishes, metric=wishes.metric or UNKNOWN)
-    if sketch.settings["metric"] == "?":
-        sketch = sketch.changed(metric=UNKNOWN)
     once = None
     while True:
         base = bench.repo.snapshot({os.path.join(folder, name): text for name, text in sketch.files.items()})
@@ -155,7 +154,7 @@ async def proved(
         runner = await bench.open(task, base)
         once = await bench.once(runner, again=bool(once and once.measured.score is not None))
         if task.metric == UNKNOWN and once.figures:
-            sketch = with_metric(sketch, once, at_first, ask)
+            sketch = with_metric(sketch, once, wishes, ask)
         elif once.measured.failed == TRAIN and wishes.train is None and "score" in sketch.settings:
             sketch = sketch.without("train", "")
             bench.say("note      it fails: nothing is built then (--train COMMAND names another)", "yellow")

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from autoresearch import UserError
 from autoresearch.plan.survey import Survey, files_for, kind_of, source_folder
-from autoresearch.task import Task, check_task
+from autoresearch.task import Task, check_task, fits
 
 SCORER = "autoresearch_score.py"
+UNKNOWN = "unknown_metric"  # before the score command has run
 FIRST_RUNS = "\nRUNS = 2\n"  # of the scorer, before it is known how long one takes
 GOAL = "What is to be improved? (a sentence, such as: make parsing faster)"
 MOST_FILES = 3  # that are proposed as editable without being asked for
@@ -172,15 +173,15 @@ def as_yaml(value: object) -> str:
 Ask = Callable[[str, str | None, Sequence[str]], str]  # question, what is proposed, choices: the answer
 
 
-def draft(found: Survey, files: set[str], wishes: Wishes, ask: Ask) -> Draft:
+def draft(found: Survey, files: set[str], taken: set[str], wishes: Wishes, ask: Ask) -> Draft:
     """Make a task of what is known, and ask for what is not. Raises UserError.
 
-    found, files: of the folder that program.md will stand in.
+    found, files: of the folder that program.md will stand in. taken: names that no file may be given.
     """
     notes: list[str] = []
     goal = wishes.goal or ask(GOAL, None, ())
     made, scored = scoring(found, files, wishes, goal, ask, notes)
-    editable = list(wishes.edit) or editable_of(found, goal, ask, notes)
+    editable = expanded(wishes.edit or editable_of(found, goal, ask, notes), files)
     settings: dict[str, object] = {"editable": editable}
     if setup := wishes.setup if wishes.setup is not None else found.setup:
         settings["setup"] = setup
@@ -193,9 +194,15 @@ def draft(found: Survey, files: set[str], wishes: Wishes, ask: Ask) -> Draft:
         settings["guard"] = guard
     if wishes.time_limit:
         settings |= {"time_limit": wishes.time_limit, "score_limit": wishes.time_limit}
-    if clash := sorted(set(made) & files):
+    if clash := sorted(set(made) & taken):
         raise UserError(f"{clash[0]} is there already; remove it, or say --score with a command that prints the number")
     return Draft(goal, settings, made, notes)
+
+
+def expanded(names: Sequence[str], files: set[str]) -> list[str]:
+    """Names of files, with those that fit in place of a pattern."""
+    found = [[path for path in sorted(files) if fits(path, name)] or [name] for name in names]
+    return list(dict.fromkeys(path for paths in found for path in paths))
 
 
 def scoring(
@@ -207,7 +214,7 @@ def scoring(
         kind = ask("What is measured?", None, ("time", "size", "score"))
     if kind == "score":
         command = wishes.score or ask("Which command prints the number, as `name: number`?", None, ())
-        metric = wishes.metric or "?"  # found when it has run
+        metric = wishes.metric or UNKNOWN  # found when it has run
         return {}, {"score": command, "metric": metric} | direction_of(wishes, metric)
     if kind == "size":
         pattern = wishes.size or ask("Whose bytes are counted? (a file, or a pattern such as dist/*.js)", None, ())

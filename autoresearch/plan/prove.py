@@ -15,6 +15,7 @@ import git
 
 from autoresearch import UserError
 from autoresearch.editable import among
+from autoresearch.plan.draft import UNKNOWN
 from autoresearch.record.journal import take
 from autoresearch.record.runs import RUNS
 from autoresearch.repo import RunRepo
@@ -123,6 +124,8 @@ class Workbench:
                 continue
             scores = phase == (SCORE if task.score else TRAIN)
             found = f"{task.metric}: {measured.score:g}" if scores and measured.score is not None else "ok"
+            if scores and task.metric == UNKNOWN and figures:
+                failed, found = "", ", ".join(f"{name}: {number:g}" for name, number in figures.items())
             self.tell(runner, name, phase, measured.seconds[phase], failed, found)
         checked = Measurement()
         if measured.score is not None:

@@ -189,6 +189,17 @@ class Verdict(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class InTurn(Event):
+    """A run of an edit or of its champion, in turn, before a gain that noise could explain is kept."""
+
+    name = "in turn"
+    number: int  # of the code that ran
+    edit: int  # of the edit that it was run for
+    seed: int
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Dropped(Event):
     """A person took a keep back, and with it what was kept on top of it."""
 
@@ -288,7 +299,7 @@ KINDS: dict[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Run, Start, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured, Quarantine,
-        Verdict, Dropped, Accepted, Verified, Note, Pause, Resume, Held, Approved, Rejected, Stop,
+        Verdict, InTurn, Dropped, Accepted, Verified, Note, Pause, Resume, Held, Approved, Rejected, Stop,
     )
 }  # fmt: skip
 FIRST_NAMES, FIRST_FIELDS = {"void": "rerun"}, {"driven": "external"}  # in the journals of version 0.1

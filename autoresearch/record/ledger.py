@@ -105,6 +105,7 @@ class Ledger:
         self.attempts: list[Attempt] = []  # by number
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
+        self.in_turn: dict[tuple[int, int], list[float]] = {}  # by number of the code, and of the edit it ran for
         self.dropped: list[Attempt] = []  # what was kept and taken back by a person
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
         self.verified: list[events.Verified] = []
@@ -176,8 +177,16 @@ class Ledger:
         return self.first_seed if self.first_seed is not None else 42 if known is None else known
 
     def scores(self, attempt: Attempt) -> list[float]:
-        """All scores of an attempt's code: its runs, and those of `verify`."""
-        own = attempt.runs or ([] if attempt.score is None else [attempt.score])
+        """All scores of an attempt's code: its runs, those beside other edits, and those of `verify`.
+
+        Of an edit that ran in turn with its champion those runs alone: the first one was chosen for being good.
+        """
+        own = self.in_turn.get((attempt.number, attempt.number)) or attempt.runs
+        own = own or ([] if attempt.score is None else [attempt.score])
+        own = [
+            *own,
+            *(score for key, scores in self.in_turn.items() if key[0] == attempt.number != key[1] for score in scores),
+        ]
         return [*own, *(run.score for run in self.verified if run.commit == attempt.commit and run.score is not None)]
 
     def standing(self, attempt: Attempt) -> list[float]:
@@ -196,7 +205,7 @@ class Ledger:
         for run in self.verified:
             if run.score is not None:
                 fresh.setdefault(run.commit, []).append(run.score)
-        return [scores for scores in (*groups, *fresh.values()) if len(scores) > 1]
+        return [scores for scores in (*groups, *self.in_turn.values(), *fresh.values()) if len(scores) > 1]
 
     def noise(self) -> float:
         """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
@@ -256,12 +265,15 @@ class Ledger:
                 self._spend(event)
             case events.Trial():
                 self.attempts[event.number - 1].runs.clear()
+                self.in_turn = {key: scores for key, scores in self.in_turn.items() if key[1] != event.number}
                 self.called = event.number
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Verdict():
                 self._end_attempt(event)
+            case events.InTurn():
+                self.in_turn.setdefault((event.number, event.edit), []).append(event.score)
             case events.Dropped():
                 self._drop(event.number)
             case events.Accepted():

@@ -34,7 +34,6 @@ import platform
 import resource
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -43,7 +42,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence, Set
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:  # by those alone that build: every process of a trial waits for this program
+    import socket
 
 SYSTEM = (
     "/usr",
@@ -721,6 +723,8 @@ def enter_own_rooms() -> list[str]:
     """For builds, also of somebody who is not root where the kernel lets him: shared memory, pseudo-terminals and a
     loopback that nobody else sees. The devices that there are now; none where it cannot be done.
     """
+    import socket
+
     with open("/proc/self/status") as status:
         held = int(next(line for line in status if line.startswith("CapEff")).split()[1], 16)
     if not held >> SYS_ADMIN & 1:
@@ -770,7 +774,11 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
     apart = by_landlock and set_apart()
     awaited = {signal.SIGCHLD, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
-    ours, theirs = socket.socketpair() if by_landlock and builds else (None, None)
+    ours, theirs = None, None
+    if by_landlock and builds:
+        import socket
+
+        ours, theirs = socket.socketpair()
     if (child := os.fork()) == 0:
         try:
             libc().prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
@@ -812,7 +820,7 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
     os._exit(os.waitstatus_to_exitcode(status))
 
 
-def answer_changes(child: int, channel: socket.socket, rules: dict) -> None:
+def answer_changes(child: int, channel: "socket.socket", rules: dict) -> None:
     """Start to answer what a build's processes ask, where this process may take their handles."""
     with channel, contextlib.suppress(OSError, ValueError):
         try:

@@ -135,7 +135,10 @@ class Trial:
         self.memory_free = free_memory()
         self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
         self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
-        self.counted = [*self.outputs, *([] if task.referee else [stage])]  # folders that the commands write to
+        self.counted = [
+            *self.outputs,
+            *([] if task.referee or folder.is_relative_to(stage) else [stage]),
+        ]  # folders that the commands write to
         self.disk_free, self.disk_used, self.files_free = 0, 0.0, 0  # bytes, bytes, files, when a phase began
 
     async def run(self) -> Measurement:

@@ -152,6 +152,8 @@ def test_wrong_arguments(toy, refused, arguments, message):
         ("stages: {refine: 3}", "has no `task:` in its front matter"),
         ("task: {editable: [solver.pyy], train: x, metric: m}", "there is no such file in"),
         ("task: {editable: [sover.py], train: x, metric: m}", "did you mean solver.py?"),
+        ("task: {editable: ['src/*.py'], train: x, metric: m}", "src/*.py fits no committed file"),
+        ("task: {editable: ['s*.py'], train: x, metric: m}", "is a pattern; name its files: [solver.py]"),
         ("task: {editable: [src], train: x, metric: m}", "names the folder src"),
         ("task: {editable: [./src/new.py], train: x, metric: m}", "git add -f src/new.py && git commit"),
         (

@@ -377,3 +377,21 @@ def test_globs_with_new_files_and_what_agents_are_shown(toy, refused):
     assert "train: python bench.py" in brief and "guard: python check.py" in brief
     assert "## bench.py, which may not be edited" in brief and "New files that fit these patterns" in brief
     assert "data structures" in brief and "attention" not in brief
+
+
+def test_a_gain_that_noise_could_explain_runs_in_turn_with_its_champion(toy):
+    """One that was luck is discarded, and one that holds is kept, at the score of those runs."""
+    noisy = "import os\nseed = int(os.environ['AUTORESEARCH_SEED'])\n"
+    shown = "if __name__ == '__main__':\n    print(f'score: {VALUE + seed % 2 * 0.1 + LUCK * (seed == 42)}')\n"
+    codes = [f"{noisy}VALUE, LUCK = {value}, {luck}\n{shown}" for value, luck in ((1, 0), (1, 0.2), (1.3, 0), (9, 0))]
+    toy.write("solver.py", codes[0])
+    toy.commit()
+    toy.plan_steps(**{f"e{n}": [{"files": {"solver.py": code}, "say": "edit"}] for n, code in enumerate(codes[1:], 2)})
+    output = toy.run_agent(4, "--baseline-runs", "2")
+    assert toy.statuses() == ["keep", "discard", "keep", "keep"], output
+    verdicts = toy.journal("verdict")
+    assert verdicts[1]["reason"].startswith("in turn with its champion: ")
+    assert [float(row[1]) for row in toy.rows()][2] == pytest.approx(1.3 + 0.2 / 3)
+    turns = toy.journal("in turn")
+    assert [entry["number"] for entry in turns] == [1, 2] * 3 + [1, 3] * 3  # and none where the gain is clear
+    toy.require_whole()

@@ -9,7 +9,7 @@ from autoresearch import UserError
 from autoresearch.plan.command import Asker
 from autoresearch.plan.draft import SCORER, Wishes, draft
 from autoresearch.plan.survey import files_for, kind_of, survey
-from autoresearch.task import read_task
+from autoresearch.task import fits, read_task
 
 PACKAGE = {"dependencies": {"x": "1"}, "scripts": {"test": "node --test", "bench:all": "node b.js", "build": "x"}}
 PYTEST = "env PYTHONPATH=src python -m pytest -q -x -p no:cacheprovider tests"
@@ -91,7 +91,8 @@ def test_what_a_goal_names():
 
 
 def drafted(language: str, **wishes):
-    return draft(look(language), set(REPOSITORIES[language]), Wishes(**wishes), Asker(yes=True))
+    files = set(REPOSITORIES[language])
+    return draft(look(language), files, files, Wishes(**wishes), Asker(yes=True))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,16 @@ def test_what_nobody_is_there_to_answer(language, wishes, message):
 
 
 def test_the_scorer_stands_in_nobodys_way():
-    files = {**REPOSITORIES["Python"], SCORER: ""}
+    files = set(REPOSITORIES["Python"])
     with pytest.raises(UserError, match="is there already"):
-        draft(look("Python"), set(files), Wishes(goal="faster"), Asker(yes=True))
+        draft(look("Python"), files, {SCORER}, Wishes(goal="faster"), Asker(yes=True))
     assert Path(SCORER).suffix == ".py"
+
+
+def test_patterns_of_files():
+    made = drafted("Python", goal="faster", edit=["src/**/*.py", "docs/*.py", "none/*.py"])
+    assert made.settings["editable"] == [
+        "src/lib/__init__.py", "src/lib/parser.py", "src/lib/version.py", "docs/conf.py", "none/*.py"
+    ]  # fmt: skip
+    assert fits("a/b/c.py", "**/c.py") and fits("c.py", "**/c.py") and fits("a/b", "a/?")
+    assert not fits("a/b/c.py", "*.py") and not fits("axpy", "a.py")
