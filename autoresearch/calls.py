@@ -28,6 +28,7 @@ from autoresearch.views.console import Console
 from autoresearch.views.show import answer_of, show_answer
 from autoresearch.views.state import State, look, read_now
 
+PATIENCE = 30.0  # seconds for a baseline to begin, before `start --background` returns: the data may take minutes
 KEPT, DISCARDED, CRASHED, REFUSED, RUNNING, STOPPED = 0, 1, 3, 4, 5, 130  # exit codes
 # Starts a program in a session of its own and says its process id. It is no child of the caller, whose children may be
 # ended with it.
@@ -140,7 +141,8 @@ def start(program: str, arguments: list[str], options: Start) -> int:
             return 0
         call.follow(console)
     call = launch(program, arguments, folder)
-    call.follow(console, call.number if options.background else lambda: False)
+    ends = time.monotonic() + PATIENCE
+    call.follow(console, lambda: options.background and (call.number() or time.monotonic() > ends))
     if call.ended():
         if fault := call.fault():
             raise UserError(fault)
