@@ -51,6 +51,7 @@ def run(tmp_path):
         stop=types.SimpleNamespace(level=0),
         seed=42,
         files=lambda commit: {"train.py": commit.encode()},
+        gone=lambda commit: (),
         require_own_code=lambda: None,
         require_room=lambda: None,
     )
