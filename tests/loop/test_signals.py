@@ -1,6 +1,7 @@
 """Signals at bad moments: between the start of a program and the wait for it, and at a terminal while git commits."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,19 +67,20 @@ def test_a_signal_just_after_a_start_leaves_no_process(tmp_path):
 
 def test_ctrl_c_at_the_terminal_does_not_break_off_a_commit(toy):
     """The whole process group gets it, as at a terminal, while git commits. The commit is made; then the loop stops."""
-    hook = toy.folder / ".git/hooks/reference-transaction"
-    waits = toy.folder.parent / "waits"
-    hook.write_text(
+    waits, programs = toy.folder.parent / "waits", toy.folder.parent / "programs"
+    programs.mkdir()
+    (programs / "git").write_text(
         textwrap.dedent(f"""\
         #!/bin/sh
-        grep -q refs/autoresearch/night/2 && [ "$1" = prepared ] || exit 0
-        touch {waits}
-        while [ ! -e {waits}.go ]; do sleep 0.02; done
+        case "$*" in *refs/autoresearch/night/2*) touch {waits}; while [ ! -e {waits}.go ]; do sleep 0.02; done;; esac
+        exec {shutil.which("git")} "$@"
         """)
     )
-    hook.chmod(0o755)
+    (programs / "git").chmod(0o755)
     toy.plan_steps(e2=[step(2)])
-    process = toy.start(*toy.agent, "--experiments", "3", "--baseline-runs", "1", group=True)
+    process = toy.start(
+        *toy.agent, "--experiments", "3", "--baseline-runs", "1", group=True, PATH=f"{programs}:{os.environ['PATH']}"
+    )
     wait_for(waits.exists)
     os.killpg(process.pid, signal.SIGINT)
     (waits.parent / "waits.go").touch()
