@@ -139,7 +139,7 @@ class Machine:
     @functools.cached_property
     def own_game(self) -> bool:
         """Whether the game is this project's own, which needs torch."""
-        from autoresearch.task import is_own_game
+        from autoresearch.program import is_own_game
 
         try:
             return is_own_game(self.folder) and self.read_task().referee
@@ -148,7 +148,7 @@ class Machine:
 
     def read_task(self) -> "Task":
         """The task of the program.md that holds here. Raises UserError."""
-        from autoresearch.task import program_of, read_task
+        from autoresearch.program import program_of, read_task
 
         return read_task(program_of(self.folder, Path.cwd()), self.folder)
 

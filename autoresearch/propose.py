@@ -30,13 +30,13 @@ from autoresearch.judge import RULES, KeepRule, margin
 from autoresearch.lessons import Lessons
 from autoresearch.limits import Limits
 from autoresearch.pages import Pages
+from autoresearch.program import read_agenda, read_stages
 from autoresearch.record import events
 from autoresearch.record.ledger import ABANDONED, Attempt
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import PREFLIGHT, Job
 from autoresearch.runner.logs import read_tail
-from autoresearch.task import read_agenda, read_stages
 from autoresearch.text import duration, one_line, short
 
 RETRIES = 3  # times that a refused edit goes back to its agent

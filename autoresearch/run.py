@@ -24,6 +24,7 @@ from autoresearch import UserError, disk_is_full, inbox
 from autoresearch.editable import among, in_folder, is_glob, may_edit
 from autoresearch.gate import in_words
 from autoresearch.limits import StopRequest
+from autoresearch.program import program_of, read_agenda, read_task
 from autoresearch.record import events
 from autoresearch.record.journal import Lock
 from autoresearch.record.ledger import ABANDONED, Attempt, Ledger
@@ -32,16 +33,7 @@ from autoresearch.record.runs import RUNS, choose_tag, root_of
 from autoresearch.repo import RunRepo, open_repository
 from autoresearch.runner import Runner, Seat
 from autoresearch.runner.local import Local, choose_confinement, seats_of
-from autoresearch.task import (
-    Facts,
-    Task,
-    code_lines,
-    contents_hash,
-    edit_hash,
-    program_of,
-    read_agenda,
-    read_task,
-)
+from autoresearch.task import Facts, Task, code_lines, contents_hash, edit_hash
 from autoresearch.text import count, short, to_type
 from autoresearch.views.console import Console
 

@@ -17,11 +17,12 @@ from autoresearch.plan.draft import GOAL, SCORER, UNKNOWN, Draft, Wishes, direct
 from autoresearch.plan.prove import Once, Proof, Workbench, prove
 from autoresearch.plan.survey import Survey, survey
 from autoresearch.plan.workload import draft_workload, workload_of
+from autoresearch.program import is_own_game, program_of, read_task
 from autoresearch.record.runs import root_of
 from autoresearch.repo import open_repository
 from autoresearch.runner import GUARD, TRAIN, Measurement
 from autoresearch.runner.local import choose_confinement, sandbox_in_words
-from autoresearch.task import how_to_commit, is_own_game, program_of, read_task
+from autoresearch.task import how_to_commit
 from autoresearch.text import clean, to_type
 from autoresearch.views.console import Console
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from autoresearch import UserError
 from autoresearch.plan.survey import Survey, files_for, kind_of, source_folder
-from autoresearch.task import Task, check_task
+from autoresearch.program import check_task
+from autoresearch.task import Task
 
 SCORER = "autoresearch_score.py"
 UNKNOWN = "unknown_metric"  # before the score command has run

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoresearch.program import read_stages
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS
 from autoresearch.runner import SCORE, TRAIN
 from autoresearch.runner.logs import ends_of
-from autoresearch.task import Facts, read_stages
+from autoresearch.task import Facts
 from autoresearch.text import count, short
 from autoresearch.views.console import Console
 from autoresearch.views.state import Record

@@ -20,11 +20,12 @@ from scipy import stats
 
 from autoresearch import UserError
 from autoresearch.judge import Verdict, judge, mean
+from autoresearch.program import read_agenda, read_task
 from autoresearch.record import events
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.results import Results
 from autoresearch.repo import RunRepo, open_repository
-from autoresearch.task import Facts, edit_hash, read_agenda, read_task
+from autoresearch.task import Facts, edit_hash
 
 # Constants far enough apart that git can take back one edit without the others.
 # LUCK pays with the run's own seed alone.

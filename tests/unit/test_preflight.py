@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from autoresearch import UserError, preflight
-from autoresearch.task import read_task
+from autoresearch.program import read_task
 
 BUILD = "def build_model():\n    return None\n"
 
@@ -202,7 +202,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 from autoresearch import UserError, preflight
-from autoresearch.task import read_task
+from autoresearch.program import read_task
 for folder, fake in json.loads(sys.argv[2]):
     if not os.fork():
         print(json.dumps(preflight.rehearse(Path(folder, "train.py"), fake=fake)), flush=True)

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoresearch import UserError
+from autoresearch.program import read_agenda, read_task
 from autoresearch.record import results
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner.logs import last_word, read_figures
-from autoresearch.task import OWN_GAME, code_lines, read_agenda, read_task
+from autoresearch.task import OWN_GAME, code_lines
 from autoresearch.text import one_line
 from autoresearch.views.panel import lines_of
 from autoresearch.views.report import write_report

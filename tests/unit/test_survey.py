@@ -9,7 +9,7 @@ from autoresearch import UserError
 from autoresearch.plan.command import Asker
 from autoresearch.plan.draft import SCORER, Wishes, draft
 from autoresearch.plan.survey import files_for, kind_of, survey
-from autoresearch.task import read_task
+from autoresearch.program import read_task
 
 PACKAGE = {"dependencies": {"x": "1"}, "scripts": {"test": "node --test", "bench:all": "node b.js", "build": "x"}}
 PYTEST = "env PYTHONPATH=src python -m pytest -q -x -p no:cacheprovider tests"
