@@ -484,7 +484,7 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
 
 def steps_with_arguments(rules: dict) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name. rules: as of `filter_program`."""
-    strict = bool(rules.get("strict"))
+    strict, alone = bool(rules.get("strict")), bool(rules.get("alone"))
     own = "nothing" if strict else "allow"  # what is done to the calling thread itself
     families = INTERNET + (UNIX,) * (rules.get("by") == "bubblewrap")  # which shows no sockets of others
 
@@ -526,7 +526,7 @@ def steps_with_arguments(rules: dict) -> dict[str, list]:
             *one_of(tuple(kind << 8 for kind in FLAG_IOCTLS), "deny", "allow"),
         ],
         "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * strict, "nothing", "allow")],
-        "futex": wakes if strict and not has_cuda() else ["allow"],  # whose driver may need it
+        "futex": wakes if alone and not has_cuda() else ["allow"],  # as process pools, and perhaps the driver, need
         "clone": [  # a thread with open files of its own would hide what they hold
             *(argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny"),
             *((HAS_BITS, 0, 2, THREAD), (HAS_BITS, 1, 0, SAME_FILES), "deny", "allow"),
