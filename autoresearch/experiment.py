@@ -294,7 +294,8 @@ class Experiments:
         champion, standing = self.ledger.champion, self.ledger.standing(attempt)
         gain = (mean(standing) - mean(attempt.runs)) * (1 if self.task.lower_is_better else -1)
         noise = self.ledger.noise()
-        if self.task.referee or champion is None or not could_be_noise(gain, noise, attempt.runs, standing):
+        asked = self.rule.margin and not self.task.referee  # `strict` keeps any gain
+        if champion is None or not asked or not could_be_noise(gain, noise, attempt.runs, standing):
             return None
         said = f"noise could explain a gain of {gain:.6f}: it runs {TURNS} times in turn with its champion"
         self.console.line(f"  {said}", "yellow")

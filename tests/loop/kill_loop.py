@@ -16,6 +16,7 @@ from autoresearch import experiment, pages, propose, repo, run
 from autoresearch.agents import command
 from autoresearch.record import journal, results
 from autoresearch.record.ledger import Ledger
+from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.local import Local
 from autoresearch.runner.trial import Trial
 
@@ -134,7 +135,7 @@ STEPS = {
     "half an attempt is recorded": event("half", "attempt"),
     "the attempt is recorded": event("after", "attempt"),
     "the attempt has its reference": remembered("{}"),
-    "the stage is set": trying("after", repo.Stage, "set"),
+    "the stage is set": trying("after", Checkout, "set"),
     "the trial is announced": event("after", "trial"),
     "the trial is over": trying("after", Trial, "run"),
     "half a score is recorded": event("half", "measured"),
