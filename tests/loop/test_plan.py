@@ -94,10 +94,11 @@ def test_plan_where_it_cannot_go_on(library, toy):
 @pytest.mark.slow
 def test_what_is_edited_is_not_what_is_measured(library):
     """The trap of an editable install: the command imports the checkout's copy, wherever it runs."""
-    library.write("work.py", f"import sys\nsys.path.insert(0, {str(library.folder)!r})\n" + FILES["work.py"])
+    work = f"import sys\nsys.path.insert(0, {str(library.folder)!r})\n{FILES['work.py']}print('value: 3')\n"
+    library.write("work.py", work)
     library.commit()
     said = called(
-        library, "plan", "faster", "--yes", "--time", "PYTHONPATH= python work.py", "--edit", "pkg/parser.py",
+        library, "plan", "better", "--yes", "--score", "PYTHONPATH= python work.py", "--edit", "pkg/parser.py",
         "--guard", "", "--sandbox", "off", expect=1,
     )  # fmt: skip
     assert "breaking  pkg/parser.py: NOBODY NOTICES" in said and "an editable install" in said
