@@ -6,7 +6,7 @@ They run on the one thread that decides. `loop` is the class Loop of loop.py, wh
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -150,11 +150,18 @@ async def try_edit(loop: type, options: Try) -> int:
     return 0
 
 
-async def drop(options: Numbered) -> int:
+@contextlib.contextmanager
+def opened_by_hand(options: Numbered) -> Iterator[Run]:
+    """A recorded run, locked against loops, for a person's word on one of its experiments. Raises UserError."""
     console = Console(options.plain)
-    tag = recorded_run(options.tag).tag
-    with open_run(tag, options.sandbox, console, StopRequest(console.line)) as run:
+    with open_run(recorded_run(options.tag).tag, options.sandbox, console, StopRequest(console.line)) as run:
         run.begin(keep_edit=True)
+        yield run
+
+
+async def drop(options: Numbered) -> int:
+    with opened_by_hand(options) as run:
+        console = run.console
         numbers = [attempt.number for attempt in run.ledger.kept]
         if options.number not in numbers[1:]:
             known = ", ".join(map(str, numbers[1:])) or "none"
@@ -173,10 +180,8 @@ async def drop(options: Numbered) -> int:
 
 
 async def accept(options: Numbered) -> int:
-    console = Console(options.plain)
-    tag = recorded_run(options.tag).tag
-    with open_run(tag, options.sandbox, console, StopRequest(console.line)) as run:
-        run.begin(keep_edit=True)
+    with opened_by_hand(options) as run:
+        console, tag = run.console, run.repo.tag
         held = [attempt for attempt in run.ledger.finished if attempt.reason.startswith(HELD)]
         attempt = next((attempt for attempt in held if attempt.number == options.number), None)
         if attempt is None:

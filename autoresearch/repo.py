@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import git
@@ -275,14 +275,16 @@ class Stage:
         self.repo, self.folder = repo, folder
         self.sealed: dict[str, str] = {}
 
-    def set(self, base: str, files: Mapping[str, bytes]) -> None:
-        """Make it hold a commit with these files instead of its own, and remember that."""
+    def set(self, base: str, files: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
+        """Make it hold a commit with these files instead of its own, without those that are gone, and remember that."""
         with contextlib.suppress(git.GitError):  # the index would be believed, time stamps and all
             (Path(Repository(self.folder).git_dir) / "index").unlink(missing_ok=True)
         self.repo.reset(self.folder, base)
         for name, content in files.items():
             if (path := self.folder / name).read_bytes() != content:
                 path.write_bytes(content)
+        for name in gone:
+            (self.folder / name).unlink(missing_ok=True)
         self.sealed = self._contents()
 
     def changed(self, ignored: bool) -> list[str]:

@@ -273,7 +273,8 @@ class Run:
 
     def gone(self, commit: str) -> tuple[str, ...]:
         """Editable files of the human's that a commit has no longer."""
-        return tuple(name for name in self.originals if name not in self.files(commit))
+        there = self.files(commit)
+        return tuple(name for name in self.originals if name not in there)
 
     def edit(self, folder: Path | None = None) -> str:
         """Names what the worktree's editable files do, apart from comments and layout. folder: another worktree."""

@@ -111,7 +111,7 @@ class Local:
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
         stage = self._stage(None if PREFLIGHT in job.phases else seat)
         if TRAIN in job.phases or PREFLIGHT in job.phases:
-            stage.set(self.base, job.files, *[job.gone] * isinstance(stage, Checkout))
+            stage.set(self.base, job.files, job.gone)
         folder = self._folder(job.name)
         settings = {**self.settings, **seat.device, "AUTORESEARCH_SEED": str(job.seed)}
         own_caches = job.fresh_caches or (self.task.referee and self.facts.profile != "gpu")  # nothing to pass on
