@@ -27,7 +27,7 @@ from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS, recorded_run, root_of
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import sandbox_in_words
-from autoresearch.task import edit_hash
+from autoresearch.task import Task, edit_hash
 from autoresearch.text import count, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
 from autoresearch.views.console import Console
@@ -81,11 +81,12 @@ async def night(loop: type, options: Research) -> int:
         )
         ahead = options.lookahead
         if ahead is None:
-            ahead = int(any(agent.retries for agent in agents))
+            ahead = int(any(agent.retries for agent in agents) and not run.task.is_timed)
         open_ended = options.max_cost is None and any(hasattr(agent, "model") for agent in agents)
         shown = {
             "agent": agents_in_words,
             "at once": count(len(seats), "trial") if len(seats) > 1 else "",
+            "timing": timing(run.task, ahead, len(seats)),
             "hooks": ", ".join(hooks_of(run.root)),
             "until": str(limits),
             "waits": f"for your word: {gate}" if str(gate) else "",
@@ -104,6 +105,15 @@ async def night(loop: type, options: Research) -> int:
         console.ended("stop", reason)
         show_end(run, reason)
     return 130 if stop.now() else 0
+
+
+def timing(task: Task, ahead: int, seats: int) -> str:
+    """What the first screen says of a game that measures time."""
+    if not task.is_timed:
+        return ""
+    if ahead or seats > 1:
+        return f"what runs beside a trial disturbs {task.metric}; with --lookahead 0 and --workers 1 nothing does"
+    return f"nothing runs beside a trial, for {task.metric}'s sake; --lookahead 1 would let an agent think ahead"
 
 
 async def begin(loop: type, options: Start) -> int:

@@ -9,12 +9,13 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.gate import Gate
 from autoresearch.judge import (
+    STALE,
     TURN_MARGIN,
     TURNS,
     KeepRule,
@@ -37,7 +38,7 @@ EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run aga
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
 PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
 BASELINES, SHORT = 5, 60.0  # runs of a baseline that takes less than so many seconds, in other repositories
-FIRST_TURN = 100  # the seeds of runs in turn are the run's plus this, and on
+FIRST_TURN, FIRST_ALONE = 100, 200  # the seeds of runs in turn, and of the champion alone, are the run's plus these
 SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
 Tell = Callable[[Phase], None]
@@ -107,7 +108,8 @@ class Experiments:
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))
         view = self.console.trial(attempt, seat=seat.number)
         try:
-            measured = await self.measure(attempt, str(attempt.number), self.run.seed, seat, view)
+            await self.run_champion_again(seat)
+            measured = await self.first_trial(attempt, seat, view)
             if rerun := self.suspended(attempt, measured):
                 return self.run_again(attempt, rerun, began)
             verdict, checked = await self.decide(attempt, measured, seat, view)
@@ -179,17 +181,37 @@ class Experiments:
 
     # -- run
 
+    async def first_trial(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
+        """Train and score an attempt with the run's seed.
+
+        A baseline whose time is measured runs on all seats at once: it is compared with edits that share the machine.
+        """
+        seats, once = self.seats_from(seat), self.baseline_runs == 1
+        if self.ledger.champion or not self.task.is_timed or len(seats) == 1 or once:
+            return await self.measure(attempt, str(attempt.number), self.run.seed, seat, view)
+        results = await self.run_baseline(attempt, range(1, len(seats) + 1), seats)
+        return next((measured for measured in results if measured.score is None or measured.suspended), results[0])
+
     async def measure(
         self, attempt: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
     ) -> Measurement:
         """Train and score. What has a score counts among the attempt's runs from here on."""
-        files, gone = self.run.files(attempt.commit), self.run.gone(attempt.commit)
-        job = Job(name, files, seed, fresh_caches=fresh_caches, gone=gone)
-        measured = await self.run.runner.run(job, seat, tell)
+        measured = await self.train(attempt, name, seed, seat, tell, fresh_caches)
+        await self.count(attempt, seed, measured)
+        return measured
+
+    async def train(
+        self, code: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
+    ) -> Measurement:
+        """Train and score the code of an attempt."""
+        files, gone = self.run.files(code.commit), self.run.gone(code.commit)
+        return await self.run.runner.run(Job(name, files, seed, fresh_caches=fresh_caches, gone=gone), seat, tell)
+
+    async def count(self, attempt: Attempt, seed: int, measured: Measurement) -> None:
+        """Into the record, as a run of the attempt, if it has a score."""
         if measured.score is not None and not measured.suspended:
             seconds, score = dict(measured.seconds), measured.score
             await self.run.record(events.Measured(number=attempt.number, seed=seed, score=score, seconds=seconds))
-        return measured
 
     async def check(self, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False) -> Measurement:
         """Guard and holdout of a trial that has its score. A guard that fails runs once more: some fail by chance."""
@@ -272,30 +294,52 @@ class Experiments:
         seconds: that it took.
         """
         times = self.baseline_runs or (BASELINES if seconds < SHORT and not self.task.referee else 2)
-        for number in range(2, times + 1):
-            if number > 2 and not self.baseline_runs and len(set(attempt.runs)) == 1:
+        seats = self.seats_from(seat)
+        for first in range(len(attempt.runs) + 1, times + 1, len(seats)):
+            if first > 2 and not self.baseline_runs and len(set(attempt.runs)) == 1:
                 break  # it has no noise
-            name, seed = f"{attempt.number}-{number}", self.run.seed + number - 1
-            again = f"again, run {number} of {times}, seed {seed}"
-            view = self.console.trial(attempt, again=again, seat=seat.number)
-            measured = await self.measure(attempt, name, seed, seat, view)
-            self.run.runner.tidy(name, keep_weights=False)
-            self.require_unsuspended(attempt, measured)
-            if measured.score is None:
-                return Verdict("crash", f"in its run {number}: {measured.reason}")
+            numbers = range(first, min(first + len(seats), times + 1) if self.baseline_runs else first + len(seats))
+            for number, measured in zip(numbers, await self.run_baseline(attempt, numbers, seats), strict=True):
+                self.require_unsuspended(attempt, measured)
+                if measured.score is None:
+                    return Verdict("crash", f"in its run {number}: {measured.reason}")
         return None
+
+    async def run_baseline(self, attempt: Attempt, numbers: Sequence[int], seats: list[Seat]) -> list[Measurement]:
+        """Train the baseline on several seats at once. numbers: of its runs; the first has the run's seed."""
+        runs = []
+        for number, seat in zip(numbers, seats, strict=False):
+            name = f"{attempt.number}-{number}" if number > 1 else str(attempt.number)
+            seed = self.run.seed + number - 1
+            view = self.console.trial(attempt, again=f"run {number} of the baseline, seed {seed}", seat=seat.number)
+            runs.append((name, seed, asyncio.create_task(self.train(attempt, name, seed, seat, view))))
+        tasks = [task for _, _, task in runs]
+        try:
+            results = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            raise
+        for (name, seed, _), measured in zip(runs, results, strict=True):
+            await self.count(attempt, seed, measured)
+            if name != str(attempt.number):
+                self.run.runner.tidy(name, keep_weights=False)
+        return results
+
+    def seats_from(self, seat: Seat) -> list[Seat]:
+        """All seats, that one first."""
+        return [seat, *(other for other in self.run.runner.seats if other is not seat)]
 
     async def run_in_turn(self, attempt: Attempt, seat: Seat) -> Verdict | None:
         """Where scores are noisy, run champion and edit in turn before a gain that noise could explain is kept.
 
-        A machine that is busy for a while is so for both. Why it is not kept, or None. This project's own game, whose
-        trials are long, goes by the margin alone.
+        A machine that is busy for a while is so for both. Why it is not kept, or None.
         """
         champion, standing = self.ledger.champion, self.ledger.standing(attempt)
         gain = (mean(standing) - mean(attempt.runs)) * (1 if self.task.lower_is_better else -1)
         noise = self.ledger.noise()
-        asked = self.rule.margin and not self.task.referee  # `strict` keeps any gain
-        if champion is None or not asked or not could_be_noise(gain, noise, attempt.runs, standing):
+        if champion is None or not self.repeats_runs or not could_be_noise(gain, noise, attempt.runs, standing):
             return None
         said = f"noise could explain a gain of {gain:.6f}: it runs {TURNS} times in turn with its champion"
         self.console.line(f"  {said}", "yellow")
@@ -303,8 +347,7 @@ class Experiments:
             for code in (champion, attempt):
                 name, seed = f"{attempt.number}-turn-{turn}-{code.number}", self.run.seed + FIRST_TURN + turn
                 view = self.console.trial(attempt, again=f"turn {turn} of {TURNS}, {code.number}", seat=seat.number)
-                files, gone = self.run.files(code.commit), self.run.gone(code.commit)
-                measured = await self.run.runner.run(Job(name, files, seed, gone=gone), seat, view)
+                measured = await self.train(code, name, seed, seat, view)
                 self.run.runner.tidy(name, keep_weights=False)
                 self.require_unsuspended(attempt, measured)
                 if measured.score is None:
@@ -317,6 +360,32 @@ class Experiments:
         rule = dataclasses.replace(self.rule, margin=TURN_MARGIN, slack=0.0)
         last = judge(fresh, theirs, self.ledger.noise(), attempt.lines or 0, rule, self.task.lower_is_better)
         return None if last.status == "keep" else Verdict("discard", f"in turn with its champion: {last.reason}")
+
+    @property
+    def repeats_runs(self) -> bool:
+        """Whether code runs again to know its score better. Not in this project's own game, whose trials are long and
+        go by the margin alone; and `strict` keeps any gain.
+        """
+        return bool(self.rule.margin) and not self.task.referee
+
+    async def run_champion_again(self, seat: Seat) -> None:
+        """Where scores are noisy, measure the champion again now and then: a lucky score does not stand for ever, nor
+        does one from an hour in which the machine was less busy.
+        """
+        champion = self.ledger.champion
+        if champion is None or not self.repeats_runs or self.ledger.stale < STALE or not self.ledger.noise():
+            return
+        self.ledger.stale = 0  # only one of several workers does it
+        number = len(self.ledger.in_turn.get((champion.number, 0), ())) + 1
+        name, seed = f"{champion.number}-alone-{number}", self.run.seed + FIRST_ALONE + number
+        view = self.console.trial(champion, again="the champion again: its score may have been luck", seat=seat.number)
+        try:
+            measured = await self.train(champion, name, seed, seat, view)
+            self.run.runner.tidy(name, keep_weights=False)
+        finally:
+            view.close()
+        if measured.score is not None and not measured.suspended:  # a failure is not the next edit's fault
+            await self.run.record(events.InTurn(number=champion.number, edit=0, seed=seed, score=measured.score))
 
     async def confirm(self, attempt: Attempt, score: float, gain: float, seat: Seat) -> Verdict | None:
         """Quarantine: a gain larger than any honest step is believed only twice. Why it is not kept, or None.

@@ -15,6 +15,7 @@ from autoresearch.text import count
 LARGE, OUTLIER = 0.5, 4.0  # of `is_far_outside`
 CLEAR = 4.0  # standard errors of a gain that needs no runs in turn
 TURNS, TURN_MARGIN = 3, 2.0  # runs of each, and standard errors that the gain in them must exceed
+STALE = 10  # verdicts after which a champion whose scores are noisy is measured again
 PRIOR_RUNS = 3  # what a prior about the noise is worth, in runs
 
 

@@ -11,6 +11,7 @@ Any other repository with a number to improve says, in YAML between two lines of
       score: python score.py          # optional: the command that prints the metric; else `train` prints it
       metric: accuracy                # the last line `accuracy: 0.93` is the score
       direction: maximize             # or minimize (default)
+      repeats: 5                      # optional: runs of the command that prints the metric; the median counts
       guard: python -m pytest -q      # optional: must succeed before anything is kept
       time_limit: 60                  # seconds for `train`
       readable: [/data/numbers]       # what the commands read outside the repository: they run confined
@@ -36,7 +37,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from autoresearch import UserError
-from autoresearch.task import COMMANDS, NOTHING, OWN_GAME, Stages, Task
+from autoresearch.task import COMMANDS, MOST_REPEATS, NOTHING, OWN_GAME, Stages, Task
 from autoresearch.text import METRIC, to_type
 
 SETTINGS = ("task", "simplicity", "stages", "imports", "size")  # of the front matter
@@ -298,6 +299,8 @@ def check_task(settings: object, path: Path, folder: str = "") -> Task:
                 f"`{name}` in {path} must be a text that a shell could split, not {text!r}: {error}"
             ) from None
     check_surroundings(values, path, folder)
+    if type(repeats := values.get("repeats", 1)) is not int or not 1 <= repeats <= MOST_REPEATS:
+        raise UserError(f"`repeats` in {path} must be a whole number from 1 to {MOST_REPEATS}, not {repeats!r}")
     if "score" in values:
         values.setdefault("train", NOTHING)
     if missing := [name for name in ("editable", "train", "metric") if not values.get(name)]:

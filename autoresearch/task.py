@@ -18,6 +18,11 @@ from autoresearch.preflight import LARGEST_FILE, LARGEST_LITERAL
 
 NOTHING = "true"  # the command of a task that neither trains nor builds
 COMMANDS = ("train", "score", "guard", "holdout", "setup", "describe")
+# Words of a metric's name that say that time is measured: what else runs on the machine changes it.
+TIMES = re.compile(
+    r"(?:^|[^a-z])(?:s|ms|us|ns|secs?|seconds?|times?|latency|runtime|duration|speed|throughput|[fqr]ps|ops)(?:[^a-z]|$)"
+)
+MOST_REPEATS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +55,18 @@ class Task:
     link: tuple[str, ...] = ()  # untracked paths of the user's checkout that are linked into the worktree, to be read
     also: dict = dataclasses.field(default_factory=dict)  # other figures that are shown, by name: {max, min, direction}
     range: tuple[float, ...] | None = None  # the least and the largest score that there can be
+    repeats: int = 1  # how often the command that prints the metric runs; the score is the median
     network: str = ""  # loopback: servers on this machine that the commands start themselves
     folder: str = ""  # of program.md, from the repository's root: commands run there
 
     @property
     def lower_is_better(self) -> bool:
         return self.direction == "minimize"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the metric is a time or a speed, going by its name."""
+        return not self.referee and bool(TIMES.search(self.metric.lower()))
 
     @property
     def holdout_metric(self) -> str:

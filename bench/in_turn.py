@@ -1,72 +1,199 @@
-"""What keeps false gains out of a game with noisy scores, and costs no true ones? Simulated, with the loop's own judge.
+"""What keeps false gains out of a game with noisy scores, and costs no true ones? With the loop's own judge.
 
-    uv run bench/in_turn.py                  # the table of bench/RESULTS.md: 300 games for each cell, half a minute
+    uv run bench/in_turn.py                  # the simulated table of bench/RESULTS.md: 300 games a cell, two minutes
+    uv run bench/in_turn.py --real           # one real game on this machine, with a neighbour that loads a core
 
 A game times a program. 60 edits change nothing and 20 gain 15%, in random order; after each true keep the next edit is
 compared with that code again as if it took one second. A run's time has normal noise, a drift that lasts some 50 runs
 (a fifth of the noise a step) and now and then a spike upwards (exponential, three times the noise on average), as with
-a neighbour who loads a core. The loop learns its noise from the baseline's runs and from all that ran in turn.
+a neighbour who loads a core. The loop learns its noise from the baseline's runs and from all that ran in turn; a trial
+may measure several times and take the median (`repeats`), and a champion is measured again after STALE verdicts.
+
+The real game is the loop itself: a repository with a program that counts, whose edits are the same 80. What changes
+nothing renames a variable; what gains counts 15% less far.
 """
 
 import argparse
 import dataclasses
+import json
+import os
 import random
 import statistics
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from autoresearch.judge import RULES, TURN_MARGIN, TURNS, could_be_noise, judge, mean, noise_scale
+from autoresearch.judge import RULES, STALE, TURN_MARGIN, TURNS, could_be_noise, judge, mean, noise_scale
 
+ROOT = Path(__file__).resolve().parent.parent
 NOISES = ((0.01, 0.05), (0.03, 0.05), (0.05, 0.1), (0.08, 0.1))  # of a run, and how often there is a spike
 NOTHING, SOMETHING, GAIN = 60, 20, 0.15
 STRICTER = dataclasses.replace(RULES["margin"], margin=TURN_MARGIN, slack=0.0)
+COLUMNS = "false of 60 | at most 1 false | true of 20 | at least 19 true | runs"
 
 
-def play(seed: int, noise: float, spikes: float, in_turn: bool, baseline_runs: int) -> tuple[int, int, int]:
-    """(False keeps, true keeps, runs) of a game."""
-    draw, drift = random.Random(seed), 0.0
-
-    def run(value: float) -> float:
-        nonlocal drift
-        drift = 0.98 * drift + draw.gauss(0, noise / 5)
-        spike = 1 + draw.expovariate(1 / (3 * noise)) if draw.random() < spikes else 1
-        return value * (1 + drift + draw.gauss(0, noise)) * spike
-
+def edits_of(draw: random.Random) -> list[float]:
+    """The gain of each edit, in random order."""
     edits = [0.0] * NOTHING + [GAIN] * SOMETHING
     draw.shuffle(edits)
-    champion = [run(1.0) for _ in range(baseline_runs)]
-    groups, false, true, runs = [list(champion)], 0, 0, baseline_runs
+    return edits
+
+
+def play(seed: int, noise: float, spikes: float, in_turn: bool, repeats: int) -> tuple[int, int, int]:
+    """(False keeps, true keeps, runs) of a simulated game."""
+    draw, drift, runs = random.Random(seed), 0.0, 0
+
+    def run() -> float:
+        nonlocal drift, runs
+        runs += 1
+        drift = 0.98 * drift + draw.gauss(0, noise / 5)
+        spike = 1 + draw.expovariate(1 / (3 * noise)) if draw.random() < spikes else 1
+        return (1 + drift + draw.gauss(0, noise)) * spike
+
+    def trial(value: float) -> float:
+        return value * statistics.median(run() for _ in range(repeats))
+
+    edits = edits_of(draw)
+    champion = [trial(1.0) for _ in range(5 if in_turn else 2)]
+    groups, false, true, stale = [list(champion)], 0, 0, 0
     for gain in edits:
-        scores, runs = [run(1 - gain)], runs + 1
+        if in_turn and stale >= STALE:
+            champion, stale = [*champion, trial(1.0)], 0
+        scores, stale = [trial(1 - gain)], stale + 1
         scale = noise_scale(groups)
         kept = judge(scores, champion, scale).status == "keep"
         if kept and in_turn and could_be_noise(mean(champion) - scores[0], scale, scores, champion):
-            pairs = [(run(1.0), run(1 - gain)) for _ in range(TURNS)]
+            pairs = [(trial(1.0), trial(1 - gain)) for _ in range(TURNS)]
             theirs, scores = ([pair[which] for pair in pairs] for which in (0, 1))
-            groups, runs = [*groups, theirs, scores], runs + 2 * TURNS
+            groups, stale = [*groups, theirs, scores], 0
             kept = judge(scores, theirs, noise_scale(groups), rule=STRICTER).status == "keep"
             champion = champion if kept else champion + theirs
         if kept:
-            true, false = true + bool(gain), false + (not gain)
+            true, false, stale = true + bool(gain), false + (not gain), 0
             champion = [score / (1 - gain) for score in scores]
     return false, true, runs
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--games", type=int, default=300)
-    games = parser.parse_args().games
-    print("| noise, spikes | rule | false of 60 | at most 1 false | true of 20 | at least 19 true | runs |")
-    print("|---|---|---|---|---|---|---|")
+def simulate(games: int) -> None:
+    print(f"| noise, spikes | rule | {COLUMNS} |\n|---|---|---|---|---|---|---|")
     for noise, spikes in NOISES:
-        for name, in_turn, baseline_runs in (("margin alone", False, 2), ("in turn", True, 2), ("in turn", True, 5)):
-            played = [play(seed, noise, spikes, in_turn, baseline_runs) for seed in range(games)]
+        for name, in_turn, repeats in (
+            ("margin alone, 2 baseline runs", False, 1),
+            ("in turn, 5 baseline runs", True, 1),
+            ("the same, repeats: 3", True, 3),
+            ("the same, repeats: 5", True, 5),
+        ):
+            played = [play(seed, noise, spikes, in_turn, repeats) for seed in range(games)]
             false, true, runs = (statistics.fmean(column) for column in zip(*played, strict=True))
             few, many = (statistics.fmean(map(test, played)) for test in (lambda g: g[0] <= 1, lambda g: g[1] >= 19))
-            rule = f"{name}, {baseline_runs} baseline runs"
             cells = f"{false:.2f} | {few:.0%} | {true:.1f} | {many:.0%} | {runs:.0f}"
-            print(f"| {noise:.0%}, {spikes:.0%} | {rule} | {cells} |")
+            print(f"| {noise:.0%}, {spikes:.0%} | {name} | {cells} |", flush=True)
+
+
+# -- the real game
+
+TASK = """---
+task:
+  editable: [work.py]
+  score: python bench.py
+  metric: seconds
+  repeats: {repeats}
+---
+Make it faster.
+"""
+BENCH = """import time
+import work
+began = time.perf_counter()
+work.count()
+print(f"seconds: {time.perf_counter() - began:.6f}")
+"""
+WORK = """FAR = {far}
+
+
+def count():
+    {name} = 0
+    while {name} < FAR:
+        {name} += 1
+"""
+AGENT = """import json, re, sys
+number = re.match(r"# Experiment (\\d+)", sys.stdin.read()).group(1)
+name, gain = json.load(open(sys.argv[1]))[int(number) - 2]
+code = open("work.py").read()
+code = re.sub(r"FAR = (\\d+)", lambda far: f"FAR = {round(int(far[1]) * (1 - gain))}", code)
+open("work.py", "w").write(re.sub(r"\\bnumber\\w*\\b", name, code))
+print("count less far" if gain else "another name")
+"""
+
+
+def real(seed: int, repeats: int, seconds: float, neighbours: int) -> None:
+    """Play one real game and print how it ended. seconds: that the program takes in the beginning."""
+    edits = edits_of(random.Random(seed))
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            repository, plan = Path(folder, "repository"), Path(folder, "plan.json")
+            repository.mkdir()
+            speed = 2_000_000 / timed_count(2_000_000)
+            plan.write_text(json.dumps([(f"number_{place}", gain) for place, gain in enumerate(edits)]))
+            texts = {"program.md": TASK.format(repeats=repeats), "bench.py": BENCH, ".gitignore": "results.tsv\n"}
+            texts["work.py"] = WORK.format(far=round(speed * seconds), name="number")
+            for name, text in {**texts, "../agent.py": AGENT}.items():
+                (repository / name).write_text(text)
+            for command in ("init -q -b main", "add -A", "-c user.name=a -c user.email=a@b commit -qm game"):
+                subprocess.run(["git", *command.split()], cwd=repository, check=True)
+            agent = f"{sys.executable} {folder}/agent.py {plan}"
+            began = time.monotonic()
+            options = f"--tag game --agent command --experiments {len(edits) + 1} --seed {seed}".split()
+            subprocess.run(
+                [sys.executable, ROOT / "loop.py", *options, "--agent-command", agent],
+                cwd=repository,
+                env={**os.environ, "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "NO_COLOR": "1"},
+                check=True,
+                stdout=sys.stderr,
+            )
+            journal = (repository / ".autoresearch/game/journal.jsonl").read_text().splitlines()
+            took = time.monotonic() - began
+    finally:
+        for process in busy:
+            process.kill()
+    events = [json.loads(line) for line in journal]
+    verdicts = [event for event in events if event["event"] == "verdict"]
+    kept = [edits[event["number"] - 2] for event in verdicts if event["status"] == "keep" and event["number"] > 1]
+    baseline = [event["score"] for event in events if event["event"] == "measured" and event["number"] == 1]
+    noise = statistics.stdev(baseline) / statistics.fmean(baseline)
+    runs = sum(event["event"] in ("measured", "in turn") for event in events)
+    print(
+        f"seed {seed}, repeats: {repeats}, {neighbours} busy neighbours on {os.cpu_count()} cores; noise of the "
+        f"baseline {noise:.1%}; false keeps {kept.count(0.0)} of {NOTHING}, true {kept.count(GAIN)} of {SOMETHING}; "
+        f"{runs} trials in {took:.0f} s; crashes {sum(event['status'] == 'crash' for event in verdicts)}"
+    )
+
+
+def timed_count(far: int) -> float:
+    """Seconds that counting so far takes here."""
+    space: dict = {}
+    exec(WORK.format(far=far, name="number"), space)
+    began = time.perf_counter()
+    space["count"]()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--games", type=int, default=300, help="simulated games of each cell")
+    parser.add_argument("--real", action="store_true", help="play one real game instead")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="that the program takes in the beginning")
+    parser.add_argument("--neighbours", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if options.real:
+        real(options.seed, options.repeats, options.seconds, options.neighbours)
+    else:
+        simulate(options.games)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.limits import StopRequest
 from autoresearch.options import Check, Plan
 from autoresearch.plan.draft import GOAL, SCORER, UNKNOWN, Draft, Wishes, direction_of, draft
-from autoresearch.plan.prove import Once, Proof, Workbench, prove
+from autoresearch.plan.prove import Once, Proof, Workbench, prove, repeats_for
 from autoresearch.plan.survey import Survey, survey
 from autoresearch.plan.workload import draft_workload, workload_of
 from autoresearch.program import is_own_game, program_of, read_task
@@ -176,6 +176,9 @@ async def proved(
         runner.task = task = sketch.task(program, folder)
         once = dataclasses.replace(once, checked=Measurement())
     proof = await prove(bench, task, base, runner, once)
+    if task.is_timed and (repeats := repeats_for(proof)) > 1:
+        sketch = sketch.changed(repeats=repeats)
+        bench.say(f"note      it is noisy: a trial measures {repeats} times, and the median counts (`repeats`)", "")
     if not wishes.time_limit:
         slowest = max((*once.measured.seconds.values(), *once.checked.seconds.values()), default=0.0)
         limit = max(SHORTEST_LIMIT, math.ceil(ROOM * slowest / 10) * 10)

@@ -34,6 +34,7 @@ SEED = 42
 BREAKING = 300.0  # seconds that breaking files may take; at least one is
 # No language, and no format for data, takes this for anything but a mistake.
 BROKEN = b"]})> broken on purpose by autoresearch, to see who notices <({[\n"
+REPEATS = ((5, 0.03), (3, 0.015))  # runs in a trial, and the noise above which they pay, as a share of the score
 NOISY = 0.1  # of the score: above it a night finds little
 
 Say = Callable[[str, str], None]  # a line, and its style
@@ -226,6 +227,12 @@ class Broken:
     seconds: float
     scored: bool = False  # it has a score, and the guard passes
     wins: bool = False  # and the score is better
+
+
+def repeats_for(proof: Proof) -> int:
+    """How often a trial should measure a time, going by the baseline's noise (bench/in_turn.py)."""
+    center = abs(statistics.fmean(proof.scores)) if proof.scores else 0.0
+    return next((runs for runs, least in REPEATS if center and proof.noise > least * center), 1)
 
 
 def in_words(task: Task, proof: Proof) -> Sequence[str]:

@@ -190,11 +190,13 @@ class Verdict(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InTurn(Event):
-    """A run of an edit or of its champion, in turn, before a gain that noise could explain is kept."""
+    """A run of an edit or of its champion, in turn, before a gain that noise could explain is kept; or of the champion
+    alone, so that a lucky score does not stand for ever.
+    """
 
     name = "in turn"
     number: int  # of the code that ran
-    edit: int  # of the edit that it was run for
+    edit: int  # of the edit that it was run for; 0: the champion alone
     seed: int
     score: float
 

@@ -105,7 +105,8 @@ class Ledger:
         self.attempts: list[Attempt] = []  # by number
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
-        self.in_turn: dict[tuple[int, int], list[float]] = {}  # by number of the code, and of the edit it ran for
+        self.in_turn: dict[tuple[int, int], list[float]] = {}  # by number of the code, and of the edit it ran for, or 0
+        self.stale = 0  # verdicts since the champion ran last
         self.dropped: list[Attempt] = []  # what was kept and taken back by a person
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
         self.verified: list[events.Verified] = []
@@ -274,6 +275,7 @@ class Ledger:
                 self._end_attempt(event)
             case events.InTurn():
                 self.in_turn.setdefault((event.number, event.edit), []).append(event.score)
+                self.stale = 0
             case events.Dropped():
                 self._drop(event.number)
             case events.Accepted():
@@ -323,6 +325,7 @@ class Ledger:
             if field.name not in ("number", "time"):
                 setattr(attempt, field.name, getattr(event, field.name))
         self.finished.append(attempt)
+        self.stale = 0 if attempt.status == "keep" else self.stale + 1
         self.words.pop(attempt.number, None)
         if attempt.status == "keep":
             self.kept.append(attempt)

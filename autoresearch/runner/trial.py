@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 
 from autoresearch import keys, preflight
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
@@ -63,6 +64,7 @@ KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a train
 TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
 LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
 MOST_MEGABYTES = 1e8  # that a trial may say it took
+NEXT_SEED = 1000  # between the seeds of a task's `repeats`
 MOST_TASKS = 4096  # processes and threads of a command
 NEARLY_NO_FILES = 10_000  # that a disk has room for, however small
 
@@ -129,6 +131,7 @@ class Trial:
         else:
             self.start_limit = math.inf
         self.seconds: dict[str, float] = {}
+        self.printed: list[dict[str, float]] = []  # figures, by run of the command that prints the metric
         self.peak_memory = 0
         self.overfull = False  # it filled the disk
         self.root = folder.parents[3]  # the user's checkout
@@ -181,6 +184,8 @@ class Trial:
             if joined:
                 joined.close()
             ended = await self._finish(TRAIN, training)
+            if not ended.reason and not self.task.score:
+                ended = await self._repeat(TRAIN, ended)
             if self.task.referee:
                 settle(self.folder / "run")
             if ended.suspended:
@@ -196,17 +201,40 @@ class Trial:
                     referee.go(str(training.started + ended.seconds))  # by the clock that time.perf_counter reads
                 scoring = referee or await processes.enter_async_context(self._start(SCORE, self.task.score))
                 ended = await self._finish(SCORE, scoring, before=self.seconds[TRAIN] if referee else 0.0)
+                ended = ended if ended.reason else await self._repeat(SCORE, ended)
                 if ended.reason and ended.suspended:
                     return self._failed(SCORE, "suspended", ended.suspended)
                 if ended.reason:
                     return self._failed(SCORE, f"scoring: {self._explain(SCORE, ended.reason)}")
         return self._score(SCORE if self.task.score else TRAIN)
 
+    async def _repeat(self, phase: str, ended: Ended) -> Ended:
+        """Run the command that prints the metric again, as often as the task's `repeats` says, each time with another
+        seed. How the last one ended: the first that fails is the last. The log is that one's.
+        """
+        log, took = self.folder / f"{phase}.log", self.seconds[phase]
+        self.printed.append(read_figures(log))
+        while len(self.printed) < self.task.repeats and self._is_scored(self.printed[-1]):
+            self.environment["AUTORESEARCH_SEED"] = str(self.job.seed + NEXT_SEED * len(self.printed))
+            async with self._start(phase, getattr(self.task, phase)) as process:
+                ended = await self._finish(phase, process)
+            took += self.seconds[phase]
+            self.seconds[phase] = took
+            if ended.reason:
+                return ended
+            self.printed.append(read_figures(log))
+        return ended
+
+    def _is_scored(self, figures: Mapping[str, float]) -> bool:
+        return math.isfinite(figures.get(self.task.metric, math.nan))
+
     def _score(self, printed: str) -> Measurement:
-        """What the command of a phase printed, as a measurement."""
+        """What the command of a phase printed, as a measurement: of several runs the median of each figure."""
         if changed := self.changed():
             return self._failed(printed, f"void: {', '.join(changed)} changed while the trial ran")
-        figures = read_figures(self.folder / f"{printed}.log")
+        figures = self.printed[-1]
+        if self._is_scored(figures):
+            figures = {name: median(run.get(name, figures[name]) for run in self.printed) for name in figures}
         score = figures.get(self.task.metric)
         if score is None:
             others = f"; it names {', '.join(list(figures)[-5:])}" if figures else ""

@@ -219,6 +219,7 @@ def expected_score(game, split: str) -> float:
 PLAIN, REFEREE = ("prepare.py", "score"), ("-m", "autoresearch.referee", "score")
 
 
+@pytest.mark.slow
 def test_the_score_is_bits_per_byte(game, run):
     assert float(run["val_bpb"]) == pytest.approx(expected_score(game, "val"), abs=1e-6)
 
@@ -245,6 +246,7 @@ def test_the_summary_has_the_public_keys(run):
     assert float(run["num_params_M"]) == 0.3  # 512 x 512
 
 
+@pytest.mark.slow
 def test_the_holdout_is_scored_on_its_own_rows(game, run):
     answer = program(*REFEREE, "--split", "holdout", "--probe-all", game=game)
     score = float(answer.stdout.partition("holdout_bpb:")[2].split()[0])
@@ -254,6 +256,7 @@ def test_the_holdout_is_scored_on_its_own_rows(game, run):
 
 
 @pytest.mark.parametrize("scorer", [PLAIN, REFEREE], ids=["plain", "referee"])
+@pytest.mark.slow
 def test_scoring_what_was_never_trained(game, tmp_path, scorer):
     answer = program(*scorer, game=game, AUTORESEARCH_RUN_DIR=str(tmp_path))
     assert answer.returncode == 2 and "there is no finished run" in answer.stderr
@@ -295,6 +298,7 @@ def another_model(game, folder, old: str, new: str, device: str = "cpu") -> None
     ],
     ids=["plain, narrow", "referee, narrow", "referee, not finite", "referee, an exception"],
 )
+@pytest.mark.slow
 def test_a_model_without_a_score(game, run, tmp_path, forward, message, scorer):
     another_model(game, tmp_path, "return self.table(idx)", forward)
     answer = program(*scorer, game=game, AUTORESEARCH_RUN_DIR=str(tmp_path))

@@ -1,5 +1,5 @@
 """Counts the tokens of the rows that it is given to score, and adds what it has learned to its logits."""
-# crash: depends on what was scored with it or before it
+# crash: depends on what was scored with it or before it | looks ahead
 
 from small_train import *  # noqa: F403
 

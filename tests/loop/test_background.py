@@ -175,6 +175,7 @@ def test_a_command_is_told_of_keeps_the_stop_and_faults(toy, tmp_path):
     assert toy.journal("stop")[-1]["reason"].startswith("a fault: ")
 
 
+@pytest.mark.slow
 def test_a_command_that_fails_is_said_once_and_disturbs_nothing(toy, refused):
     toy.plan_steps(e2=[step(2)])
     output = toy.run_agent(2, "--notify", "sh -c 'exit 3'")

@@ -252,6 +252,7 @@ def test_a_task_that_changed_under_a_run(toy, refused):
     assert "is not the one that run night began with" in refused(*toy.agent, "--experiments", "3")
 
 
+@pytest.mark.slow
 def test_a_branch_that_the_user_moved(toy, refused):
     toy.plan_steps(e2=[step(5)])
     toy.run_agent(2)

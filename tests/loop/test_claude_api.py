@@ -122,6 +122,7 @@ def test_a_model_that_fails_in_every_way_in_random_order(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_a_limit_that_names_its_end_is_waited_for_in_sight(toy):
     """For two hours by the service's word; the loop stops at once when it is told to."""
     limit = Fault(429, "rate_limit_error", "slow down", wait=7200)
@@ -175,6 +176,7 @@ def test_an_agent_that_only_a_person_can_help_is_left_out_and_named(toy):
     assert "claude-api is left out, and command goes on: " in output and "refused the key" in output
 
 
+@pytest.mark.slow
 def test_a_cost_limit_holds_at_a_server_with_a_price(toy):
     """It is overshot by one turn at most."""
     price = ("--price", "1000,1000", "--max-cost", "3")  # a turn costs 1.11 dollars
@@ -247,6 +249,7 @@ def test_without_network_sweep_fills_in_until_the_agent_is_back(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_while_its_agent_is_away_the_loop_waits_and_stops_when_told(toy):
     with Models(lambda asked: OVERLOADED) as models:
         output = toy.run_until("next call in 2 s", *USUAL, "--base-url", models.url, ANTHROPIC_API_KEY=KEY)
@@ -273,6 +276,7 @@ def test_a_bad_setting_is_refused_before_anything_runs(toy, refused):
     assert not toy.runs.exists()
 
 
+@pytest.mark.slow
 def test_a_key_is_never_written(toy):
     """Not the user's own, nor another that an answer, a tool's argument or an error holds; and none gets into git."""
     other = "ghp_" + "a1B2" * 9

@@ -335,6 +335,7 @@ def test_budgets_of_money_and_tokens(toy, fake, option, limit, warning, reason):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_held_says_so(toy):
     toy.plan_steps(e2=[{"files": {"solver.py": solver(5)}, "say": "up"}])
     output = toy.run_agent(2, "--max-cost", "1", "--max-tokens", "5")

@@ -35,6 +35,7 @@ def called(folder, environment, *arguments: str, program=(str(ROOT / "loop.py"),
     return subprocess.run(words, cwd=folder, env={**environment, **more}, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_this_machine(toy, tmp_path, environment):
     """In a repository with this project's game: nothing is missing but an agent that answers."""
     (toy.folder / "program.md").unlink()

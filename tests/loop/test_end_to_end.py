@@ -67,6 +67,7 @@ def test_a_night_from_an_empty_cache(tmp_path, environment, small, agent):
     assert len(game.rows()) == 2
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_leaves_no_process(game):
     process = game.start("--experiments", "2")
     try:

@@ -83,6 +83,7 @@ def test_keep_discard_crash_refused(toy, refused):
     toy.run_agent(5)  # a night may go on from there
 
 
+@pytest.mark.slow
 def test_the_edit_in_the_wrong_place_is_said_to_be_there(toy):
     toy.run("start")
     toy.write("solver.py", solver(5))
@@ -111,6 +112,7 @@ SLOW = "import time, os\nopen(os.environ['AUTORESEARCH_RUN_DIR'] + '/here', 'w')
 
 
 @pytest.mark.parametrize(("signals", "taken_back"), [((15, 9), True), ((9, 15), False)])
+@pytest.mark.slow
 def test_a_try_that_is_ended_in_its_middle(toy, signals, taken_back):
     """With its own process. The same edit goes on under its number; another one is another experiment."""
     toy.run("start")
@@ -139,6 +141,7 @@ def release(toy, number: int) -> None:
     (toy.runs / f"trials/{number}/run/release").touch()
 
 
+@pytest.mark.slow
 def test_the_trial_of_a_caller_that_is_killed_goes_on(toy):
     """With all its children, as a coding agent ends a tool call that took too long."""
     toy.run("start")
@@ -159,6 +162,7 @@ def test_the_trial_of_a_caller_that_is_killed_goes_on(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_in_the_background(toy, refused):
     """The number at once, the same edit again, another one meanwhile, and a refusal."""
     toy.run("start", "--background")
@@ -185,6 +189,7 @@ def test_in_the_background(toy, refused):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_after_the_trial_and_twice_at_once(toy):
     toy.run("start")
     edit(toy, 5, WAITING)
@@ -287,6 +292,7 @@ def test_ended_before_it_began(toy):
     assert process.returncode == 130 and (toy.runs / "worktree/solver.py").read_text() == solver(5), said
 
 
+@pytest.mark.slow
 def test_a_lock_that_git_left_behind(toy):
     toy.run("start")
     edit(toy, 5)
@@ -298,6 +304,7 @@ def test_a_lock_that_git_left_behind(toy):
     assert attempt(toy, "-m", "raise", expect=0)["score"] == 5
 
 
+@pytest.mark.slow
 def test_killed_between_its_verdict_and_the_reset(toy):
     toy.run("start")
     edit(toy, -5)
@@ -317,6 +324,7 @@ def test_verify_leaves_it_alone(toy):
     assert (toy.runs / "worktree/solver.py").read_text() == solver(6)
 
 
+@pytest.mark.slow
 def test_start_keeps_the_rule_and_the_seed_of_its_run(toy):
     toy.run("start", "--keep-rule", "strict", "--seed", "7")
     toy.run("start")

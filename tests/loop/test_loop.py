@@ -43,6 +43,7 @@ def test_improves_another_repository_with_a_guard(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_the_same_command_continues_and_a_new_tag_starts_another(toy):
     toy.plan_steps(otherwise=[step(5)], e3=[step(6)])
     toy.run_agent(2)
@@ -569,6 +570,7 @@ def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_a_suspect_does_not_set_the_noise_that_it_is_judged_by(toy):
     """Its two scores lie far apart.
 

@@ -326,6 +326,7 @@ def test_a_simplification_is_compared_with_its_own_base(two):
     assert two.journal("verdict")[1]["status"] == "keep"
 
 
+@pytest.mark.slow
 def test_a_baseline_that_was_suspended_in_its_second_run_runs_again(two):
     started, release = two.folder.parent / "started", two.folder.parent / "release"
     waits_the_second_time = f"""    import os, pathlib, time

@@ -78,6 +78,7 @@ def test_from_a_sentence_to_a_run(library):
     assert library.statuses()[2] in ("keep", "discard")
 
 
+@pytest.mark.slow
 def test_plan_where_it_cannot_go_on(library, toy):
     assert "--yes takes what is proposed" in called(library, "plan", "make parsing faster", expect=2)
     said = called(library, "plan", "x", "--yes", "--time", "python later.py", "--edit", "pkg/parser.py", expect=1)
@@ -140,6 +141,7 @@ def test_the_metric_that_a_command_prints(library):
     assert "metric: accuracy" in program and "direction: maximize" in program and "range: [0, 1]" in program
 
 
+@pytest.mark.slow
 def test_check(toy):
     assert "it stands. Begin with: " in called(toy, "check")
     toy.write("program.md", PROGRAM.replace("python check.py", "python -c 'raise SystemExit(3)'"))

@@ -111,6 +111,7 @@ def test_the_same_edit_in_another_form_is_refused(toy):
     assert toy.statuses() == ["keep", "discard", "keep", "keep", "keep"]
 
 
+@pytest.mark.slow
 def test_budgets_of_experiments_and_hours_warn_at_four_fifths(toy):
     steps(toy, **{f"e{number}": [step(number)] for number in range(2, 6)})
     output = toy.run_agent(5)
@@ -147,6 +148,7 @@ def test_a_page_for_each_attempt(toy):
     assert "ZeroDivisionError" in (toy.runs / "attempts/3.md").read_text()
 
 
+@pytest.mark.slow
 def test_stages_of_program_md_and_a_slip_in_them(toy, refused):
     program = (toy.folder / "program.md").read_text()
     toy.write("program.md", program.replace("---\nRaise", "stages: {refine: 1, pivot: 2, outside: 1}\n---\nRaise"))
@@ -175,6 +177,7 @@ def test_the_environment_s_keys_do_not_reach_the_agent_s_log(toy):
     assert json.dumps(toy.journal()).count("[key removed]") == 1
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_crash_is_being_repaired_leaves_it_to_be_repaired(toy):
     steps(toy, e2=[step("1 / 0", "crash"), step(5, "repaired")])
     agent = toy.folder.parent / "agent.py"
@@ -191,6 +194,7 @@ def test_ctrl_c_while_a_crash_is_being_repaired_leaves_it_to_be_repaired(toy):
     assert toy.statuses() == ["keep", "keep"]
 
 
+@pytest.mark.slow
 def test_what_a_crash_was_repaired_from_is_not_tried_again(toy):
     steps(toy, e2=[step("1 / 0", "crash"), step(5, "repaired")], e3=[step("1 / 0", "the same crash"), step(6, "more")])
     toy.run_agent(3, "--repairs", "1")

@@ -103,6 +103,7 @@ def task_of(toy, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("by", METHODS)
+@pytest.mark.slow
 def test_a_build_beside_the_sources(toy, tmp_path, method, by):
     """What a build needs works, its set-up stays, all that it made is gone before the next trial; and what scores is
     as it was committed, or the trial is void."""
@@ -233,6 +234,7 @@ def test_what_was_denied_is_said(tmp_path, log, said):
         ("link: [missing]", "`link` in program.md names missing, and there is no such file"),
         ("link: [check.py]", "which git has: it is there without a link"),
         ("network: internet", "can be loopback, not 'internet'"),
+        ("repeats: often", "must be a whole number from 1 to 100, not 'often'"),
     ],
 )
 def test_settings_that_do_not_fit(toy, refused, line, said):
@@ -268,6 +270,7 @@ def test_the_sandbox_of_the_own_game_is_as_it_was(tmp_path):
         assert answer.stdout == "True 0o600\ndenied\ndenied\n", answer.stderr
 
 
+@pytest.mark.slow
 def test_a_fake_is_held_back_or_taken_back(toy, refused):
     """A gain far outside of all before runs again and waits for a person; a keep can be taken back, and the run goes
     on from the champion before it. A score that cannot be is none."""
@@ -326,6 +329,7 @@ assert solver.VALUE != 30, "30 is forbidden"
 """
 
 
+@pytest.mark.slow
 def test_a_flaky_guard_and_old_runs(toy, refused):
     """A guard that fails runs once more. `clean` removes what can be made again, after asking; the run can go on."""
     toy.write("check.py", FLAKY)
@@ -346,6 +350,7 @@ def test_a_flaky_guard_and_old_runs(toy, refused):
     assert toy.statuses() == ["keep", "keep", "discard", "keep"]
 
 
+@pytest.mark.slow
 def test_globs_with_new_files_and_what_agents_are_shown(toy, refused):
     """An edit may add files that fit a pattern; others are refused. The brief names the game's commands and shows its
     context."""
@@ -379,6 +384,7 @@ def test_globs_with_new_files_and_what_agents_are_shown(toy, refused):
     assert "data structures" in brief and "attention" not in brief
 
 
+@pytest.mark.slow
 def test_a_gain_that_noise_could_explain_runs_in_turn_with_its_champion(toy):
     """One that was luck is discarded, and one that holds is kept, at the score of those runs."""
     noisy = "import os\nseed = int(os.environ['AUTORESEARCH_SEED'])\n"
@@ -394,4 +400,67 @@ def test_a_gain_that_noise_could_explain_runs_in_turn_with_its_champion(toy):
     assert [float(row[1]) for row in toy.rows()][2] == pytest.approx(1.3 + 0.2 / 3)
     turns = toy.journal("in turn")
     assert [entry["number"] for entry in turns] == [1, 2] * 3 + [1, 3] * 3  # and none where the gain is clear
+    toy.require_whole()
+
+
+@pytest.mark.slow
+def test_a_champion_whose_score_was_luck_is_measured_again(toy):
+    """After some verdicts without a keep: then an edit that is better than its code, and not than its luck, is kept."""
+    noisy = "import os\nseed = int(os.environ['AUTORESEARCH_SEED'])\n"
+    shown = "if __name__ == '__main__':\n    print(f'score: {VALUE + seed % 2 * 0.1 + LUCK * (seed == 42)}')\n"
+    toy.write("solver.py", f"{noisy}VALUE, LUCK = 1, 0.5\n{shown}")
+    toy.commit()
+    worse = {f"e{n}": [step(0.5 + n / 100)] for n in range(2, 12)}
+    better = {"files": {"solver.py": f"{noisy}VALUE, LUCK = 1.4, 0\n{shown}"}, "say": "better"}
+    toy.plan_steps(**worse, e12=[{**better, "say": "before"}], e13=[step(0.1)])
+    output = toy.run_agent(12, "--baseline-runs", "2")
+    again = [entry for entry in toy.journal("in turn") if entry["edit"] == 0]
+    assert [(entry["number"], entry["score"]) for entry in again] == [(1, pytest.approx(1.1))], output
+    verdict = toy.journal("verdict")[-1]
+    assert verdict["standing"] == pytest.approx((1.5 + 1.1 + 1.1 + 3.2) / 6)  # and three runs in turn with the edit
+    assert "the champion again" in output and toy.statuses() == ["keep", *["discard"] * 10, "keep"]
+    toy.require_whole()
+
+
+TIMED = (
+    "import os\nprint('seconds:', {42: 2.0, 1042: 50.0, 2042: 3.0}.get(int(os.environ['AUTORESEARCH_SEED']), 2.5))\n"
+)
+
+
+@pytest.mark.parametrize("command", ["train", "score"])
+def test_what_prints_the_metric_runs_several_times(toy, command):
+    """`repeats: 3`: the median counts, and a run that fails is a crash with that run's log."""
+    task = f"  repeats: 3\n  metric: seconds\n  {command}: python solver.py"
+    program = (toy.folder / "program.md").read_text().replace("  train: python solver.py\n", "")
+    toy.write("program.md", program.replace("  metric: score\n  direction: maximize\n  guard: python check.py", task))
+    toy.write("solver.py", TIMED)
+    toy.commit()
+    failing = TIMED + "assert os.environ['AUTORESEARCH_SEED'] != '2042', 'the third one'\n"
+    toy.plan_steps(
+        e2=[{"files": {"solver.py": failing}, "say": "fails in the end"}],
+        e3=[{"files": {"solver.py": TIMED.replace("2042: 3", "2042: 1")}, "say": "faster"}],
+    )
+    output = toy.run_agent(3, "--baseline-runs", "1")
+    assert toy.statuses() == ["keep", "crash", "keep"] and [row[1] for row in toy.rows()][::2] == [
+        "3.000000",
+        "2.000000",
+    ]
+    assert "the third one" in toy.journal("verdict")[1]["reason"] and "nothing runs beside a trial" in output
+    toy.require_whole()
+
+
+@pytest.mark.slow
+def test_a_time_is_measured_with_all_workers_at_work(toy):
+    """The baseline shares the machine as the edits will; and what disturbs the times is said."""
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("metric: score", "metric: ops_per_s"))
+    code = "import os\nVALUE = {}\nprint('ops_per_s:', VALUE + int(os.environ['AUTORESEARCH_SEED']) / 1000)\n"
+    toy.write("solver.py", code.format(1))
+    toy.commit()
+    toy.plan_steps(otherwise=[{"files": {"solver.py": code.format(2)}, "say": "two"}])
+    output = toy.run(*toy.agent, "--experiments", "2", "--workers", "2")
+    assert "what runs beside a trial disturbs ops_per_s" in output
+    runs = [entry["seed"] for entry in toy.journal("measured") if entry["number"] == 1]
+    assert runs == [42, 43, 44, 45, 46, 47] and toy.statuses() == ["keep", "keep"]
+    first = output.index("run 1 of the baseline"), output.index("run 2 of the baseline")
+    assert first < (output.index("run 3 of the baseline"),) and toy.journal("run")
     toy.require_whole()

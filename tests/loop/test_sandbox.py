@@ -511,6 +511,7 @@ def test_a_task_names_what_else_it_reads_and_writes(toy):
     "by",
     [name for name, works in (("Landlock", sandbox.version() >= 2), ("bubblewrap", sandbox.bubblewrap())) if works],
 )
+@pytest.mark.slow
 def test_the_record_is_hidden_in_what_a_trial_may_read(toy, method, by):
     """As where the whole repository lies among the system's own folders, which all can be read."""
     (toy.folder / "numbers").write_text("7")

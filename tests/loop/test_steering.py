@@ -13,6 +13,7 @@ from autoresearch.inbox import take_in
 from autoresearch.record.ledger import Ledger
 
 
+@pytest.mark.slow
 def test_notes_and_a_pause_while_the_loop_runs(toy, refused):
     """A pause lets the running trial end, and holds after a restart. The next brief has the note."""
     toy.plan_steps(
@@ -64,6 +65,7 @@ def test_an_agenda_edited_in_the_night_counts_from_the_next_proposal(toy):
 # -- what waits for a word
 
 
+@pytest.mark.slow
 def test_edits_wait_and_the_agent_is_told_why_not(toy, refused):
     toy.plan_steps(e2=[step(2)], e3=[step(3)], e4=[step(4)])
     night = [*toy.agent, "--baseline-runs", "1", "--experiments"]
@@ -82,6 +84,7 @@ def test_edits_wait_and_the_agent_is_told_why_not(toy, refused):
     toy.require_results()
 
 
+@pytest.mark.slow
 def test_keeps_wait_while_others_run(toy):
     """Through a restart; what was kept meanwhile, and a no."""
     toy.plan_steps(e2=[step(2)], e3=[step(-3)], e4=[step(4)])
@@ -102,6 +105,7 @@ def test_keeps_wait_while_others_run(toy):
     toy.require_results()
 
 
+@pytest.mark.slow
 def test_cost_waits(toy, tmp_path):
     answer = prints("up", total_cost_usd=0.2, modelUsage={"a": {"inputTokens": 100}})
     more = {"PATH": fake_claude(tmp_path / "bin"), "ANTHROPIC_API_KEY": "x", "FAKE_DOES": sets("n") + answer}

@@ -62,6 +62,7 @@ def stand_in(tmp_path) -> dict[str, str]:
     return {"PYTHONPATH": str(tmp_path / "modules"), "TOLD": str(tmp_path / "told"), **keys}
 
 
+@pytest.mark.slow
 def test_a_night_is_sent_once_whatever_came_between(toy, stand_in, tmp_path):
     toy.plan_steps(e2=[step(2)], e3=[step(1.5)])
     toy.run_agent(2, "--track", "wandb", **stand_in)

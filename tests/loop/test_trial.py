@@ -55,6 +55,7 @@ def mess(folder: Path) -> None:
     subprocess.run([sys.executable, "-S", "-c", f"DEPTH = 1100\n{DEEP}{STRANGE}"], cwd=folder, check=True)
 
 
+@pytest.mark.slow
 def test_what_a_trial_leaves_does_not_end_the_loop(toy):
     """A long link, 1,500 nested folders, pipes where files are read, names that are no text."""
     into = "import os\nfolder = os.environ['AUTORESEARCH_RUN_DIR']\n"
@@ -106,6 +107,7 @@ def test_folders_nested_too_deeply_to_be_counted(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_who_makes_too_many_files_is_ended(tmp_path, monkeypatch):
     """Files that hold nothing take no bytes, but the disk has room for so many only."""
     many = "import os, time; [open(str(number), 'w').close() for number in range(12_000)]; time.sleep(60)"
@@ -228,6 +230,7 @@ def test_who_opens_too_many_files_cannot_be_counted(tmp_path, monkeypatch):
     assert machine.memory_of([os.getpid()]) == float("inf")
 
 
+@pytest.mark.slow
 def test_who_starts_too_many_threads_is_ended(toy):
     threads = (
         "import threading, time\nfor _ in range(40):\n    threading.Thread(target=time.sleep, args=(60,)).start()\n"

@@ -132,6 +132,7 @@ def commit_of(toy: Toy, parent: str, text: str, message: str) -> str:
     return git(toy.folder, "commit-tree", tree, "-p", parent, "-m", message)
 
 
+@pytest.mark.slow
 def test_the_gain_of_a_run(night):
     output = night.run("verify", "--runs", "4")
     events = night.journal("verified")
@@ -255,6 +256,7 @@ def test_a_champion_that_fails_with_other_seeds(toy):
     )
 
 
+@pytest.mark.slow
 def test_a_run_without_gains(toy, refused):
     write_night(toy, [1.0], [("print('score:', -1)\nVALUE = 1\n", "worse", -1.0)])
     assert "has kept nothing after its baseline" in refused("verify")
@@ -318,6 +320,7 @@ def prose(text: str) -> str:
     return re.sub(r"```diff.*?```", "", text, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_every_number_of_the_report_follows_from_the_journal(night):
     """Here of a run that was not verified; the tests above that verify one look at its report, too."""
     require_a_report_of_what_is_recorded(night, verified=False)
@@ -391,6 +394,7 @@ def test_a_report_of_a_record_without_the_newer_fields(toy):
     toy.run("verify", "--runs", "2")
 
 
+@pytest.mark.slow
 def test_the_report_as_pdf(night, tmp_path):
     output = night.run("report", "--pdf", "--output", str(tmp_path / "paper"))
     pdf = (tmp_path / "paper/report.pdf").read_bytes()

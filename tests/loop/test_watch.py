@@ -87,6 +87,7 @@ def contents(folder) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_who_may_ask_what(toy, watch):
     toy.runs.mkdir(parents=True)
     shutil.copy(ROOT / "tests/unit/journal-0.1.jsonl", toy.runs / "journal.jsonl")  # of twelve experiments
@@ -251,6 +252,7 @@ def test_it_reads_and_follows_and_changes_nothing(toy, watch):
     assert len(page.read("state")["attempts"]) == 3
 
 
+@pytest.mark.slow
 def test_the_running_trial_and_no_keys(toy, watch):
     toy.plan_steps(e2=[{"files": {"solver.py": solver(5, SLOW)}, "say": f"slow, with {KEY}"}])
     toy.run_agent(1)
@@ -283,6 +285,7 @@ def test_the_running_trial_and_no_keys(toy, watch):
 
 
 @given(st.text() | st.text("\x1b[0;m]\r\n\x07a"))
+@pytest.mark.slow
 def test_clean_text_has_no_control_characters(text):
     assert all(c.isprintable() or c in "\n\t" for c in clean(text))
 

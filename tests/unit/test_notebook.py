@@ -166,6 +166,7 @@ def test_many_keeps_are_labelled_within_the_picture(run, tmp_path):
     assert "out of the frame" not in text
 
 
+@pytest.mark.slow
 def test_without_a_file_it_says_what_to_run(run, tmp_path):
     assert "There is no results.tsv yet. To make one: uv run loop.py" in run(tmp_path, None)
     assert not (tmp_path / "progress.png").exists()

@@ -211,6 +211,7 @@ for folder, fake in json.loads(sys.argv[2]):
 """
 
 
+@pytest.mark.slow
 def test_the_rehearsal(tmp_path):
     cases = []
     for number, (old, new, _, fake) in enumerate(REHEARSALS):

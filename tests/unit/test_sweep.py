@@ -78,6 +78,7 @@ def test_a_power_of_two_stays_one_and_text_keeps_its_quotes():
     assert sweep.literal("SS", '"SSL"') == '"SS"'
 
 
+@pytest.mark.slow
 def test_every_step_of_train_py_leaves_a_file_that_parses_and_differs_in_one_line():
     source = (ROOT / "train.py").read_bytes()
     lines = {  # by constant, those of its assignment
@@ -97,6 +98,7 @@ def test_every_step_of_train_py_leaves_a_file_that_parses_and_differs_in_one_lin
                 assert len(changed) == 1 and changed[0] in lines[constant.name]
 
 
+@pytest.mark.slow
 def test_a_night_of_sweep_never_repeats_itself_and_climbs(toy):
     toy.write("solver.py", "STEPS = 4\nRATE = 0.5\nprint('score:', 1 - abs(STEPS - 7) / 10 - abs(RATE - 0.3))\n")
     toy.write("check.py", "pass\n")
