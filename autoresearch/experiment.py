@@ -21,8 +21,10 @@ from autoresearch.judge import (
     KeepRule,
     Verdict,
     could_be_noise,
+    gains_of,
     is_far_outside,
     judge,
+    judge_turns,
     mean,
 )
 from autoresearch.lessons import Lessons
@@ -263,11 +265,15 @@ class Experiments:
             again = f", as {SUSPENSIONS} times before" if measured.suspended else ""
             return Verdict("crash", in_words(measured) + again if again else measured.reason), nothing
         standing = self.ledger.standing(attempt)
-        verdict = self.judge(attempt, attempt.runs)
+        on_champion = attempt.parent == self.ledger.champion_commit  # else it runs again, on top of that
+        if on_champion and self.is_for_turns(attempt, standing):
+            verdict = await self.time_in_turn(attempt, seat)
+        else:
+            verdict = self.judge(attempt, attempt.runs)
         baseline = self.ledger.kept[0].figures if self.ledger.kept else measured.figures
         if others := self.task.others(measured.figures, baseline):
             verdict = dataclasses.replace(verdict, reason=f"{verdict.reason}; {others}")
-        if verdict.status != "keep" or attempt.parent != self.ledger.champion_commit:  # or runs again, on top of that
+        if verdict.status != "keep" or not on_champion:
             return verdict, nothing
         if beyond := self.task.beyond(measured.figures, baseline):
             return Verdict("discard" if standing else "crash", beyond), nothing
@@ -336,30 +342,63 @@ class Experiments:
 
         A machine that is busy for a while is so for both. Why it is not kept, or None.
         """
-        champion, standing = self.ledger.champion, self.ledger.standing(attempt)
+        champion, standing, (_, timed) = (
+            self.ledger.champion,
+            self.ledger.standing(attempt),
+            self.ledger.turns(attempt.number),
+        )
         gain = (mean(standing) - mean(attempt.runs)) * (1 if self.task.lower_is_better else -1)
         noise = self.ledger.noise()
-        if champion is None or not self.repeats_runs or not could_be_noise(gain, noise, attempt.runs, standing):
+        if timed or not self.repeats_runs or not could_be_noise(gain, noise, attempt.runs, standing):
             return None
+        assert champion
         said = f"noise could explain a gain of {gain:.6f}: it runs {TURNS} times in turn with its champion"
         self.console.line(f"  {said}", "yellow")
         for turn in range(1, TURNS + 1):
             for code in (champion, attempt):
-                name, seed = f"{attempt.number}-turn-{turn}-{code.number}", self.run.seed + FIRST_TURN + turn
-                view = self.console.trial(attempt, again=f"turn {turn} of {TURNS}, {code.number}", seat=seat.number)
-                measured = await self.train(code, name, seed, seat, view)
-                self.run.runner.tidy(name, keep_weights=False)
-                self.require_unsuspended(attempt, measured)
-                if measured.score is None:
-                    whose = "" if code is attempt else "the champion, "
-                    return Verdict("crash", f"{whose}in turn {turn}: {measured.reason}")
-                await self.run.record(
-                    events.InTurn(number=code.number, edit=attempt.number, seed=seed, score=measured.score)
-                )
-        fresh, theirs = (self.ledger.in_turn[code.number, attempt.number] for code in (attempt, champion))
+                if crash := await self.run_turn(code, attempt, turn, self.run.seed + FIRST_TURN + turn, seat):
+                    return crash
+        theirs, fresh = self.ledger.turns(attempt.number)
         rule = dataclasses.replace(self.rule, margin=TURN_MARGIN, slack=0.0)
         last = judge(fresh, theirs, self.ledger.noise(), attempt.lines or 0, rule, self.task.lower_is_better)
         return None if last.status == "keep" else Verdict("discard", f"in turn with its champion: {last.reason}")
+
+    def is_for_turns(self, attempt: Attempt, standing: list[float]) -> bool:
+        """Whether an edit is judged by runs in turn alone: where a time is measured, unless the difference is clear."""
+        if not standing or not self.task.is_timed or not self.repeats_runs or not (noise := self.ledger.noise()):
+            return False
+        return could_be_noise(abs(mean(standing) - mean(attempt.runs)), noise, attempt.runs, standing)
+
+    async def time_in_turn(self, attempt: Attempt, seat: Seat) -> Verdict:
+        """Run edit and champion in turn, beginning with the run that the edit has had, until it is clear which is
+        faster: the speed of a machine drifts.
+        """
+        champion, sign = self.ledger.champion, self.task.lower_is_better
+        assert champion
+        first = events.InTurn(number=attempt.number, edit=attempt.number, seed=self.run.seed, score=attempt.runs[0])
+        await self.run.record(first)
+        turn, verdict = 1, None
+        while not verdict:
+            seed = self.run.seed + (FIRST_TURN + turn) * (turn > 1)
+            for code in (attempt, champion):
+                if (turn > 1 or code is champion) and (crash := await self.run_turn(code, attempt, turn, seed, seat)):
+                    return crash
+            gains = gains_of(*self.ledger.turns(attempt.number), sign)
+            turn, verdict = turn + 1, judge_turns(gains, self.ledger.noise_of_turns())
+        return verdict
+
+    async def run_turn(self, code: Attempt, attempt: Attempt, turn: int, seed: int, seat: Seat) -> Verdict | None:
+        """Run an edit or its champion in turn. Why the edit is not kept, or None."""
+        name = f"{attempt.number}-turn-{turn}-{code.number}"
+        view = self.console.trial(attempt, again=f"turn {turn}, experiment {code.number}", seat=seat.number)
+        measured = await self.train(code, name, seed, seat, view)
+        self.run.runner.tidy(name, keep_weights=False)
+        self.require_unsuspended(attempt, measured)
+        if measured.score is None:
+            whose = "" if code is attempt else "the champion, "
+            return Verdict("crash", f"{whose}in turn {turn}: {measured.reason}")
+        await self.run.record(events.InTurn(number=code.number, edit=attempt.number, seed=seed, score=measured.score))
+        return None
 
     @property
     def repeats_runs(self) -> bool:
@@ -451,14 +490,15 @@ class Experiments:
         wall: float = 0.0,
     ) -> events.Verdict:
         """The last word on an attempt, as the record holds it. Without a measurement it never ran."""
-        crashed, standing = verdict.status == "crash", self.ledger.standing(attempt)
+        crashed, (theirs, own) = verdict.status == "crash", self.ledger.turns(attempt.number)
+        standing = theirs or self.ledger.standing(attempt)
         measured, checked = measured or Measurement(), checked or Measurement()
         holdout = checked.figures.get(self.task.holdout_metric)
         return events.Verdict(
             number=attempt.number,
             status=verdict.status,
             reason=verdict.reason,
-            score=None if crashed else mean(self.ledger.in_turn.get((attempt.number, attempt.number)) or attempt.runs),
+            score=None if crashed else mean(own or attempt.runs),
             memory_gb=0.0 if crashed else measured.memory_gb,
             figures={**measured.figures, **{name: checked.figures[name] for name in PROBED if name in checked.figures}},
             holdout=holdout if verdict.status == "keep" else None,

@@ -15,7 +15,10 @@ from autoresearch.text import count
 LARGE, OUTLIER = 0.5, 4.0  # of `is_far_outside`
 CLEAR = 4.0  # standard errors of a gain that needs no runs in turn
 TURNS, TURN_MARGIN = 3, 2.0  # runs of each, and standard errors that the gain in them must exceed
+# Of times: most runs of each; standard errors that are enough before the last one, and after it, and that end it.
+MOST_TURNS, SURE, ENOUGH, HOPELESS = 10, 4.0, 3.0, 0.25
 STALE = 10  # verdicts after which a champion whose scores are noisy is measured again
+NEARLY_NOTHING = 1e-12  # a time or a speed that is less counts as this
 PRIOR_RUNS = 3  # what a prior about the noise is worth, in runs
 
 
@@ -69,6 +72,48 @@ def could_be_noise(gain: float, noise: float, scores: Sequence[float], champion:
     Simulated, with 60 edits that change nothing and 20 that gain 15% (bench/in_turn.py): see bench/RESULTS.md.
     """
     return 0 < gain < CLEAR * standard_error(noise, scores, champion)
+
+
+def gains_of(theirs: Sequence[float], scores: Sequence[float], lower_is_better: bool = True) -> list[float]:
+    """By what share an edit is faster than its champion, turn by turn (the logarithm of the ratio).
+
+    A machine's speed drifts by far more from one hour to the next than from one run to the next: what is compared is
+    only what ran together.
+    """
+    sign = 1 if lower_is_better else -1
+    pairs = zip(theirs, scores, strict=True)
+    return [sign * math.log(max(their, NEARLY_NOTHING) / max(own, NEARLY_NOTHING)) for their, own in pairs]
+
+
+def noise_of_turns(baseline: Sequence[float], turns: Sequence[Sequence[float]]) -> float:
+    """The standard deviation of the gain in one turn, of code that has none.
+
+    baseline: its scores, one after the other. turns: the gains of each edit that ran in turn.
+    """
+    squares = [gain**2 for gain in gains_of(baseline[:-1], baseline[1:])]
+    degrees = len(squares)
+    for gains in turns:
+        squares += [(gain - mean(gains)) ** 2 for gain in gains]
+        degrees += len(gains) - 1
+    return math.sqrt(math.fsum(squares) / degrees) if degrees else 0.0
+
+
+def judge_turns(gains: Sequence[float], noise: float) -> Verdict | None:
+    """Keep or discard an edit by its gains in turn with its champion; None: another turn is needed.
+
+    noise: of one of them. Simulated, beside other rules: bench/in_turn.py.
+    """
+    gain, error = mean(gains), noise / math.sqrt(len(gains))
+    asked = ENOUGH if len(gains) == MOST_TURNS else SURE
+    said = (
+        f"in {count(len(gains), 'turn')} with its champion it was {abs(gain):.2%} {'better' if gain > 0 else 'worse'}"
+    )
+    if len(gains) > 1 and gain > asked * error:
+        return Verdict("keep", f"{said}; {asked * error:.2%} were owed")
+    if gain <= HOPELESS * error or len(gains) == MOST_TURNS:
+        why = f", and noise alone may bring {asked * error:.2%}" if gain > 0 else ""
+        return Verdict("discard", said + why)
+    return None
 
 
 def is_far_outside(

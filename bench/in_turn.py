@@ -4,10 +4,15 @@
     uv run bench/in_turn.py --real           # one real game on this machine, with a neighbour that loads a core
 
 A game times a program. 60 edits change nothing and 20 gain 15%, in random order; after each true keep the next edit is
-compared with that code again as if it took one second. A run's time has normal noise, a drift that lasts some 50 runs
-(a fifth of the noise a step) and now and then a spike upwards (exponential, three times the noise on average), as with
-a neighbour who loads a core. The loop learns its noise from the baseline's runs and from all that ran in turn; a trial
-may measure several times and take the median (`repeats`), and a champion is measured again after STALE verdicts.
+compared with that code again as if it took one second. A run's time has normal noise, a drift (a random walk that
+forgets in some 50 runs) and now and then a spike upwards (exponential, three times the noise on average), as with a
+neighbour who loads a core. The loop learns its noise from the baseline's runs and from all that ran in turn. Rules:
+
+- margin: a gain above the judge's margin is kept (this project's own game, whose trials are long);
+- checked: it runs three times in turn with its champion first (other games that measure no time); a champion is
+  measured again after STALE verdicts;
+- turn by turn: what is not clear at once is judged by runs in turn alone (where a time is measured). `repeats` measures
+  several times in a trial and takes the median.
 
 The real game is the loop itself: a repository with a program that counts, whose edits are the same 80. What changes
 nothing renames a variable; what gains counts 15% less far.
@@ -16,6 +21,7 @@ nothing renames a variable; what gains counts 15% less far.
 import argparse
 import dataclasses
 import json
+import math
 import os
 import random
 import statistics
@@ -26,10 +32,32 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from autoresearch.judge import RULES, STALE, TURN_MARGIN, TURNS, could_be_noise, judge, mean, noise_scale
+from autoresearch.judge import (
+    RULES,
+    STALE,
+    TURN_MARGIN,
+    TURNS,
+    could_be_noise,
+    gains_of,
+    judge,
+    judge_turns,
+    mean,
+    noise_of_turns,
+    noise_scale,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-NOISES = ((0.01, 0.05), (0.03, 0.05), (0.05, 0.1), (0.08, 0.1))  # of a run, and how often there is a spike
+# Of a run: the noise, the standard deviation of the drift, and how often there is a spike.
+MACHINES = ((0.01, 0.01, 0.05), (0.03, 0.03, 0.05), (0.05, 0.05, 0.1), (0.08, 0.08, 0.1), (0.07, 0.2, 0.05))
+MEMORY = 0.98  # of the drift, from one run to the next
+RULES_PLAYED = (
+    ("margin", 1),
+    ("checked", 1),
+    ("checked", 3),
+    ("turn by turn", 1),
+    ("turn by turn", 3),
+    ("turn by turn", 5),
+)
 NOTHING, SOMETHING, GAIN = 60, 20, 0.15
 STRICTER = dataclasses.replace(RULES["margin"], margin=TURN_MARGIN, slack=0.0)
 COLUMNS = "false of 60 | at most 1 false | true of 20 | at least 19 true | runs"
@@ -42,55 +70,58 @@ def edits_of(draw: random.Random) -> list[float]:
     return edits
 
 
-def play(seed: int, noise: float, spikes: float, in_turn: bool, repeats: int) -> tuple[int, int, int]:
+def play(seed: int, machine: tuple[float, float, float], rule: str, repeats: int) -> tuple[int, int, int]:
     """(False keeps, true keeps, runs) of a simulated game."""
-    draw, drift, runs = random.Random(seed), 0.0, 0
+    noise, drifts, spikes = machine
+    draw, runs = random.Random(seed), 0
+    drift = draw.gauss(0, drifts)
 
     def run() -> float:
         nonlocal drift, runs
         runs += 1
-        drift = 0.98 * drift + draw.gauss(0, noise / 5)
+        drift = MEMORY * drift + draw.gauss(0, drifts * math.sqrt(1 - MEMORY**2))
         spike = 1 + draw.expovariate(1 / (3 * noise)) if draw.random() < spikes else 1
-        return (1 + drift + draw.gauss(0, noise)) * spike
+        return max(0.2, 1 + drift + draw.gauss(0, noise)) * spike
 
     def trial(value: float) -> float:
         return value * statistics.median(run() for _ in range(repeats))
 
     edits = edits_of(draw)
-    champion = [trial(1.0) for _ in range(5 if in_turn else 2)]
-    groups, false, true, stale = [list(champion)], 0, 0, 0
+    champion = [trial(1.0) for _ in range(2 if rule == "margin" else 5)]
+    baseline, groups, turns, false, true, stale = list(champion), [list(champion)], [], 0, 0, 0
     for gain in edits:
-        if in_turn and stale >= STALE:
+        if rule == "checked" and stale >= STALE:
             champion, stale = [*champion, trial(1.0)], 0
-        scores, stale = [trial(1 - gain)], stale + 1
+        scores, stale, theirs = [trial(1 - gain)], stale + 1, []
         scale = noise_scale(groups)
-        kept = judge(scores, champion, scale).status == "keep"
-        if kept and in_turn and could_be_noise(mean(champion) - scores[0], scale, scores, champion):
+        difference = mean(champion) - scores[0]
+        verdict = judge(scores, champion, scale)
+        if rule == "turn by turn" and could_be_noise(abs(difference), scale, scores, champion):
+            theirs, verdict = [trial(1.0)], None
+            while not (verdict := judge_turns(gains := gains_of(theirs, scores), noise_of_turns(baseline, turns))):
+                scores, theirs = [*scores, trial(1 - gain)], [*theirs, trial(1.0)]
+            turns.append(gains)
+        if rule == "checked" and verdict.status == "keep" and could_be_noise(difference, scale, scores, champion):
             pairs = [(trial(1.0), trial(1 - gain)) for _ in range(TURNS)]
             theirs, scores = ([pair[which] for pair in pairs] for which in (0, 1))
-            groups, stale = [*groups, theirs, scores], 0
-            kept = judge(scores, theirs, noise_scale(groups), rule=STRICTER).status == "keep"
-            champion = champion if kept else champion + theirs
-        if kept:
+            verdict = judge(scores, theirs, noise_scale([*groups, theirs, scores]), rule=STRICTER)
+        if theirs:
+            groups, stale, champion = [*groups, theirs, scores], 0, champion + theirs
+        if verdict.status == "keep":
             true, false, stale = true + bool(gain), false + (not gain), 0
             champion = [score / (1 - gain) for score in scores]
     return false, true, runs
 
 
 def simulate(games: int) -> None:
-    print(f"| noise, spikes | rule | {COLUMNS} |\n|---|---|---|---|---|---|---|")
-    for noise, spikes in NOISES:
-        for name, in_turn, repeats in (
-            ("margin alone, 2 baseline runs", False, 1),
-            ("in turn, 5 baseline runs", True, 1),
-            ("the same, repeats: 3", True, 3),
-            ("the same, repeats: 5", True, 5),
-        ):
-            played = [play(seed, noise, spikes, in_turn, repeats) for seed in range(games)]
+    print(f"| noise, drift, spikes | rule, repeats | {COLUMNS} |\n|---|---|---|---|---|---|---|")
+    for machine in MACHINES:
+        for rule, repeats in RULES_PLAYED:
+            played = [play(seed, machine, rule, repeats) for seed in range(games)]
             false, true, runs = (statistics.fmean(column) for column in zip(*played, strict=True))
             few, many = (statistics.fmean(map(test, played)) for test in (lambda g: g[0] <= 1, lambda g: g[1] >= 19))
             cells = f"{false:.2f} | {few:.0%} | {true:.1f} | {many:.0%} | {runs:.0f}"
-            print(f"| {noise:.0%}, {spikes:.0%} | {name} | {cells} |", flush=True)
+            print(f"| {', '.join(f'{share:.0%}' for share in machine)} | {rule}, {repeats} | {cells} |", flush=True)
 
 
 # -- the real game

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from autoresearch.judge import noise_scale
+from autoresearch.judge import gains_of, noise_of_turns, noise_scale
 from autoresearch.record import events, journal
 from autoresearch.record.accounting import Account
 from autoresearch.task import Facts, Task, task_of
@@ -211,6 +211,18 @@ class Ledger:
     def noise(self) -> float:
         """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
         return noise_scale(self.replicates(), self.facts.noise if self.facts else None)
+
+    def turns(self, edit: int) -> tuple[list[float], list[float]]:
+        """(The champion's, its own) scores of an edit that ran in turn with its champion; empty for others."""
+        theirs = (scores for (number, other), scores in self.in_turn.items() if other == edit != number)
+        return next(theirs, []), self.in_turn.get((edit, edit), [])
+
+    def noise_of_turns(self) -> float:
+        """The noise of the gain of one turn, where a time is measured."""
+        assert self.task
+        pairs = [self.turns(edit) for number, edit in self.in_turn if number == edit]
+        whole = [gains_of(*pair, self.task.lower_is_better) for pair in pairs if len(pair[0]) == len(pair[1])]
+        return noise_of_turns(self.kept[0].runs if self.kept else [], whole)
 
     def gains(self) -> list[float]:
         """By how much each keep was better than the champion of its time."""

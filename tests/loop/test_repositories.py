@@ -417,7 +417,7 @@ def test_a_champion_whose_score_was_luck_is_measured_again(toy):
     again = [entry for entry in toy.journal("in turn") if entry["edit"] == 0]
     assert [(entry["number"], entry["score"]) for entry in again] == [(1, pytest.approx(1.1))], output
     verdict = toy.journal("verdict")[-1]
-    assert verdict["standing"] == pytest.approx((1.5 + 1.1 + 1.1 + 3.2) / 6)  # and three runs in turn with the edit
+    assert verdict["standing"] == pytest.approx(3.2 / 3)  # in turn with the edit
     assert "the champion again" in output and toy.statuses() == ["keep", *["discard"] * 10, "keep"]
     toy.require_whole()
 
@@ -463,4 +463,30 @@ def test_a_time_is_measured_with_all_workers_at_work(toy):
     assert runs == [42, 43, 44, 45, 46, 47] and toy.statuses() == ["keep", "keep"]
     first = output.index("run 1 of the baseline"), output.index("run 2 of the baseline")
     assert first < (output.index("run 3 of the baseline"),) and toy.journal("run")
+    toy.require_whole()
+
+
+@pytest.mark.slow
+def test_times_are_compared_turn_by_turn(toy):
+    """The machine is slow when an edit runs first, and it would look no better than a champion of faster times."""
+    program = (toy.folder / "program.md").read_text().replace("metric: score", "metric: seconds")
+    toy.write("program.md", program.replace("direction: maximize", "direction: minimize"))
+    code = (
+        "import os\nseed = int(os.environ['AUTORESEARCH_SEED'])\nVALUE = {}\n"
+        "print('seconds:', VALUE * {{42: 1.2}}.get(seed, 0.95 + seed % 2 * 0.1))\n"
+    )
+    toy.write("solver.py", code.format(1))
+    toy.commit()
+    toy.plan_steps(**{f"e{n}": [{"files": {"solver.py": code.format(value)}, "say": value}]
+                      for n, value in enumerate(("1.0  # the same", "0.87", "3.0"), 2)})  # fmt: skip
+    output = toy.run_agent(4, "--baseline-runs", "5")
+    assert toy.statuses() == ["keep", "discard", "keep", "discard"], output
+    _, same, faster, slow = toy.journal("verdict")
+    assert same["reason"].startswith("in 1 turn with its champion it was 0.00% worse")
+    assert (
+        "with its champion it was 13.93% better" in faster["reason"] and "worse than the champion's" in slow["reason"]
+    )
+    turns = [(entry["edit"], entry["number"]) for entry in toy.journal("in turn")]
+    assert turns[:4] == [(2, 2), (2, 1), (3, 3), (3, 1)] and len(turns) % 2 == 0 and turns[-1] == (3, 1)
+    assert faster["score"] / faster["standing"] == pytest.approx(0.87)
     toy.require_whole()

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from autoresearch.judge import RULES, KeepRule, judge, mean, noise_scale, standard_error
+from autoresearch.judge import (
+    ENOUGH,
+    MOST_TURNS,
+    RULES,
+    KeepRule,
+    gains_of,
+    judge,
+    judge_turns,
+    mean,
+    noise_of_turns,
+    noise_scale,
+    standard_error,
+)
 
 SCORE = some.floats(-10, 10, allow_nan=False)
 SCORES = some.lists(SCORE, min_size=1, max_size=4)
@@ -119,3 +131,38 @@ def test_removals_do_not_go_downhill_step_by_step():
         if kept([score], [standing], 0.001, -1, best=best):
             standing = score
     assert standing == 1.0004
+
+
+TIME = some.floats(0.01, 100)
+TIMES = some.lists(some.tuples(TIME, TIME), min_size=1, max_size=MOST_TURNS)
+
+
+@given(TIMES, NOISE, some.booleans(), some.floats(0.1, 10))
+def test_turns_are_judged_by_their_ratios_alone(pairs, noise, lower, factor):
+    """A machine that is slower by some factor changes nothing, in one turn or in all; speeds are times upside down."""
+    theirs, own = zip(*pairs, strict=True)
+    gains = gains_of(theirs, own, lower)
+    slower = gains_of([factor * theirs[0], *theirs[1:]], [factor * own[0], *own[1:]], lower)
+    assert slower == pytest.approx(gains, abs=1e-9)
+    assert gains_of([1 / time for time in theirs], [1 / time for time in own], not lower) == pytest.approx(
+        gains, abs=1e-9
+    )
+
+
+@given(some.lists(some.floats(-1, 1), min_size=1, max_size=MOST_TURNS), some.floats(0.001, 1))
+def test_turns_end_and_a_slower_edit_is_never_kept(gains, noise):
+    verdict = judge_turns(gains, noise)
+    assert verdict or len(gains) < MOST_TURNS
+    if verdict and verdict.status == "keep":
+        assert len(gains) > 1 and mean(gains) > ENOUGH * noise / len(gains) ** 0.5
+    if mean(gains) <= 0:
+        assert verdict and verdict.status == "discard"
+
+
+def test_the_noise_of_turns_knows_no_drift():
+    """It comes from neighbours in time: a baseline that drifts by a half has the noise of its steps."""
+    drifting = [1.0 * 1.1**step for step in range(6)]
+    assert noise_of_turns(drifting, []) == pytest.approx(0.0953, abs=1e-4)
+    assert noise_of_turns([], [[0.3, 0.3], [0.1, 0.1, 0.1]]) == 0 == noise_of_turns([], [])
+    assert noise_of_turns([1.0, 1.0], [[0.1, -0.1]]) == pytest.approx(0.1)
+    assert gains_of([0.0], [1e-20]) == [0.0]
