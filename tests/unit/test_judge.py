@@ -163,6 +163,6 @@ def test_the_noise_of_turns_knows_no_drift():
     """It comes from neighbours in time: a baseline that drifts by a half has the noise of its steps."""
     drifting = [1.0 * 1.1**step for step in range(6)]
     assert noise_of_turns(drifting, []) == pytest.approx(0.0953, abs=1e-4)
-    assert noise_of_turns([], [[0.3, 0.3], [0.1, 0.1, 0.1]]) == 0 == noise_of_turns([], [])
+    assert noise_of_turns([], [[0.3, 0.3], [0.1, 0.1, 0.1]]) < 1e-9 and noise_of_turns([], []) == 0
     assert noise_of_turns([1.0, 1.0], [[0.1, -0.1]]) == pytest.approx(0.1)
     assert gains_of([0.0], [1e-20]) == [0.0]
