@@ -5,7 +5,6 @@ They run on the one thread that decides. `loop` is the class Loop of loop.py, wh
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.agents.external import External
 from autoresearch.experiment import Experiments
 from autoresearch.gate import gate_of
-from autoresearch.judge import RULES, KeepRule
+from autoresearch.judge import rule_of
 from autoresearch.limits import Limits, StopRequest
 from autoresearch.options import Numbered, Research, Start, Trials, Try, Verify
 from autoresearch.pages import Pages
@@ -73,7 +72,7 @@ async def night(loop: type, options: Research) -> int:
         run.begin()
         seats = run.choose_seats(options.gpus, options.workers)
         pages = Pages(run)
-        rule = rule_of(options.keep_rule, run)
+        rule = rule_of(options.keep_rule, run.task.line_price)
         proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens, rule)
         baseline_runs, repairs = options.baseline_runs, options.repairs
         experiments = Experiments(
@@ -125,7 +124,7 @@ async def begin(loop: type, options: Start) -> int:
         keep_rule = options.keep_rule or run.ledger.started.keep_rule or "margin"
         pages = Pages(run)
         baseline_runs = options.baseline_runs or (1 if run.task.referee else None)
-        experiments = Experiments(run, rule_of(keep_rule, run), pages, baseline_runs)
+        experiments = Experiments(run, rule_of(keep_rule, run.task.line_price), pages, baseline_runs)
         proposer = Proposer(run, pages, [], external=True)
         seed = run.ledger.seed if options.seed is None else options.seed
         shown = {"agent": "the one that called this: an external agent"}
@@ -152,7 +151,7 @@ async def try_edit(loop: type, options: Try) -> int:
         keep_rule, pages = run.ledger.started.keep_rule or "margin", Pages(run)
         said = (options.message, options.hypothesis, options.predicted, options.category, options.lesson)
         proposer = Proposer(run, pages, [External(Proposal(*said))], external=True)
-        experiments = Experiments(run, rule_of(keep_rule, run), pages)
+        experiments = Experiments(run, rule_of(keep_rule, run.task.line_price), pages)
         await run.open(run.choose_seats(), run.recorded_settings(), run.ledger.seed, lambda facts: None)
         run.note_start(keep_rule, external=True)
         with contextlib.suppress(Stopped):
@@ -264,9 +263,3 @@ def agents_of(options: Research) -> tuple[list[Agent], str, Agent | None]:
         raise UserError(f"--fill takes sweep, not {options.fill!r}")
     filler = make_agents(AgentOptions(options.fill, seed=options.seed))[0][0] if options.fill else None
     return agents, in_words, filler
-
-
-def rule_of(name: str, run: Run) -> KeepRule:
-    if name not in RULES:
-        raise UserError(f"--keep-rule takes {' or '.join(RULES)}, not {name!r}")
-    return RULES[name] if name == "strict" else dataclasses.replace(RULES[name], line_price=run.task.line_price)

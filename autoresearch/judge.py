@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from autoresearch import UserError
 from autoresearch.text import count
 
 LARGE, OUTLIER = 0.5, 4.0  # of `is_far_outside`
@@ -32,6 +33,13 @@ class KeepRule:
 
 
 RULES = {"margin": KeepRule(), "strict": KeepRule(margin=0.0, slack=0.0)}
+
+
+def rule_of(name: str, line_price: float = 0.0) -> KeepRule:
+    """The rule that --keep-rule names. Raises UserError."""
+    if name not in RULES:
+        raise UserError(f"--keep-rule takes {' or '.join(RULES)}, not {name!r}")
+    return RULES[name] if name == "strict" else dataclasses.replace(RULES[name], line_price=line_price)
 
 
 @dataclasses.dataclass(frozen=True)

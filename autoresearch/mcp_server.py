@@ -11,6 +11,7 @@ import contextlib
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 from mcp.server.mcpserver import Context, MCPServer
@@ -19,9 +20,14 @@ from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
 from autoresearch import UserError, keys
+from autoresearch.brief import Brief, change_of
 from autoresearch.calls import RUNNING
+from autoresearch.judge import margin, rule_of
+from autoresearch.lessons import Lessons
+from autoresearch.program import program_of, read_stages
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS, Recorded, recorded_run
+from autoresearch.task import Facts
 from autoresearch.text import clean, short
 from autoresearch.views.digest import digest
 from autoresearch.views.state import Record, Row, look
@@ -152,6 +158,38 @@ class Server:
         said = page.read_text() if page.exists() else f"Attempt {number} has no verdict yet."
         return text(said, {**fields(row), "page": said})
 
+    def ideas(self, tag: Tag = None) -> CallToolResult:
+        """What to go on from: what an edit must gain, the stage of the run, notes of the human, near misses, lessons of
+        this and earlier runs, how often each kind of change was tried and kept. The loop tells its own agents the same.
+        """
+        run = recorded(tag)
+        ledger, champion = run.ledger, run.ledger.champion
+        if not champion:
+            return text("nothing yet: the baseline has no verdict", {"stage": "explore"})
+        facts, rule = ledger.facts or Facts(), rule_of(ledger.started.keep_rule or "margin", run.task.line_price)
+        owed = margin(rule, ledger.noise(), [0.0], ledger.scores(champion))
+        lessons = Lessons(run.root / RUNS / "lessons.md").for_profile(facts.profile or "")
+        brief = Brief(
+            len(ledger.attempts) + 1,
+            run.task,
+            "",
+            facts,
+            champion,
+            {},
+            list(ledger.finished),
+            noise=ledger.noise(),
+            margin=owed,
+            line_price=rule.line_price,
+            stages=read_stages(program_of(run.root, Path.cwd())),
+            lessons=lessons,
+            notes=list(ledger.notes),
+        )
+        near = [
+            {**fields(Record(ledger).row(attempt)), "change": change_of(attempt)} for attempt in brief.near_misses()
+        ]
+        more = {"stage": brief.stage, "near_misses": near, "lessons": [f"L{one.number}: {one.text}" for one in lessons]}
+        return text("\n\n".join(brief.news([])), {**more, "notes": [said for _, said in ledger.notes]})
+
     def stands(self, run: Recorded) -> CallToolResult:
         state = look(run.ledger)
         files = [f"{RUNS}/{run.tag}/worktree/{name}" for name in run.task.editable]
@@ -175,6 +213,7 @@ def serve(program: str) -> None:
         ("status", tools.status, READS),
         ("attempts", tools.attempts, READS),
         ("attempt", tools.attempt, READS),
+        ("ideas", tools.ideas, READS),
         ("note", tools.note, ACTS),
         ("stop", tools.stop, ACTS),
     ):

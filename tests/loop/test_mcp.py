@@ -15,8 +15,8 @@ from test_clients import SAID, USUAL, environment_of, programs  # noqa: F401
 from test_verify import write_night
 
 mcp = pytest.importorskip("mcp", reason="the package mcp is not installed")
-TOOLS = {"start", "try", "wait", "status", "attempts", "attempt", "note", "stop"}
-READS = {"wait", "status", "attempts", "attempt"}
+TOOLS = {"start", "try", "wait", "status", "attempts", "attempt", "ideas", "note", "stop"}
+READS = {"wait", "status", "attempts", "attempt", "ideas"}
 
 
 def asked(toy, talk) -> None:
@@ -97,12 +97,20 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
 
 def test_a_run_is_read_while_nothing_runs(toy):
     write_night(toy, [1.0], [(solver(2), "set it to 2", 2.0), ("raise SystemExit(1)", "exit code 1", None)])
+    lesson = "- L1 (confirmed 0) [; ; run night, experiment 2]: larger is better\n"
+    (toy.folder / ".autoresearch/lessons.md").write_text(lesson)
 
     async def talk(client) -> None:
         told = said(await client.call_tool("status", {}))
         assert told.startswith(toy.run("digest").rstrip("\n")) and "edit: .autoresearch/night/" in told
         crashed = await client.call_tool("wait", {"number": 3, "seconds": 0})
         assert crashed.structured_content["verdict"] == "crash" and "exit code 1" in said(crashed)
+        ideas = await client.call_tool("ideas", {})
+        assert "To be kept an edit must " in said(ideas) and "L1 (confirmed 0): larger is better" in said(ideas)
+        assert (
+            ideas.structured_content["lessons"] == ["L1: larger is better"]
+            and not ideas.structured_content["near_misses"]
+        )
         unknown = await client.call_tool("wait", {"number": 9, "seconds": 0})
         assert unknown.is_error and "has no experiment 9" in said(unknown)
 
