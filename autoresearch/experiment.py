@@ -7,43 +7,25 @@ Cancelled, it leaves an attempt without a verdict, which runs again when the run
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.gate import Gate
-from autoresearch.judge import (
-    STALE,
-    TURN_MARGIN,
-    TURNS,
-    KeepRule,
-    Verdict,
-    could_be_noise,
-    gains_of,
-    is_far_outside,
-    judge,
-    judge_turns,
-    mean,
-)
+from autoresearch.judge import KeepRule, Verdict, mean
 from autoresearch.lessons import Lessons
 from autoresearch.pages import Pages
 from autoresearch.record import events
-from autoresearch.record.ledger import ABANDONED, HELD, OUTRUN, Attempt
+from autoresearch.record.ledger import ABANDONED, OUTRUN, Attempt
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
-from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Job, Measurement, Phase, Seat
+from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Measurement, Seat
 from autoresearch.text import to_type
+from autoresearch.trials import SUSPENSIONS, Suspended, Tell, Trials, in_words
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
-SUSPENSIONS = 3  # times that a trial which was suspended is run again
 PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
-BASELINES, SHORT = 5, 60.0  # runs of a baseline that takes less than so many seconds, in other repositories
-FIRST_TURN, FIRST_ALONE = 100, 200  # the seeds of runs in turn, and of the champion alone, are the run's plus these
-SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
-
-Tell = Callable[[Phase], None]
 
 
 @dataclasses.dataclass
@@ -75,10 +57,9 @@ class Experiments:
         gate: Gate | None = None,
     ) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
-        self.rule, self.pages, self.baseline_runs, self.repairs = rule, pages, baseline_runs, repairs
+        self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
         self.gate = gate or Gate()
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
-        self.suspensions: dict[int, int] = {}  # by number of an attempt
 
     async def stands_on_champion(self, attempt: Attempt) -> bool | Returned:
         """Put an attempt that waited onto the champion, if it is not there yet.
@@ -110,9 +91,9 @@ class Experiments:
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))
         view = self.console.trial(attempt, seat=seat.number)
         try:
-            await self.run_champion_again(seat)
-            measured = await self.first_trial(attempt, seat, view)
-            if rerun := self.suspended(attempt, measured):
+            await self.trials.champion_again(seat)
+            measured = await self.trials.first(attempt, seat, view)
+            if rerun := self.trials.suspended(attempt, measured):
                 return self.run_again(attempt, rerun, began)
             verdict, checked = await self.decide(attempt, measured, seat, view)
         except Suspended as suspended:
@@ -183,56 +164,6 @@ class Experiments:
 
     # -- run
 
-    async def first_trial(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
-        """Train and score an attempt with the run's seed.
-
-        A baseline whose time is measured runs on all seats at once: it is compared with edits that share the machine.
-        """
-        seats, once = self.seats_from(seat), self.baseline_runs == 1
-        if self.ledger.champion or not self.task.is_timed or len(seats) == 1 or once:
-            return await self.measure(attempt, str(attempt.number), self.run.seed, seat, view)
-        results = await self.run_baseline(attempt, range(1, len(seats) + 1), seats)
-        return next((measured for measured in results if measured.score is None or measured.suspended), results[0])
-
-    async def measure(
-        self, attempt: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
-    ) -> Measurement:
-        """Train and score. What has a score counts among the attempt's runs from here on."""
-        measured = await self.train(attempt, name, seed, seat, tell, fresh_caches)
-        await self.count(attempt, seed, measured)
-        return measured
-
-    async def train(
-        self, code: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
-    ) -> Measurement:
-        """Train and score the code of an attempt."""
-        files, gone = self.run.files(code.commit), self.run.gone(code.commit)
-        return await self.run.runner.run(Job(name, files, seed, fresh_caches=fresh_caches, gone=gone), seat, tell)
-
-    async def count(self, attempt: Attempt, seed: int, measured: Measurement) -> None:
-        """Into the record, as a run of the attempt, if it has a score."""
-        if measured.score is not None and not measured.suspended:
-            seconds, score = dict(measured.seconds), measured.score
-            await self.run.record(events.Measured(number=attempt.number, seed=seed, score=score, seconds=seconds))
-
-    async def check(self, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False) -> Measurement:
-        """Guard and holdout of a trial that has its score. A guard that fails runs once more: some fail by chance."""
-        job = Job(name, {}, seed, (GUARD, HOLDOUT), fresh_caches)
-        measured = await self.run.runner.run(job, seat, tell)
-        if measured.failed != GUARD or measured.suspended:
-            return measured
-        again = await self.run.runner.run(job, seat, tell)
-        if again.failed != GUARD:
-            self.console.line(f"  the guard failed, and did not when it ran again: {measured.reason}", "yellow")
-        return again
-
-    def suspended(self, attempt: Attempt, measured: Measurement) -> str:
-        """Why a trial that was suspended runs again; empty if it was not, or has been too often."""
-        if not measured.suspended:
-            return ""
-        self.suspensions[attempt.number] = self.suspensions.get(attempt.number, 0) + 1
-        return in_words(measured) if self.suspensions[attempt.number] <= SUSPENSIONS else ""
-
     def run_again(self, attempt: Attempt, reason: str, began: float) -> None:
         """What was measured does not count, and the attempt waits to be run again."""
         seconds = round(time.monotonic() - began, 3)
@@ -240,16 +171,6 @@ class Experiments:
         self.console.line(f"  experiment {attempt.number}: {reason}", "yellow")
 
     # -- judge
-
-    def judge(self, attempt: Attempt, scores: list[float]) -> Verdict:
-        """The judge's word on scores of an attempt, against those of the champion that it was built on."""
-        sign = 1 if self.task.lower_is_better else -1
-        standing = self.ledger.standing(attempt)
-        bases = itertools.takewhile(lambda kept: kept.commit != attempt.parent, self.ledger.kept)
-        groups = (standing, *map(self.ledger.scores, bases))
-        best = min((mean(group) for group in groups if group), key=lambda score: sign * score, default=None)
-        lines = attempt.lines or 0
-        return judge(scores, standing, self.ledger.noise(), lines, self.rule, self.task.lower_is_better, best)
 
     async def decide(
         self, attempt: Attempt, measured: Measurement, seat: Seat, tell: Tell
@@ -266,10 +187,10 @@ class Experiments:
             return Verdict("crash", in_words(measured) + again if again else measured.reason), nothing
         standing = self.ledger.standing(attempt)
         on_champion = attempt.parent == self.ledger.champion_commit  # else it runs again, on top of that
-        if on_champion and self.is_for_turns(attempt, standing):
-            verdict = await self.time_in_turn(attempt, seat)
+        if on_champion and self.trials.is_for_turns(attempt, standing):
+            verdict = await self.trials.time_in_turn(attempt, seat)
         else:
-            verdict = self.judge(attempt, attempt.runs)
+            verdict = self.trials.judge(attempt, attempt.runs)
         baseline = self.ledger.kept[0].figures if self.ledger.kept else measured.figures
         if others := self.task.others(measured.figures, baseline):
             verdict = dataclasses.replace(verdict, reason=f"{verdict.reason}; {others}")
@@ -277,207 +198,22 @@ class Experiments:
             return verdict, nothing
         if beyond := self.task.beyond(measured.figures, baseline):
             return Verdict("discard" if standing else "crash", beyond), nothing
-        checked = await self.check(str(attempt.number), self.run.seed, seat, tell)
+        checked = await self.trials.check(str(attempt.number), self.run.seed, seat, tell)
         if checked.failed == GUARD:
             return Verdict("discard", f"the guard failed: {checked.reason}"), checked
         if checked.failed == HOLDOUT:
             return Verdict("crash", f"on the holdout: {checked.reason}"), checked
         if not standing:
-            objection = await self.run_baseline_again(attempt, seat, sum(measured.seconds.values()))
+            objection = await self.trials.baseline_again(attempt, seat, sum(measured.seconds.values()))
         else:
-            objection = await self.confirm(attempt, measured.score, abs(measured.score - mean(standing)), seat)
-            objection = objection or await self.run_in_turn(attempt, seat)
+            objection = await self.trials.confirm(attempt, measured.score, abs(measured.score - mean(standing)), seat)
+            objection = objection or await self.trials.in_turn(attempt, seat)
         if objection:
             return objection, checked
         if len(attempt.runs) > 1:
-            last = self.judge(attempt, attempt.runs)
+            last = self.trials.judge(attempt, attempt.runs)
             verdict = dataclasses.replace(last, reason=f"{last.reason}; {others}") if others else last
         return verdict, checked
-
-    async def run_baseline_again(self, attempt: Attempt, seat: Seat, seconds: float) -> Verdict | None:
-        """Train the baseline again, with other seeds, to know the noise. Why it does not stand, or None.
-
-        seconds: that it took.
-        """
-        times = self.baseline_runs or (BASELINES if seconds < SHORT and not self.task.referee else 2)
-        seats = self.seats_from(seat)
-        for first in range(len(attempt.runs) + 1, times + 1, len(seats)):
-            if first > 2 and not self.baseline_runs and len(set(attempt.runs)) == 1:
-                break  # it has no noise
-            numbers = range(first, min(first + len(seats), times + 1) if self.baseline_runs else first + len(seats))
-            for number, measured in zip(numbers, await self.run_baseline(attempt, numbers, seats), strict=True):
-                self.require_unsuspended(attempt, measured)
-                if measured.score is None:
-                    return Verdict("crash", f"in its run {number}: {measured.reason}")
-        return None
-
-    async def run_baseline(self, attempt: Attempt, numbers: Sequence[int], seats: list[Seat]) -> list[Measurement]:
-        """Train the baseline on several seats at once. numbers: of its runs; the first has the run's seed."""
-        runs = []
-        for number, seat in zip(numbers, seats, strict=False):
-            name = f"{attempt.number}-{number}" if number > 1 else str(attempt.number)
-            seed = self.run.seed + number - 1
-            view = self.console.trial(attempt, again=f"run {number} of the baseline, seed {seed}", seat=seat.number)
-            runs.append((name, seed, asyncio.create_task(self.train(attempt, name, seed, seat, view))))
-        tasks = [task for _, _, task in runs]
-        try:
-            results = await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-            raise
-        for (name, seed, _), measured in zip(runs, results, strict=True):
-            await self.count(attempt, seed, measured)
-            if name != str(attempt.number):
-                self.run.runner.tidy(name, keep_weights=False)
-        return results
-
-    def seats_from(self, seat: Seat) -> list[Seat]:
-        """All seats, that one first."""
-        return [seat, *(other for other in self.run.runner.seats if other is not seat)]
-
-    async def run_in_turn(self, attempt: Attempt, seat: Seat) -> Verdict | None:
-        """Where scores are noisy, run champion and edit in turn before a gain that noise could explain is kept.
-
-        A machine that is busy for a while is so for both. Why it is not kept, or None.
-        """
-        champion, standing, (_, timed) = (
-            self.ledger.champion,
-            self.ledger.standing(attempt),
-            self.ledger.turns(attempt.number),
-        )
-        gain = (mean(standing) - mean(attempt.runs)) * (1 if self.task.lower_is_better else -1)
-        noise = self.ledger.noise()
-        if timed or not self.repeats_runs or not could_be_noise(gain, noise, attempt.runs, standing):
-            return None
-        assert champion
-        said = f"noise could explain a gain of {gain:.6f}: it runs {TURNS} times in turn with its champion"
-        self.console.line(f"  {said}", "yellow")
-        for turn in range(1, TURNS + 1):
-            for code in (champion, attempt):
-                if crash := await self.run_turn(code, attempt, turn, self.run.seed + FIRST_TURN + turn, seat):
-                    return crash
-        theirs, fresh = self.ledger.turns(attempt.number)
-        rule = dataclasses.replace(self.rule, margin=TURN_MARGIN, slack=0.0)
-        last = judge(fresh, theirs, self.ledger.noise(), attempt.lines or 0, rule, self.task.lower_is_better)
-        return None if last.status == "keep" else Verdict("discard", f"in turn with its champion: {last.reason}")
-
-    def is_for_turns(self, attempt: Attempt, standing: list[float]) -> bool:
-        """Whether an edit is judged by runs in turn alone: where a time is measured, unless the difference is clear."""
-        if not standing or not self.task.is_timed or not self.repeats_runs or not (noise := self.ledger.noise()):
-            return False
-        return could_be_noise(abs(mean(standing) - mean(attempt.runs)), noise, attempt.runs, standing)
-
-    async def time_in_turn(self, attempt: Attempt, seat: Seat) -> Verdict:
-        """Run edit and champion in turn, beginning with the run that the edit has had, until it is clear which is
-        faster: the speed of a machine drifts.
-        """
-        champion, sign = self.ledger.champion, self.task.lower_is_better
-        assert champion
-        first = events.InTurn(number=attempt.number, edit=attempt.number, seed=self.run.seed, score=attempt.runs[0])
-        await self.run.record(first)
-        turn, verdict = 1, None
-        while not verdict:
-            seed = self.run.seed + (FIRST_TURN + turn) * (turn > 1)
-            for code in (attempt, champion):
-                if (turn > 1 or code is champion) and (crash := await self.run_turn(code, attempt, turn, seed, seat)):
-                    return crash
-            gains = gains_of(*self.ledger.turns(attempt.number), sign)
-            turn, verdict = turn + 1, judge_turns(gains, self.ledger.noise_of_turns())
-        return verdict
-
-    async def run_turn(self, code: Attempt, attempt: Attempt, turn: int, seed: int, seat: Seat) -> Verdict | None:
-        """Run an edit or its champion in turn. Why the edit is not kept, or None."""
-        name = f"{attempt.number}-turn-{turn}-{code.number}"
-        view = self.console.trial(attempt, again=f"turn {turn}, experiment {code.number}", seat=seat.number)
-        measured = await self.train(code, name, seed, seat, view)
-        self.run.runner.tidy(name, keep_weights=False)
-        self.require_unsuspended(attempt, measured)
-        if measured.score is None:
-            whose = "" if code is attempt else "the champion, "
-            return Verdict("crash", f"{whose}in turn {turn}: {measured.reason}")
-        await self.run.record(events.InTurn(number=code.number, edit=attempt.number, seed=seed, score=measured.score))
-        return None
-
-    @property
-    def repeats_runs(self) -> bool:
-        """Whether code runs again to know its score better. Not in this project's own game, whose trials are long and
-        go by the margin alone; and `strict` keeps any gain.
-        """
-        return bool(self.rule.margin) and not self.task.referee
-
-    async def run_champion_again(self, seat: Seat) -> None:
-        """Where scores are noisy, measure the champion again now and then: a lucky score does not stand for ever, nor
-        does one from an hour in which the machine was less busy.
-        """
-        champion = self.ledger.champion
-        if champion is None or not self.repeats_runs or self.ledger.stale < STALE or not self.ledger.noise():
-            return
-        self.ledger.stale = 0  # only one of several workers does it
-        number = len(self.ledger.in_turn.get((champion.number, 0), ())) + 1
-        name, seed = f"{champion.number}-alone-{number}", self.run.seed + FIRST_ALONE + number
-        view = self.console.trial(champion, again="the champion again: its score may have been luck", seat=seat.number)
-        try:
-            measured = await self.train(champion, name, seed, seat, view)
-            self.run.runner.tidy(name, keep_weights=False)
-        finally:
-            view.close()
-        if measured.score is not None and not measured.suspended:  # a failure is not the next edit's fault
-            await self.run.record(events.InTurn(number=champion.number, edit=0, seed=seed, score=measured.score))
-
-    async def confirm(self, attempt: Attempt, score: float, gain: float, seat: Seat) -> Verdict | None:
-        """Quarantine: a gain larger than any honest step is believed only twice. Why it is not kept, or None.
-
-        The second trial has another seed, no compile cache of the run's, and every row of both splits probed. Where the
-        task does not say what is too large, judge.py does; a score that nobody guards is then held back for a person.
-        """
-        largest, bounds, lower = self.run.facts.implausible_gain, self.task.range, self.task.lower_is_better
-        standing = mean(self.ledger.standing(attempt))
-        seen = [other for other in self.ledger.finished if largest is not None or other.score is not None]
-        settled = len(seen) >= SETTLED and attempt.number not in self.ledger.accepted
-        if largest is None:
-            doubted = not self.task.referee and is_far_outside(gain, standing, self.ledger.gains(), lower, bounds)
-            if doubted and not settled:
-                ref, drop = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"drop {attempt.number}"
-                said = f"a large gain: see what it changes, `git show {ref}`; `{to_type(drop)}` takes it back"
-                self.console.line(f"  {said}", "yellow")
-        else:
-            doubted = gain > largest
-        if not (doubted and settled):
-            return None
-        self.ledger.append(events.Quarantine(number=attempt.number, gain=gain, score=score))
-        self.console.line(
-            f"  {score:.6f} is {gain:.6f} better: too good to be believed once; it runs again with another seed",
-            "yellow",
-        )
-        name, seed = f"{attempt.number}-again", self.run.seed + 1
-        view = self.console.trial(attempt, again=f"again, seed {seed}", seat=seat.number)
-        try:
-            measured = await self.measure(attempt, name, seed, seat, view, fresh_caches=True)
-            self.require_unsuspended(attempt, measured)
-            if measured.score is None:
-                return Verdict("crash", f"in quarantine: {measured.reason}")
-            second, objection = self.judge(attempt, [measured.score]), ""
-            if second.status != "keep":
-                objection = second.reason
-            elif (checked := await self.check(name, seed, seat, view, fresh_caches=True)).reason:
-                objection = f"the guard failed: {checked.reason}" if checked.failed == GUARD else checked.reason
-            if not objection and largest is None:
-                ref, accept = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"accept {attempt.number}"
-                return Verdict(
-                    "discard",
-                    f"{HELD}: it gains {gain:.6f}, more than half of what can be gained and far more than all before; "
-                    f"see what it changes, `git show {ref}`, and if that is sound `{to_type(accept)}`",
-                )
-            return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
-        finally:
-            self.run.runner.tidy(name, keep_weights=False)
-
-    def require_unsuspended(self, attempt: Attempt, measured: Measurement) -> None:
-        """Raise Suspended for a repetition that was: then the whole attempt runs again."""
-        if reason := self.suspended(attempt, measured):
-            raise Suspended(reason)
 
     # -- record, keep or reset
 
@@ -547,11 +283,3 @@ class Experiments:
                     f"it is written with the next verdict, or by `{to_type('results')}`",
                     "yellow",
                 )
-
-
-class Suspended(Exception):
-    """A repetition of a trial was suspended; the text says for how long."""
-
-
-def in_words(measured: Measurement) -> str:
-    return f"it was suspended for {measured.suspended:.0f} s"
