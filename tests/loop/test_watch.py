@@ -450,3 +450,39 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
         if loop and loop.poll() is None:
             loop.kill()
             loop.communicate()
+
+
+@pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")
+@pytest.mark.slow
+def test_a_person_says_yes_and_no_in_a_browser(toy, watch, tmp_path):
+    """Two edits wait; one is approved and one rejected, with the mouse."""
+    toy.plan_steps(e2=[step(5)], e3=[step(6)])
+    loop = toy.start(*toy.agent, "--approve", "edits", "--experiments", "3", "--baseline-runs", "1")
+    wait_for(lambda: toy.journal("held")[1:], 60)
+    page, chromium = watch("--writable"), browser.Browser(tmp_path / "profile")
+    try:
+        chromium.open(page.address)
+        chromium.show(900, 900, "light")
+
+        def click(words: str, number: int) -> None:
+            item = f"[...held.children].find(item => item.textContent.includes('experiment {number}'))"
+            button = f"[...({item}?.children ?? [])].find(button => button.textContent == '{words}')"
+            x, y = chromium.wait(
+                f"(box => box && [box.x + box.width / 2, box.y + box.height / 2])({button}?.getBoundingClientRect())"
+            )
+            chromium.mouse("mousePressed", x, y, button="left", clickCount=1)
+            chromium.mouse("mouseReleased", x, y, button="left", clickCount=1)
+            chromium.wait(f"!({item})")
+
+        chromium.wait("held.children.length == 2")
+        chromium.ask("window.prompt = question => question.includes('experiment 3') ? 'too <b>bold</b>' : ''")
+        click("reject", 3)
+        click("approve", 2)
+        output, _ = loop.communicate(timeout=120)
+        assert loop.returncode == 0, output
+        chromium.wait("now.textContent.startsWith('not running')")
+        assert chromium.errors == []
+    finally:
+        chromium.close()
+    assert toy.statuses() == ["keep", "crash", "keep"], output  # in the order of their verdicts
+    assert "rejected before its trial: too <b>bold</b>" in toy.journal("verdict")[1]["reason"]
