@@ -87,9 +87,14 @@ async def run_plan(options: Plan) -> int:
     drafted: dict[str, str] = {}
     if options.agent and not (wishes.time or wishes.size or wishes.score):
         goal = wishes.goal or ask(GOAL, None)
-        drafted = await workload_by(options, bench, found, goal, folder, console)
+        drafted, wording = await workload_by(options, bench, found, goal, folder, console)
         if ask("Is that the work that is to be faster?", "yes", ("yes", "no")) != "yes":
             raise UserError("no workload then: say one with --time COMMAND")
+        if (
+            wording
+            and ask("Does that say what you want? (else your own words stand alone)", "yes", ("yes", "no")) == "yes"
+        ):
+            goal = f"{goal.strip().rstrip('.')}. {wording}"
         wishes = dataclasses.replace(wishes, goal=goal, time=workload_of(found)[1])
     taken = files - {SCORER} if options.force else {name for name in {*files, SCORER} if os.path.lexists(name)}
     sketch = draft(found, files, taken, wishes, ask)
@@ -123,8 +128,11 @@ async def run_plan(options: Plan) -> int:
 
 async def workload_by(
     options: Plan, bench: Workbench, found: Survey, goal: str, folder: str, console: Console
-) -> dict[str, str]:
-    """The workload that an agent drafts, shown to the person: its text by its path. Raises UserError."""
+) -> tuple[dict[str, str], str]:
+    """(The text of the workload that an agent drafts by its path, its wording of the goal), shown to the person.
+
+    Raises UserError.
+    """
     name, _ = workload_of(found)
     if os.path.lexists(name) and not options.force:
         raise UserError(f"{name} is there already; remove it, or say --time COMMAND")
@@ -134,9 +142,10 @@ async def workload_by(
     with bench.opened():
         bench.repo.reset(bench.repo.scratch, bench.repo.head())
         work = draft_workload(agent, found, goal, bench.repo.scratch / folder, bench.folder / "agent")
-        text = await StopRequest(console.line).unless_asked(work)
+        text, wording = await StopRequest(console.line).unless_asked(work)
     console.line(f"\n--- {name}\n{clean(text)}\n---\n")
-    return {name: text}
+    console.line(f"goal       {wording}\n" if wording else "")
+    return {name: text}, wording
 
 
 async def proved(

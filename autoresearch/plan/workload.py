@@ -1,4 +1,4 @@
-"""Let an agent draft the workload whose time is the score. A person sees it before it is committed."""
+"""Let an agent draft the workload whose time is the score, and word the goal. A person sees both before they count."""
 
 import dataclasses
 from pathlib import Path
@@ -9,10 +9,12 @@ from autoresearch.brief import Brief, block
 from autoresearch.plan.survey import Survey, files_for
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import Facts, Task
+from autoresearch.text import clean, one_line
 
 ENDINGS = {"Python": ("py", "python", "#"), "JavaScript": ("js", "node", "//")}  # of a file, its program, a comment
 SHELL = ("sh", "sh", "#")
 MOST_SOURCES = 4  # that it is shown
+MOST_WORDS = 600  # characters of its wording of the goal
 ASKED = """Write {name} in the current folder, a program whose running time will be measured, again and again, while
 others try to make the code of this repository faster. The goal, in the words of its owner: {goal}
 
@@ -22,7 +24,10 @@ others try to make the code of this repository faster. The goal, in the words of
 - It prints the same each time: a line for each kind of input that depends on all of its results (a hash of them will
   do), so that code which is fast and wrong is found out. No clock, no random numbers without a seed, no network, no
   files outside the current folder.
-- Change no other file."""
+- Change no other file.
+
+Describe what you did, where you are asked to, by the goal in other words, for those who will work on it: one or two
+sentences on which work of this code is to become faster, and what must stay as it is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +55,11 @@ def workload_of(found: Survey) -> tuple[str, str]:
     return name, f"{program} {name}"
 
 
-async def draft_workload(agent: Agent, found: Survey, goal: str, folder: Path, transcript: Path) -> str:
-    """The text of a workload for a goal. folder: a worktree, in which the agent works. Raises UserError."""
+async def draft_workload(agent: Agent, found: Survey, goal: str, folder: Path, transcript: Path) -> tuple[str, str]:
+    """(The text of a workload for a goal, the goal as the agent words it.) folder: a worktree, in which it works.
+
+    Raises UserError.
+    """
     name, command = workload_of(found)
     stub = f"{ENDINGS.get(found.language, SHELL)[2]} The workload.\n"
     (folder / name).write_text(stub)
@@ -78,9 +86,9 @@ async def draft_workload(agent: Agent, found: Survey, goal: str, folder: Path, t
         goal=goal,
     )
     try:
-        await agent.propose(brief, folder)
+        proposal = await agent.propose(brief, folder)
     except (AgentFailed, NothingLeft) as error:
         raise UserError(f"{agent.name} drafted no workload: {error}; say one with --time COMMAND") from None
     if said := await objection():
         raise UserError(f"{agent.name} drafted no workload: {said}; say one with --time COMMAND")
-    return (folder / name).read_text(errors="replace")
+    return (folder / name).read_text(errors="replace"), one_line(clean(proposal.description), MOST_WORDS)

@@ -27,7 +27,7 @@ brief = sys.stdin.read()
 assert "make parsing faster" in brief and "found = found + [word]" in brief
 text = "from pkg.parser import parse\\nprint(len(parse('a ' * 999)))\\n"
 open("autoresearch_workload.py", "w").write(text)
-print("words of one letter")
+print("Parsing texts of many short words is to take less time; what is found must stay the same")
 """
 
 
@@ -190,6 +190,10 @@ def test_a_workload_that_an_agent_drafts(library):
     words = ("plan", "make parsing faster", "--yes", "--agent", "command", "--agent-command")
     said = called(library, *words, f"{sys.executable} {agent}")
     assert "print(len(parse('a ' * 999)))" in said
+    agenda = (
+        "Make parsing faster. Parsing texts of many short words is to take less time; what is found must stay the same."
+    )
+    assert agenda in (library.folder / "program.md").read_text()
     assert "git add -f program.md autoresearch_score.py autoresearch_workload.py" in said
     assert "PYTHONPATH=. python autoresearch_workload.py" in (library.folder / "autoresearch_score.py").read_text()
     (library.folder / "program.md").unlink()
