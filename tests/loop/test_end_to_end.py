@@ -37,15 +37,10 @@ def game(tmp_path, environment) -> Game:
     return Game(tmp_path / "clone", environment)
 
 
-EDITS = ("--agent", "command", "--agent-command", "sed -i s/3e-3/6e-3/ train.py")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("small", "agent"), [(True, EDITS), (False, ())], ids=["small", "train.py"])
-def test_a_night_from_an_empty_cache(tmp_path, environment, small, agent):
-    """With a small train.py and an agent that knows one edit; and with the real one and the default agent."""
-    game = Game(tmp_path / "clone", environment, small)
-    output = game.run("--experiments", "2", *agent)
+def test_a_night_from_an_empty_cache(game):
+    """With the default agent. (The nights of gaming/test_gaming.py begin so with an agent of their own.)"""
+    output = game.run("--experiments", "2")
     assert "not prepared yet: that comes first" in output and "ready: profile test, data sotu" in output
     assert game.statuses()[0] == "keep" and len(game.rows()) == 2
     for entry in game.journal("verdict"):
@@ -60,9 +55,9 @@ def test_a_night_from_an_empty_cache(tmp_path, environment, small, agent):
     assert git(game.folder, "status", "--porcelain") == ""
     game.require_whole()
 
-    other = game.run("--experiments", "4", "--seed", "7", *agent, expect=2)  # the seed is part of the game
+    other = game.run("--experiments", "4", "--seed", "7", expect=2)  # the seed is part of the game
     assert "run night has seed 42, but now it would be 7" in other
-    cpu = game.run("--experiments", "4", "--profile", "cpu", *agent, expect=2)
+    cpu = game.run("--experiments", "4", "--profile", "cpu", expect=2)
     assert "run night has profile test, but now it would be cpu" in cpu and "ready: profile cpu" not in cpu
     assert len(game.rows()) == 2
 
