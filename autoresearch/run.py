@@ -31,7 +31,7 @@ from autoresearch.record.ledger import ABANDONED, Attempt, Ledger
 from autoresearch.record.results import Results
 from autoresearch.record.runs import RUNS, choose_tag, root_of
 from autoresearch.repo import RunRepo, open_repository
-from autoresearch.runner import Runner, Seat
+from autoresearch.runner import Job, Runner, Seat
 from autoresearch.runner.local import Local, choose_confinement, seats_of
 from autoresearch.task import Facts, Task, code_lines, contents_hash, edit_hash
 from autoresearch.text import count, short, to_type
@@ -271,10 +271,11 @@ class Run:
         ]
         return {name: self.repo.read(self.ledger.base, name) for name in names}
 
-    def gone(self, commit: str) -> tuple[str, ...]:
-        """Editable files of the human's that a commit has no longer."""
-        there = self.files(commit)
-        return tuple(name for name in self.originals if name not in there)
+    def job(self, commit: str, name: str, seed: int, fresh_caches: bool = False) -> Job:
+        """Train and score the code of a commit."""
+        files = self.files(commit)
+        gone = tuple(original for original in self.originals if original not in files)
+        return Job(name, files, seed, fresh_caches=fresh_caches, gone=gone)
 
     def edit(self, folder: Path | None = None) -> str:
         """Names what the worktree's editable files do, apart from comments and layout. folder: another worktree."""

@@ -72,8 +72,7 @@ class Trials:
         self, code: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
     ) -> Measurement:
         """Train and score the code of an attempt."""
-        files, gone = self.run.files(code.commit), self.run.gone(code.commit)
-        return await self.run.runner.run(Job(name, files, seed, fresh_caches=fresh_caches, gone=gone), seat, tell)
+        return await self.run.runner.run(self.run.job(code.commit, name, seed, fresh_caches), seat, tell)
 
     async def count(self, attempt: Attempt, seed: int, measured: Measurement) -> None:
         """Into the record, as a run of the attempt, if it has a score."""

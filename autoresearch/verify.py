@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from autoresearch.record.events import Verified
 from autoresearch.record.findings import BASELINE, CHAMPION, PRUNED, Findings, findings, without
 from autoresearch.record.ledger import Attempt, Ledger
-from autoresearch.runner import HOLDOUT, Job, Measurement
+from autoresearch.runner import HOLDOUT, Measurement
 from autoresearch.text import count, one_line, short
 
 if TYPE_CHECKING:
@@ -143,12 +143,7 @@ class Verification:
         """(One run of a code, its check on the holdout). place: among the runs to do, as Console.verifying wants it."""
         run = self.run
         run.require_own_code()
-        job = Job(
-            f"verify/{code.name.replace(' ', '-')}-{seed}",
-            run.files(code.commit),
-            seed=seed,
-            gone=run.gone(code.commit),
-        )
+        job = run.job(code.commit, f"verify/{code.name.replace(' ', '-')}-{seed}", seed)
         seat, view = run.runner.seats[0], run.console.verifying(*place)
         run.stop.trials = 1
         try:
