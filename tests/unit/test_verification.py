@@ -50,8 +50,7 @@ def run(tmp_path):
         task=OWN_GAME,
         stop=types.SimpleNamespace(level=0),
         seed=42,
-        files=lambda commit: {"train.py": commit.encode()},
-        gone=lambda commit: (),
+        job=lambda commit, name, seed: Job(name, {"train.py": commit.encode()}, seed),
         require_own_code=lambda: None,
         require_room=lambda: None,
     )
