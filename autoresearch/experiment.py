@@ -91,10 +91,11 @@ class Experiments:
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))
         view = self.console.trial(attempt, seat=seat.number)
         try:
-            await self.trials.champion_again(seat)
             measured = await self.trials.first(attempt, seat, view)
             if rerun := self.trials.suspended(attempt, measured):
                 return self.run_again(attempt, rerun, began)
+            if measured.score is not None:
+                await self.trials.champion_again(seat)
             verdict, checked = await self.decide(attempt, measured, seat, view)
         except Suspended as suspended:
             return self.run_again(attempt, str(suspended), began)

@@ -204,8 +204,13 @@ class Trials:
         if measured.score is None:
             whose = "" if code is attempt else "the champion, "
             return Verdict("crash", f"{whose}in turn {turn}: {measured.reason}")
-        await self.run.record(events.InTurn(number=code.number, edit=attempt.number, seed=seed, score=measured.score))
+        await self.record_turn(code, attempt.number, seed, measured)
         return None
+
+    async def record_turn(self, code: Attempt, edit: int, seed: int, measured: Measurement) -> None:
+        assert measured.score is not None
+        seconds, score = dict(measured.seconds), measured.score
+        await self.run.record(events.InTurn(number=code.number, edit=edit, seed=seed, score=score, seconds=seconds))
 
     @property
     def repeats_runs(self) -> bool:
@@ -231,7 +236,7 @@ class Trials:
         finally:
             view.close()
         if measured.score is not None and not measured.suspended:  # a failure is not the next edit's fault
-            await self.run.record(events.InTurn(number=champion.number, edit=0, seed=seed, score=measured.score))
+            await self.record_turn(champion, 0, seed, measured)
 
     # -- quarantine
 

@@ -101,9 +101,10 @@ class Account:
                 self._crashed.pop(event.number, None)
                 self._held.discard(event.number)
                 self._start_trial(event.number, event.worker, time)
-            case events.Measured():
+            case events.Measured() | events.InTurn():
+                of = event.edit if isinstance(event, events.InTurn) else event.number
                 for busy in self._busy:
-                    if busy and busy.number == event.number:
+                    if busy and busy.number == of:
                         busy.measured.append(event.seconds)
             case events.Crashed():
                 if ended := self._end_trial(event.number, time):

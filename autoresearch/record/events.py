@@ -199,6 +199,7 @@ class InTurn(Event):
     edit: int  # of the edit that it was run for; 0: the champion alone
     seed: int
     score: float
+    seconds: dict = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ NEEDED = {  # fields without which an event is none, whatever else these tests l
     "rerun": {"reason": "suspended"},
     "void": {"reason": "suspended"},
     "measured": {"seed": 42, "score": 1.0},
+    "in turn": {"edit": 1, "seed": 42, "score": 1.0},
     "verdict": {"status": "discard", "score": None},
     "verified": {"name": "baseline", "commit": None, "champion": "1" * 40, "seed": None, "score": None},
     "held": {"what": "keep", "verdict": {"seconds": {"train": 3}}},
@@ -234,3 +235,18 @@ def test_nothing_is_negative_nothing_is_lost_and_nothing_is_counted_twice(told, 
     assert all(seconds >= -1e-6 for seconds in total.values())
     open_session = counted.workers * (counted._until(now) - counted.began) if counted.began is not None else 0.0
     assert sum(total.values()) == pytest.approx(counted.covered + open_session, abs=1e-3)
+
+
+def test_runs_in_turn_with_the_champion_are_training():
+    """The first run of the edit counts once, although it is the first turn."""
+    night = events(
+        (0, "start"),
+        (0, "trial", {"number": 2}),
+        (10, "measured", {"number": 2, "seconds": {"train": 9, "score": 1}}),
+        (10, "in turn", {"number": 2, "edit": 2}),
+        (21, "in turn", {"number": 1, "edit": 2, "seconds": {"train": 10, "score": 1}}),
+        (30, "in turn", {"number": 2, "edit": 2, "seconds": {"train": 8, "score": 1}}),
+        (32, "verdict", verdict(2, train=9, score=1, wall=32)),
+        (32, "stop"),
+    )
+    assert account(night) == some(training=27, scoring=3, rest=2)
