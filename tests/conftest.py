@@ -243,11 +243,14 @@ class Toy:
     def require_whole(self) -> None:
         """What must be true of a run that no loop works on: nothing lost, nothing twice, results.tsv as recorded."""
         verdicts = self.journal("verdict")
-        attempts = self.journal("attempt")
+        commits = {}  # by number; an edit that was made again, or moved onto a new champion, has the last one
+        for entry in self.journal():
+            if entry["event"] in ("attempt", "moved"):
+                commits[entry["number"]] = entry["commit"]
         assert [entry["number"] for entry in verdicts] == list(range(1, len(verdicts) + 1))
-        assert [entry["number"] for entry in attempts] == list(range(1, len(attempts) + 1))
-        assert self.references() == [entry["commit"] for entry in attempts]
-        kept = [attempts[entry["number"] - 1]["commit"] for entry in verdicts if entry["status"] == "keep"]
+        assert list(commits) == list(range(1, len(commits) + 1))
+        assert self.references() == list(commits.values())
+        kept = [commits[entry["number"]] for entry in verdicts if entry["status"] == "keep"]
         champion = kept[-1] if kept else self.journal("run")[0]["base"]
         worktree = self.runs / "worktree"
         assert self.tip() == champion == git(worktree, "rev-parse", "HEAD")
