@@ -13,7 +13,7 @@ from autoresearch import BRIEF_TOKENS
 from autoresearch.editable import is_glob
 from autoresearch.lessons import Lesson
 from autoresearch.record.events import Refused
-from autoresearch.record.ledger import Attempt
+from autoresearch.record.ledger import Attempt, is_a_miss
 from autoresearch.task import Facts, Stages, Task
 from autoresearch.text import count, one_line, short
 
@@ -236,7 +236,7 @@ class Brief:
         missed = [
             (self.sign * change, -attempt.number, attempt)
             for attempt in self.attempts
-            if attempt.status == "discard" and (change := change_of(attempt)) is not None
+            if is_a_miss(attempt) and (change := change_of(attempt)) is not None
         ]
         return [attempt for _, _, attempt in sorted(missed)[:NEAR_MISSES]]
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from autoresearch import UserError
 from autoresearch.text import count
 
-LARGE, OUTLIER = 0.5, 4.0  # of `is_far_outside`
+LARGE, OUTLIER = math.log(4), 4.0  # of `is_far_outside`: three quarters of the way to the best
 CLEAR = 4.0  # standard errors of a gain that needs no runs in turn
 TURNS, TURN_MARGIN = 3, 2.0  # runs of each, and standard errors that the gain in them must exceed
 # Of times: most runs of each; standard errors that are enough before the last one, and after it, and that end it.
@@ -113,40 +113,39 @@ def judge_turns(gains: Sequence[float], noise: float) -> Verdict | None:
     """
     gain, error = mean(gains), noise / math.sqrt(len(gains))
     asked = ENOUGH if len(gains) == MOST_TURNS else SURE
-    said = (
-        f"in {count(len(gains), 'turn')} with its champion it was {abs(gain):.2%} {'better' if gain > 0 else 'worse'}"
-    )
+    side = "better" if gain > 0 else "worse"
+    said = f"in {count(len(gains), 'turn')} with its champion it was {abs(gain):.2%} {side}, give or take {error:.2%}"
     if len(gains) > 1 and gain > asked * error:
-        return Verdict("keep", f"{said}; {asked * error:.2%} were owed")
+        return Verdict("keep", said)
     if gain <= HOPELESS * error or len(gains) == MOST_TURNS:
-        why = f", and noise alone may bring {asked * error:.2%}" if gain > 0 else ""
-        return Verdict("discard", said + why)
+        return Verdict("discard", said + (f"; {asked * error:.2%} were owed" if gain > 0 else ""))
     return None
 
 
-def is_far_outside(
-    gain: float,
-    standing: float,
-    gains: Sequence[float],
-    lower_is_better: bool = True,
-    bounds: Sequence[float] | None = None,
-) -> bool:
-    """Whether a gain is so large that it looks like a fault or a fake: more than half of the way to the best score that
-    there can be, and OUTLIER times the largest gain so far.
+def is_far_outside(step: float, steps: Sequence[float]) -> bool:
+    """Whether a step of `step_of` looks like a fault or a fake: it is LARGE, and OUTLIER times the largest before."""
+    return step >= LARGE and step > OUTLIER * max(steps, default=0.0)
 
-    gains: of what was kept before. bounds: the least and the largest score; without them the best is 0 for what is to
-    become lower, and three times the champion's score for what is to become higher: half of the way is twice as good.
+
+def step_of(
+    standing: float, score: float, lower_is_better: bool = True, bounds: Sequence[float] | None = None
+) -> float:
+    """How far a score is from the champion's, towards the best that there can be: the logarithm of the ratio of what is
+    left before and after. Infinite where nothing is left.
+
+    bounds: the least and the largest score. Without them the best is 0 for what is to become lower; for what is to
+    become higher there is none, and the ratio is that of the scores. Where scores are not above 0 their size is the
+    scale.
     """
-    return is_large(gain, standing, lower_is_better, bounds) and gain > OUTLIER * max(gains, default=0.0)
-
-
-def is_large(gain: float, standing: float, lower_is_better: bool, bounds: Sequence[float] | None) -> bool:
-    """Whether a gain is more than half of the way to the best score there can be, as of `is_far_outside`."""
     if bounds is not None:
-        way = abs(standing - bounds[0 if lower_is_better else 1])
+        before, after = (abs(bounds[0 if lower_is_better else 1] - value) for value in (standing, score))
+    elif standing <= 0:
+        return math.log1p(abs(score - standing) / abs(standing)) if standing else 0.0
     else:
-        way = abs(standing) if lower_is_better else 2 * abs(standing)
-    return gain > LARGE * way
+        before, after = (standing, score) if lower_is_better else (score, standing)
+    if before <= 0:
+        return 0.0
+    return math.log(before / after) if after > 0 else math.inf
 
 
 def margin(rule: KeepRule, noise: float, scores: Sequence[float], champion: Sequence[float]) -> float:

@@ -11,6 +11,8 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from autoresearch.judge import (
+    ENOUGH,
+    MOST_TURNS,
     STALE,
     TURN_MARGIN,
     TURNS,
@@ -22,6 +24,8 @@ from autoresearch.judge import (
     judge,
     judge_turns,
     mean,
+    noise_of_turns,
+    step_of,
 )
 from autoresearch.record import events
 from autoresearch.record.ledger import HELD, Attempt
@@ -32,6 +36,7 @@ from autoresearch.text import to_type
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
 BASELINES, SHORT = 5, 60.0  # runs of a baseline that takes less than so many seconds, in other repositories
 FIRST_TURN, FIRST_ALONE = 100, 200  # the seeds of runs in turn, and of the champion alone, are the run's plus these
+BUSY = 0.05  # of a time, from one run to the next: above it a person is told
 SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
 Tell = Callable[[Phase], None]
@@ -118,6 +123,13 @@ class Trials:
                 self.require_unsuspended(attempt, measured)
                 if measured.score is None:
                     return Verdict("crash", f"in its run {number}: {measured.reason}")
+        if self.task.is_timed and (noise := noise_of_turns(attempt.runs, [])) > BUSY:
+            seen = ENOUGH * noise / MOST_TURNS**0.5
+            self.console.line(
+                f"  one run differs from the next by {noise:.0%}, so gains below {seen:.0%} will hardly be seen: "
+                "a quieter machine, longer work or `repeats` in program.md would help",
+                "yellow",
+            )
         return None
 
     async def baseline(self, attempt: Attempt, numbers: Sequence[int], seats: list[Seat]) -> list[Measurement]:
@@ -251,7 +263,8 @@ class Trials:
         seen = [other for other in self.ledger.finished if largest is not None or other.score is not None]
         settled = len(seen) >= SETTLED and attempt.number not in self.ledger.accepted
         if largest is None:
-            doubted = not self.task.referee and is_far_outside(gain, standing, self.ledger.gains(), lower, bounds)
+            step, steps = step_of(standing, score, lower, bounds), self.ledger.steps(lower, bounds)
+            doubted = not self.task.referee and is_far_outside(step, steps)
             if doubted and not settled:
                 ref, drop = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"drop {attempt.number}"
                 said = f"a large gain: see what it changes, `git show {ref}`; `{to_type(drop)}` takes it back"
@@ -281,7 +294,7 @@ class Trials:
                 ref, accept = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"accept {attempt.number}"
                 return Verdict(
                     "discard",
-                    f"{HELD}: it gains {gain:.6f}, more than half of what can be gained and far more than all before; "
+                    f"{HELD}: it gains {gain:.6f}, by far the largest step of this run towards the best there can be; "
                     f"see what it changes, `git show {ref}`, and if that is sound `{to_type(accept)}`",
                 )
             return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None

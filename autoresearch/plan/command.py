@@ -1,6 +1,7 @@
 """`plan` and `check`: set a game up in the repository around the current folder, or prove the one that is set up."""
 
 import dataclasses
+import hashlib
 import math
 import os
 import re
@@ -23,11 +24,12 @@ from autoresearch.repo import open_repository
 from autoresearch.runner import GUARD, TRAIN, Measurement
 from autoresearch.runner.local import choose_confinement, sandbox_in_words
 from autoresearch.task import how_to_commit
-from autoresearch.text import clean, to_type
+from autoresearch.text import clean, duration, to_type
 from autoresearch.views.console import Console
 
 SHARE = re.compile("accuracy|precision|recall|f1|auc|coverage|rate")  # figures that are often shares of one
 RUNS = ((5, 2.0), (3, 10.0), (1, math.inf))  # of the scorer, for a workload of less than so many seconds
+NOTHING_PRINTED = hashlib.sha256(b"").hexdigest()
 START = 0.2  # seconds that many programs take to start
 SHORTEST_LIMIT = 60  # seconds that a command may take, whatever it took when it was proved
 ROOM = 10  # times longer than then
@@ -187,14 +189,17 @@ async def proved(
     proof = await prove(bench, task, base, runner, once)
     if task.is_timed and (repeats := repeats_for(proof)) > 1:
         sketch = sketch.changed(repeats=repeats)
-        bench.say(f"note      it is noisy: a trial measures {repeats} times, and the median counts (`repeats`)", "")
+        longer = f"a trial measures {repeats} times, about {duration(repeats * proof.seconds)}, and the median counts"
+        bench.say(f"note      it is noisy: {longer} (`repeats`); edits are compared with the champion turn by turn", "")
     if not wishes.time_limit:
         slowest = max((*once.measured.seconds.values(), *once.checked.seconds.values()), default=0.0)
         limit = max(SHORTEST_LIMIT, math.ceil(ROOM * slowest / 10) * 10)
         if SCORER in sketch.files and task.metric == "seconds" and proof.scores and min(proof.scores) < START:
-            bench.say(
-                "note      that is hardly more than the start of a program: time one that has more to do", "yellow"
-            )
+            short = "that is hardly more than the start of a program: time one that has more to do"
+            if once.output == NOTHING_PRINTED:
+                proof.faults.append(f"{short}, and prints something that depends on it: --time COMMAND")
+            else:
+                bench.say(f"note      {short}", "yellow")
         sketch = sketch.changed(time_limit=limit, score_limit=limit)
     return sketch, proof
 
@@ -204,9 +209,7 @@ def with_metric(sketch: Draft, once: Once, wishes: Wishes, ask: "Asker") -> Draf
     names = list(once.figures)
     metric = names[0] if len(names) == 1 else ask("Which of these is the metric? (--metric)", None, names)
     rising = direction_of(wishes, metric).get("direction")
-    direction = rising or ask(
-        "Is a lower or a higher number better? (--direction)", "minimize", ("minimize", "maximize")
-    )
+    direction = rising or ask("Is a lower or a higher number better? (--direction)", None, ("minimize", "maximize"))
     sketch = sketch.changed(metric=metric, direction=direction)
     is_share = SHARE.search(metric.lower()) and 0 <= once.figures[metric] <= 1
     return sketch.changed(range=[0, 1]) if is_share else sketch

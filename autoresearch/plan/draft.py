@@ -22,6 +22,7 @@ UNKNOWN = "unknown_metric"  # before the score command has run
 FIRST_RUNS = "\nRUNS = 2\n"  # of the scorer, before it is known how long one takes
 GOAL = "What is to be improved? (a sentence, such as: make parsing faster)"
 MOST_FILES = 3  # that are proposed as editable without being asked for
+FALLING = re.compile(r"second|time|_m?s$|latency|bytes|size|memory|_[kmg]b$|loss|err|rmse|mae|mse|perplexity|bpb|lines")
 RISING = re.compile(r"accuracy|score|f1|auc|recall|precision|throughput|per_sec|ops|rate|coverage|r2|reward|speed")
 
 TIME = '''"""The score: seconds of processor time that the command below takes, the least of several runs.
@@ -140,6 +141,9 @@ class Draft:
         goal = self.goal.strip().rstrip(".") or f"Improve {metric}"
         guard = self.settings.get("guard")
         guarded = f"\n- `{guard}` must succeed, or nothing is kept." if guard else ""
+        behaviour = "- Behaviour stays: what callers get is what they got before."
+        if SCORER not in self.files:
+            behaviour = "- But for what the goal asks for, what callers get is what they got before."
         scorer = f" ({SCORER} is the scorer: read what it runs)" if SCORER in self.files else ""
         return f"""---
 task:
@@ -152,7 +156,7 @@ task:
 ## What holds for every edit
 
 - One idea an experiment, so that its score says something about the idea.
-- Behaviour stays: what callers get is what they got before.{guarded}
+{behaviour}{guarded}
 - The gain must be real for any input: nothing that knows the benchmark, no results kept from one run to the next.
 - Simpler is better: deleting code at an equal score is welcome.
 
@@ -233,7 +237,9 @@ def scored_by(wishes: Wishes, metric: str) -> dict[str, str]:
 def direction_of(wishes: Wishes, metric: str) -> dict[str, str]:
     if wishes.direction:
         return {"direction": wishes.direction}
-    return {"direction": "maximize"} if RISING.search(metric.lower()) else {}
+    if RISING.search(metric.lower()):
+        return {"direction": "maximize"}
+    return {"direction": "minimize"} if FALLING.search(metric.lower()) else {}
 
 
 def editable_of(found: Survey, goal: str, ask: Ask, notes: list[str]) -> list[str]:

@@ -174,12 +174,13 @@ class Workbench:
 
     async def break_each(self, runner: Local, files: Mapping[str, bytes], proof: Proof) -> None:
         """Break each editable file once: score or guard must notice. files: as they are committed."""
-        left = BREAKING
+        left, unnoticed = BREAKING, []
         for number, (path, content) in enumerate(files.items()):
             if left <= 0:
                 names = list(files)[number:]
                 self.say(f"breaking  {count(len(names), 'more file')} not tried: it would take too long", "yellow")
-                return
+                files = {name: files[name] for name in list(files)[:number]}
+                break
             broken = await self.break_file(runner, path, BROKEN + content, proof)
             left -= broken.seconds
             if broken.scored:  # PHP prints what it does not know, and a size grows
@@ -193,12 +194,21 @@ class Workbench:
                     "a command that needs that file, with `guard` in program.md or --guard COMMAND"
                 )
             elif not broken.noticed:
-                proof.faults.append(
-                    f"{path} can be broken, and neither score nor guard notices: what is measured is not that file. "
-                    "Perhaps it is another copy (an installed package, or an editable install of your checkout), or "
-                    "nothing that is run uses it. Run the code from the worktree, which is the current folder of every "
-                    "command, or take another file"
-                )
+                unnoticed.append(path)
+        by_pattern = [path for path in unnoticed if path not in runner.task.editable]
+        if by_pattern and len(by_pattern) < len(files):
+            names = ", ".join(by_pattern)
+            self.say(
+                f"{'':<10}nothing that is run uses {names}: an edit there changes nothing that is measured", "yellow"
+            )
+            unnoticed = [path for path in unnoticed if path not in by_pattern]
+        for path in unnoticed:
+            proof.faults.append(
+                f"{path} can be broken, and neither score nor guard notices: what is measured is not that file. "
+                "Perhaps nothing that is run uses it, or it is another copy (an installed package, or an editable "
+                "install of your checkout). Run the code from the worktree, which is the current folder of every "
+                "command, or take another file"
+            )
 
     async def break_file(self, runner: Local, path: str, content: bytes, proof: Proof) -> "Broken":
         """What comes of a file with this content."""

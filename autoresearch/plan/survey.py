@@ -25,6 +25,8 @@ LANGUAGES = {
     "Perl": (".pl", ".pm"),
     "shell": (".sh",),
 }
+# What is built is what a file at the top describes, however large the other files beside it are.
+MANIFESTS = {"Cargo.toml": "Rust", "go.mod": "Go", "package.json": "JavaScript", "pyproject.toml": "Python"}
 # What is not what people want to improve: tests, documents, other people's code, what was generated.
 ASIDE = re.compile(
     r"(^|/)(tests?|testing|specs?|__tests__|t|examples?|docs?|doc|man|vendor|third_party|node_modules|dist|build|debian|"
@@ -73,7 +75,8 @@ def survey(sizes: dict[str, int], read: Callable[[str], str]) -> Survey:
     for path, size in sizes.items():
         if (language := language_of(path)) and not ASIDE.search(path):
             counted[language] += size
-    language = counted.most_common(1)[0][0] if counted else "unknown"
+    described = (language for name, language in MANIFESTS.items() if name in sizes and counted[language])
+    language = next(described, counted.most_common(1)[0][0] if counted else "unknown")
     suffixes = LANGUAGES.get(language, ())
     sources = [path for path in sizes if path.endswith(suffixes or ("",)) and not ASIDE.search(path)]
     sources.sort(key=lambda path: (-sizes[path], path))

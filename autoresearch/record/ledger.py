@@ -2,9 +2,10 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from autoresearch.judge import gains_of, noise_of_turns, noise_scale
+from autoresearch.judge import gains_of, noise_of_turns, noise_scale, step_of
 from autoresearch.record import events, journal
 from autoresearch.record.accounting import Account
 from autoresearch.task import Facts, Task, task_of
@@ -224,10 +225,10 @@ class Ledger:
         whole = [gains_of(*pair, self.task.lower_is_better) for pair in pairs if len(pair[0]) == len(pair[1])]
         return noise_of_turns(self.kept[0].runs if self.kept else [], whole)
 
-    def gains(self) -> list[float]:
-        """By how much each keep was better than the champion of its time."""
-        kept = (attempt for attempt in self.kept if attempt.score is not None and attempt.standing is not None)
-        return [abs(attempt.score - attempt.standing) for attempt in kept]  # type: ignore[operator]
+    def steps(self, lower_is_better: bool, bounds: Sequence[float] | None) -> list[float]:
+        """By how much each keep was better than the champion of its time, as judge.step_of has it."""
+        kept = ((attempt.standing, attempt.score) for attempt in self.kept)
+        return [step_of(*pair, lower_is_better, bounds) for pair in kept if None not in pair]  # type: ignore[arg-type]
 
     @property
     def pending(self) -> list[Attempt]:
@@ -353,6 +354,11 @@ class Ledger:
     def _spend(self, event: events.Attempt | events.Refused | events.Waited) -> None:
         if event.agent:
             self.spent_by.setdefault(event.agent, Spent()).add(event.tokens, event.dollars)
+
+
+def is_a_miss(attempt) -> bool:
+    """Whether an attempt, or a row of it, was discarded for its score, and not held back, taken back or rejected."""
+    return attempt.status == "discard" and not attempt.reason.startswith((HELD, DROPPED, "rejected"))
 
 
 def plus(a, b):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from autoresearch.record.events import FAULT
 from autoresearch.record.findings import signed
+from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS
 from autoresearch.task import Stages
 from autoresearch.text import count, duration, one_line, short, to_type
@@ -105,6 +106,10 @@ def advice(state: State) -> list[str]:
         told.append(f"what ended it: `{to_type('logs')} --tag {tag}`, `{to_type('doctor')}`")
     if state.doubt:
         told.append(f"read the diffs of what was kept: `{to_type('report')} --tag {tag}`")
+    looked_at = max(record.ledger.accepted, default=0)
+    if held := [row.number for row in record.tried if row.reason.startswith(HELD) and row.number > looked_at]:
+        page = f"{RUNS}/{tag}/attempts/{held[-1]}.md"
+        told.append(f"experiment {held[-1]} is held back: see {page}; if it is sound `{to_type(f'accept {held[-1]}')}`")
     if kept and found is None:
         told.append(f"`{to_type('verify')} --ablate --tag {tag}` says which of this holds")
     elif any(part.removable for part in parts) and not (found and found.pruned_commit):

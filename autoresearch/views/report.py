@@ -14,6 +14,7 @@ from pathlib import Path
 from autoresearch.judge import mean
 from autoresearch.record.accounting import shares
 from autoresearch.record.findings import BASELINE, CHAMPION, Estimate, signed
+from autoresearch.record.ledger import is_a_miss
 from autoresearch.text import count, one_line, short, to_type
 from autoresearch.views.state import Row, State
 
@@ -189,7 +190,7 @@ def barren(groups: dict[str, list[Row]]) -> list[tuple[str, list[Row]]]:
 
 def near_misses(tried: list[Row]) -> list[Row]:
     """What was discarded, the best first."""
-    discarded = [row for row in tried if row.status == "discard" and row.gain is not None]
+    discarded = [row for row in tried if is_a_miss(row) and row.gain is not None]
     return sorted(discarded, key=lambda row: row.gain or 0.0, reverse=True)
 
 

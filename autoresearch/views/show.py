@@ -10,7 +10,7 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS
 from autoresearch.runner import SCORE, TRAIN
 from autoresearch.runner.logs import ends_of
-from autoresearch.task import Facts
+from autoresearch.task import NOTHING, Facts
 from autoresearch.text import count, short
 from autoresearch.views.console import Console
 from autoresearch.views.state import Record
@@ -31,7 +31,7 @@ def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
         "data": facts.data and facts.data + ("" if facts.game else ", not prepared yet: that comes first"),
         "agent": more.get("agent"),
         "edits": ", ".join(task.editable),
-        "trial": task.train
+        "trial": (task.score if task.train == NOTHING and task.score else task.train)
         + (f", {budget:g} s of training" if budget else "")
         + f"; scored by {task.metric}, {better} is better",
         "sandbox": sandbox_in_words(run.confined),

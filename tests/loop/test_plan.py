@@ -98,10 +98,10 @@ def test_what_is_edited_is_not_what_is_measured(library):
     work = f"import sys\nsys.path.insert(0, {str(library.folder)!r})\n{FILES['work.py']}print('value: 3')\n"
     library.write("work.py", work)
     library.commit()
-    said = called(
-        library, "plan", "better", "--yes", "--score", "PYTHONPATH= python work.py", "--edit", "pkg/parser.py",
-        "--guard", "", "--sandbox", "off", expect=1,
-    )  # fmt: skip
+    words = ("plan", "better", "--yes", "--score", "PYTHONPATH= python work.py", "--edit", "pkg/parser.py",
+             "--guard", "", "--sandbox", "off")  # fmt: skip
+    assert "Is a lower or a higher number better? (--direction)" in called(library, *words, expect=2)  # nobody guesses
+    said = called(library, *words, "--direction", "maximize", expect=1)
     assert "breaking  pkg/parser.py: NOBODY NOTICES" in said and "an editable install" in said
     assert not (library.folder / "program.md").exists()
 
@@ -203,3 +203,15 @@ def test_a_workload_that_an_agent_drafts(library):
     assert "command drafted no workload: autoresearch_workload.py is as it was" in called(
         library, *words, "true", expect=2
     )
+
+
+@pytest.mark.slow
+def test_a_pattern_may_fit_files_that_nothing_uses(library):
+    """They are named, and the plan stands; a program that prints nothing and does nothing is not timed."""
+    library.write("pkg/unused.py", "NOTHING = 1\n")
+    library.commit()
+    words = ("plan", "faster", "--yes", "--edit", "pkg/*.py", "--guard", "")
+    said = called(library, *words, "--time", "python work.py")
+    assert "nothing that is run uses" in said and "pkg/unused.py" in said and "it stands" in said
+    idle = called(library, *words, "--force", "--time", "python pkg/unused.py", expect=1)
+    assert "prints something that depends on it: --time COMMAND" in idle

@@ -12,12 +12,14 @@ from autoresearch.judge import (
     RULES,
     KeepRule,
     gains_of,
+    is_far_outside,
     judge,
     judge_turns,
     mean,
     noise_of_turns,
     noise_scale,
     standard_error,
+    step_of,
 )
 
 SCORE = some.floats(-10, 10, allow_nan=False)
@@ -166,3 +168,25 @@ def test_the_noise_of_turns_knows_no_drift():
     assert noise_of_turns([], [[0.3, 0.3], [0.1, 0.1, 0.1]]) < 1e-9 and noise_of_turns([], []) == 0
     assert noise_of_turns([1.0, 1.0], [[0.1, -0.1]]) == pytest.approx(0.1)
     assert gains_of([0.0], [1e-20]) == [0.0]
+
+
+# What happened in real repositories: (champion, score, lower is better, range, steps of earlier keeps), and whether
+# such a gain is held back.
+STEPS = [
+    ("a program of 50 bytes", 277_392, 50, True, None, [(395_016, 309_936)], True),
+    ("a perfect accuracy", 0.99054, 1.0, False, (0, 1), [(0.768, 0.864), (0.864, 0.9755)], True),
+    ("a corpus in the program", 2.9, 16_044, False, None, [(1.5, 1.95)], True),
+    ("an honest model, first keep", 0.9655, 0.9855, False, (0, 1), [], False),
+    ("an honest compressor", 1.95, 2.89, False, None, [(1.9, 1.95)], False),
+    ("a loop that is five times as fast, first keep", 1.0, 0.2, True, None, [], True),
+    ("the same after one of its kind", 1.0, 0.2, True, None, [(3.0, 1.0)], False),
+    ("a score below nothing", 0.5, -1.0, True, None, [(0.6, 0.5)], True),
+    ("scores without a natural end", -5.0, -6.0, True, None, [], False),
+    ("from nothing", 0.0, 5.0, False, None, [], False),
+]
+
+
+@pytest.mark.parametrize(("champion", "score", "lower", "bounds", "kept", "held"), [row[1:] for row in STEPS])
+def test_what_is_too_good_to_be_true(champion, score, lower, bounds, kept, held):
+    steps = [step_of(*pair, lower, bounds) for pair in kept]
+    assert is_far_outside(step_of(champion, score, lower, bounds), steps) == held

@@ -152,3 +152,10 @@ def test_the_scorer_stands_in_nobodys_way():
     with pytest.raises(UserError, match="is there already"):
         draft(look("Python"), files, {SCORER}, Wishes(goal="faster"), Asker(yes=True))
     assert Path(SCORER).suffix == ".py"
+
+
+def test_what_a_manifest_describes_is_built_however_large_its_samples_are():
+    found = survey({"Cargo.toml": 10, "src/main.rs": 100, "corpus/big.js": 9000}, lambda path: "")
+    assert found.language == "Rust" and found.build and "cargo" in found.build and found.sources == ("src/main.rs",)
+    plain = survey({"package.json": 10, "tool.py": 100}, lambda path: "{}")  # it has no code of that language
+    assert plain.language == "Python"
