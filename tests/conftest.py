@@ -249,7 +249,13 @@ class Toy:
                 commits[entry["number"]] = entry["commit"]
         assert [entry["number"] for entry in verdicts] == list(range(1, len(verdicts) + 1))
         assert list(commits) == list(range(1, len(commits) + 1))
-        assert self.references() == list(commits.values())
+        refs = git(
+            self.folder, "for-each-ref", "--format=%(refname:lstrip=3) %(objectname)", f"refs/autoresearch/{self.tag}/"
+        )
+        named = dict(line.split() for line in refs.splitlines())
+        assert {
+            int(name): commit for name, commit in named.items() if name.isdigit()
+        } == commits  # earlier forms besides
         kept = [commits[entry["number"]] for entry in verdicts if entry["status"] == "keep"]
         champion = kept[-1] if kept else self.journal("run")[0]["base"]
         worktree = self.runs / "worktree"
