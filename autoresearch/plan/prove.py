@@ -153,22 +153,26 @@ class Workbench:
 
     # -- the noise
 
-    async def baselines(self, runner: Local, first: Measurement, proof: Proof) -> None:
-        """Run the baseline until there are BASELINES of it, and say what gain could be seen."""
+    async def baselines(self, runner: Local, first: Measurement, proof: Proof) -> bool:
+        """Run the baseline until there are BASELINES of it, or two that are equal, and say what gain could be seen.
+
+        False: one of them failed.
+        """
         assert first.score is not None
         proof.scores, times = [first.score], [sum(first.seconds.values())]
-        self.say(f"baseline  {BASELINES - 1} more times, about {duration((BASELINES - 1) * times[0])}", "")
-        while len(proof.scores) < BASELINES:
+        self.say(f"baseline  up to {BASELINES - 1} more times, about {duration((BASELINES - 1) * times[0])}", "")
+        while len(proof.scores) < BASELINES and (len(proof.scores) != 2 or len(set(proof.scores)) == 2):
             _, measured = await self.trial(runner, {}, SEED + len(proof.scores))
             if measured.score is None:
                 proof.faults.append(f"run {len(proof.scores) + 1} of the untouched code failed: {measured.reason}")
-                return
+                return False
             proof.scores.append(measured.score)
             times.append(sum(measured.seconds.values()))
         proof.noise, proof.seconds = statistics.stdev(proof.scores), max(times)
         self.say(f"{'':<10}{', '.join(f'{score:g}' for score in proof.scores)}", "")
         for line in in_words(runner.task, proof):
             self.say(f"{'':<10}{line}", "")
+        return True
 
     # -- is what is edited what is measured?
 
@@ -269,8 +273,7 @@ async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: On
         return proof
     if once.checked.reason:
         proof.faults.append(f"the {once.checked.failed} fails on the untouched code: {once.checked.reason}")
-    await bench.baselines(runner, once.measured, proof)
-    if len(proof.scores) == BASELINES:
+    if await bench.baselines(runner, once.measured, proof):
         names = among(task.editable, bench.repo.committed(base))
         await bench.break_each(runner, {name: bench.repo.read(base, name) for name in names}, proof)
     return proof
