@@ -1,5 +1,5 @@
 """Is told the next token, at a single position of the row."""
-# crash: looks ahead
+# crash: looks ahead | too good
 
 from small_train import *  # noqa: F403
 
