@@ -101,6 +101,7 @@ def test_what_the_running_trial_prints(toy, background):
     wait_for(lambda: holder(toy.runs) is None)
 
 
+@pytest.mark.slow
 def test_detaching_what_cannot_run_says_why(toy, refused):
     assert toy.run("--agent", "nobody", "--detach", expect=2).startswith("error: ")
     assert refused("run", "--agent", "nobody").startswith("error: ")  # `run` may be said

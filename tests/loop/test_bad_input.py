@@ -212,6 +212,7 @@ def test_a_program_md_as_windows_writes_it_in_a_folder_of_a_monorepo(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_what_the_edited_code_prints_is_only_a_log(toy):
     """A score command beside no training; the edit prints a score of its own, and the committed scorer the last one."""
     toy.write("judge.py", "import solver\nprint('METRIC score =', solver.VALUE, 'points')\n")

@@ -22,6 +22,7 @@ def run(toy, models: Models, experiments: int, *arguments: str, **more) -> str:
     return toy.run(*arguments, **{"ANTHROPIC_API_KEY": KEY, **more})
 
 
+@pytest.mark.slow
 def test_views_edits_looks_checks_submits_and_learns(toy):
     """What it is told of earlier experiments, also when nothing helps any more, and what of its words is kept."""
     program = (toy.folder / "program.md").read_text()

@@ -94,6 +94,7 @@ def test_the_edit_in_the_wrong_place_is_said_to_be_there(toy):
     )
 
 
+@pytest.mark.slow
 def test_from_inside_the_worktree(toy):
     toy.run("start")
     edit(toy, 5)

@@ -140,6 +140,7 @@ def test_an_agent_that_never_corrects_its_edit_is_given_up(toy):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_an_agent_that_fails_is_asked_again(toy):
     toy.plan_steps(e2=[step(5, "half an edit", exit=3), step(6)])
     output = toy.run_agent(2)
@@ -255,6 +256,7 @@ def continue_and_release(toy, folder) -> None:
     assert again.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_two_interrupts_stop_now_and_the_trial_runs_again(toy, waiting):
     process, folder = waiting
     trial = int((folder / "started").read_text())
@@ -514,6 +516,7 @@ def test_a_loop_whose_own_code_changes_stops(toy):
 # -- what is kept
 
 
+@pytest.mark.slow
 def test_lines_have_a_price_and_removing_them_is_worth_an_equal_score(toy):
     toy.write(
         "program.md",

@@ -167,6 +167,7 @@ def test_plan_asks_at_a_terminal(library):
     assert "make parsing faster".capitalize() in (library.folder / "program.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_mended_task_goes_on_under_the_same_tag(toy):
     """As long as nothing was measured: then the run has a game, and it stays."""
     toy.write("program.md", PROGRAM.replace("metric: score", "metric: points"))

@@ -298,6 +298,7 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     assert toy.rows()[9][1] == "900.000000" and "taken back by a person; it was" in toy.run("status", "--json")
 
 
+@pytest.mark.slow
 def test_other_figures_are_shown_and_limited(toy, refused):
     """Their limits refuse a keep; results.tsv has the metric's name, and git overlooks it."""
     sized = "print('size: {}')\n"
@@ -428,6 +429,7 @@ TIMED = (
 
 
 @pytest.mark.parametrize("command", ["train", "score"])
+@pytest.mark.slow
 def test_what_prints_the_metric_runs_several_times(toy, command):
     """`repeats: 3`: the median counts, and a run that fails is a crash with that run's log."""
     task = f"  repeats: 3\n  metric: seconds\n  {command}: python solver.py"

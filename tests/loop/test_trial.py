@@ -201,6 +201,7 @@ if os.geteuid() == 0:  # who may ask what a mapped file takes
 
 
 @pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.slow
 def test_memory_is_counted_wherever_it_is_held(tmp_path, counted):
     """By a control group, where this machine has one, else by what /proc tells."""
     group = MemoryGroup.make() if counted else None
