@@ -170,7 +170,7 @@ class Trials:
         """Run edit and champion in turn, beginning with the run that the edit has had, until it is clear which is
         faster: the speed of a machine drifts.
         """
-        champion, sign = self.ledger.champion, self.task.lower_is_better
+        champion, lower = self.ledger.champion, self.task.lower_is_better
         assert champion
         first = events.InTurn(number=attempt.number, edit=attempt.number, seed=self.run.seed, score=attempt.runs[0])
         await self.run.record(first)
@@ -180,7 +180,7 @@ class Trials:
             for code in (attempt, champion):
                 if (turn > 1 or code is champion) and (crash := await self.turn(code, attempt, turn, seed, seat)):
                     return crash
-            gains = gains_of(*self.ledger.turns(attempt.number), sign)
+            gains = gains_of(*self.ledger.turns(attempt.number), lower)
             turn, verdict = turn + 1, judge_turns(gains, self.ledger.noise_of_turns())
         return verdict
 
