@@ -23,15 +23,18 @@ It needs torch 2.11 or later, numpy, psutil, safetensors; for `tests` also pytes
 import argparse
 import ast
 import contextlib
+import ctypes
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -47,7 +50,7 @@ SHARED = "BRING_UP_FOLDER"  # environment variable: a folder of all steps, so th
 # What the sandbox is made of: functions of runner/sandbox.py that can be left out, paths that can be opened again.
 PARTS = ("restrict", "cut_off", "drop_privileges", "set_apart", "enter_namespaces")
 DEVICE = [sys.executable, __file__, "--step", "device"]  # the command that is run in it
-PATHS = {"write": ("/dev/shm", "/tmp", "/dev", "/"), "read": ("/proc", "/")}
+DEEPEST = 5  # folders deep in which is looked for what the sandbox would have to open
 
 
 def on_gpu() -> bool:
@@ -74,22 +77,25 @@ def sandbox() -> None:
     from autoresearch.runner import sandbox
     from autoresearch.runner.trial import trial_environment
 
-    def failed(what: str, confined: bool = True, without: str = "", **more: list[str]) -> str:
-        """What goes wrong; empty where nothing does. without: a part that is left out. more: paths that are opened."""
+    def tried(command: list[str], without: str = "", open_too: Sequence[str] = (), confined: bool = True):
+        """The command as it ended. without: a part that is left out. open_too: paths that may be written to as well."""
         with tempfile.TemporaryDirectory() as folder:
             run, caches = Path(folder, "run"), Path(folder, "caches")
             for path in (run / "tmp", caches):
                 path.mkdir(parents=True)
-            write = [str(run), str(caches), *more.get("write", [])]
-            rules = {"read": [str(ROOT), *more.get("read", [])], "write": write} if confined else None
-            words = [*sandbox.launcher(rules), *DEVICE]
+            rules = {"read": [str(ROOT)], "write": [str(run), str(caches), *open_too]} if confined else None
+            words = [*sandbox.launcher(rules), *command]
             if without:
-                words = [sys.executable, __file__, "--confined", without, words[len(words) - len(DEVICE) - 1]]
+                words = [sys.executable, __file__, "--confined", without, words[len(words) - len(command) - 1]]
             environment = trial_environment(Path(folder), caches, {})
             try:
-                ended = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+                return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
             except subprocess.TimeoutExpired:
-                ended = subprocess.CompletedProcess(words, 1, "", "no end within 60 s")
+                return subprocess.CompletedProcess(words, 1, "", "no end within 60 s")
+
+    def failed(what: str, **how: Any) -> str:
+        """What goes wrong with `device`; empty where nothing does."""
+        ended = tried(DEVICE, **how)
         lines = [line for line in (ended.stderr + ended.stdout).splitlines() if line.strip()]
         if not ended.returncode:
             say(**{**json.loads(ended.stdout.splitlines()[-1]), "what": what})
@@ -106,18 +112,53 @@ def sandbox() -> None:
         return
     for part in PARTS if method == "Landlock" else ():
         failed(f"without {part}", without=part)
-    for kind, paths in PATHS.items():
-        for path in paths:
-            failed(f"{path} open to {kind}", **{kind: [path]})
+    probe = [sys.executable, __file__, "--step", "driver"] if on_gpu() else DEVICE
+    needed = fewest_open(lambda paths: not tried(probe, open_too=paths).returncode)
+    say("would have to be open" if needed else "opening files does not help", paths=" ".join(needed))
     raise SystemExit(f"in the sandbox as it is a trial would crash: {said}")
+
+
+def fewest_open(works: Callable[[Sequence[str]], bool]) -> list[str]:
+    """The fewest and deepest paths that have to be open: a folder gives way to what is in it where that is enough.
+
+    Empty where it does not even work with all of them.
+    """
+
+    def within(folder: str) -> list[str]:
+        if not os.path.isdir(folder) or (os.path.islink(folder) and folder != "/proc/self"):
+            return []
+        return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not name.isdigit()]  # processes
+
+    paths = ["/"] if works(["/"]) else []
+    for _ in range(DEEPEST if paths else 0):
+        for path in list(paths):
+            deeper = [other for other in paths if other != path] + within(path)
+            if within(path) and works(deeper):
+                paths = deeper
+        without = [[other for other in paths if other != path] for path in paths]
+        with ThreadPoolExecutor(8) as pool:
+            spare = dict(zip(paths, pool.map(works, without), strict=True))
+        needed = [path for path in paths if not spare[path]]
+        if works(needed):
+            paths = needed
+            continue
+        for path in filter(spare.get, list(paths)):  # two of them would do: one after the other
+            rest = [other for other in paths if other != path]
+            paths = rest if works(rest) else paths
+    return paths
 
 
 def confined(without: str, rules: str) -> None:
     """Run the step `device` below the keeper of the sandbox, with a part of it left out."""
     from autoresearch.runner import sandbox
 
-    setattr(sandbox, without, lambda *arguments: None)
+    setattr(sandbox, without, lambda *arguments, **more: None)
     sandbox.run(json.loads(rules), lambda: os.execv(DEVICE[0], DEVICE))
+
+
+def driver() -> None:
+    """Start the driver, without torch. Exits with its error."""
+    sys.exit(ctypes.CDLL("libcuda.so.1").cuInit(0))
 
 
 def device() -> None:
@@ -141,6 +182,8 @@ def tests() -> None:
     files = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     words = [sys.executable, "-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", "-rA", "--no-header", *files]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if on_gpu() and not re.search(r"\d+ passed", ended.stdout):
+        raise SystemExit(f"no test ran: {ended.stdout.strip()[-500:]}")
     for line in ended.stdout.splitlines():
         if line.startswith(("PASSED", "FAILED", "ERROR", "SKIPPED")) or " in " in line[-12:]:
             say(line[:200])
@@ -297,7 +340,7 @@ def trial(shared_by: str) -> None:
         score_limit=120.0,
     )
     with tempfile.TemporaryDirectory() as folder:
-        cache, made = Path(folder, "cache"), Path(folder, "trial")
+        cache, made = Path(folder, "cache"), Path(folder, ".autoresearch/bring-up/trials/1")  # as in a run
         settings = {"AUTORESEARCH_CACHE": str(cache), "AUTORESEARCH_SEED": "42"}
         os.environ |= settings
         tokens = random_game(cache, share=8 if shared_by == "host" and on_gpu() else 1)
@@ -387,7 +430,8 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
 
 
 FUNCTIONS = {
-    function.__name__: function for function in (doctor, sandbox, device, tests, kernels, train_step, graphs, trial)
+    function.__name__: function
+    for function in (doctor, sandbox, device, driver, tests, kernels, train_step, graphs, trial)
 }
 
 
@@ -462,7 +506,7 @@ def in_words(result: dict) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = list(dict.fromkeys(name for name in FUNCTIONS if name != "device"))
+    names = list(dict.fromkeys(name for name in FUNCTIONS if name not in ("device", "driver")))
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="STEP", help="the steps to do")
     parser.add_argument("--output", type=Path, default=Path("bring_up.jsonl"), help="default: %(default)s")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all steps (default: %(default)g)")

@@ -24,7 +24,7 @@ from autoresearch.record.ledger import Ledger
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["AUTORESEARCH_PROFILE"] = "test"  # before any test imports prepare.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0" if "gpu" in sys.argv else "")  # `-m gpu` alone sees one
 
 PROGRAM = """---
 task:

@@ -99,7 +99,7 @@ DEVICES = ("null", "zero", "full", "random", "urandom")
 # nvidia-uvm, writes /proc/self/task/*/comm and calls memfd_create, say sandboxes in which it failed with error 304
 # (github.com/nolabs-ai/nono, 652, 673, 924; github.com/NVIDIA/OpenShell, 710, 1486, 1696). It reads /proc/devices,
 # /proc/sys/vm/mmap_min_addr and /sys/devices/system/memory, and listens at an abstract socket of the kind SEQPACKET,
-# @cuda-uvmfd-*, say snapd's rules for AppArmor.
+# @cuda-uvmfd-*, say snapd's rules for AppArmor. Seen on an H100 with driver 580: that is all, and it truncates comm.
 CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")
 OTHER_GPU_DEVICES = ("dri", "kfd")
 DAC_OVERRIDE, SYS_ADMIN = 1, 21  # privileges: to open files whose mode does not say so, to mount (linux/capability.h)
@@ -184,8 +184,8 @@ def restrict(
             rights |= dict.fromkeys(visible(os.path.realpath(path), set(hidden), above, rights), allowed)
     rights |= dict.fromkeys((*shown, *(f"/proc/{name}" for name in PROC)), READ)
     rights |= {"/dev": READ_DIR} | dict.fromkeys((*devices(), *own), DEVICE_RIGHTS)
-    if has_cuda():  # the driver names its threads, and cuInit fails where it cannot; only in the command's own process
-        rights["/proc/self/task"] = READ | WRITE_FILE
+    if has_cuda():  # cuInit names its threads, as fopen(.., "w") does; it can in the command's own process alone
+        rights["/proc/self/task"] = READ | WRITE_FILE | TRUNCATE
     for path, allowed in rights.items():
         allow(rules, path, allowed & handled)
     enforce(rules)
@@ -789,6 +789,10 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
                     score.write("1000")  # when memory runs out, this goes first
                 if not shared_memory:  # the semaphores of Inductor's worker processes are files in it
                     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+                if (
+                    by_landlock and has_cuda()
+                ):  # they only look for a GPU, and cuInit would fail in them: see `restrict`
+                    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
             if rules and by_landlock:
                 paths = paths_of(rules)
                 paths[1].extend(path for path in own if path not in TERMINALS)

@@ -380,8 +380,9 @@ def listen():
 def name_a_thread():
     thread = threading.Thread(target=threading.Event().wait, daemon=True)
     thread.start()
-    with open(f"/proc/self/task/{thread.native_id}/comm", "r+") as name:
-        name.write("cuda-EvtHandlr")
+    for mode in ("r+", "w"):
+        with open(f"/proc/self/task/{thread.native_id}/comm", mode) as name:
+            name.write("cuda-EvtHandlr")
 others = [(socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, 1)]
 print(works(listen), works(name_a_thread), *(works(lambda: socket.socket(*kind)) for kind in others))
 """
