@@ -593,9 +593,12 @@ def losses_of(model: ScoredModel, rows: np.ndarray, targets: np.ndarray | None =
             model.batch_size //= 2
             torch.cuda.empty_cache()
             continue
-        for row in range(min(model.batch_size, len(rows) - first)):
-            # A copy: logits in memory that another process shares could change under the arithmetic.
-            losses[first + row] = cross_entropy(given[row].to(model.device, torch.float32, copy=True), wanted[row])
+        count = min(model.batch_size, len(rows) - first)
+        # A copy: logits in memory that another process shares could change under the arithmetic.
+        copies = (given[row].to(model.device, torch.float32, copy=True) for row in range(count))
+        losses[first : first + count] = torch.stack(
+            [cross_entropy(*pair) for pair in zip(copies, wanted, strict=False)]
+        )
         first += model.batch_size
     return losses
 

@@ -17,8 +17,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import create_block_mask
-from torch.nn.attention.flex_attention import flex_attention as flex
 
 from prepare import MAX_SEQ_LEN, PROFILE, SEED, VOCAB_SIZE, TrainBatches, finish, warmup_batch
 
@@ -192,6 +190,9 @@ def cudnn_attention(window: int):
 
 def flex_attention(window: int):
     """FlexAttention, which skips the blocks outside the window. Fast only when it is compiled."""
+    from torch.nn.attention.flex_attention import create_block_mask  # takes a second, and is seldom needed
+    from torch.nn.attention.flex_attention import flex_attention as flex
+
     kernel = compiled(flex)
     mask = create_block_mask(
         lambda batch, head, query, key: (query >= key) & (query - key <= window),

@@ -5,11 +5,13 @@ then are left out; the table of categories still counts them.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from autoresearch import BRIEF_TOKENS
+from autoresearch.constants import Change, all_constants, literal
 from autoresearch.editable import is_glob
 from autoresearch.lessons import Lesson
 from autoresearch.record.events import Refused
@@ -47,6 +49,9 @@ class Brief:
     sources: dict[str, str]  # the editable files, as the champion has them
     attempts: list[Attempt]  # all with a verdict, in order
     context: dict[str, str] = dataclasses.field(default_factory=dict)  # files that are shown and may not be edited
+    api: str = ""  # what prepare.py offers, as Python without its code
+    changes: dict[int, Change] = dataclasses.field(default_factory=dict)  # by attempt: what it did to the constants
+    gained: str = ""  # the diff from the baseline to the champion
     noise: float = 0.0  # standard deviation of one score
     margin: float = 0.0  # what a gain must exceed because of it
     line_price: float = 0.0  # and for each line of code that is added
@@ -98,12 +103,26 @@ class Brief:
             + (f" after {budget:g} seconds of training on {self.facts.device}." if budget else ".")
             + (" New files that fit these patterns may be added." if any(map(is_glob, self.task.editable)) else "")
             + " Change no other file. Do not run the training: the loop does it. Try one idea, with a reason to work; "
-            "several near misses combined are one.",
+            "several near misses combined are one. First name three candidates, each with the change that you expect, "
+            "then choose.",
             "An edit is refused if it touches another file, breaks the rules below, or does the same as an earlier "
-            "edit (comments and layout do not count).",
+            "edit (comments and layout do not count)." + self.what_counts(),
             *self.commands(),
+            *(["## What prepare offers to train.py", fence(self.api, self.share(8), "python")] if self.api else []),
             *(["## Agenda", trim(self.agenda, self.share(6))] if self.agenda else []),
         ]
+
+    @property
+    def gpu(self) -> bool:
+        return self.facts.profile == "gpu"
+
+    def what_counts(self) -> str:
+        """Of this project's own game: which side of `a if GPU else b` is the one that runs."""
+        sides = self.task.referee and self.facts.profile in ("gpu", "cpu")  # `test` runs on either
+        if not sides or "if GPU else" not in "".join(self.sources.values()):
+            return ""
+        live, dead = ("a", "b") if self.gpu else ("b", "a")
+        return f" Of `a if GPU else b` it is {live} that counts here; an edit of {dead} alone is refused."
 
     def source_parts(self) -> list[str]:
         """The champion's files, unchanged. A file that is too long is only named."""
@@ -180,8 +199,14 @@ class Brief:
         if self.lessons:
             lines = (f"L{lesson.number} (confirmed {lesson.confirmed}): {lesson.text}" for lesson in self.lessons)
             parts += ["## Lessons of this and earlier runs", fence(first(lines, self.share(10)), self.share(1))]
+        if kept := [f"{a.number}. {change_of(a) or 0:+.6f} {headline(a)}" for a in self.attempts if is_a_keep(a)]:
+            parts += ["## What was kept, newest first", fence(first(reversed(kept), small), small)]
+        if self.gained and size(self.gained) < self.share(10):  # else it is no summary any more
+            parts += ["## All of it: from the baseline to the champion", fence(self.gained.rstrip(), self.share(10), "diff")]
         if table := self.categories():
-            parts += ["## What was tried, by category", table]
+            parts += ["## What was tried, by category", table, *self.calibration()]
+        if table := self.constants():
+            parts += ["## Constants that were changed alone, newest first", table]
         if self.attempts:
             used = sum(len(part.encode()) + 2 for part in (*self.lasting(), *sources, *parts))
             parts += [
@@ -257,6 +282,34 @@ class Brief:
         ]
         return fence(first(lines, self.share(16, DATA_LIMIT))) if lines else ""
 
+    def calibration(self) -> list[str]:
+        """How good the predictions were."""
+        known = [(a.predicted, change) for a in self.attempts if a.predicted and (change := change_of(a)) is not None]
+        if not known:
+            return []
+        right = sum(predicted * change > 0 for predicted, change in known)
+        predicted, measured = (math.fsum(values) / len(known) for values in zip(*known, strict=True))
+        return [
+            f"{count(len(known), 'change')} of {self.task.metric} {'was' if len(known) == 1 else 'were'} predicted: "
+            f"{right} in the right direction; on average {predicted:+.6f} predicted, {measured:+.6f} measured."
+        ]
+
+    def constants(self) -> str:
+        """By constant, what each value did that was tried by itself."""
+        files = {name: source.encode(errors="surrogateescape") for name, source in self.sources.items()}
+        now = {constant.name: constant.text for constant in all_constants(files, self.gpu)} if self.changes else {}
+        rows: dict[str, list[str]] = {}
+        for attempt in reversed(self.attempts):
+            change = self.changes.get(attempt.number)
+            if not change or not change.alone or len(change.constants) > 1:
+                continue
+            ((name, (_, value)),) = change.constants.items()
+            moved = change_of(attempt)
+            did = "crash" if moved is None else f"{moved:+.6f}{' kept' * (attempt.status == 'keep')}"
+            rows.setdefault(name, []).append(f"{literal(value, now.get(name, ''))} {did}")
+        lines = (f"{name} ({now.get(name, 'gone')} now): {', '.join(tried)}" for name, tried in rows.items())
+        return fence(first(lines, self.share(16, DATA_LIMIT))) if rows else ""
+
     def history(self, space: int) -> str:
         """All attempts in at most `space` bytes: the newest in full, older ones in short, the oldest left out."""
         by_commit = {attempt.commit: attempt for attempt in self.attempts}
@@ -284,6 +337,10 @@ class Brief:
             lines.append(f"hypothesis: {attempt.hypothesis}")
         lines.append(f"verdict: {one_line(attempt.reason)}")
         return "\n   ".join(lines)
+
+
+def is_a_keep(attempt: Attempt) -> bool:
+    return attempt.status == "keep" and not attempt.is_baseline
 
 
 def change_of(attempt: Attempt) -> float | None:

@@ -23,12 +23,14 @@ from autoresearch.agents import (
 )
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.external import External
-from autoresearch.brief import Brief
+from autoresearch.brief import Brief, change_of
+from autoresearch.constants import Change, Code, as_it_counts, change, read_code
 from autoresearch.editable import in_folder
 from autoresearch.experiment import Returned
 from autoresearch.judge import RULES, KeepRule, margin
 from autoresearch.lessons import Lessons
 from autoresearch.limits import Limits
+from autoresearch.offered import offered
 from autoresearch.pages import Pages
 from autoresearch.program import read_agenda, read_stages
 from autoresearch.record import events
@@ -44,6 +46,8 @@ FAILURES = 5  # failed proposals in a row, before the loop gives up
 PATIENCE = 2.0, 300.0  # seconds to the first next call of an agent that cannot be reached, and to the last
 PASSING, UNKNOWN = 2, 8  # times that the wait is longer after each failure: of one that will pass, and of any other
 LONGEST_WAIT = 86_400.0  # seconds, whatever a service says
+REMEMBERED = 100  # attempts, the newest, whose constants are compared
+LARGEST_READ = 200_000  # bytes of editable files that are searched for constants
 
 
 class Proposer:
@@ -80,6 +84,7 @@ class Proposer:
         self.call_again: dict[str, float] = {}  # and when that is
         self.preflight_seconds: float | None = None  # that the last one took
         self.base: Attempt | None = None  # the champion that the worktree was given to the agent with
+        self.codes: dict[str, Code] = {}  # by commit
         self.redone: int | None = None  # an attempt whose edit goes back without having run: it may be as it was
 
     def wanted(self, waiting: int, idle: int, lookahead: int) -> bool:
@@ -325,6 +330,8 @@ class Proposer:
             if earlier.commit == self.base.commit:
                 return "only comments or layout changed, so it would score as the champion does"
             return f"the same edit was tried before, as experiment {earlier.number} ({earlier.status or 'it crashed'})"
+        if refusal := self.refusal_of_constants(champion, files):
+            return refusal
         if not self.task.preflight:
             return None
         job = Job(str(number), files, self.run.seed, (PREFLIGHT,))
@@ -332,6 +339,41 @@ class Proposer:
         self.preflight_seconds = measured.seconds.get(PREFLIGHT)
         self.run.require_room()
         return measured.reason or None
+
+    @property
+    def gpu(self) -> bool:
+        return self.run.facts.profile == "gpu"
+
+    def refusal_of_constants(self, champion: dict[str, bytes], files: dict[str, bytes]) -> str | None:
+        """Why an edit tells nothing new: it changes what does not count here, or constants as an earlier one did."""
+        known = self.task.referee and self.run.facts.profile in ("gpu", "cpu")  # `test` runs on either
+        if known and as_it_counts(champion, self.gpu) == as_it_counts(files, self.gpu):
+            where, has = ("without", "one") if self.gpu else ("with", "none")
+            return f"the edit changes only what counts {where} a GPU (`a if GPU else b`), and this run has {has}"
+        before, after = self.code(champion), self.code(files)
+        made = change(before, after)
+        if not made.alone:
+            return None
+        for attempt in reversed(self.ledger.finished[-REMEMBERED:]):
+            earlier, code = self.change_by(attempt), self.code_of(attempt.parent)
+            same = earlier.alone and (code.rest, earlier.constants) == (before.rest, made.constants)
+            if same and attempt.status == "discard" and attempt.number != self.redone:
+                moved = f"{change_of(attempt) or 0.0:+.6f} {self.task.metric}"
+                return f"the same change of constants was tried before, as experiment {attempt.number}: {moved}"
+        return None
+
+    def code(self, files: dict[str, bytes]) -> Code:
+        """The files with their constants apart; nothing of those that would take long to read."""
+        return read_code(files if sum(map(len, files.values())) <= LARGEST_READ else {}, self.gpu)
+
+    def code_of(self, commit: str) -> Code:
+        if commit not in self.codes:
+            self.codes[commit] = self.code(self.run.files(commit))
+        return self.codes[commit]
+
+    def change_by(self, attempt: Attempt) -> Change:
+        """What an attempt did to the constants."""
+        return change(self.code_of(attempt.parent), self.code_of(attempt.commit))
 
     def tried_before(self, edit: str) -> Attempt | None:
         """The earlier attempt that did the same."""
@@ -364,6 +406,9 @@ class Proposer:
             champion,
             sources={name: content.decode(errors="replace") for name, content in files.items()},
             context={name: content.decode(errors="replace") for name, content in run.context().items()},
+            api=offered(run.root / "prepare.py") if self.task.referee else "",
+            changes={attempt.number: self.change_by(attempt) for attempt in ledger.finished[-REMEMBERED:]},
+            gained=run.repo.diff(ledger.base, champion.commit, self.task.editable),
             attempts=list(ledger.finished),
             in_flight=list(unfinished),
             noise=ledger.noise(),

@@ -362,6 +362,8 @@ def trial(shared_by: str) -> None:
         line = json.loads((made / "run/figures.json").read_text())["timeline"]
         figures = {name: measured.figures.get(name) for name in ("num_steps", "mfu_percent", "peak_vram_mb")}
         say(by, val_bpb=measured.score, score_s=measured.seconds["score"], scored_tokens=tokens, **figures)
+        load, rows = (sum(map(float, re.findall(rf"{mark} (.*)", logs))) for mark in ("MODEL_LOAD", "MODEL_ROWS"))
+        say("of the score", both_models_built=load, rows_through_them=rows)
         starts = {"import": line["imported"], "build": line["built"] - line["imported"]}
         say(f"before the clock, {'warm' if warm else 'cold'}", **starts, compile=line["clock"] - line["built"])
         ends = {"device": line["finished"] - line["ended"], "saving": line["saved"] - line["finished"]}
@@ -407,7 +409,7 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
     if not module:
         import torch  # noqa: F401  (as train.py does, before prepare notes that everything is imported)
     import prepare
-    from autoresearch.referee import shared
+    from autoresearch.referee import models, shared
 
     prepare.PROFILE = dataclasses.replace(prepare.PROFILE, time_budget=budget)
     prepare.GAME = dataclasses.replace(prepare.GAME, profile=prepare.PROFILE)
@@ -422,6 +424,21 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
         return memory
 
     shared.device_memory = noted
+    load, end = models.ModelProcess.load, models.ModelProcess.end
+
+    def loaded(process: models.ModelProcess, *arguments) -> None:
+        began = time.perf_counter()
+        load(process, *arguments)
+        ready[process] = time.perf_counter()
+        print(f"MODEL_LOAD {ready[process] - began}", flush=True)
+
+    def ended(process: models.ModelProcess) -> None:
+        if process in ready:
+            print(f"MODEL_ROWS {time.perf_counter() - ready.pop(process)}", flush=True)
+        end(process)
+
+    ready: dict[models.ModelProcess, float] = {}
+    models.ModelProcess.load, models.ModelProcess.end = loaded, ended
     sys.argv = words[module:]
     if module:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

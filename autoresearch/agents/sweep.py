@@ -4,43 +4,14 @@ It changes one constant at a time, by a step that fits its kind, and never makes
 and no key: it is the control that any language model has to beat.
 """
 
-import ast
-import dataclasses
-import json
 import random
-import re
 from pathlib import Path
 
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.brief import Brief
+from autoresearch.constants import Constant, Value, constants, evaluate_text, literal
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import edit_hash
-
-SECTION = ("# Hyperparameters", "# End of hyperparameters")  # comments around the constants to vary; without them, all
-Value = bool | int | float | str
-# `#define NAME 1`, `static const int NAME = 1;`, `const NAME: usize = 1;`, `NAME = 1`, at the beginning of a line.
-OTHER_LANGUAGES = re.compile(
-    rb"^[ \t]*(?:#[ \t]*define[ \t]+(?P<defined>[A-Z][A-Z0-9_]+)[ \t]+|"
-    rb"(?:[\w:<>*&\[\]]+[ \t]+)*(?P<assigned>[A-Z][A-Z0-9_]+)[ \t]*(?::[ \t]*\w+[ \t]*)?:?=[ \t]*)"
-    rb"(?P<value>-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE]-?\d+)?)(?=[uUlLfF]*[ \t]*(?:[;,]|//|/\*|#|\r?$))",
-    re.MULTILINE,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """A literal that is given to an upper-case name, in Python at the top level: bytes `start` to `end` of a file."""
-
-    file: str
-    name: str
-    value: Value
-    text: str
-    start: int
-    end: int
-
-    def change(self, new: Value) -> str:
-        """The edit in words, the same for the same edit."""
-        return f"{self.name}: {self.text} -> {literal(new, self.text)}"
 
 
 class Sweep:
@@ -91,79 +62,6 @@ def continues(move: tuple[Constant, Value], attempts: list[Attempt]) -> bool:
     if not (isinstance(old, int | float) and isinstance(now, int | float) and isinstance(new, int | float)):
         return False
     return (new > now) == (now > old)
-
-
-def constants(file: str, source: bytes, gpu: bool) -> list[Constant]:
-    """The literals that can be varied. Of `a if GPU else b`, the one that is used on this machine."""
-    if not file.endswith(".py"):
-        found = OTHER_LANGUAGES.finditer(source)
-        named = ((match["defined"] or match["assigned"], match["value"], match.span("value")) for match in found)
-        return [Constant(file, name.decode(), number_of(value), value.decode(), *at) for name, value, at in named]
-    lines = source.split(b"\n")
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line) + 1)
-    first, last = 0, len(lines)
-    for number, line in enumerate(lines, start=1):
-        if line.decode(errors="replace").startswith(SECTION[0]):
-            first = number
-        elif line.decode(errors="replace").startswith(SECTION[1]):
-            last = number
-    found = []
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.Assign) or not first < node.lineno < last:
-            continue
-        target, value = node.targets[0], node.value
-        if len(node.targets) != 1 or not isinstance(target, ast.Name) or not target.id.isupper():
-            continue
-        if isinstance(value, ast.IfExp) and isinstance(value.test, ast.Name) and value.test.id == "GPU":
-            value = value.body if gpu else value.orelse
-        literal_value = evaluate(value)
-        if literal_value is not None:
-            start = starts[value.lineno - 1] + value.col_offset
-            assert value.end_lineno is not None and value.end_col_offset is not None  # as always after ast.parse
-            end = starts[value.end_lineno - 1] + value.end_col_offset
-            found.append(Constant(file, target.id, literal_value, source[start:end].decode(), start, end))
-    return found
-
-
-def number_of(text: bytes) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
-
-
-def evaluate(node: ast.expr) -> Value | None:
-    """The value of a literal: a number (also a power or negative), a bool or a string; None for all else."""
-    match node:
-        case ast.Constant(value=bool() | int() | float() | str() as value):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
-        case ast.BinOp(op=ast.Pow(), left=ast.Constant(value=int() as base), right=ast.Constant(value=int() as power)):
-            return base**power if abs(power) < 64 else None
-    return None
-
-
-def evaluate_text(text: str) -> Value | None:
-    try:
-        return evaluate(ast.parse(text, mode="eval").body)
-    except SyntaxError:
-        return None
-
-
-def literal(value: Value, like: str) -> str:
-    """`value` as source text; written as a power of two where the text that it replaces was one."""
-    if (
-        isinstance(value, int)
-        and not isinstance(value, bool)
-        and like.startswith("2**")
-        and value > 1
-        and value & (value - 1) == 0
-    ):
-        return f"2**{value.bit_length() - 1}"
-    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def steps(value: Value) -> list:

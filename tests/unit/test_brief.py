@@ -1,11 +1,14 @@
 """What an agent is told: rebuilt from the record, within a budget, with what trials printed named as data."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 
 from autoresearch.agents import Proposal, read_reply
 from autoresearch.brief import BYTES_PER_TOKEN, DATA_LIMIT, Brief, fence, page
+from autoresearch.constants import Change
 from autoresearch.keys import PLACE, scrub
 from autoresearch.lessons import SHOWN, Lesson, Lessons
 from autoresearch.record.events import Refused
@@ -297,3 +300,64 @@ def test_what_is_no_key_stays(monkeypatch):
     ):
         text = (ROOT / name).read_text()
         assert scrub(text) == text, name
+
+
+def night(number: int) -> list[Attempt]:
+    """A night of so many attempts of an agent that tries constants, ideas, and now and then something that crashes."""
+    made, champion = [], 1.0
+    for n in range(2, number + 1):
+        score = None if n % 11 == 0 else round(champion + (0.004 if n % 7 else -0.003) + 0.0001 * (n % 5), 6)
+        status = "crash" if score is None else "keep" if score < champion else "discard"
+        name, value = ("MATRIX_LR", 0.04 + 0.001 * (n % 13)) if n % 2 else ("DEPTH", 4 + n % 6)
+        constant = n % 3
+        made.append(
+            attempt(
+                n,
+                status,
+                score,
+                standing=champion if score else None,
+                category="optimizer" if n % 2 else "architecture",
+                description=f"{name} to {value:g}" if constant else f"an idea, number {n}",
+                reason={"crash": "training: OutOfMemoryError", "keep": "better by more than noise"}.get(
+                    status, "no better than the champion"
+                ),
+                predicted=-0.002,
+                figures={"num_steps": 1200 - 10 * (n % 7)},
+            )
+        )
+        champion = score if status == "keep" and score else champion
+    return made
+
+
+def constants_of(attempts: list[Attempt]) -> dict[int, Change]:
+    """What those that moved a constant did, as their descriptions say."""
+    said = {a.number: a.description.split(" to ") for a in attempts if " to " in a.description}
+    now = {"MATRIX_LR": 0.04, "DEPTH": 4}
+    return {n: Change({name: (now[name], type(now[name])(value))}, True) for n, (name, value) in said.items()}
+
+
+@pytest.mark.parametrize("number", [1, 30, 300])
+def test_a_whole_brief(number):
+    """As it was read by people; UPDATE_SNAPSHOTS=1 writes it anew, to be read again."""
+    tried = night(number)
+    told = brief(
+        tried,
+        noise=0.0007,
+        margin=0.000495,
+        line_price=OWN_GAME.line_price,
+        champion=max((a for a in (BASELINE, *tried) if a.status == "keep"), key=lambda a: a.number),
+        sources={
+            "train.py": "# Hyperparameters\nMATRIX_LR = 0.04 if GPU else 0.02\nDEPTH = 4\n# End of hyperparameters\n"
+        },
+        api="def warmup_batch(batch_size: int, device):",
+        facts=Facts(profile="gpu", time_budget=300.0, device="H200"),
+        changes=constants_of(tried),
+        gained="-DEPTH = 4\n+DEPTH = 5\n" if number > 1 else "",
+        lessons=[Lesson(1, 2, "gpu", "H200", "old", 7, "fewer, wider blocks are slower here")] if number > 1 else [],
+        pages=Path("attempts"),
+    ).text()
+    path = Path(__file__).parent / f"briefs/{number}.md"
+    if os.environ.get("UPDATE_SNAPSHOTS"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(told)
+    assert told == path.read_text()

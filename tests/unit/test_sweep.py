@@ -7,6 +7,7 @@ from calls import BASELINE, Call, discarded
 from conftest import ROOT, git
 
 from autoresearch.agents import NothingLeft, sweep
+from autoresearch.constants import constants, literal
 from autoresearch.record.events import Refused
 from autoresearch.record.ledger import OUTRUN, Attempt
 from autoresearch.task import edit_hash
@@ -30,7 +31,7 @@ AFTER = 4
 
 
 def found(gpu: bool) -> dict:
-    return {constant.name: constant.value for constant in sweep.constants("x.py", SOURCE.encode(), gpu)}
+    return {constant.name: constant.value for constant in constants("x.py", SOURCE.encode(), gpu)}
 
 
 def test_the_constants_of_the_section():
@@ -48,7 +49,7 @@ def test_the_constants_of_the_section():
 
 
 def test_without_a_section_all_constants_count():
-    assert [c.name for c in sweep.constants("x.py", b"A = 1\nB = A + 1\nC = 2.5\n", False)] == ["A", "C"]
+    assert [c.name for c in constants("x.py", b"A = 1\nB = A + 1\nC = 2.5\n", False)] == ["A", "C"]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +74,9 @@ def test_steps_fit_the_kind(value, expected):
 
 
 def test_a_power_of_two_stays_one_and_text_keeps_its_quotes():
-    assert sweep.literal(4096, "2**11") == "2**12"
-    assert sweep.literal(4096, "2048") == "4096"
-    assert sweep.literal("SS", '"SSL"') == '"SS"'
+    assert literal(4096, "2**11") == "2**12"
+    assert literal(4096, "2048") == "4096"
+    assert literal("SS", '"SSL"') == '"SS"'
 
 
 @pytest.mark.slow
@@ -87,11 +88,11 @@ def test_every_step_of_train_py_leaves_a_file_that_parses_and_differs_in_one_lin
         if isinstance(node, ast.Assign)
     }
     for gpu in (False, True):
-        constants = sweep.constants("train.py", source, gpu)
-        assert len(constants) >= 25
-        for constant in constants:
+        all_of_them = constants("train.py", source, gpu)
+        assert len(all_of_them) >= 25
+        for constant in all_of_them:
             for new in sweep.steps(constant.value):
-                edited = source[: constant.start] + sweep.literal(new, constant.text).encode() + source[constant.end :]
+                edited = source[: constant.start] + literal(new, constant.text).encode() + source[constant.end :]
                 ast.parse(edited)
                 pairs = zip(source.split(b"\n"), edited.split(b"\n"), strict=True)
                 changed = [number for number, (before, after) in enumerate(pairs) if before != after]
@@ -187,7 +188,7 @@ LEVEL := 7
 if (BLOCK == 3) return;
 lower = 3;
 """
-    found = sweep.constants("lib/x.h", source, gpu=False)
+    found = constants("lib/x.h", source, gpu=False)
     assert [(constant.name, constant.value) for constant in found] == [
         ("BLOCK", 64), ("RATE", 0.5), ("COUNT", 12), ("LIMIT", 1000), ("DEPTH", -3), ("LEVEL", 7),
     ]  # fmt: skip
