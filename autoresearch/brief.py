@@ -202,7 +202,10 @@ class Brief:
         if kept := [f"{a.number}. {change_of(a) or 0:+.6f} {headline(a)}" for a in self.attempts if is_a_keep(a)]:
             parts += ["## What was kept, newest first", fence(first(reversed(kept), small), small)]
         if self.gained and size(self.gained) < self.share(10):  # else it is no summary any more
-            parts += ["## All of it: from the baseline to the champion", fence(self.gained.rstrip(), self.share(10), "diff")]
+            parts += [
+                "## All of it: from the baseline to the champion",
+                fence(self.gained.rstrip(), self.share(10), "diff"),
+            ]
         if table := self.categories():
             parts += ["## What was tried, by category", table, *self.calibration()]
         if table := self.constants():

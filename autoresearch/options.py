@@ -89,7 +89,7 @@ class Research(Begins):
         "Of claude-api with --base-url: dollars for a million tokens of input and of output.", metavar="IN,OUT"
     )
     thinking: str | None = option(
-        "Of claude-api: low, medium, high, xhigh, max, off, or a budget in tokens for models that take one."
+        "Of claude-api: low, medium (the default), high, xhigh, max, off, or a budget in tokens for older models."
     )
     agent_command: str | None = option("The program of --agent command.")
     agent_limit: float = option("Seconds for one proposal.", min=1, default=1800.0)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ CUTS = 3  # times that an answer may be cut off in mid-stream
 CHARACTERS_A_TOKEN = 4  # of an answer that was cut off before its server said how many there were
 DELTAS = "text", "partial_json", "thinking"  # fields of an event that hold a part of the answer
 REMINDERS = 2  # times that a model which ended without submitting is reminded
+USUAL_THINKING = "medium"
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 DOLLARS_A_SEARCH = 0.01  # of the server's web search
 RESULT_LIMIT = 60_000  # characters of a tool's result
@@ -121,10 +123,11 @@ class ClaudeAPI:
     ) -> None:
         """prices: dollars for a million tokens, (input, output), of a server that has no public ones."""
         self.name, self.model, self.limit, self.web_search = name, model or MODEL, limit, web_search
-        self.thinking = thinking_settings(thinking)
         self.base_url = base_url or os.environ.get("ANTHROPIC_BASE_URL")
         # Other servers may know less, and nobody knows what they cost.
         self.official = self.base_url is None or "anthropic.com" in self.base_url
+        self.unasked = thinking is None and self.official  # it thinks because we think that it should
+        self.thinking = thinking_settings(USUAL_THINKING if self.unasked else thinking)
         self.prices = prices
         self.paused: Conversation | None = None  # whose last request failed: it goes on from there
         self.has_key = any(map(os.environ.get, KEYS))
@@ -177,6 +180,11 @@ class ClaudeAPI:
             if not conversation.out_of_time:
                 reason = f"{server}: no whole answer within {REQUEST:g} s"
             raise AgentUnavailable(reason, **conversation.costs()) from None
+        except anthropic.BadRequestError as error:
+            if not self.unasked or not re.search("thinking|effort|output_config", str(error)):
+                raise self.failure(error, conversation) from None
+            self.unasked, self.thinking = False, {}  # this model does not know it
+            return await self.answer_of(conversation)
         except anthropic.APIStatusError as error:
             raise self.failure(error, conversation) from None
         except (anthropic.APIConnectionError, httpx2.HTTPError) as error:
@@ -253,9 +261,10 @@ class Conversation:
             self.tools.insert(0, {"type": "web_search_20250305", "name": "web_search", "max_uses": 5})
         # What stays the same comes first, and each part ends with a mark up to which the server may cache it.
         rules = "\n\n".join([SYSTEM.format(editor=EDITOR), *brief.lasting()])
-        self.system = [cacheable({"type": "text", "text": rules})]
+        outlives = {"ttl": "1h"} if agent.official else {}  # a trial takes longer than the usual five minutes
+        self.system = [cacheable({"type": "text", "text": rules}, **outlives)]
         sources = brief.source_parts()
-        content = [cacheable({"type": "text", "text": "\n\n".join(sources)})] if sources else []
+        content = [cacheable({"type": "text", "text": "\n\n".join(sources)}, **outlives)] if sources else []
         news = "\n\n".join([f"# Experiment {brief.number}", *brief.news(sources)])
         self.messages: list[dict] = [{"role": "user", "content": [*content, {"type": "text", "text": news}]}]
         self.note({"system": self.system, **self.messages[0]})
@@ -397,7 +406,9 @@ class Conversation:
         read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
         searches = usage.server_tool_use.web_search_requests if usage.server_tool_use else 0
         taken, made = (usage.input_tokens or 0) + read + written, max(usage.output_tokens or 0, received)
-        dollars = self.agent.price(taken, made, read, written, searches)
+        # What is cached for an hour costs twice as much as plain input; the table of prices knows five minutes alone.
+        hour = usage.cache_creation.ephemeral_1h_input_tokens if usage.cache_creation else 0
+        dollars = self.agent.price(taken + hour, made, read, written - hour, searches)
         self.tokens += taken + made
         self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars
 
@@ -467,6 +478,6 @@ def as_sent_back(block: dict) -> dict | None:
     return block
 
 
-def cacheable(block: dict) -> dict:
+def cacheable(block: dict, **more: str) -> dict:
     """A block with the mark up to which the server may cache the conversation."""
-    return {**block, "cache_control": {"type": "ephemeral"}}
+    return {**block, "cache_control": {"type": "ephemeral", **more}}

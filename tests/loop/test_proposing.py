@@ -111,6 +111,18 @@ def test_the_same_edit_in_another_form_is_refused(toy):
     assert toy.statuses() == ["keep", "discard", "keep", "keep", "keep"]
 
 
+def test_the_same_change_on_a_new_champion_is_refused_with_its_result(toy):
+    def edit(size: int, value: str) -> dict:
+        source = f"SIZE = {size}\nVALUE = {value}\nif __name__ == '__main__':\n    print(f'score: {{VALUE - SIZE}}')\n"
+        return {"files": {"solver.py": source}, "say": f"size {size}, value {value}"}
+
+    steps(toy, e2=[edit(1, "10")], e3=[edit(2, "10")], e4=[edit(1, "12")], e5=[edit(2, "12"), edit(0, "12")])
+    toy.run_agent(5)
+    assert toy.statuses() == ["keep", "keep", "discard", "keep", "keep"]
+    (refused,) = toy.journal("refused")
+    assert refused["reason"] == "the same change of constants was tried before, as experiment 3: -1.000000 score"
+
+
 @pytest.mark.slow
 def test_budgets_of_experiments_and_hours_warn_at_four_fifths(toy):
     steps(toy, **{f"e{number}": [step(number)] for number in range(2, 6)})

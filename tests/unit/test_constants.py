@@ -1,8 +1,13 @@
 """What an edit changed of the constants, and what of a file counts on this machine."""
 
+from types import SimpleNamespace
+
 import pytest
+from conftest import ROOT
 
 from autoresearch.constants import as_it_counts, change, read_code
+from autoresearch.propose import Proposer
+from autoresearch.task import OWN_GAME, Facts
 
 SOURCE = b"""GPU = False
 # Hyperparameters
@@ -64,3 +69,20 @@ def test_what_counts_on_a_machine(old, new, on_gpu, on_cpu):
     for gpu, counts in ((True, on_gpu), (False, on_cpu)):
         same = as_it_counts({"train.py": SOURCE}, gpu) == as_it_counts(edited(old, new), gpu)
         assert same != counts
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "profile", "refused"),
+    [
+        (b"0.04", b"0.05", "cpu", "only what counts with a GPU (`a if GPU else b`), and this run has none"),
+        (b"0.04", b"0.05", "gpu", None),
+        (b"else 0.02", b"else 0.03", "gpu", "only what counts without a GPU (`a if GPU else b`), and this run has one"),
+        (b"0.04", b"0.05", "test", None),  # which plays on either
+    ],
+)
+def test_an_edit_of_what_does_not_count_is_refused(old, new, profile, refused):
+    run = SimpleNamespace(task=OWN_GAME, ledger=SimpleNamespace(finished=[]), repo=None, console=None, root=ROOT)
+    run = SimpleNamespace(**vars(run), facts=Facts(profile=profile), program=ROOT / "program.md")
+    proposer = Proposer(run, pages=None, agents=[])
+    said = proposer.refusal_of_constants({"train.py": SOURCE}, edited(old, new))
+    assert said == (refused and f"the edit changes {refused}")

@@ -329,6 +329,27 @@ def test_thinking_and_model(call, thinking, expected):
     assert body["model"] == "my-model" and {name: body.get(name) for name in expected} == expected
 
 
+def test_the_service_itself_is_asked_to_think_and_to_remember_for_an_hour(call):
+    """Its own service, by the name in the address. A model that cannot think is asked without, from then on."""
+    medium = {"thinking": {"type": "adaptive"}, "output_config": {"effort": "medium"}}
+    unknown = Fault(400, "invalid_request_error", "adaptive thinking is not supported on this model")
+    with Models(steps([[edit(1, 5)], [submit()]])) as models:
+        call.propose(agent(models, base_url=f"{models.url}/anthropic.com"))
+    body = models.asked[0].body
+    assert {name: body[name] for name in medium} == medium
+    hour = {"type": "ephemeral", "ttl": "1h"}
+    assert [body["system"][-1]["cache_control"], body["messages"][0]["content"][0]["cache_control"]] == [hour, hour]
+    assert body["messages"][0]["content"][-1]["cache_control"] == {"type": "ephemeral"}  # which come after the others
+    (call.folder / "solver.py").write_bytes(call.original)
+    turns = iter([unknown, [edit(1, 6)], [submit()]])
+    with Models(lambda asked: next(turns)) as models:
+        said = call.propose(agent(models, base_url=f"{models.url}/anthropic.com"))
+        assert said.description and call.text() == solver(6)
+        assert ["thinking" in asked.body for asked in models.asked] == [True, False, False]
+    with Models(steps([unknown])) as models, pytest.raises(AgentFailed, match="not supported"):
+        call.propose(agent(models, base_url=f"{models.url}/anthropic.com", thinking="high"))
+
+
 def test_an_unknown_setting_of_thinking_is_refused():
     with pytest.raises(UserError, match="--thinking takes low"):
         agent(None, thinking="deep")
