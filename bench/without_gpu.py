@@ -4,7 +4,7 @@
     uv run bench/without_gpu.py 512 640     # at these widths
 
 train.py runs in its full size on tensors that have a shape and no numbers, and its graphs go through Dynamo, Inductor,
-Triton and ptxas. Prints, and ends with exit code 1 if one of them is not so: no graph breaks; each kernel fits into an
+Triton and ptxas. Prints, and ends with exit code 1 if one of them is not so: a preflight passes; no graph breaks; each kernel fits into an
 H200's shared memory; what lies between forward and backward pass agrees with `token_bytes` of train.py; varlen
 attention gets no float32. Prints besides, and judges not, what is saved and how much a step computes and moves.
 
@@ -184,6 +184,17 @@ class Compiler:
         return result
 
 
+def rehearse(shim: Path) -> bool:
+    """What a preflight does with train.py on a machine with a GPU. Whether it finds it in order."""
+    pretend(shim)
+    from autoresearch import preflight
+
+    began = time.monotonic()
+    reason = preflight.rehearse(ROOT / "train.py", fake=True)
+    print(f"  {'WRONG' if reason else 'ok':<7}rehearsed in {time.monotonic() - began:.1f} s: {reason or 'in order'}")
+    return not reason
+
+
 def trace(width: int | None, shim: Path) -> bool:
     """Run, compile and count the step. Whether all is as it should be."""
     pretend(shim)
@@ -258,9 +269,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("widths", nargs="*", type=int, metavar="WIDTH", help="multiples of 128 (default: as shipped)")
     parser.add_argument("--shim", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.shim:
         sys.path.insert(0, str(ROOT))
+        if arguments.rehearse:
+            sys.exit(not rehearse(arguments.shim))
         sys.exit(not trace(next(iter(arguments.widths), None), arguments.shim))
     failed = False
     with tempfile.TemporaryDirectory(prefix="without-gpu-") as folder:
@@ -279,8 +293,8 @@ def main() -> None:
             "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
             "TRITON_CACHE_DIR": f"{folder}/triton",
         }
-        for width in arguments.widths or [None]:
-            words = [sys.executable, "-W", "ignore", __file__, "--shim", shim, *([str(width)] if width else [])]
+        for more in (["--rehearse"], *([str(width)] for width in arguments.widths or [""])):
+            words = [sys.executable, "-W", "ignore", __file__, "--shim", shim, *filter(None, more)]
             failed |= subprocess.run(words, env=environment, cwd=ROOT).returncode != 0
     sys.exit(failed)
 
