@@ -184,7 +184,7 @@ class Trial:
             if joined:
                 joined.close()
             ended = await self._finish(TRAIN, training)
-            if not ended.reason and not self.task.score:
+            if not self.task.score:
                 ended = await self._repeat(TRAIN, ended)
             if self.task.referee:
                 settle(self.folder / "run")
@@ -201,8 +201,8 @@ class Trial:
                     referee.go(str(training.started + ended.seconds))  # by the clock that time.perf_counter reads
                 scoring = referee or await processes.enter_async_context(self._start(SCORE, self.task.score))
                 ended = await self._finish(SCORE, scoring, before=self.seconds[TRAIN] if referee else 0.0)
-                ended = ended if ended.reason else await self._repeat(SCORE, ended)
-                if ended.reason and ended.suspended:
+                ended = await self._repeat(SCORE, ended)
+                if ended.suspended and (ended.reason or self.task.is_timed):
                     return self._failed(SCORE, "suspended", ended.suspended)
                 if ended.reason:
                     return self._failed(SCORE, f"scoring: {self._explain(SCORE, ended.reason)}")
@@ -210,19 +210,20 @@ class Trial:
 
     async def _repeat(self, phase: str, ended: Ended) -> Ended:
         """Run the command that prints the metric again, as often as the task's `repeats` says, each time with another
-        seed. How the last one ended: the first that fails is the last. The log is that one's.
+        seed. ended: how the first one did. How the last one ended: the first that fails, or is suspended, is the last.
+        The log is that one's.
         """
         log, took = self.folder / f"{phase}.log", self.seconds[phase]
-        self.printed.append(read_figures(log))
-        while len(self.printed) < self.task.repeats and self._is_scored(self.printed[-1]):
+        while not ended.reason:
+            self.printed.append(read_figures(log))
+            again = len(self.printed) < self.task.repeats and self._is_scored(self.printed[-1])
+            if ended.suspended or not again:
+                break
             self.environment["AUTORESEARCH_SEED"] = str(self.job.seed + NEXT_SEED * len(self.printed))
             async with self._start(phase, getattr(self.task, phase)) as process:
                 ended = await self._finish(phase, process)
             took += self.seconds[phase]
             self.seconds[phase] = took
-            if ended.reason:
-                return ended
-            self.printed.append(read_figures(log))
         return ended
 
     def _is_scored(self, figures: Mapping[str, float]) -> bool:

@@ -327,6 +327,36 @@ def test_a_simplification_is_compared_with_its_own_base(two):
 
 
 @pytest.mark.slow
+def test_the_first_of_several_runs_of_a_trial_was_suspended(two):
+    """`repeats: 2`: what comes after it in the same trial does not make up for it."""
+    started, release = two.folder.parent / "started", two.folder.parent / "release"
+    program = (two.folder / "program.md").read_text()
+    two.write("program.md", program.replace("  metric:", "  repeats: 2\n  metric:"))
+    two.commit()
+    slow = edit(two, 2, 1)
+    slow["files"]["solver.py"] = slow["files"]["solver.py"].replace(
+        "    print(f'score",
+        f"""    import pathlib, time
+    with open({str(started)!r}, 'a') as file:
+        print("started", file=file)
+    while not pathlib.Path({str(release)!r}).exists():
+        time.sleep(0.02)
+    print(f'score""",
+    )
+    two.plan_steps(e2=[slow])
+    process = two.start(*two.agent, "--experiments", "2", "--baseline-runs", "1", "--sandbox", "off")
+    wait_for(lambda: started.exists() and started.read_text().endswith("\n"))
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(6)  # what is tested: that this time passes
+    os.kill(process.pid, signal.SIGCONT)
+    release.touch()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "experiment 2: it was suspended for" in output
+    assert len(two.journal("rerun")) == 1 and two.statuses() == ["keep", "keep"]
+    assert started.read_text().count("started") == 3, "the suspended trial's second run was not needed"
+
+
+@pytest.mark.slow
 def test_a_baseline_that_was_suspended_in_its_second_run_runs_again(two):
     started, release = two.folder.parent / "started", two.folder.parent / "release"
     waits_the_second_time = f"""    import os, pathlib, time
