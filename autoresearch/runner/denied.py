@@ -19,6 +19,7 @@ NETWORK = re.compile(
 )
 IN_A_SOCKET = re.compile(r"socket\.py\"|_socket|\bsocket\.(?:socket|create_\w+)\(")
 SEMAPHORE = re.compile(r"SemLock|sem_open|synchronize\.py|shared_memory\.py|/dev/shm")
+CUDA = re.compile(r"CUDA_ERROR_OPERATING_SYSTEM|\bError 304\b|OS call failed or operation not supported on this OS")
 TERMINAL = re.compile(r"out of pty devices|openpty|posix_openpt|/dev/ptmx|forkpty")
 
 
@@ -31,6 +32,11 @@ def denied(log: str, rules: Mapping, root: Path) -> str:
     refused = any(map(REFUSED.search, lines))
     if any(map(SEMAPHORE.search, lines)) and refused:
         return "the sandbox denied /dev/shm, which other programs share here: allow it with `writable: [/dev/shm]`"
+    if any(map(CUDA.search, lines)):
+        return (
+            "the sandbox lets only the command itself start CUDA, not what it starts: name the program, `python "
+            "train.py`, without a shell, make or `uv run` before it; or --sandbox off if you trust the agent's code"
+        )
     if any(map(TERMINAL.search, lines)):
         return "the sandbox denied pseudo-terminals: allow them with `writable: [/dev/ptmx, /dev/pts]`"
     for line in reversed(lines):

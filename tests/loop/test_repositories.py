@@ -207,6 +207,7 @@ def test_programs_are_those_of_the_users_shell(tmp_path, monkeypatch):
         ("FileNotFoundError: [Errno 2] No such file or directory: '{outside}/x'", "`readable: [{outside}/x]`"),
         ('  File "/x/multiprocessing/synchronize.py"\nPermissionError: [Errno 13] Permission denied', "/dev/shm]`"),
         ("OSError: out of pty devices", "`writable: [/dev/ptmx, /dev/pts]`"),
+        ("RuntimeError: CUDA ... Error 304: OS call failed or operation not supported on this OS", "itself start CUDA"),
         ('  File "/x/socket.py", line 1\nPermissionError: [Errno 13] Permission denied', "`network: loopback`"),
         ("curl: (6) Could not resolve host: example.org", "let `setup` download"),
         ("FileNotFoundError: [Errno 2] No such file or directory: '/no/such/file'", ""),
