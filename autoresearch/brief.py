@@ -5,17 +5,17 @@ then are left out; the table of categories still counts them.
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
+from statistics import median
 
 from autoresearch import BRIEF_TOKENS
-from autoresearch.constants import Change, all_constants, literal
+from autoresearch.constants import all_constants, literal
 from autoresearch.editable import is_glob
 from autoresearch.lessons import Lesson
 from autoresearch.record.events import Refused
-from autoresearch.record.ledger import Attempt, is_a_miss
+from autoresearch.record.ledger import ABANDONED, Attempt, is_a_miss
 from autoresearch.task import Facts, Stages, Task
 from autoresearch.text import count, one_line, short
 
@@ -30,6 +30,8 @@ HAD = {  # what the figures of a training are, in words
     "peak_vram_mb": "{:,.0f} MB of memory at most",
     "mfu_percent": "{:.1f}% MFU",
 }
+RESTATES = re.compile("than the champion's|equals the champion's|is not above the")  # a reason that says no more
+VALUES = 8  # of a constant, the newest, that are shown
 NEWEST = 8  # attempts that are told in full before older ones are told in short
 
 
@@ -50,7 +52,6 @@ class Brief:
     attempts: list[Attempt]  # all with a verdict, in order
     context: dict[str, str] = dataclasses.field(default_factory=dict)  # files that are shown and may not be edited
     api: str = ""  # what prepare.py offers, as Python without its code
-    changes: dict[int, Change] = dataclasses.field(default_factory=dict)  # by attempt: what it did to the constants
     gained: str = ""  # the diff from the baseline to the champion
     noise: float = 0.0  # standard deviation of one score
     margin: float = 0.0  # what a gain must exceed because of it
@@ -96,21 +97,25 @@ class Brief:
     def lasting(self) -> list[str]:
         """The request, the rules and the agenda."""
         files = ", ".join(self.task.editable)
-        better = "lower" if self.task.lower_is_better else "higher"
+        better = self.better
         budget = self.facts.time_budget
         return [
             f"Make one change to {files} in the current folder that improves `{self.task.metric}` ({better} is better)"
             + (f" after {budget:g} seconds of training on {self.facts.device}." if budget else ".")
             + (" New files that fit these patterns may be added." if any(map(is_glob, self.task.editable)) else "")
             + " Change no other file. Do not run the training: the loop does it. Try one idea, with a reason to work; "
-            "several near misses combined are one. First name three candidates, each with the change that you expect, "
-            "then choose.",
-            "An edit is refused if it touches another file, breaks the rules below, or does the same as an earlier "
-            "edit (comments and layout do not count)." + self.what_counts(),
+            "several near misses combined are one.",
+            "An edit is refused if it touches another file, breaks the rules below, does the same as an earlier edit "
+            "(comments and layout do not count), or changes constants alone, and as an edit that clearly lost."
+            + self.what_counts(),
             *self.commands(),
             *(["## What prepare offers to train.py", fence(self.api, self.share(8), "python")] if self.api else []),
             *(["## Agenda", trim(self.agenda, self.share(6))] if self.agenda else []),
         ]
+
+    @property
+    def better(self) -> str:
+        return "lower" if self.task.lower_is_better else "higher"
 
     @property
     def gpu(self) -> bool:
@@ -165,6 +170,10 @@ class Brief:
         sources: the parts that go with it and take their share of the budget.
         """
         parts, small = [self.standing()], self.share(16, DATA_LIMIT)
+        if not self.crash and not self.refusal:
+            parts += [
+                "Say first which three edits come into question, each with the change that you expect; make the best."
+            ]
         if self.notes:
             notes = [f"- {text} (before experiment {number})" for number, text in self.notes[: -NOTES - 1 : -1]]
             parts += ["## Notes of the people who run this, newest first", first(notes, self.share(10))]
@@ -200,16 +209,14 @@ class Brief:
             lines = (f"L{lesson.number} (confirmed {lesson.confirmed}): {lesson.text}" for lesson in self.lessons)
             parts += ["## Lessons of this and earlier runs", fence(first(lines, self.share(10)), self.share(1))]
         if kept := [f"{a.number}. {change_of(a) or 0:+.6f} {headline(a)}" for a in self.attempts if is_a_keep(a)]:
-            parts += ["## What was kept, newest first", fence(first(reversed(kept), small), small)]
+            what = f"## What was kept, newest last: changes of {self.task.metric}, {self.better} is better"
+            parts += [what, fence(last(kept, small), small)]
         if self.gained and size(self.gained) < self.share(10):  # else it is no summary any more
-            parts += [
-                "## All of it: from the baseline to the champion",
-                fence(self.gained.rstrip(), self.share(10), "diff"),
-            ]
+            parts += ["## Diff from the baseline to the champion", fence(self.gained.rstrip(), self.share(10), "diff")]
         if table := self.categories():
             parts += ["## What was tried, by category", table, *self.calibration()]
         if table := self.constants():
-            parts += ["## Constants that were changed alone, newest first", table]
+            parts += ["## What single constants did, newest last: experiment, old -> new value, change", table]
         if self.attempts:
             used = sum(len(part.encode()) + 2 for part in (*self.lasting(), *sources, *parts))
             parts += [
@@ -290,28 +297,29 @@ class Brief:
         known = [(a.predicted, change) for a in self.attempts if a.predicted and (change := change_of(a)) is not None]
         if not known:
             return []
-        right = sum(predicted * change > 0 for predicted, change in known)
-        predicted, measured = (math.fsum(values) / len(known) for values in zip(*known, strict=True))
-        return [
-            f"{count(len(known), 'change')} of {self.task.metric} {'was' if len(known) == 1 else 'were'} predicted: "
-            f"{right} in the right direction; on average {predicted:+.6f} predicted, {measured:+.6f} measured."
-        ]
+        predicted, measured = (median(values) for values in zip(*known, strict=True))
+        gains = sum(self.sign * change < 0 for _, change in known)
+        said = f"Of {count(len(known), 'edit')} with a prediction {gains} gained at all. The median prediction was "
+        return [f"{said}{predicted:+.6f}, the median of what was measured {measured:+.6f}."]
 
     def constants(self) -> str:
-        """By constant, what each value did that was tried by itself."""
+        """By constant, what each value did that was tried by itself, the newest last."""
         files = {name: source.encode(errors="surrogateescape") for name, source in self.sources.items()}
-        now = {constant.name: constant.text for constant in all_constants(files, self.gpu)} if self.changes else {}
+        texts = {constant.name: constant.text for constant in all_constants(files, self.gpu)}
         rows: dict[str, list[str]] = {}
-        for attempt in reversed(self.attempts):
-            change = self.changes.get(attempt.number)
-            if not change or not change.alone or len(change.constants) > 1:
+        for attempt in self.attempts:
+            moved, only = change_of(attempt), list((attempt.constants or {}).items())
+            never_ran = attempt.was_outrun or attempt.reason in ABANDONED or attempt.reason.startswith("rejected")
+            if len(only) != 1 or (moved is None and never_ran):
                 continue
-            ((name, (_, value)),) = change.constants.items()
-            moved = change_of(attempt)
+            name, values = only[0]
+            old, new = (literal(value, texts.get(name.split(" ")[-1], "")) for value in values)
             did = "crash" if moved is None else f"{moved:+.6f}{' kept' * (attempt.status == 'keep')}"
-            rows.setdefault(name, []).append(f"{literal(value, now.get(name, ''))} {did}")
-        lines = (f"{name} ({now.get(name, 'gone')} now): {', '.join(tried)}" for name, tried in rows.items())
-        return fence(first(lines, self.share(16, DATA_LIMIT))) if rows else ""
+            rows.setdefault(name, []).append(f"#{attempt.number} {old} -> {new} {did}")
+        lines = last(
+            (f"{name}: {', '.join(tried[-VALUES:])}" for name, tried in rows.items()), self.share(16, DATA_LIMIT)
+        )
+        return fence(lines) if lines else ""
 
     def history(self, space: int) -> str:
         """All attempts in at most `space` bytes: the newest in full, older ones in short, the oldest left out."""
@@ -338,7 +346,8 @@ class Brief:
         lines = [f"{attempt.number}. {said}: {headline(attempt)}"]
         if attempt.hypothesis:
             lines.append(f"hypothesis: {attempt.hypothesis}")
-        lines.append(f"verdict: {one_line(attempt.reason)}")
+        if attempt.reason and not RESTATES.search(attempt.reason):
+            lines.append(f"verdict: {one_line(attempt.reason)}")
         return "\n   ".join(lines)
 
 
@@ -421,6 +430,11 @@ def first(lines: Iterable[str], limit: int) -> str:
             break
         kept.append(line)
     return "\n".join(kept)
+
+
+def last(lines: Iterable[str], limit: int) -> str:
+    """The last lines, as many as fit into `limit` bytes."""
+    return "\n".join(reversed(first(reversed(list(lines)), limit).split("\n")))
 
 
 def trim(text: str, limit: int) -> str:

@@ -209,7 +209,7 @@ async def accept(options: Numbered) -> int:
             events.Attempt(
                 number=number, commit=commit, parent=champion, description=attempt.description, agent=attempt.agent,
                 category=attempt.category, hypothesis=attempt.hypothesis, predicted=attempt.predicted, edit=edit,
-                lines=lines, tokens=0, dollars=0.0,
+                lines=lines, constants=attempt.constants, tokens=0, dollars=0.0,
             )
         )  # fmt: skip
         run.repo.remember(number, commit)

@@ -1,6 +1,7 @@
 """The constants of the editable files: literals that are given to upper-case names. What an edit changed of them."""
 
 import ast
+import collections
 import contextlib
 import dataclasses
 import json
@@ -10,6 +11,8 @@ from collections.abc import Mapping
 from autoresearch.task import edit_hash
 
 SECTION = ("# Hyperparameters", "# End of hyperparameters")  # comments around the constants to vary; without them, all
+LARGEST_READ = 200_000  # bytes of files that are searched for constants: half a second
+LONGEST = 256  # bits of a whole number that is one
 Value = bool | int | float | str
 # `#define NAME 1`, `static const int NAME = 1;`, `const NAME: usize = 1;`, `NAME = 1`, at the beginning of a line.
 OTHER_LANGUAGES = re.compile(
@@ -40,35 +43,37 @@ class Constant:
 class Code:
     """What the editable files say, with their constants apart."""
 
-    constants: Mapping[tuple[str, str], Value]  # by file and name, those that count on this machine
+    constants: Mapping[str, Value]  # by name, with the file before it where there are several
     rest: str  # names all the rest
 
 
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """What an edit did to the constants."""
-
-    constants: Mapping[str, tuple[Value, Value]]  # by name: what it was, what it became
-    alone: bool  # whether nothing else changed
-
-
 def read_code(files: Mapping[str, bytes], gpu: bool) -> Code:
-    """The files as Code; without constants where one does not parse."""
+    """The files as Code. Without constants where one does not parse, or where they are long to read; a name that a file
+    gives more than one value belongs to the rest.
+    """
     found = all_constants(files, gpu)
+    times = collections.Counter((constant.file, constant.name) for constant in found)
+    found = [constant for constant in found if times[constant.file, constant.name] == 1]
     plain = dict(files)
     for constant in sorted(found, key=lambda constant: -constant.start):
         source = plain[constant.file]
         plain[constant.file] = source[: constant.start] + b"0" + source[constant.end :]
-    return Code({(constant.file, constant.name): constant.value for constant in found}, edit_hash(plain))
+    several = len(files) > 1
+    return Code({f"{c.file} {c.name}" if several else c.name: c.value for c in found}, edit_hash(plain))
 
 
-def change(before: Code, after: Code) -> Change:
-    pairs = {key: (old, after.constants[key]) for key, old in before.constants.items() if key in after.constants}
-    moved = {name: (old, new) for (_, name), (old, new) in pairs.items() if (old, type(old)) != (new, type(new))}
-    return Change(moved, bool(moved) and before.rest == after.rest)
+def change(before: Code, after: Code) -> dict[str, tuple[Value, Value]] | None:
+    """The constants that an edit changed, what they were and what they became; None where it did something else."""
+    if before.rest != after.rest or set(before.constants) != set(after.constants):
+        return None
+    pairs = ((name, (old, after.constants[name])) for name, old in before.constants.items())
+    return {name: (old, new) for name, (old, new) in pairs if (old, type(old)) != (new, type(new))}
 
 
 def all_constants(files: Mapping[str, bytes], gpu: bool) -> list[Constant]:
+    """The constants of all files; none where one does not parse, or where that would take long."""
+    if sum(map(len, files.values())) > LARGEST_READ:
+        return []
     try:
         return [constant for name, source in files.items() for constant in constants(name, source, gpu)]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -87,7 +92,7 @@ class Decided(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
-        return ((node.body if self.gpu else node.orelse) or ast.Pass()) if is_gpu(node.test) else node
+        return (node.body if self.gpu else node.orelse) if is_gpu(node.test) else node
 
 
 def is_gpu(test: ast.expr) -> bool:
@@ -95,15 +100,32 @@ def is_gpu(test: ast.expr) -> bool:
 
 
 def as_it_counts(files: Mapping[str, bytes], gpu: bool) -> str:
-    """Names what the files do on this machine: edit_hash, without what is only for a GPU, or only for a CPU."""
+    """Names what the files do on this machine: edit_hash, without what is only for a GPU, or only for a CPU.
+
+    Where GPU is what it is in the train.py that ships, and nothing else.
+    """
     decided = {}
     for name, source in files.items():
         decided[name] = source
-        if name.endswith(".py"):
+        if name.endswith(".py") and len(source) <= LARGEST_READ:
             with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-                tree = ast.fix_missing_locations(Decided(gpu).visit(ast.parse(source)))
-                decided[name] = ast.unparse(tree).encode(errors="surrogateescape")
+                tree = ast.parse(source)
+                if means_a_gpu(tree):
+                    tree = ast.fix_missing_locations(Decided(gpu).visit(tree))
+                    decided[name] = ast.unparse(tree).encode(errors="surrogateescape")
     return edit_hash(decided)
+
+
+def means_a_gpu(tree: ast.Module) -> bool:
+    """Whether GPU is assigned once, at the top, from what torch says."""
+    bound = [
+        node
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Name) and node.id == "GPU" and not isinstance(node.ctx, ast.Load))
+        or (isinstance(node, ast.arg) and node.arg == "GPU")
+    ]
+    at_the_top = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets == bound]
+    return len(at_the_top) == 1 and ast.unparse(at_the_top[0]).startswith("torch.cuda.is_available()")
 
 
 def constants(file: str, source: bytes, gpu: bool) -> list[Constant]:
@@ -136,7 +158,9 @@ def constants(file: str, source: bytes, gpu: bool) -> list[Constant]:
             start = starts[value.lineno - 1] + value.col_offset
             assert value.end_lineno is not None and value.end_col_offset is not None  # as always after ast.parse
             end = starts[value.end_lineno - 1] + value.end_col_offset
-            found.append(Constant(file, target.id, literal_value, source[start:end].decode(), start, end))
+            text = source[start:end].decode(errors="replace")
+            if evaluate_text(text) == literal_value:  # not so where Python counts lines or columns in another way
+                found.append(Constant(file, target.id, literal_value, text, start, end))
     return found
 
 
@@ -150,12 +174,14 @@ def number_of(text: bytes) -> int | float:
 def evaluate(node: ast.expr) -> Value | None:
     """The value of a literal: a number (also a power or negative), a bool or a string; None for all else."""
     match node:
+        case ast.Constant(value=int() as value) if value.bit_length() > LONGEST:
+            return None
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
         case ast.BinOp(op=ast.Pow(), left=ast.Constant(value=int() as base), right=ast.Constant(value=int() as power)):
-            return base**power if abs(power) < 64 else None
+            return base**power if abs(power) < 64 and abs(power) * base.bit_length() <= LONGEST else None
     return None
 
 

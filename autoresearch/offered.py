@@ -3,26 +3,43 @@
 import ast
 import inspect
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from autoresearch.preflight import FROM_PREPARE
+from autoresearch.task import Facts
 
 
-def offered(path: Path, names: Iterable[str] = frozenset(FROM_PREPARE)) -> str:
-    """The public part of prepare.py, of these names. Empty where there is none, or one that does not parse."""
+def offered(source: bytes, facts: Facts, names: Iterable[str] = frozenset(FROM_PREPARE)) -> str:
+    """The public part of prepare.py, of these names, for the game of these facts. Empty where it does not parse."""
     try:
-        source = path.read_text()
         tree = ast.parse(source)
-    except (OSError, SyntaxError, ValueError):
+    except (SyntaxError, ValueError):
         return ""
-    parts = ("\n".join(outline(node, source, set(names))) for node in tree.body)
+    profile = profile_of(tree, facts.profile or "")
+    parts = ("\n".join(outline(node, profile, facts.seed, set(names))) for node in tree.body)
     return "\n\n".join(filter(None, parts))
 
 
-def outline(node: ast.stmt, source: str, names: set[str]) -> Iterator[str]:
+def profile_of(tree: ast.Module, name: str) -> dict[str, str]:
+    """The sizes of a profile, as they stand in the file: `Profile("gpu", 300.0, ...)`. Empty where it is not found."""
+    fields: list[str] = []
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(name="Profile", body=body):
+                fields = [ast.unparse(part.target) for part in body if isinstance(part, ast.AnnAssign)]
+            case ast.Call(func=ast.Name(id="Profile"), args=[ast.Constant(value=value), *_]) if value == name:
+                found = dict(zip(fields, map(ast.unparse, node.args), strict=False))
+    return found
+
+
+def outline(node: ast.stmt, profile: dict[str, str], seed: int | None, names: set[str]) -> Iterator[str]:
     match node:
-        case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)) if name in names:
-            yield source.splitlines()[node.lineno - 1]
+        case ast.Assign(targets=[ast.Name(id="PROFILE")]) if profile and "PROFILE" in names:
+            yield f"PROFILE = Profile({', '.join(f'{name}={value}' for name, value in profile.items())})"
+        case ast.Assign(targets=[ast.Name(id="SEED")]) if "SEED" in names:
+            yield f"SEED: int{'' if seed is None else f' = {seed}'}"
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Attribute(attr=field)) if name in names:
+            yield f"{name} = {profile.get(field, f'PROFILE.{field}')}"
         case ast.FunctionDef(name=name) if name in names:
             yield from signature(node, "")
         case ast.ClassDef(name=name) if name in names:
@@ -35,8 +52,12 @@ def outline(node: ast.stmt, source: str, names: set[str]) -> Iterator[str]:
 
 def signature(node: ast.FunctionDef, indent: str) -> Iterator[str]:
     yield from (f"{indent}@{ast.unparse(decorator)}" for decorator in node.decorator_list)
+    given = node.args
+    if given.args and given.args[-1].arg == "game":  # for tests: train.py plays the one there is
+        given.args.pop()
+        given.defaults.pop()
     returns = f" -> {ast.unparse(node.returns)}" if node.returns else ""
-    yield f"{indent}def {node.name}({ast.unparse(node.args)}){returns}:"
+    yield f"{indent}def {node.name}({ast.unparse(given)}){returns}:"
     yield from docstring(node, indent + "    ")
 
 

@@ -10,6 +10,7 @@ it forward and backward at its real size: where there is a GPU on fake tensors, 
 
 import ast
 import collections
+import contextlib
 import importlib
 import math
 import os
@@ -353,7 +354,11 @@ def rehearse(path: Path, fake: bool | None = None) -> str | None:
 
 def uncompiled(function=None, **options):
     """In place of torch.compile: shapes need no compiler, which would take longer than all the rest."""
-    return function or (lambda function: function)
+    if function is None:
+        return uncompiled
+    with contextlib.suppress(AttributeError, TypeError):
+        object.__setattr__(function, "_orig_mod", function)  # as a compiled module has one; this is no submodule
+    return function
 
 
 def rehearse_on_fake_tensors(torch, train) -> None:

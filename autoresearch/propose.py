@@ -5,6 +5,7 @@ waiting is here. One that only a person can help is left out, where there are ot
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -24,7 +25,7 @@ from autoresearch.agents import (
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.external import External
 from autoresearch.brief import Brief, change_of
-from autoresearch.constants import Change, Code, as_it_counts, change, read_code
+from autoresearch.constants import Value, as_it_counts, change, read_code
 from autoresearch.editable import in_folder
 from autoresearch.experiment import Returned
 from autoresearch.judge import RULES, KeepRule, margin
@@ -34,7 +35,7 @@ from autoresearch.offered import offered
 from autoresearch.pages import Pages
 from autoresearch.program import read_agenda, read_stages
 from autoresearch.record import events
-from autoresearch.record.ledger import ABANDONED, Attempt
+from autoresearch.record.ledger import ABANDONED, Attempt, is_a_miss
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import PREFLIGHT, Job
@@ -46,8 +47,7 @@ FAILURES = 5  # failed proposals in a row, before the loop gives up
 PATIENCE = 2.0, 300.0  # seconds to the first next call of an agent that cannot be reached, and to the last
 PASSING, UNKNOWN = 2, 8  # times that the wait is longer after each failure: of one that will pass, and of any other
 LONGEST_WAIT = 86_400.0  # seconds, whatever a service says
-REMEMBERED = 100  # attempts, the newest, whose constants are compared
-LARGEST_READ = 200_000  # bytes of editable files that are searched for constants
+CLEAR = 2 * 2**0.5  # standard deviations of one score: a difference of two that is no chance
 
 
 class Proposer:
@@ -84,7 +84,6 @@ class Proposer:
         self.call_again: dict[str, float] = {}  # and when that is
         self.preflight_seconds: float | None = None  # that the last one took
         self.base: Attempt | None = None  # the champion that the worktree was given to the agent with
-        self.codes: dict[str, Code] = {}  # by commit
         self.redone: int | None = None  # an attempt whose edit goes back without having run: it may be as it was
 
     def wanted(self, waiting: int, idle: int, lookahead: int) -> bool:
@@ -177,6 +176,7 @@ class Proposer:
 
     async def commit_as(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
         """Record a commit as an attempt."""
+        made, beside = (None, "") if commit == parent else self.changed_constants(parent, commit)
         attempt = events.Attempt(
             number=number,
             commit=commit,
@@ -185,11 +185,19 @@ class Proposer:
             agent=agent,
             edit=self.run.edit(),
             lines=self.run.lines(commit) - self.run.lines(parent),
+            constants=made,
+            beside=beside,
             preflight=self.preflight_seconds,
         )
         await self.run.record(attempt)
         await self.run.with_room(lambda: self.repo.remember(number, commit))
         return self.ledger.attempts[number - 1]
+
+    def changed_constants(self, parent: str, commit: str) -> tuple[dict[str, list] | None, str]:
+        """What an edit did to the constants, if nothing else, and a name for the code around them; as recorded."""
+        before, after = (read_code(self.run.files(one), self.gpu) for one in (parent, commit))
+        made = change(before, after)
+        return (as_recorded(made), before.rest) if made else (None, "")
 
     # -- an edit that its agent redoes
 
@@ -345,35 +353,23 @@ class Proposer:
         return self.run.facts.profile == "gpu"
 
     def refusal_of_constants(self, champion: dict[str, bytes], files: dict[str, bytes]) -> str | None:
-        """Why an edit tells nothing new: it changes what does not count here, or constants as an earlier one did."""
+        """Why an edit tells nothing new: of what does not count here, or of constants, as one that clearly lost."""
         known = self.task.referee and self.run.facts.profile in ("gpu", "cpu")  # `test` runs on either
         if known and as_it_counts(champion, self.gpu) == as_it_counts(files, self.gpu):
             where, has = ("without", "one") if self.gpu else ("with", "none")
             return f"the edit changes only what counts {where} a GPU (`a if GPU else b`), and this run has {has}"
-        before, after = self.code(champion), self.code(files)
-        made = change(before, after)
-        if not made.alone:
-            return None
-        for attempt in reversed(self.ledger.finished[-REMEMBERED:]):
-            earlier, code = self.change_by(attempt), self.code_of(attempt.parent)
-            same = earlier.alone and (code.rest, earlier.constants) == (before.rest, made.constants)
-            if same and attempt.status == "discard" and attempt.number != self.redone:
-                moved = f"{change_of(attempt) or 0.0:+.6f} {self.task.metric}"
-                return f"the same change of constants was tried before, as experiment {attempt.number}: {moved}"
+        before = read_code(champion, self.gpu)
+        made = change(before, read_code(files, self.gpu))
+        least = CLEAR * self.ledger.noise()
+        for attempt in reversed(self.ledger.finished if made else []):
+            same = attempt.beside == before.rest and attempt.constants == as_recorded(made)
+            if not same or not is_a_miss(attempt) or attempt.number == self.redone:
+                continue
+            moved = change_of(attempt)
+            if moved is not None and (moved if self.task.lower_is_better else -moved) > least:
+                earlier = f"experiment {attempt.number}, and clearly lost: {moved:+.6f} {self.task.metric}"
+                return f"the same change of constants was tried before, as {earlier}"
         return None
-
-    def code(self, files: dict[str, bytes]) -> Code:
-        """The files with their constants apart; nothing of those that would take long to read."""
-        return read_code(files if sum(map(len, files.values())) <= LARGEST_READ else {}, self.gpu)
-
-    def code_of(self, commit: str) -> Code:
-        if commit not in self.codes:
-            self.codes[commit] = self.code(self.run.files(commit))
-        return self.codes[commit]
-
-    def change_by(self, attempt: Attempt) -> Change:
-        """What an attempt did to the constants."""
-        return change(self.code_of(attempt.parent), self.code_of(attempt.commit))
 
     def tried_before(self, edit: str) -> Attempt | None:
         """The earlier attempt that did the same."""
@@ -406,8 +402,7 @@ class Proposer:
             champion,
             sources={name: content.decode(errors="replace") for name, content in files.items()},
             context={name: content.decode(errors="replace") for name, content in run.context().items()},
-            api=offered(run.root / "prepare.py") if self.task.referee else "",
-            changes={attempt.number: self.change_by(attempt) for attempt in ledger.finished[-REMEMBERED:]},
+            api=self.api(),
             gained=run.repo.diff(ledger.base, champion.commit, self.task.editable),
             attempts=list(ledger.finished),
             in_flight=list(unfinished),
@@ -432,6 +427,14 @@ class Proposer:
             dollars=self.limits.dollars_left(ledger),
             must_end=lambda tokens, dollars: self.limits.reached(ledger, tokens=tokens, dollars=dollars),
         )
+
+    def api(self) -> str:
+        """What prepare.py offers, in this project's own game."""
+        if not self.task.referee:
+            return ""
+        with contextlib.suppress(KeyError):  # there is none
+            return offered(self.repo.read(self.ledger.base, "prepare.py"), self.run.facts)
+        return ""
 
     def reset(self) -> None:
         """The worktree to the champion, unless somebody works in it."""
@@ -488,3 +491,8 @@ class Proposer:
         self.console.tell("fault", reason=one_line(f"{agent.name} is left out: {reason}", 500))
         names = ", ".join(other.name for other in others)
         self.console.line(f"{agent.name} is left out, and {names} goes on: {one_line(reason, 300)}", "yellow")
+
+
+def as_recorded(made: dict[str, tuple[Value, Value]] | None) -> dict[str, list] | None:
+    """What became of constants, in the form that it has in the journal."""
+    return None if made is None else {name: list(values) for name, values in made.items()}

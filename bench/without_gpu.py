@@ -4,9 +4,10 @@
     uv run bench/without_gpu.py 512 640     # at these widths
 
 train.py runs in its full size on tensors that have a shape and no numbers, and its graphs go through Dynamo, Inductor,
-Triton and ptxas. Prints, and ends with exit code 1 if one of them is not so: a preflight passes; no graph breaks; each kernel fits into an
-H200's shared memory; what lies between forward and backward pass agrees with `token_bytes` of train.py; varlen
-attention gets no float32. Prints besides, and judges not, what is saved and how much a step computes and moves.
+Triton and ptxas. Prints, and ends with exit code 1 if one of them is not so: a preflight passes; no graph breaks; each
+kernel fits into an H200's shared memory; what lies between forward and backward pass agrees with `token_bytes` of
+train.py; varlen attention gets no float32. Prints besides, and judges not, what is saved and how much a step computes
+and moves.
 
 It cannot see wrong numbers, what cuBLAS and cuDNN say, or any time. It leans on private names of torch 2.15 and Triton
 3.9, needs g++, and is for whoever changes the GPU's path: no test that every machine passes.

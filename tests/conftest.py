@@ -7,6 +7,7 @@ prints its VALUE as the score, higher is better. Everything is real: git, proces
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from autoresearch.record.ledger import Ledger
 ROOT = Path(__file__).resolve().parent.parent
 os.environ["AUTORESEARCH_PROFILE"] = "test"  # before any test imports prepare.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0" if "gpu" in sys.argv else "")  # `-m gpu` alone sees one
+asked = any(re.search(r"(?<!not )\bgpu\b", word) for word in sys.argv[1:])  # by `-m gpu`
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0" if asked else "")
 
 PROGRAM = """---
 task:

@@ -181,9 +181,11 @@ class ClaudeAPI:
                 reason = f"{server}: no whole answer within {REQUEST:g} s"
             raise AgentUnavailable(reason, **conversation.costs()) from None
         except anthropic.BadRequestError as error:
-            if not self.unasked or not re.search("thinking|effort|output_config", str(error)):
+            unknown = not conversation.turns and re.search("thinking|effort|output_config", str(error))
+            if not self.unasked or not unknown:
                 raise self.failure(error, conversation) from None
-            self.unasked, self.thinking = False, {}  # this model does not know it
+            self.unasked, self.thinking = False, {}  # from now on
+            conversation.note({"role": "loop", "content": f"asked without thinking, which the model refuses: {error}"})
             return await self.answer_of(conversation)
         except anthropic.APIStatusError as error:
             raise self.failure(error, conversation) from None
@@ -407,7 +409,7 @@ class Conversation:
         searches = usage.server_tool_use.web_search_requests if usage.server_tool_use else 0
         taken, made = (usage.input_tokens or 0) + read + written, max(usage.output_tokens or 0, received)
         # What is cached for an hour costs twice as much as plain input; the table of prices knows five minutes alone.
-        hour = usage.cache_creation.ephemeral_1h_input_tokens if usage.cache_creation else 0
+        hour = (usage.cache_creation.ephemeral_1h_input_tokens or 0) if usage.cache_creation else 0
         dollars = self.agent.price(taken + hour, made, read, written - hour, searches)
         self.tokens += taken + made
         self.dollars = None if dollars is None or self.dollars is None else self.dollars + dollars

@@ -72,6 +72,8 @@ class Attempt(Event):
     transcript: str = ""
     edit: str = ""  # hash of what the editable files do
     lines: int | None = None  # of code that the edit adds, net
+    constants: dict | None = None  # name: [old, new value] of those that it changed; None where it did something else
+    beside: str = ""  # names the code around them
     preflight: float | None = None  # seconds
 
 

@@ -68,6 +68,8 @@ class Attempt:
     standing: float | None = None  # the champion's score as the judge saw it
     standing_runs: int = 1  # and over how many runs
     lines: int | None = None  # of code that the edit adds, net
+    constants: dict | None = None  # name: [old, new value] of those that it changed; None where it did something else
+    beside: str = ""  # names the code around them
     category: str = ""  # what kind of change it is
     hypothesis: str = ""  # why it should help, as its agent saw it
     predicted: float | None = None  # change of the metric that its agent expected

@@ -202,7 +202,7 @@ class Trial:
                 scoring = referee or await processes.enter_async_context(self._start(SCORE, self.task.score))
                 ended = await self._finish(SCORE, scoring, before=self.seconds[TRAIN] if referee else 0.0)
                 ended = await self._repeat(SCORE, ended)
-                if ended.suspended and (ended.reason or self.task.is_timed):
+                if ended.suspended and (ended.reason or self._suspension_counts(SCORE)):
                     return self._failed(SCORE, "suspended", ended.suspended)
                 if ended.reason:
                     return self._failed(SCORE, f"scoring: {self._explain(SCORE, ended.reason)}")
@@ -217,7 +217,7 @@ class Trial:
         while not ended.reason:
             self.printed.append(read_figures(log))
             again = len(self.printed) < self.task.repeats and self._is_scored(self.printed[-1])
-            if ended.suspended or not again:
+            if not again or (ended.suspended and self._suspension_counts(phase)):
                 break
             self.environment["AUTORESEARCH_SEED"] = str(self.job.seed + NEXT_SEED * len(self.printed))
             async with self._start(phase, getattr(self.task, phase)) as process:
@@ -225,6 +225,10 @@ class Trial:
             took += self.seconds[phase]
             self.seconds[phase] = took
         return ended
+
+    def _suspension_counts(self, phase: str) -> bool:
+        """Whether a suspension spoils what a phase measures. A score that is no time is what it would have been."""
+        return phase == TRAIN or self.task.is_timed
 
     def _is_scored(self, figures: Mapping[str, float]) -> bool:
         return math.isfinite(figures.get(self.task.metric, math.nan))

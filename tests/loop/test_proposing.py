@@ -120,7 +120,10 @@ def test_the_same_change_on_a_new_champion_is_refused_with_its_result(toy):
     toy.run_agent(5)
     assert toy.statuses() == ["keep", "keep", "discard", "keep", "keep"]
     (refused,) = toy.journal("refused")
-    assert refused["reason"] == "the same change of constants was tried before, as experiment 3: -1.000000 score"
+    assert (
+        refused["reason"]
+        == "the same change of constants was tried before, as experiment 3, and clearly lost: -1.000000 score"
+    )
 
 
 @pytest.mark.slow

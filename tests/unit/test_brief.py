@@ -5,14 +5,15 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from autoresearch.agents import Proposal, read_reply
 from autoresearch.brief import BYTES_PER_TOKEN, DATA_LIMIT, Brief, fence, page
-from autoresearch.constants import Change
 from autoresearch.keys import PLACE, scrub
 from autoresearch.lessons import SHOWN, Lesson, Lessons
+from autoresearch.offered import offered
 from autoresearch.record.events import Refused
-from autoresearch.record.ledger import Attempt
+from autoresearch.record.ledger import OUTRUN, Attempt
 from autoresearch.task import OWN_GAME, Facts, Stages
 from autoresearch.text import one_line
 
@@ -302,58 +303,69 @@ def test_what_is_no_key_stays(monkeypatch):
         assert scrub(text) == text, name
 
 
-def night(number: int) -> list[Attempt]:
-    """A night of so many attempts of an agent that tries constants, ideas, and now and then something that crashes."""
-    made, champion = [], 1.0
+AGENDA = """Lower `val_bpb`. What holds for every edit:
+
+- train.py must go on defining `build_model()`, and the model must predict each token from the tokens before it.
+- Training text comes from `TrainBatches` alone; the seed is `SEED`."""
+SOURCE = """# Hyperparameters
+MATRIX_LR = {MATRIX_LR} if GPU else 0.02
+DEPTH = {DEPTH}
+# End of hyperparameters
+"""
+
+
+def night(number: int) -> tuple[list[Attempt], dict]:
+    """So many attempts of an agent that tries constants, ideas, and now and then what crashes; the constants after."""
+    made, now, best = [], {"MATRIX_LR": 0.04, "DEPTH": 9}, 1.0
     for n in range(2, number + 1):
-        score = None if n % 11 == 0 else round(champion + (0.004 if n % 7 else -0.003) + 0.0001 * (n % 5), 6)
-        status = "crash" if score is None else "keep" if score < champion else "discard"
-        name, value = ("MATRIX_LR", 0.04 + 0.001 * (n % 13)) if n % 2 else ("DEPTH", 4 + n % 6)
-        constant = n % 3
+        name, step = ("DEPTH", 1 if n % 4 else -1) if n % 2 else ("MATRIX_LR", (-0.01, 0.005, 0.01, -0.005)[n // 2 % 4])
+        new = round(now[name] + step, 4)
+        gain = {0: -0.0031, 3: -0.0009}.get(n % 14, 0.0004 * (n % 9) + 0.0002)
+        status = "crash" if n % 11 == 0 else "keep" if gain < 0 and n % 14 == 0 else "discard"
+        idea = n % 3 == 1
+        words = {
+            "crash": "training: OutOfMemoryError: 3.00 GiB were asked for",
+            "keep": f"{best + gain:.6f} is {-gain:.6f} better than the champion's {best:.6f}; 0.000495 were owed",
+            "discard": f"{best + gain:.6f} is {gain:.6f} worse than the champion's {best:.6f}",
+        }
         made.append(
             attempt(
                 n,
                 status,
-                score,
-                standing=champion if score else None,
-                category="optimizer" if n % 2 else "architecture",
-                description=f"{name} to {value:g}" if constant else f"an idea, number {n}",
-                reason={"crash": "training: OutOfMemoryError", "keep": "better by more than noise"}.get(
-                    status, "no better than the champion"
-                ),
+                None if status == "crash" else round(best + gain, 6),
+                standing=None if status == "crash" else best,
+                category="other" if idea else "architecture" if name == "DEPTH" else "optimizer",
+                description=f"normalise queries, way {n}" if idea else f"{name} {now[name]} to {new}",
+                hypothesis=f"steps get {'better' if idea else 'cheaper'}",
+                reason=words[status],
                 predicted=-0.002,
-                figures={"num_steps": 1200 - 10 * (n % 7)},
+                figures={} if status == "crash" else {"num_steps": 1200 - 40 * (n % 5)},
+                constants=None if idea else {name: [now[name], new]},
             )
         )
-        champion = score if status == "keep" and score else champion
-    return made
-
-
-def constants_of(attempts: list[Attempt]) -> dict[int, Change]:
-    """What those that moved a constant did, as their descriptions say."""
-    said = {a.number: a.description.split(" to ") for a in attempts if " to " in a.description}
-    now = {"MATRIX_LR": 0.04, "DEPTH": 4}
-    return {n: Change({name: (now[name], type(now[name])(value))}, True) for n, (name, value) in said.items()}
+        if status == "keep":
+            best = round(best + gain, 6)
+            now = now if idea else {**now, name: new}
+    return made, now
 
 
 @pytest.mark.parametrize("number", [1, 30, 300])
 def test_a_whole_brief(number):
     """As it was read by people; UPDATE_SNAPSHOTS=1 writes it anew, to be read again."""
-    tried = night(number)
+    tried, now = night(number)
+    facts = Facts(profile="gpu", time_budget=300.0, device="NVIDIA H100", seed=42)
     told = brief(
         tried,
         noise=0.0007,
         margin=0.000495,
         line_price=OWN_GAME.line_price,
+        agenda=AGENDA,
         champion=max((a for a in (BASELINE, *tried) if a.status == "keep"), key=lambda a: a.number),
-        sources={
-            "train.py": "# Hyperparameters\nMATRIX_LR = 0.04 if GPU else 0.02\nDEPTH = 4\n# End of hyperparameters\n"
-        },
-        api="def warmup_batch(batch_size: int, device):",
-        facts=Facts(profile="gpu", time_budget=300.0, device="H200"),
-        changes=constants_of(tried),
-        gained="-DEPTH = 4\n+DEPTH = 5\n" if number > 1 else "",
-        lessons=[Lesson(1, 2, "gpu", "H200", "old", 7, "fewer, wider blocks are slower here")] if number > 1 else [],
+        sources={"train.py": SOURCE.format(**now)},
+        api=offered((ROOT / "prepare.py").read_bytes(), facts),
+        facts=facts,
+        gained=f"-MATRIX_LR = 0.04 if GPU else 0.02\n+MATRIX_LR = {now['MATRIX_LR']} if GPU else 0.02\n" * (number > 1),
+        lessons=[Lesson(1, 2, "gpu", "H100", "old", 7, "fewer, wider blocks are slower here")] if number > 1 else [],
         pages=Path("attempts"),
     ).text()
     path = Path(__file__).parent / f"briefs/{number}.md"
@@ -361,3 +373,13 @@ def test_a_whole_brief(number):
         path.parent.mkdir(exist_ok=True)
         path.write_text(told)
     assert told == path.read_text()
+
+
+def test_a_constant_that_was_tried_often_leaves_room_for_others():
+    often = [attempt(2 + i, constants={"A": [1, i]}, figures={"num_steps": 1}) for i in range(200)]
+    told = brief([attempt(300, constants={"B": [1, 2]}), *often], budget=4000).text()
+    assert "B: #300 1 -> 2 +0.010000" in told and "#201 1 -> 199" in told and "#2 1 -> 0" not in told
+    outrun = attempt(2, "crash", None, reason=f"it {OUTRUN[0]}", constants={"C": [1, 2]}, standing=None)
+    assert "C: #2" not in brief([outrun]).text()
+    crashed = attempt(2, "crash", None, reason="training: no", constants={"C": [1, 2]}, standing=None)
+    assert "C: #2 1 -> 2 crash" in brief([crashed]).text()
