@@ -17,7 +17,17 @@ from autoresearch.text import one_line
 if TYPE_CHECKING:
     from autoresearch.brief import Brief
 
-NAMES = ("auto", "claude-api", "claude-code", "codex", "gemini", "opencode", "command", "sweep")  # see choice.py
+NAMES = (
+    "auto",
+    "claude-api",
+    "claude-code",
+    "codex",
+    "gemini",
+    "opencode",
+    "command",
+    "optimize",
+    "sweep",
+)  # see choice.py
 CATEGORIES = (
     "architecture",
     "attention",

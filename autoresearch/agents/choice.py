@@ -48,6 +48,8 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
             )
     if kinds == {"sweep"}:
         words.insert(0, "no model: seeded local search over the constants")
+    elif kinds == {"optimize"}:
+        words.insert(0, "no model: learns from all attempts what each constant does")
     elif len(agents) > 1:
         words.insert(0, "each as often as it earns")
     said = ", ".join(map(in_words, agents))
@@ -98,6 +100,10 @@ def make_agent(name: str, options: AgentOptions) -> Agent:
         from autoresearch.agents.sweep import Sweep
 
         return Sweep(options.seed)
+    if kind == "optimize":
+        from autoresearch.agents.optimize import Optimize
+
+        return Optimize(options.seed)
     if kind == "command":
         from autoresearch.agents.command import CommandAgent
 

@@ -1,0 +1,209 @@
+"""The `optimize` agent: a model of what each constant does to the score, learned from all attempts of the run.
+
+The score is taken as a sum over the constants, quadratic in each one's logarithm, with noise. Bayesian linear
+regression says what is known of it after the attempts so far, and a proposal follows one draw from that (Thompson 1933,
+"On the Likelihood that One Unknown Probability Exceeds Another"): what is uncertain is tried as long as it may be good.
+A proposal moves up to MOVES constants, by the steps that `sweep` would take.
+
+It needs numpy, no model and no key. All it knows is in the record, so after a kill it goes on as it would have.
+"""
+
+import collections
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autoresearch import UserError
+from autoresearch.agents import NothingLeft, Proposal
+from autoresearch.agents.sweep import steps
+from autoresearch.brief import Brief
+from autoresearch.constants import Constant, Value, all_constants, literal
+from autoresearch.record.ledger import Attempt
+from autoresearch.task import edit_hash
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOVES = 3  # constants that one proposal changes at most
+DRAWS = 20  # that are made to find an edit which was not tried yet
+EFFECT = 3.0  # standard deviations of one score that doubling a constant changes it by, before anything is known
+CURVE = 0.5  # of that is what it costs besides, to leave the place where somebody has put it
+CODE = 10.0  # times that is what an edit of code may do
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    constant: Constant
+    value: Value  # that it gets
+
+
+class Optimize:
+    name, retries = "optimize", False
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        try:
+            import numpy  # noqa: F401
+        except ImportError:
+            raise UserError(
+                "--agent optimize needs numpy: install it beside this program, or use --agent sweep"
+            ) from None
+
+    async def propose(self, brief: Brief, folder: Path) -> Proposal:
+        """Draw what may be the best step from the champion. The same record gives the same proposal."""
+        import numpy as np
+
+        sources = {name: (folder / name).read_bytes() for name in brief.sources}
+        numbers = [
+            constant for constant in once(all_constants(sources, brief.gpu)) if not isinstance(constant.value, str)
+        ]
+        moves = [Move(constant, value) for constant in numbers for value in steps(constant.value)]
+        if not moves:
+            raise NothingLeft("optimize found no constant to vary: upper-case names that are given a number")
+        known = [*(attempt for attempt in brief.attempts if not attempt.was_outrun), *brief.in_flight]
+        contents = {attempt.edit for attempt in known}
+        refused = {event.description for event in brief.refused}
+        model = Model(brief, sources)
+        draws = (model.best(moves, np.random.default_rng([self.seed, brief.number, draw])) for draw in range(DRAWS))
+        single = ([move] for move in sorted(moves, key=model.expected))  # when all that looks good has been tried
+        for chosen in itertools.chain(draws, single):
+            after = edited(sources, chosen)
+            description = ", ".join(move.constant.change(move.value) for move in chosen)
+            if edit_hash(after) in contents or description in refused:
+                continue
+            for name, source in after.items():
+                if source != sources[name]:
+                    (folder / name).write_bytes(source)
+            return Proposal(
+                description,
+                hypothesis=f"a model of {model.seen} attempts expects it, or knows too little of it",
+                predicted=round(model.sign * sum(map(model.expected, chosen)), 6),
+                category=" ".join(sorted(move.constant.name for move in chosen)),
+                tokens=0,
+                dollars=0.0,
+            )
+        raise NothingLeft("every step from here has been tried")
+
+
+def once(found: Sequence[Constant]) -> list[Constant]:
+    """The numbers whose name is given one value in its file."""
+    times = collections.Counter((constant.file, constant.name) for constant in found)
+    numbers = (constant for constant in found if not isinstance(constant.value, str))
+    return [constant for constant in numbers if times[constant.file, constant.name] == 1]
+
+
+def edited(sources: Mapping[str, bytes], moves: Sequence[Move]) -> dict[str, bytes]:
+    after = dict(sources)
+    for move in sorted(moves, key=lambda move: -move.constant.start):  # the last in a file first: places stay right
+        constant, source = move.constant, after[move.constant.file]
+        text = literal(move.value, constant.text).encode()
+        after[constant.file] = source[: constant.start] + text + source[constant.end :]
+    return after
+
+
+class Model:
+    """What is known of the constants' effects, as a normal distribution over the weights of features.
+
+    A feature is a number that says where a constant stands, its square, or whether an edit of code is in. Weights are
+    in units of the metric, lower is better.
+    """
+
+    def __init__(self, brief: Brief, sources: Mapping[str, bytes]) -> None:
+        import numpy as np
+
+        self.several = len(sources) > 1
+        self.sign = brief.sign
+        self.places = places_of(brief.attempts)
+        self.now = self.places.get(brief.champion.commit, {})
+        seen = [attempt for attempt in brief.attempts if attempt.commit in self.places]
+        scored = [self.sign * attempt.score for attempt in seen if attempt.score is not None]
+        self.seen = len(seen)
+        self.noise = brief.noise or 0.001 * abs(scored[0]) or 1e-9  # as little as it is where nobody knows
+        worst = max(scored)
+        losses = np.array([worst if a.score is None else self.sign * a.score for a in seen])
+        self.effect = max(EFFECT * self.noise, float(np.median(abs(losses - losses[0]))))
+        rows = [features(self.places[attempt.commit]) for attempt in seen]
+        self.names = sorted({name for row in rows for name in row})
+        x = np.array([[row.get(name, 0.0) for name in self.names] for row in rows]).reshape(len(rows), len(self.names))
+        mean, deviation = np.array([self.prior(name) for name in self.names]).reshape(-1, 2).T
+        centred = x - x.mean(0)  # the constant term is not known at all
+        rest = losses - losses.mean() - centred @ mean
+        precision = np.diag(deviation**-2.0) + centred.T @ centred / self.noise**2
+        covariance = np.linalg.inv(precision)
+        self.root = np.linalg.cholesky(covariance)
+        self.mean = mean + covariance @ (centred.T @ rest) / self.noise**2
+
+    def prior(self, name: str) -> tuple[float, float]:
+        """(Mean, standard deviation) of a weight before anything is known."""
+        if name.startswith("code "):
+            return 0.0, CODE * self.effect
+        return CURVE * self.effect if name.endswith(" squared") else 0.0, self.effect
+
+    def best(self, moves: Sequence[Move], random: "np.random.Generator") -> list[Move]:
+        """The moves that are best by one draw of the weights, of different constants. The best one, good or not."""
+        weights = self.mean + self.root @ random.standard_normal(len(self.names))
+        drawn = dict(zip(self.names, weights, strict=True))
+
+        def weight(name: str) -> float:
+            if name not in drawn:
+                drawn[name] = random.normal(*self.prior(name))
+            return drawn[name]
+
+        gains: dict[tuple[str, str], tuple[float, Move]] = {}
+        for move in moves:
+            change = sum(weight(name) * step for name, step in self.differences(move).items())
+            key = move.constant.file, move.constant.name
+            if key not in gains or change < gains[key][0]:
+                gains[key] = change, move
+        order = sorted(gains.values(), key=lambda gain: gain[0])
+        return [move for number, (change, move) in enumerate(order[:MOVES]) if change < 0 or not number]
+
+    def expected(self, move: Move) -> float:
+        """The change of the loss that is expected of a move."""
+        known = dict(zip(self.names, self.mean, strict=True))
+        return sum(known.get(name, self.prior(name)[0]) * step for name, step in self.differences(move).items())
+
+    def differences(self, move: Move) -> dict[str, float]:
+        """What a move changes in the features of the champion."""
+        name = f"{move.constant.file} {move.constant.name}" if self.several else move.constant.name
+        place = {**self.now, name: self.now.get(name, 0.0) + distance(float(move.constant.value), float(move.value))}
+        before, after = features(self.now), features(place)
+        return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in {**before, **after}}
+
+
+def places_of(attempts: Sequence[Attempt]) -> dict[str, dict[str, float]]:
+    """By commit, where its constants stand in relation to the baseline's; of those that are known.
+
+    An edit of code keeps the constants where they are, and is a place of its own.
+    """
+    places: dict[str, dict[str, float]] = {}
+    for attempt in attempts:
+        if attempt.is_baseline:
+            places[attempt.commit] = {}
+        elif attempt.parent in places and attempt.constants is not None:
+            place = dict(places[attempt.parent])
+            for name, (old, new) in attempt.constants.items():
+                if not isinstance(old, str):
+                    place[name] = place.get(name, 0.0) + distance(old, new)
+            places[attempt.commit] = place
+        elif attempt.parent in places and attempt.status == "keep":
+            places[attempt.commit] = {**places[attempt.parent], f"code {attempt.number}": 1.0}
+    return places
+
+
+def features(place: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that the model sums over."""
+    squares = {f"{name} squared": at * at for name, at in place.items() if not name.startswith("code ")}
+    return {**place, **squares}
+
+
+def distance(old: float, new: float) -> float:
+    """How far a constant moved, in doublings; of a share between a half and one, in those of what is left to one."""
+    if 0.5 < old < 1 and 0.5 < new < 1:
+        return math.log2((1 - new) / (1 - old))
+    if old * new > 0:
+        return math.log2(new / old)
+    return float(new > old) - float(new < old)
