@@ -27,10 +27,10 @@ from autoresearch.task import edit_hash
 if TYPE_CHECKING:
     import numpy as np
 
-MOVES = 3  # constants that one proposal changes at most
+MOVES = 2  # constants that one proposal changes at most
 DRAWS = 20  # that are made to find an edit which was not tried yet
-EFFECT = 3.0  # standard deviations of one score that doubling a constant changes it by, before anything is known
-CURVE = 0.5  # of that is what it costs besides, to leave the place where somebody has put it
+EFFECT = 2.0  # standard deviations of one score that doubling a constant changes it by, before anything is known
+CURVE = 1.0  # of that is what it costs besides, to leave the place where somebody has put it
 CODE = 10.0  # times that is what an edit of code may do
 
 
@@ -57,9 +57,7 @@ class Optimize:
         import numpy as np
 
         sources = {name: (folder / name).read_bytes() for name in brief.sources}
-        numbers = [
-            constant for constant in once(all_constants(sources, brief.gpu)) if not isinstance(constant.value, str)
-        ]
+        numbers = once(all_constants(sources, brief.gpu))
         moves = [Move(constant, value) for constant in numbers for value in steps(constant.value)]
         if not moves:
             raise NothingLeft("optimize found no constant to vary: upper-case names that are given a number")
@@ -121,10 +119,12 @@ class Model:
         seen = [attempt for attempt in brief.attempts if attempt.commit in self.places]
         scored = [self.sign * attempt.score for attempt in seen if attempt.score is not None]
         self.seen = len(seen)
-        self.noise = brief.noise or 0.001 * abs(scored[0]) or 1e-9  # as little as it is where nobody knows
         worst = max(scored)
         losses = np.array([worst if a.score is None else self.sign * a.score for a in seen])
-        self.effect = max(EFFECT * self.noise, float(np.median(abs(losses - losses[0]))))
+        self.effect, self.noise = EFFECT * brief.noise, brief.noise
+        if not brief.noise:  # or it is not known: then what edits did so far is the only measure
+            self.effect = float(np.median(abs(losses - losses[0]))) or 0.01 * abs(scored[0]) or 1.0
+            self.noise = 0.1 * self.effect
         rows = [features(self.places[attempt.commit]) for attempt in seen]
         self.names = sorted({name for row in rows for name in row})
         x = np.array([[row.get(name, 0.0) for name in self.names] for row in rows]).reshape(len(rows), len(self.names))
@@ -132,9 +132,8 @@ class Model:
         centred = x - x.mean(0)  # the constant term is not known at all
         rest = losses - losses.mean() - centred @ mean
         precision = np.diag(deviation**-2.0) + centred.T @ centred / self.noise**2
-        covariance = np.linalg.inv(precision)
-        self.root = np.linalg.cholesky(covariance)
-        self.mean = mean + covariance @ (centred.T @ rest) / self.noise**2
+        self.root = np.linalg.inv(np.linalg.cholesky(precision)).T  # of the covariance
+        self.mean = mean + self.root @ (self.root.T @ (centred.T @ rest)) / self.noise**2
 
     def prior(self, name: str) -> tuple[float, float]:
         """(Mean, standard deviation) of a weight before anything is known."""
