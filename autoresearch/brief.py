@@ -97,10 +97,10 @@ class Brief:
     def lasting(self) -> list[str]:
         """The request, the rules and the agenda."""
         files = ", ".join(self.task.editable)
-        better = self.better
         budget = self.facts.time_budget
         return [
-            f"Make one change to {files} in the current folder that improves `{self.task.metric}` ({better} is better)"
+            f"Make one change to {files} in the current folder that improves `{self.task.metric}` "
+            f"({self.better} is better)"
             + (f" after {budget:g} seconds of training on {self.facts.device}." if budget else ".")
             + (" New files that fit these patterns may be added." if any(map(is_glob, self.task.editable)) else "")
             + " Change no other file. Do not run the training: the loop does it. Try one idea, with a reason to work; "
@@ -117,16 +117,12 @@ class Brief:
     def better(self) -> str:
         return "lower" if self.task.lower_is_better else "higher"
 
-    @property
-    def gpu(self) -> bool:
-        return self.facts.profile == "gpu"
-
     def what_counts(self) -> str:
         """Of this project's own game: which side of `a if GPU else b` is the one that runs."""
         sides = self.task.referee and self.facts.profile in ("gpu", "cpu")  # `test` runs on either
         if not sides or "if GPU else" not in "".join(self.sources.values()):
             return ""
-        live, dead = ("a", "b") if self.gpu else ("b", "a")
+        live, dead = ("a", "b") if self.facts.gpu else ("b", "a")
         return f" Of `a if GPU else b` it is {live} that counts here; an edit of {dead} alone is refused."
 
     def source_parts(self) -> list[str]:
@@ -305,7 +301,7 @@ class Brief:
     def constants(self) -> str:
         """By constant, what each value did that was tried by itself, the newest last."""
         files = {name: source.encode(errors="surrogateescape") for name, source in self.sources.items()}
-        texts = {constant.name: constant.text for constant in all_constants(files, self.gpu)}
+        texts = {constant.name: constant.text for constant in all_constants(files, self.facts.gpu)}
         rows: dict[str, list[str]] = {}
         for attempt in self.attempts:
             moved, only = change_of(attempt), list((attempt.constants or {}).items())

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from autoresearch.task import edit_hash
 
@@ -51,15 +51,29 @@ def read_code(files: Mapping[str, bytes], gpu: bool) -> Code:
     """The files as Code. Without constants where one does not parse, or where they are long to read; a name that a file
     gives more than one value belongs to the rest.
     """
-    found = all_constants(files, gpu)
+    found = once(all_constants(files, gpu))
+    plain = with_texts(files, [(constant, "0") for constant in found])
+    return Code({name_among(files, constant): constant.value for constant in found}, edit_hash(plain))
+
+
+def once(found: Sequence[Constant]) -> list[Constant]:
+    """Those whose name is given one value in its file."""
     times = collections.Counter((constant.file, constant.name) for constant in found)
-    found = [constant for constant in found if times[constant.file, constant.name] == 1]
-    plain = dict(files)
-    for constant in sorted(found, key=lambda constant: -constant.start):
-        source = plain[constant.file]
-        plain[constant.file] = source[: constant.start] + b"0" + source[constant.end :]
-    several = len(files) > 1
-    return Code({f"{c.file} {c.name}" if several else c.name: c.value for c in found}, edit_hash(plain))
+    return [constant for constant in found if times[constant.file, constant.name] == 1]
+
+
+def name_among(files: Collection[str], constant: Constant) -> str:
+    """The name of a constant, with its file before it where there are several."""
+    return f"{constant.file} {constant.name}" if len(files) > 1 else constant.name
+
+
+def with_texts(files: Mapping[str, bytes], texts: Iterable[tuple[Constant, str]]) -> dict[str, bytes]:
+    """The files with other texts in place of some constants."""
+    edited = dict(files)
+    for constant, text in sorted(texts, key=lambda pair: -pair[0].start):  # the last first: places stay right
+        source = edited[constant.file]
+        edited[constant.file] = source[: constant.start] + text.encode() + source[constant.end :]
+    return edited
 
 
 def change(before: Code, after: Code) -> dict[str, tuple[Value, Value]] | None:

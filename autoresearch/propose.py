@@ -176,7 +176,7 @@ class Proposer:
 
     async def commit_as(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
         """Record a commit as an attempt."""
-        made, beside = (None, "") if commit == parent else self.changed_constants(parent, commit)
+        made, beside = self.changed_constants(parent, commit)
         attempt = events.Attempt(
             number=number,
             commit=commit,
@@ -195,7 +195,7 @@ class Proposer:
 
     def changed_constants(self, parent: str, commit: str) -> tuple[dict[str, list] | None, str]:
         """What an edit did to the constants, if nothing else, and a name for the code around them; as recorded."""
-        before, after = (read_code(self.run.files(one), self.gpu) for one in (parent, commit))
+        before, after = (read_code(self.run.files(one), self.run.facts.gpu) for one in (parent, commit))
         made = change(before, after)
         return (as_recorded(made), before.rest) if made else (None, "")
 
@@ -348,21 +348,18 @@ class Proposer:
         self.run.require_room()
         return measured.reason or None
 
-    @property
-    def gpu(self) -> bool:
-        return self.run.facts.profile == "gpu"
-
     def refusal_of_constants(self, champion: dict[str, bytes], files: dict[str, bytes]) -> str | None:
         """Why an edit tells nothing new: of what does not count here, or of constants, as one that clearly lost."""
+        gpu = self.run.facts.gpu
         known = self.task.referee and self.run.facts.profile in ("gpu", "cpu")  # `test` runs on either
-        if known and as_it_counts(champion, self.gpu) == as_it_counts(files, self.gpu):
-            where, has = ("without", "one") if self.gpu else ("with", "none")
+        if known and as_it_counts(champion, gpu) == as_it_counts(files, gpu):
+            where, has = ("without", "one") if gpu else ("with", "none")
             return f"the edit changes only what counts {where} a GPU (`a if GPU else b`), and this run has {has}"
-        before = read_code(champion, self.gpu)
-        made = change(before, read_code(files, self.gpu))
+        before = read_code(champion, gpu)
+        made = as_recorded(change(before, read_code(files, gpu)))
         least = CLEAR * self.ledger.noise()
         for attempt in reversed(self.ledger.finished if made else []):
-            same = attempt.beside == before.rest and attempt.constants == as_recorded(made)
+            same = attempt.beside == before.rest and attempt.constants == made
             if not same or not is_a_miss(attempt) or attempt.number == self.redone:
                 continue
             moved = change_of(attempt)

@@ -186,6 +186,11 @@ class Facts:
     readable: tuple[str, ...] = ()  # paths that trials need, besides the task's own
     hidden: tuple[str, ...] = ()  # paths that trials must not read
 
+    @property
+    def gpu(self) -> bool:
+        """Whether the game is the one that needs a GPU."""
+        return self.profile == "gpu"
+
     @classmethod
     def of(cls, said: object) -> "Facts":
         """The facts in a JSON object; what is not known is passed over. Raises ValueError for what has another form."""

@@ -8,7 +8,6 @@ A proposal moves up to MOVES constants, by the steps that `sweep` would take.
 It needs numpy, no model and no key. All it knows is in the record, so after a kill it goes on as it would have.
 """
 
-import collections
 import dataclasses
 import itertools
 import math
@@ -20,7 +19,7 @@ from autoresearch import UserError
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.agents.sweep import steps
 from autoresearch.brief import Brief
-from autoresearch.constants import Constant, Value, all_constants, literal
+from autoresearch.constants import Constant, Value, all_constants, literal, name_among, once, with_texts
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import edit_hash
 
@@ -57,7 +56,8 @@ class Optimize:
         import numpy as np
 
         sources = {name: (folder / name).read_bytes() for name in brief.sources}
-        numbers = once(all_constants(sources, brief.gpu))
+        found = once(all_constants(sources, brief.facts.gpu))
+        numbers = (constant for constant in found if not isinstance(constant.value, str))
         moves = [Move(constant, value) for constant in numbers for value in steps(constant.value)]
         if not moves:
             raise NothingLeft("optimize found no constant to vary: upper-case names that are given a number")
@@ -68,7 +68,7 @@ class Optimize:
         draws = (model.best(moves, np.random.default_rng([self.seed, brief.number, draw])) for draw in range(DRAWS))
         single = ([move] for move in sorted(moves, key=model.expected))  # when all that looks good has been tried
         for chosen in itertools.chain(draws, single):
-            after = edited(sources, chosen)
+            after = with_texts(sources, [(move.constant, literal(move.value, move.constant.text)) for move in chosen])
             description = ", ".join(move.constant.change(move.value) for move in chosen)
             if edit_hash(after) in contents or description in refused:
                 continue
@@ -86,22 +86,6 @@ class Optimize:
         raise NothingLeft("every step from here has been tried")
 
 
-def once(found: Sequence[Constant]) -> list[Constant]:
-    """The numbers whose name is given one value in its file."""
-    times = collections.Counter((constant.file, constant.name) for constant in found)
-    numbers = (constant for constant in found if not isinstance(constant.value, str))
-    return [constant for constant in numbers if times[constant.file, constant.name] == 1]
-
-
-def edited(sources: Mapping[str, bytes], moves: Sequence[Move]) -> dict[str, bytes]:
-    after = dict(sources)
-    for move in sorted(moves, key=lambda move: -move.constant.start):  # the last in a file first: places stay right
-        constant, source = move.constant, after[move.constant.file]
-        text = literal(move.value, constant.text).encode()
-        after[constant.file] = source[: constant.start] + text + source[constant.end :]
-    return after
-
-
 class Model:
     """What is known of the constants' effects, as a normal distribution over the weights of features.
 
@@ -112,7 +96,7 @@ class Model:
     def __init__(self, brief: Brief, sources: Mapping[str, bytes]) -> None:
         import numpy as np
 
-        self.several = len(sources) > 1
+        self.files = sources
         self.sign = brief.sign
         self.places = places_of(brief.attempts)
         self.now = self.places.get(brief.champion.commit, {})
@@ -167,7 +151,7 @@ class Model:
 
     def differences(self, move: Move) -> dict[str, float]:
         """What a move changes in the features of the champion."""
-        name = f"{move.constant.file} {move.constant.name}" if self.several else move.constant.name
+        name = name_among(self.files, move.constant)
         place = {**self.now, name: self.now.get(name, 0.0) + distance(float(move.constant.value), float(move.value))}
         before, after = features(self.now), features(place)
         return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in {**before, **after}}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.brief import Brief
-from autoresearch.constants import Constant, Value, constants, evaluate_text, literal
+from autoresearch.constants import Constant, Value, constants, evaluate_text, literal, with_texts
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import edit_hash
 
@@ -30,18 +30,16 @@ class Sweep:
         moves = [
             (constant, new)
             for name, source in sources.items()
-            for constant in constants(name, source, gpu=brief.facts.profile == "gpu")
+            for constant in constants(name, source, gpu=brief.facts.gpu)
             for new in steps(constant.value)
         ]
         draw.shuffle(moves)
         moves.sort(key=lambda move: not continues(move, brief.attempts))
         for constant, new in moves:
             description = constant.change(new)
-            source = sources[constant.file]
-            edited = source[: constant.start] + literal(new, constant.text).encode() + source[constant.end :]
-            after = {**sources, constant.file: edited}
+            after = with_texts(sources, [(constant, literal(new, constant.text))])
             if description not in tried and edit_hash(after) not in contents:
-                (folder / constant.file).write_bytes(edited)
+                (folder / constant.file).write_bytes(after[constant.file])
                 return Proposal(description, category=constant.name, tokens=0, dollars=0.0)
         if not moves:
             raise NothingLeft(

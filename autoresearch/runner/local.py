@@ -114,7 +114,7 @@ class Local:
             stage.set(self.base, job.files, job.gone)
         folder = self._folder(job.name)
         settings = {**self.settings, **seat.device, "AUTORESEARCH_SEED": str(job.seed)}
-        own_caches = job.fresh_caches or (self.task.referee and self.facts.profile != "gpu")  # nothing to pass on
+        own_caches = job.fresh_caches or (self.task.referee and not self.facts.gpu)  # nothing to pass on
         caches = folder / "caches" if own_caches else self.folder / name_of("caches", seat)
         trial = Trial(
             self.task,

@@ -789,9 +789,8 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
                     score.write("1000")  # when memory runs out, this goes first
                 if not shared_memory:  # the semaphores of Inductor's worker processes are files in it
                     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-                if (
-                    by_landlock and has_cuda()
-                ):  # they only look for a GPU, and cuInit would fail in them: see `restrict`
+                # Those workers only look for a GPU, and cuInit would fail in them: see `restrict`.
+                if by_landlock and has_cuda():
                     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
             if rules and by_landlock:
                 paths = paths_of(rules)
