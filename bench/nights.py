@@ -2,11 +2,11 @@
 
     uv run bench/nights.py bench/nights/agents.yaml              # play what is missing; Ctrl-C, and again to go on
     uv run bench/nights.py bench/nights/agents.yaml --table      # only the table of what was played so far
-    uv run bench/nights.py bench/nights/agents.yaml --picture    # and best-so-far curves, as agents.png beside the file
+    uv run bench/nights.py bench/nights/agents.yaml --picture    # and best-so-far curves, in agents.png beside the file
 
-The file lists the settings. A night is a whole `loop.py` in a clone of this repository, and afterwards `loop.py verify`:
-the champion's own score is too good by chance, fresh scores of it are not. Night 7 of one setting and of another have
-the same seed and are played one after the other, in an order that alternates, so that a machine that changes its speed
+The file lists the settings. A night is a whole `loop.py` in a clone of this repository, and then `loop.py verify`: the
+champion's own score is too good by chance, fresh scores of it are not. Night 7 of one setting and of another have the
+same seed and are played one after the other, in an order that alternates, so that a machine that changes its speed
 changes it for all. A line of agents.jsonl is a night; commit it, and others add to it.
 
     nights: 20                        # of each setting
@@ -165,7 +165,8 @@ class Difference:
         means = differences[random.integers(0, count, (DRAWS, count))].mean(1)
         turned = (differences * random.choice([-1.0, 1.0], (DRAWS, count))).mean(1)
         as_far = abs(turned) >= abs(differences.mean()) - 1e-12
-        return cls(differences.mean(), *np.quantile(means, [0.025, 0.975]), (as_far.sum() + 1) / (DRAWS + 1))
+        low, high = np.quantile(means, [0.025, 0.975])
+        return cls(float(differences.mean()), float(low), float(high), float(as_far.sum() + 1) / (DRAWS + 1))
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f}), p = {self.p:.2g}"
