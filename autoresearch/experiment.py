@@ -22,7 +22,7 @@ from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Measurement, Seat
 from autoresearch.text import to_type
-from autoresearch.trials import SUSPENSIONS, Suspended, Tell, Trials, in_words
+from autoresearch.trials import SUSPENSIONS, Disturbed, Tell, Trials, in_words
 
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
 PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
@@ -86,19 +86,19 @@ class Experiments:
         if attempt.status:  # a full disk came after the verdict
             return None
         await self.console.before_trial(attempt, seat.number)
+        await self.trials.wait_for_quiet(attempt, seat)
         began = time.monotonic()
         self.run.require_own_code()
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))
         view = self.console.trial(attempt, seat=seat.number)
         try:
             measured = await self.trials.first(attempt, seat, view)
-            if rerun := self.trials.suspended(attempt, measured):
-                return self.run_again(attempt, rerun, began)
+            self.trials.require_undisturbed(attempt, measured)
             if measured.score is not None:
-                await self.trials.champion_again(seat)
+                await self.trials.champion_again(attempt, seat)
             verdict, checked = await self.decide(attempt, measured, seat, view)
-        except Suspended as suspended:
-            return self.run_again(attempt, str(suspended), began)
+        except Disturbed as disturbed:
+            return self.run_again(attempt, str(disturbed), began, disturbed.taken)
         except asyncio.CancelledError:
             self.ledger.append(events.Interrupted(number=attempt.number))
             self.console.line(f"  interrupted: experiment {attempt.number} runs again when the run goes on", "yellow")
@@ -165,10 +165,10 @@ class Experiments:
 
     # -- run
 
-    def run_again(self, attempt: Attempt, reason: str, began: float) -> None:
+    def run_again(self, attempt: Attempt, reason: str, began: float, taken: float | None = None) -> None:
         """What was measured does not count, and the attempt waits to be run again."""
         seconds = round(time.monotonic() - began, 3)
-        self.ledger.append(events.Rerun(number=attempt.number, reason=reason, seconds=seconds))
+        self.ledger.append(events.Rerun(number=attempt.number, reason=reason, seconds=seconds, taken=taken))
         self.console.line(f"  experiment {attempt.number}: {reason}", "yellow")
 
     # -- judge
@@ -180,7 +180,7 @@ class Experiments:
 
         Better than the champion by more than noise (judge.py), the guard and the holdout passed, and a gain that is too
         large to be believed repeated with another seed; in other repositories a person looks at it then. Raises
-        Suspended.
+        Disturbed.
         """
         nothing = Measurement()
         if measured.score is None:
@@ -193,8 +193,9 @@ class Experiments:
         else:
             verdict = self.trials.judge(attempt, attempt.runs)
         baseline = self.ledger.kept[0].figures if self.ledger.kept else measured.figures
-        if others := self.task.others(measured.figures, baseline):
-            verdict = dataclasses.replace(verdict, reason=f"{verdict.reason}; {others}")
+        also = "; ".join(filter(None, (self.task.others(measured.figures, baseline), self.trials.note(attempt))))
+        if also:
+            verdict = dataclasses.replace(verdict, reason=f"{verdict.reason}; {also}")
         if verdict.status != "keep" or not on_champion:
             return verdict, nothing
         if beyond := self.task.beyond(measured.figures, baseline):
@@ -213,7 +214,7 @@ class Experiments:
             return objection, checked
         if len(attempt.runs) > 1:
             last = self.trials.judge(attempt, attempt.runs)
-            verdict = dataclasses.replace(last, reason=f"{last.reason}; {others}") if others else last
+            verdict = dataclasses.replace(last, reason=f"{last.reason}; {also}") if also else last
         return verdict, checked
 
     # -- record, keep or reset

@@ -183,6 +183,7 @@ class Facts:
     game: str | None = None  # a hash of the prepared data; None before it is there
     noise: float | None = None  # the usual standard deviation of scores of identical code
     implausible_gain: float | None = None  # a larger one is believed only twice
+    most_taken: float | None = None  # share of the processors that others may take of a trial more than of its champion
     readable: tuple[str, ...] = ()  # paths that trials need, besides the task's own
     hidden: tuple[str, ...] = ()  # paths that trials must not read
 
@@ -197,7 +198,7 @@ class Facts:
         if not isinstance(said, dict):
             raise ValueError("not a JSON object")
         kinds = {"machine": dict, "noise": float, "implausible_gain": float, "time_budget": float, "seed": int}
-        kinds |= {"readable": list, "hidden": list}
+        kinds |= {"most_taken": float, "readable": list, "hidden": list}
         facts: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             if (value := said.get(field.name)) is None:

@@ -31,9 +31,10 @@ from autoresearch.record import events
 from autoresearch.record.ledger import HELD, Attempt
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
-from autoresearch.text import to_type
+from autoresearch.text import duration, to_type
 
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
+DISTURBANCES = 2  # times that one of which others took processors is, before it counts all the same
 BASELINES, SHORT = 5, 60.0  # runs of a baseline that takes less than so many seconds, in other repositories
 FIRST_TURN, FIRST_ALONE = 100, 200  # the seeds of runs in turn, and of the champion alone, are the run's plus these
 BUSY = 0.05  # of a time, from one run to the next: above it a person is told
@@ -42,8 +43,12 @@ SETTLED = 5  # verdicts that are needed before a gain can be too large to be bel
 Tell = Callable[[Phase], None]
 
 
-class Suspended(Exception):
-    """A repetition of a trial was suspended; the text says for how long."""
+class Disturbed(Exception):
+    """What was measured does not count: the text says why. taken: the share of the processors that others took."""
+
+    def __init__(self, why: str, taken: float | None = None) -> None:
+        super().__init__(why)
+        self.taken = taken
 
 
 class Trials:
@@ -53,6 +58,7 @@ class Trials:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.rule, self.baseline_runs = rule, baseline_runs
         self.suspensions: dict[int, int] = {}  # by number of an attempt
+        self.disturbances: dict[int, int] = {}
 
     async def first(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
         """Train and score an attempt with the run's seed.
@@ -83,7 +89,10 @@ class Trials:
         """Into the record, as a run of the attempt, if it has a score."""
         if measured.score is not None and not measured.suspended:
             seconds, score = dict(measured.seconds), measured.score
-            await self.run.record(events.Measured(number=attempt.number, seed=seed, score=score, seconds=seconds))
+            event = events.Measured(
+                number=attempt.number, seed=seed, score=score, seconds=seconds, taken=measured.taken
+            )
+            await self.run.record(event)
 
     async def check(self, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False) -> Measurement:
         """Guard and holdout of a trial that has its score. A guard that fails runs once more: some fail by chance."""
@@ -120,7 +129,7 @@ class Trials:
                 break  # it has no noise
             numbers = range(first, min(first + len(seats), times + 1) if self.baseline_runs else first + len(seats))
             for number, measured in zip(numbers, await self.baseline(attempt, numbers, seats), strict=True):
-                self.require_unsuspended(attempt, measured)
+                self.require_undisturbed(attempt, measured)
                 if measured.score is None:
                     return Verdict("crash", f"in its run {number}: {measured.reason}")
         if self.task.is_timed and (noise := noise_of_turns(attempt.runs, [])) > BUSY:
@@ -212,7 +221,7 @@ class Trials:
         view = self.console.trial(attempt, again=f"turn {turn}, experiment {code.number}", seat=seat.number)
         measured = await self.train(code, name, seed, seat, view)
         self.run.runner.tidy(name, keep_weights=False)
-        self.require_unsuspended(attempt, measured)
+        self.require_undisturbed(attempt, measured)
         if measured.score is None:
             whose = "" if code is attempt else "the champion, "
             return Verdict("crash", f"{whose}in turn {turn}: {measured.reason}")
@@ -222,7 +231,10 @@ class Trials:
     async def record_turn(self, code: Attempt, edit: int, seed: int, measured: Measurement) -> None:
         assert measured.score is not None
         seconds, score = dict(measured.seconds), measured.score
-        await self.run.record(events.InTurn(number=code.number, edit=edit, seed=seed, score=score, seconds=seconds))
+        event = events.InTurn(
+            number=code.number, edit=edit, seed=seed, score=score, seconds=seconds, taken=measured.taken
+        )
+        await self.run.record(event)
 
     @property
     def repeats_runs(self) -> bool:
@@ -231,17 +243,23 @@ class Trials:
         """
         return bool(self.rule.margin) and not self.task.referee
 
-    async def champion_again(self, seat: Seat) -> None:
-        """Where scores are noisy, measure the champion again now and then: a lucky score does not stand for ever, nor
-        does one from an hour in which the machine was less busy.
+    async def champion_again(self, attempt: Attempt, seat: Seat) -> None:
+        """Measure the champion again where its score says too little about an attempt that has just run: others took
+        clearly more of the one than of the other, or scores are noisy and many went by: a lucky one does not stand for
+        ever, nor does one from an hour in which the machine was less busy.
         """
         champion = self.ledger.champion
-        if champion is None or not self.repeats_runs or self.ledger.stale < STALE or not self.ledger.noise():
+        if champion is None or attempt.parent != champion.commit:
+            return
+        unlike = self.is_unlike(attempt, champion)
+        stale = self.repeats_runs and self.ledger.stale >= STALE and self.ledger.noise()
+        if not (unlike or stale):
             return
         self.ledger.stale = 0  # only one of several workers does it
         number = len(self.ledger.in_turn.get((champion.number, 0), ())) + 1
         name, seed = f"{champion.number}-alone-{number}", self.run.seed + FIRST_ALONE + number
-        view = self.console.trial(champion, again="the champion again: its score may have been luck", seat=seat.number)
+        why = "now that others take more or less of the machine" if unlike else "its score may have been luck"
+        view = self.console.trial(champion, again=f"the champion again: {why}", seat=seat.number)
         try:
             measured = await self.train(champion, name, seed, seat, view)
             self.run.runner.tidy(name, keep_weights=False)
@@ -249,6 +267,13 @@ class Trials:
             view.close()
         if measured.score is not None and not measured.suspended:  # a failure is not the next edit's fault
             await self.record_turn(champion, 0, seed, measured)
+
+    def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
+        """Whether no run of the champion had about as much of the machine as an attempt had."""
+        taken = attempt.taken[-1] if attempt.taken else None
+        if taken is None or self.ledger.most_taken is None or self.ledger.alike(champion, taken):
+            return False
+        return bool(self.ledger.taken_of(champion)) or taken > self.ledger.most_taken
 
     # -- quarantine
 
@@ -282,7 +307,7 @@ class Trials:
         view = self.console.trial(attempt, again=f"again, seed {seed}", seat=seat.number)
         try:
             measured = await self.measure(attempt, name, seed, seat, view, fresh_caches=True)
-            self.require_unsuspended(attempt, measured)
+            self.require_undisturbed(attempt, measured)
             if measured.score is None:
                 return Verdict("crash", f"in quarantine: {measured.reason}")
             second, objection = self.judge(attempt, [measured.score]), ""
@@ -301,20 +326,44 @@ class Trials:
         finally:
             self.run.runner.tidy(name, keep_weights=False)
 
-    # -- suspended
+    # -- suspended, or beside the work of others
 
-    def suspended(self, attempt: Attempt, measured: Measurement) -> str:
-        """Why a trial that was suspended runs again; empty if it was not, or has been too often."""
-        if not measured.suspended:
-            return ""
-        self.suspensions[attempt.number] = self.suspensions.get(attempt.number, 0) + 1
-        return in_words(measured) if self.suspensions[attempt.number] <= SUSPENSIONS else ""
+    def require_undisturbed(self, attempt: Attempt, measured: Measurement) -> None:
+        """Raise Disturbed for a trial that was suspended, or of which others took clearly more than of its champion:
+        the whole attempt runs again. Not too often, though.
+        """
+        if measured.suspended:
+            times = self.suspensions[attempt.number] = self.suspensions.get(attempt.number, 0) + 1
+            if times <= SUSPENSIONS:
+                raise Disturbed(in_words(measured))
+        elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
+            times = self.disturbances[attempt.number] = self.disturbances.get(attempt.number, 0) + 1
+            if times <= DISTURBANCES:
+                raise Disturbed(f"{taken_in_words(taken)}, so that it came less far: it runs again", taken)
 
-    def require_unsuspended(self, attempt: Attempt, measured: Measurement) -> None:
-        """Raise Suspended for a repetition that was: then the whole attempt runs again."""
-        if reason := self.suspended(attempt, measured):
-            raise Suspended(reason)
+    def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
+        """Whether others took clearly more of an attempt's trial than ever of its champion's."""
+        base = self.ledger.base_of(attempt)
+        before = max((other for other, _ in self.ledger.taken_of(base)), default=0.0) if base else 0.0
+        return self.ledger.most_taken is not None and taken > before + self.ledger.most_taken
+
+    def note(self, attempt: Attempt) -> str:
+        """What a verdict says of the machine; empty where others left it alone."""
+        taken = attempt.taken[-1] if attempt.taken else None
+        disturbed = taken is not None and self.ledger.most_taken is not None and taken > self.ledger.most_taken
+        return taken_in_words(taken) if disturbed and taken else ""
+
+    async def wait_for_quiet(self, attempt: Attempt, seat: Seat) -> None:
+        """Before an attempt that was disturbed runs again, wait for the others to be done: as long as it trains."""
+        if self.disturbances.get(attempt.number):
+            limit = self.run.facts.time_budget or 0.0
+            self.console.line(f"  waiting until the machine is free, {duration(limit)} at most", "yellow")
+            await self.run.runner.quiet(seat, limit)
 
 
 def in_words(measured: Measurement) -> str:
     return f"it was suspended for {measured.suspended:.0f} s"
+
+
+def taken_in_words(taken: float) -> str:
+    return f"other programs took {taken:.0%} of the processors while it trained"

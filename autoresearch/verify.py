@@ -132,6 +132,7 @@ class Verification:
                 holdout=None if reason else check.figures.get(run.task.holdout_metric),
                 reason=reason,
                 seconds={**measured.seconds, **check.seconds, "wall": round(typical, 3)},
+                taken=measured.taken,
             )
             run.ledger.append(event)
             run.console.line(f"  no score: {reason}" if event.score is None else f"  {event.score:.6f}")

@@ -17,6 +17,7 @@ KINDS = {
     "startup": "start-up",  # of trials: import, build, compile, warm up; and the rehearsals before them
     "scoring": "scoring",  # score, guard and holdout
     "interrupted": "trials without a verdict",  # which were stopped, suspended, or repaired and run again
+    "disturbed": "trials beside others' work",  # of which other programs took too much: they ran again
     "running": "running trials",  # whose verdict is still to come
     "agent": "waiting for the agent",  # a worker had nothing to run
     "network": "waiting for the network",  # it had nothing to run because no agent could be reached
@@ -112,7 +113,8 @@ class Account:
                     self._add("interrupted", ended[0])
             case events.Interrupted() | events.Rerun():
                 if ended := self._end_trial(event.number, time):
-                    self._add("interrupted", ended[0])
+                    disturbed = isinstance(event, events.Rerun) and event.taken is not None
+                    self._add("disturbed" if disturbed else "interrupted", ended[0])
             case events.Held() if event.what == "keep":
                 self._held.add(event.number)
                 self._conclude(event.number, event.verdict.get("seconds"), time)

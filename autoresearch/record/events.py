@@ -143,12 +143,15 @@ class Trial(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rerun(Event):
-    """What was measured does not count, and the trial runs again: it was suspended, or its champion was replaced."""
+    """What was measured does not count, and the trial runs again: it was suspended or disturbed, or its champion was
+    replaced.
+    """
 
     name = "rerun"
     number: int
     reason: str
     seconds: float = 0.0
+    taken: float | None = None  # share of the processors that others took, where that is why
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +163,7 @@ class Measured(Event):
     seed: int
     score: float
     seconds: dict = dataclasses.field(default_factory=dict)
+    taken: float | None = None  # share of the processors that others took while it trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +206,7 @@ class InTurn(Event):
     seed: int
     score: float
     seconds: dict = dataclasses.field(default_factory=dict)
+    taken: float | None = None  # share of the processors that others took while it trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,6 +239,7 @@ class Verified(Event):
     holdout: float | None = None
     reason: str = ""  # why there is no score
     seconds: dict = dataclasses.field(default_factory=dict)
+    taken: float | None = None  # share of the processors that others took while it trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

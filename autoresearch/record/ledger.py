@@ -82,6 +82,7 @@ class Attempt:
     runs: list[float] = dataclasses.field(
         default_factory=list
     )  # scores of this very code, the first with the run's seed
+    taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: what others took meanwhile
 
     @property
     def is_baseline(self) -> bool:
@@ -109,6 +110,7 @@ class Ledger:
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
         self.in_turn: dict[tuple[int, int], list[float]] = {}  # by number of the code, and of the edit it ran for, or 0
+        self.alone: dict[int, list[tuple[float | None, float]]] = {}  # by number of a champion that ran again alone
         self.stale = 0  # verdicts since the champion ran last
         self.dropped: list[Attempt] = []  # what was kept and taken back by a person
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
@@ -194,17 +196,53 @@ class Ledger:
         return [*own, *(run.score for run in self.verified if run.commit == attempt.commit and run.score is not None)]
 
     def standing(self, attempt: Attempt) -> list[float]:
-        """The scores of the champion that an attempt was built on. Empty for the baseline."""
+        """The scores of the champion that an attempt was built on: of runs that had as much of the machine as it had,
+        or of the nearest, where that is known. Empty for the baseline.
+        """
+        if (base := self.base_of(attempt)) is None:
+            return []
+        taken, known = attempt.taken[-1] if attempt.taken else None, self.taken_of(base)
+        if taken is None or self.most_taken is None or not known:
+            return self.scores(base)
+        return self.alike(base, taken) or [min(known, key=lambda pair: abs(pair[0] - taken))[1]]
+
+    def base_of(self, attempt: Attempt) -> Attempt | None:
+        """What an attempt was built on; None for the baseline."""
         kept = reversed(self.kept)
-        base = next((other for other in kept if other.commit == attempt.parent and other is not attempt), None)
-        return self.scores(base) if base else []
+        return next((other for other in kept if other.commit == attempt.parent and other is not attempt), None)
+
+    def taken_of(self, attempt: Attempt) -> list[tuple[float, float]]:
+        """(Share of the processors that others took, score) of the runs of a code of which both are known."""
+        fresh = ((run.taken, run.score) for run in self.verified if run.commit == attempt.commit)
+        pairs = (*zip(attempt.taken, attempt.runs, strict=False), *self.alone.get(attempt.number, ()), *fresh)
+        return [(taken, score) for taken, score in pairs if taken is not None and score is not None]
+
+    def alike(self, attempt: Attempt, taken: float | None) -> list[float]:
+        """The scores of a code's runs of which others took about as much."""
+        if self.most_taken is None or taken is None:
+            return []
+        return [score for other, score in self.taken_of(attempt) if abs(other - taken) <= self.most_taken]
+
+    def undisturbed(self, attempt: Attempt) -> list[float]:
+        """The scores of an attempt's runs, without those of which others took clearly more than of another."""
+        known = [taken for taken in attempt.taken if taken is not None]
+        if self.most_taken is None or not known:
+            return attempt.runs
+        limit = min(known) + self.most_taken
+        return [score for taken, score in zip(attempt.taken, attempt.runs, strict=True) if (taken or 0.0) <= limit]
+
+    @property
+    def most_taken(self) -> float | None:
+        """The share of the processors that others may take of one trial more than of another (Facts)."""
+        return self.facts.most_taken if self.facts else None
 
     def replicates(self) -> list[list[float]]:
         """Scores of identical code, where there are several.
 
         Not those of a suspect, nor scores that were chosen for being good beside fresh ones.
         """
-        groups = [attempt.runs for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
+        kept = [attempt for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
+        groups = [self.undisturbed(attempt) for attempt in kept]
         fresh: dict[str | None, list[float]] = {}
         for run in self.verified:
             if run.score is not None:
@@ -281,15 +319,19 @@ class Ledger:
                 self._spend(event)
             case events.Trial():
                 self.attempts[event.number - 1].runs.clear()
+                self.attempts[event.number - 1].taken.clear()
                 self.in_turn = {key: scores for key, scores in self.in_turn.items() if key[1] != event.number}
                 self.called = event.number
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
+                self.attempts[event.number - 1].taken.append(event.taken)
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Verdict():
                 self._end_attempt(event)
             case events.InTurn():
                 self.in_turn.setdefault((event.number, event.edit), []).append(event.score)
+                if not event.edit:
+                    self.alone.setdefault(event.number, []).append((event.taken, event.score))
                 self.stale = 0
             case events.Dropped():
                 self._drop(event.number)

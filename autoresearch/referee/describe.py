@@ -30,6 +30,11 @@ def machine() -> dict[str, str]:
     return facts
 
 
+# The share of the processors that others may take of a trial more than of its champion. A twentieth less training costs
+# about what noise does; a quiet machine's own services take less (bench/RESULTS.md).
+MOST_TAKEN = 0.05
+
+
 def game_name(files: dict) -> str:
     """A name for the text that is trained and scored on; the rows that only probes read do not belong to it."""
     named = {name: entry for name, entry in files.items() if name != "spare.bin"}
@@ -51,5 +56,6 @@ def describe(game: Game) -> dict:
         "game": manifest and game_name(manifest["files"]),
         "noise": NOISE[name],  # what the score's standard deviation usually is
         "implausible_gain": 0.05 if name == "gpu" else None,  # bits a byte over the champion
+        "most_taken": None if name == "test" else MOST_TAKEN,
         "hidden": [str(game.folder), str(source_folder(game))],  # no trial sees text but through the referee
     }

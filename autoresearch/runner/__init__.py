@@ -51,6 +51,7 @@ class Measurement:
     )  # wall clock by phase; `training` of the clock
     memory_gb: float = 0.0
     suspended: float = 0.0  # seconds for which it was suspended: then what was measured does not count
+    taken: float | None = None  # share of the processors that others took while it trained; None: not known
     failed: str = ""  # the phase that `reason` is about
 
 
@@ -68,6 +69,10 @@ class Runner(Protocol):
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None]) -> Measurement:
         """Run a job; cancelling it ends it, whole. Raises UserError for what only a person can put right, and OSError
         where a full disk kept it from running. Never raises for what the job's commands do."""
+        ...
+
+    async def quiet(self, seat: Seat, limit: float) -> bool:
+        """Wait until others leave the machine of a seat alone, `limit` seconds at most. Whether they do."""
         ...
 
     def tidy(self, name: str, keep_weights: bool) -> None:

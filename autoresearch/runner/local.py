@@ -20,6 +20,7 @@ from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measureme
 from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.environment import commands_environment, their_words, toolchains
 from autoresearch.runner.logs import ends_of
+from autoresearch.runner.neighbours import quiet
 from autoresearch.runner.process import GRACE_SECONDS, command_words, require_program
 from autoresearch.runner.trial import Trial, end_left_overs, tidy, trial_environment
 from autoresearch.task import Facts, Task
@@ -134,6 +135,10 @@ class Local:
             if isinstance(stage, Checkout):
                 stage.reset()
         return measured
+
+    async def quiet(self, seat: Seat, limit: float) -> bool:
+        """See Runner. All seats are on this machine."""
+        return self.facts.most_taken is None or await quiet(self.facts.most_taken, limit)
 
     def tidy(self, name: str, keep_weights: bool) -> None:
         folder = self._folder(name)

@@ -40,6 +40,7 @@ from autoresearch.runner.machine import (
     free_memory,
     remove,
 )
+from autoresearch.runner.neighbours import Processors
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over
 from autoresearch.runner.progress import longest_start, read_progress
 from autoresearch.task import Facts, Task
@@ -133,6 +134,9 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.printed: list[dict[str, float]] = []  # figures, by run of the command that prints the metric
         self.peak_memory = 0
+        self.watched = facts.most_taken is not None  # whether it matters what others take of the processors
+        self.clock_began: Processors | None = None  # as they stood when its clock had started
+        self.taken: float | None = None  # share that others took since
         self.overfull = False  # it filled the disk
         self.root = folder.parents[3]  # the user's checkout
         self.memory_free = free_memory()
@@ -254,7 +258,7 @@ class Trial:
         if not 0 <= megabytes < MOST_MEGABYTES:
             megabytes = self.peak_memory / 2**20
         figures = {"peak_mb": self.peak_memory / 2**20, **figures} if "peak_mb" in self.task.also else figures
-        return Measurement(score, "", finite(figures), dict(self.seconds), megabytes / 1024)
+        return Measurement(score, "", finite(figures), dict(self.seconds), megabytes / 1024, taken=self.taken)
 
     async def _check(self) -> Measurement:
         """Guard and holdout, on what the training of this trial has saved."""
@@ -348,9 +352,19 @@ class Trial:
             self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - late)), 3)
         return ended
 
+    def _look_at_others(self) -> None:
+        """What others take of the processors, from the start of the training's clock to its last second."""
+        if progress := read_progress(self.folder):
+            if self.clock_began is None:
+                self.clock_began = Processors.now()
+            elif time.time() > progress.clock + progress.budget - 1.0:
+                self.taken = round(Processors.now().taken_since(self.clock_began), 3)
+
     def _excess(self, phase: str, process: Process) -> str | None:
         """Why a command must end now: it uses more of the machine, or of the time before its clock, than it may."""
         running = time.monotonic() - process.started
+        if phase == TRAIN and self.watched:
+            self._look_at_others()
         if phase == TRAIN and running > self.start_limit and read_progress(self.folder) is None:
             limit = f"{self.start_limit:.0f} s"
             return (

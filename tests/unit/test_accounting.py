@@ -107,6 +107,17 @@ def test_waiting_for_the_network_counts_where_a_worker_was_idle():
     assert sum(account(night).values()) == 2 * 125
 
 
+def test_a_trial_beside_the_work_of_others_counts_apart():
+    night = events(
+        (0, "start"),
+        (0, "trial", {"number": 1}),
+        (10, "rerun", {"number": 1, "taken": 0.4}),
+        (10, "trial", {"number": 1}),
+        (20, "verdict", verdict(1, train=10)),
+    )
+    assert account(night) == some(disturbed=10, training=10)
+
+
 def test_a_crash_that_is_repaired_and_one_that_is_not():
     def crashing(*then):
         return events((0, "start"), (0, "trial", {"number": 1}), (10, "crashed", {"number": 1}), *then)

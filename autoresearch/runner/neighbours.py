@@ -1,0 +1,59 @@
+"""What other programs took of the processors while a trial trained.
+
+Where a training is against the clock, the machine is a part of its score: beside somebody else's work it comes less far
+in the same time, and looks like a bad idea.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import time
+
+import psutil
+
+from autoresearch.runner.process import family
+
+LOOK = 5.0  # seconds between two looks while it waits for the machine to be free
+
+
+@dataclasses.dataclass(frozen=True)
+class Processors:
+    """Seconds, since the machine started, of the processors that this program may use."""
+
+    total: float
+    idle: float
+    own: float  # of this program and all that it started
+
+    @classmethod
+    def now(cls) -> "Processors":
+        every = psutil.cpu_times(percpu=True)
+        usable = [every[number] for number in os.sched_getaffinity(0) if number < len(every)]
+        total = sum(sum(times) - times.guest - times.guest_nice for times in usable)  # `user` and `nice` hold those
+        own = 0.0
+        for process in family(os.getpid()):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile: its parent has its seconds
+                own += sum(process.cpu_times()[:4])  # with its children that have ended
+        return cls(total, sum(times.idle + times.iowait for times in usable), own)
+
+    def others_since(self, before: "Processors") -> float:
+        """The share of the machine, 0 to 1, that others used, or the host did (steal)."""
+        total, idle, own = self.total - before.total, self.idle - before.idle, self.own - before.own
+        return max(0.0, total - idle - own) / total if total > 0 else 0.0
+
+    def taken_since(self, before: "Processors") -> float:
+        """The share that others took and this program could have used: what they used beyond what was idle anyway."""
+        total, idle = self.total - before.total, self.idle - before.idle
+        return max(0.0, self.others_since(before) - idle / total) if total > 0 else 0.0
+
+
+async def quiet(most: float, limit: float) -> bool:
+    """Wait until others use at most this share of the processors, `limit` seconds at most. Whether they do."""
+    end, before = time.monotonic() + limit, Processors.now()
+    while time.monotonic() < end:
+        await asyncio.sleep(min(LOOK, limit / 4))
+        now = Processors.now()
+        if now.others_since(before) <= most:
+            return True
+        before = now
+    return False
