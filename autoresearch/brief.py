@@ -61,6 +61,7 @@ class Brief:
     in_flight: list[Attempt] = dataclasses.field(default_factory=list)  # attempts without a verdict yet
     notes: list[tuple[int, str]] = dataclasses.field(default_factory=list)  # of people, before which experiment
     refused: list[Refused] = dataclasses.field(default_factory=list)  # proposals for this number
+    optimizer: str = ""  # what the optimizer knows, whose business constants are
     refusal: str | None = None  # why the last of these was, if the agent is to try again
     remade: bool = False  # whether that edit is gone from the files
     crash: str | None = None  # why this experiment's trial crashed: the agent is to fix its edit
@@ -213,6 +214,8 @@ class Brief:
             parts += ["## What was tried, by category", table, *self.calibration()]
         if table := self.constants():
             parts += ["## What single constants did, newest last: experiment, old -> new value, change", table]
+        if self.optimizer:
+            parts += ["## What the optimizer knows", self.optimizer]
         if self.attempts:
             used = sum(len(part.encode()) + 2 for part in (*self.lasting(), *sources, *parts))
             parts += [

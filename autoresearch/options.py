@@ -80,7 +80,7 @@ class Research(Begins):
     max_tokens: int | None = option("Start no experiment when they have taken this many tokens.", min=1)
     agent: str = option(
         f"Who proposes: {', '.join(NAMES)}; auto: the first that is ready. NAME:MODEL for a certain model. A,B: both, "
-        "the better one more often.",
+        "the better one more often. optimize+NAME: it varies constants, NAME changes code.",
         default="auto",
     )
     model: str | None = option("The agent's model. Default: the agent's own.")

@@ -1,4 +1,5 @@
-"""Which of several agents proposes next, decided by what each has gained and cost so far.
+"""Which of several agents proposes next, decided by what each has gained and cost so far; of an optimizer and a model
+by their shares.
 
 The rule is UCB1 (Auer, Cesa-Bianchi, Fischer 2002, "Finite-time Analysis of the Multiarmed Bandit Problem"): the mean
 reward, as a share of the best agent's, plus a bonus for agents that had few turns. The reward is the gain of kept edits
@@ -9,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 from autoresearch.agents import Agent
+from autoresearch.agents.hybrid import SHARE, Informed
 from autoresearch.record.ledger import Ledger
 
 
@@ -16,6 +18,11 @@ def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool) -> Ag
     """The agent of the next experiment; the first of equals. The same record gives the same choice."""
     if len(agents) == 1:
         return agents[0]
+    for agent in agents:
+        if isinstance(agent, Informed):
+            tried = [attempt.agent for attempt in ledger.attempts if not attempt.is_baseline]
+            behind = tried.count(agent.name) < SHARE * (len(tried) + 1)
+            return agent if behind else next(other for other in agents if other is not agent)
     turns = {agent.name: turns_of(ledger, agent.name) for agent in agents}
     if min(turns.values()) == 0:
         return min(agents, key=lambda agent: turns[agent.name])

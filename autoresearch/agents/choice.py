@@ -6,13 +6,14 @@ import os
 from autoresearch import UserError
 from autoresearch.agents import KEYS, NAMES, Agent
 from autoresearch.agents.clients import CLIENTS, Client
+from autoresearch.agents.hybrid import SHARE, Informed
 
 
 @dataclasses.dataclass(frozen=True)
 class AgentOptions:
     """What the command line says about agents."""
 
-    agent: str = "auto"  # NAME, NAME:MODEL, or several with commas between them
+    agent: str = "auto"  # NAME, NAME:MODEL, several with commas between them, or optimize+NAME
     model: str | None = None  # of those that are named without one
     base_url: str | None = None  # the server that claude-api calls
     thinking: str | None = None  # how much claude-api's model thinks: see claude_api.thinking_settings
@@ -25,9 +26,14 @@ class AgentOptions:
 
 def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
     """(The agents, how the first screen describes them.) UserError for an agent that is unknown or not ready."""
-    names = [name.strip() for name in options.agent.split(",")]
+    hybrid = "+" in options.agent
+    names = [name.strip() for name in options.agent.split("+" if hybrid else ",")]
     if len(set(names)) < len(names) or "" in names:
         raise UserError(f"--agent takes one agent, or different ones with commas between them, not {options.agent!r}")
+    if hybrid and (len(names) != 2 or names[0] != "optimize" or names[1] in ("auto", "sweep") or "," in options.agent):
+        raise UserError(
+            f"--agent optimize+NAME takes one agent with a model, e.g. optimize+claude-api, not {options.agent}"
+        )
     words = []
     if names == ["auto"]:
         name, reason = choose_ready(options)
@@ -50,9 +56,17 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
         words.insert(0, "no model: seeded local search over the constants")
     elif kinds == {"optimize"}:
         words.insert(0, "no model: learns from all attempts what each constant does")
+    elif hybrid:
+        words.insert(0, f"optimize varies constants; {names[1]} changes code, in {SHARE:.0%} of the trials")
     elif len(agents) > 1:
         words.insert(0, "each as often as it earns")
     said = ", ".join(map(in_words, agents))
+    if hybrid:
+        from autoresearch.agents.optimize import Optimize
+
+        optimizer, other = agents
+        assert isinstance(optimizer, Optimize)
+        return [optimizer, Informed(other, optimizer)], f"{said} ({'; '.join(words)})"
     return agents, said + (f" ({'; '.join(words)})" if words else "")
 
 

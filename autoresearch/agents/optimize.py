@@ -11,14 +11,14 @@ It needs numpy, no model and no key. All it knows is in the record, so after a k
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoresearch import UserError
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.agents.sweep import steps
-from autoresearch.brief import Brief
+from autoresearch.brief import Brief, fence, first
 from autoresearch.constants import Constant, Value, all_constants, literal, name_among, once, with_texts
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import edit_hash
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOVES = 2  # constants that one proposal changes at most
+CANDIDATES = 3  # that a model beside it is told
 DRAWS = 20  # that are made to find an edit which was not tried yet
 EFFECT = 2.0  # standard deviations of one score that doubling a constant changes it by, before anything is known
 CURVE = 1.0  # of that is what it costs besides, to leave the place where somebody has put it
@@ -53,20 +54,16 @@ class Optimize:
 
     async def propose(self, brief: Brief, folder: Path) -> Proposal:
         """Draw what may be the best step from the champion. The same record gives the same proposal."""
-        import numpy as np
-
         sources = {name: (folder / name).read_bytes() for name in brief.sources}
-        found = once(all_constants(sources, brief.facts.gpu))
-        numbers = (constant for constant in found if not isinstance(constant.value, str))
-        moves = [Move(constant, value) for constant in numbers for value in steps(constant.value)]
+        moves = moves_of(brief, sources)
         if not moves:
             raise NothingLeft("optimize found no constant to vary: upper-case names that are given a number")
         known = [*(attempt for attempt in brief.attempts if not attempt.was_outrun), *brief.in_flight]
         contents = {attempt.edit for attempt in known}
         refused = {event.description for event in brief.refused}
         model = Model(brief, sources)
-        draws = (model.best(moves, np.random.default_rng([self.seed, brief.number, draw])) for draw in range(DRAWS))
-        single = ([move] for move in sorted(moves, key=model.expected))  # when all that looks good has been tried
+        draws = self.draws(model, moves, brief.number)
+        single = sorted(([move] for move in moves), key=model.expected)  # when all that looks good has been tried
         for chosen in itertools.chain(draws, single):
             after = with_texts(sources, [(move.constant, literal(move.value, move.constant.text)) for move in chosen])
             description = ", ".join(move.constant.change(move.value) for move in chosen)
@@ -78,12 +75,49 @@ class Optimize:
             return Proposal(
                 description,
                 hypothesis=f"a model of {model.seen} attempts expects it, or knows too little of it",
-                predicted=round(model.sign * sum(map(model.expected, chosen)), 6),
+                predicted=round(model.sign * model.expected(chosen), 6),
                 category=" ".join(sorted(move.constant.name for move in chosen)),
                 tokens=0,
                 dollars=0.0,
             )
         raise NothingLeft("every step from here has been tried")
+
+    def draws(self, model: "Model", moves: Sequence[Move], number: int) -> Iterator[list[Move]]:
+        """What may be the best step from the champion, by draws that follow from the experiment's number."""
+        import numpy as np
+
+        return (model.best(moves, np.random.default_rng([self.seed, number, draw])) for draw in range(DRAWS))
+
+    def state(self, brief: Brief) -> str:
+        """What it knows, for an agent that changes code beside it, as Markdown."""
+        sources = {name: source.encode(errors="surrogateescape") for name, source in brief.sources.items()}
+        moves, metric = moves_of(brief, sources), brief.task.metric
+        if not moves:
+            return ""
+        model = Model(brief, sources)
+        said = {}
+        for chosen in self.draws(model, moves, brief.number):
+            said.setdefault(", ".join(move.constant.change(move.value) for move in chosen), chosen)
+        candidates = [
+            f"{text}: {model.in_words(chosen)}" for text, chosen in itertools.islice(said.items(), CANDIDATES)
+        ]
+        tried = {move.constant: [] for move in moves if name_among(sources, move.constant) in model.names}
+        for move in moves:
+            tried.get(move.constant, []).append(move)
+        best = sorted(
+            (min(steps, key=lambda move: model.expected([move])) for steps in tried.values()),
+            key=lambda move: model.expected([move]),
+        )
+        known = [f"{move.constant.change(move.value)}: {model.in_words([move])}" for move in best]
+        parts = [
+            "Another agent varies the constants, from a regression over all attempts, and has most of the trials. Your "
+            "part is what constants cannot say: change the code. It goes on from the constants that your code has, so "
+            "give what you add a constant where its size is a guess.",
+            f"What it would try next, with the change of {metric} that it expects:\n\n" + fence("\n".join(candidates)),
+        ]
+        if known:
+            parts.append("The best step of each constant that was tried, best first:\n\n" + fence(first(known, 2000)))
+        return "\n\n".join(parts)
 
 
 class Model:
@@ -144,10 +178,30 @@ class Model:
         order = sorted(gains.values(), key=lambda gain: gain[0])
         return [move for number, (change, move) in enumerate(order[:MOVES]) if change < 0 or not number]
 
-    def expected(self, move: Move) -> float:
-        """The change of the loss that is expected of a move."""
+    def expected(self, moves: Sequence[Move]) -> float:
+        """The change of the loss that is expected of moves of different constants."""
         known = dict(zip(self.names, self.mean, strict=True))
-        return sum(known.get(name, self.prior(name)[0]) * step for name, step in self.differences(move).items())
+        return sum(known.get(name, self.prior(name)[0]) * step for name, step in self.steps(moves))
+
+    def deviation(self, moves: Sequence[Move]) -> float:
+        """The standard deviation of what is expected."""
+        import numpy as np
+
+        places, row, unknown = {name: place for place, name in enumerate(self.names)}, np.zeros(len(self.names)), 0.0
+        for name, step in self.steps(moves):
+            if name in places:
+                row[places[name]] += step
+            else:
+                unknown += (self.prior(name)[1] * step) ** 2
+        return math.sqrt(float(((self.root.T @ row) ** 2).sum()) + unknown)
+
+    def in_words(self, moves: Sequence[Move]) -> str:
+        """`-0.001200 ± 0.003000`: the change of the metric that is expected, and its standard deviation."""
+        return f"{self.sign * self.expected(moves):+.6f} ± {self.deviation(moves):.6f}"
+
+    def steps(self, moves: Sequence[Move]) -> Iterator[tuple[str, float]]:
+        """(Name, change) of the features of the champion that moves change."""
+        return itertools.chain.from_iterable(self.differences(move).items() for move in moves)
 
     def differences(self, move: Move) -> dict[str, float]:
         """What a move changes in the features of the champion."""
@@ -155,6 +209,13 @@ class Model:
         place = {**self.now, name: self.now.get(name, 0.0) + distance(float(move.constant.value), float(move.value))}
         before, after = features(self.now), features(place)
         return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in {**before, **after}}
+
+
+def moves_of(brief: Brief, sources: Mapping[str, bytes]) -> list[Move]:
+    """All single steps of constants from the champion."""
+    found = once(all_constants(sources, brief.facts.gpu))
+    numbers = (constant for constant in found if not isinstance(constant.value, str))
+    return [Move(constant, value) for constant in numbers for value in steps(constant.value)]
 
 
 def places_of(attempts: Sequence[Attempt]) -> dict[str, dict[str, float]]:

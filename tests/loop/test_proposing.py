@@ -245,3 +245,40 @@ def test_an_edit_with_a_key_is_refused_also_where_one_was_removed_before(toy):
     toy.run_agent(2)
     assert "looks like a key" in toy.journal("refused")[0]["reason"]
     assert not git(toy.folder, "log", "--all", "--format=%H", "-G", "ghp_")
+
+
+PAIR = """VALUE = {value}
+RATE = 0.5
+{more}if __name__ == '__main__':
+    print(f'score: {{VALUE - abs(RATE - 0.3){bonus}}}')
+"""
+
+
+def test_an_optimizer_and_a_model_share_the_trials(toy):
+    """The model has three of ten and changes code, knowing what the optimizer knows; that goes on from its code."""
+    toy.write("solver.py", PAIR.format(value=1, more="", bonus=""))
+    toy.commit()
+    code = {"files": {"solver.py": PAIR.format(value=1, more="BONUS = 8\n", bonus=" + BONUS")}, "say": "a bonus"}
+    steps(toy, e2=[code], e5=[step(-1, "worse")], e8=[step(-2, "worse, too")])
+    agent = [word if word != "command" else "optimize+command" for word in toy.agent]
+    output = toy.run(*agent, "--experiments", "8", "--baseline-runs", "1")
+    assert "optimize varies constants; command changes code, in 30% of the trials" in output
+    attempts = toy.journal("attempt")[1:]
+    assert [attempt["agent"] for attempt in attempts] == ["command", *["optimize"] * 2] * 2 + ["command"]
+    moved = [attempt["constants"] for attempt in attempts]
+    assert [bool(constants) for constants in moved] == [False, True, True, False, True, True, False]
+    assert toy.statuses()[1] == "keep" and any("BONUS" in constants for constants in moved if constants)
+    first, second = brief_of(toy, "2"), brief_of(toy, "5")
+    assert "## What the optimizer knows" in first and "The best step of each constant" not in first
+    assert "The best step of each constant that was tried, best first:" in second
+
+
+def test_the_optimizer_goes_on_while_the_model_cannot_be_reached(toy):
+    """In what it says, a service's own words: its turns go to the optimizer, and nothing ends."""
+    toy.write("solver.py", PAIR.format(value=1, more="", bonus=""))
+    toy.commit()
+    away = {"files": {}, "say": "You've hit your usage limit. Try again in 3 hours.", "exit": 1}
+    steps(toy, **{f"e{number}": [away] for number in range(2, 9)})
+    agent = [word if word != "command" else "optimize+command" for word in toy.agent]
+    toy.run(*agent, "--experiments", "4", "--baseline-runs", "1")
+    assert [attempt["agent"] for attempt in toy.journal("attempt")[1:]] == ["optimize"] * 3

@@ -56,6 +56,22 @@ def test_the_same_record_is_the_same_proposal(call):
     assert len(others | {text}) > 2
 
 
+def test_a_model_beside_it_is_told_what_it_knows(call):
+    """Higher is better here: RATE gained when it was doubled, WIDTH lost."""
+    history = [BASELINE, tried(2, 1.4, {"RATE": [0.02, 0.04]}), tried(3, 0.6, {"WIDTH": [128, 256]})]
+    told = call.brief(attempts=history, noise=0.01)
+    told = dataclasses.replace(told, sources={"solver.py": SOURCE}, number=4)
+    state = Optimize(1).state(told)
+    assert state == Optimize(1).state(told) and state.count("±") == 3 + 2
+    _, candidates, _, known, _ = state.split("```")
+    assert len(candidates.strip().split("\n")) == 3
+    rate, width = known.strip().split("\n")
+    assert rate.startswith("RATE: 0.02 -> 0.04: +0.3")
+    assert width.startswith("WIDTH: 128 -> ")
+    assert state in dataclasses.replace(told, optimizer=state).text()
+    assert Optimize(1).state(dataclasses.replace(told, sources={"solver.py": "pass"})) == ""
+
+
 def test_what_helped_is_done_again_and_what_harmed_is_not(call):
     """Higher is better here. Each constant was moved both ways; nothing of it was kept."""
     history, noise = [BASELINE], 0.01
