@@ -34,6 +34,9 @@ SEED = 42
 BREAKING = 300.0  # seconds that breaking files may take; at least one is
 # No language, and no format for data, takes this for anything but a mistake.
 BROKEN = b"]})> broken on purpose by autoresearch, to see who notices <({[\n"
+# What test runners say of how many tests there were: cargo, unittest, pytest, node, mocha, go, ctest.
+TESTS = re.compile(r"\b(?:ran|running) (\d+) tests?\b|\b(\d+) (?:passed|passing)\b|\btests (\d+)\b", re.IGNORECASE)
+NO_TESTS = re.compile(r"\bno (?:tests? (?:were )?(?:ran|run|found|files)|tests to run)\b", re.IGNORECASE)
 REPEATS = ((5, 0.03), (3, 0.015))  # runs in a trial, and the noise above which they pay, as a share of the score
 NOISY = 0.1  # of the score: above it a night finds little
 
@@ -145,6 +148,8 @@ class Workbench:
         self.say(f"{'':<10}{runner.program_of(command)}, {seconds:.1f} s: {failed or found}", "red" if failed else "")
         text = clean(read_tail(runner.log_path(name).with_name(f"{phase}.log"), 1 << 16))
         refused = dict.fromkeys(one_line(line, 160) for line in text.splitlines() if REFUSED.search(line))
+        if phase == GUARD and not failed and ran_no_test(text):
+            self.say(f"{'':<10}it ran no test, so it guards little: name a command that does, with --guard", "yellow")
         for line in list(refused)[:3] * (not failed):  # else the reason says it
             self.say(f"{'':<10}perhaps the sandbox denied this: {line}", "yellow")
         if failed:
@@ -241,6 +246,13 @@ class Broken:
     seconds: float
     scored: bool = False  # it has a score, and the guard passes
     wins: bool = False  # and the score is better
+
+
+def ran_no_test(printed: str) -> bool:
+    """Whether test runners say that there were none; False where they say nothing of it."""
+    counts = [int(number) for groups in TESTS.findall(printed) for number in groups if number]
+    passed = any(counts) or re.search(r"^ok\s", printed, re.MULTILINE)  # go, and the Test Anything Protocol
+    return not passed and bool(counts or NO_TESTS.search(printed))
 
 
 def repeats_for(proof: Proof) -> int:

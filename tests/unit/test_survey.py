@@ -8,6 +8,7 @@ import pytest
 from autoresearch import UserError
 from autoresearch.plan.command import Asker
 from autoresearch.plan.draft import SCORER, Wishes, draft
+from autoresearch.plan.prove import ran_no_test
 from autoresearch.plan.survey import files_for, kind_of, survey
 from autoresearch.program import read_task
 
@@ -159,3 +160,27 @@ def test_what_a_manifest_describes_is_built_however_large_its_samples_are():
     assert found.language == "Rust" and found.build and "cargo" in found.build and found.sources == ("src/main.rs",)
     plain = survey({"package.json": 10, "tool.py": 100}, lambda path: "{}")  # it has no code of that language
     assert plain.language == "Python"
+
+
+@pytest.mark.parametrize(
+    ("printed", "none"),
+    [
+        (
+            "running 0 tests\n\ntest result: ok. 0 passed; 0 failed; 0 ignored\n\n   Doc-tests x\n\nrunning 0 tests\n",
+            True,
+        ),
+        ("running 0 tests\n\nrunning 12 tests\ntest result: ok. 12 passed; 0 failed\n", False),
+        ("Ran 0 tests in 0.000s\n\nOK\n", True),
+        ("Ran 4 tests in 0.001s\n\nOK\n", False),
+        ("# tests 0\n# pass 0\n", True),
+        ("?   \texample.org/x\t[no test files]\n", True),
+        ("ok  \texample.org/x\t0.2s\n?   \texample.org/x/y\t[no test files]\n", False),
+        ("No tests were found!!!\n", True),
+        ("  0 passing (1ms)\n", True),
+        ("all 7 checks hold\n", False),
+        ("", False),
+    ],
+)
+def test_a_guard_that_ran_no_test(printed, none):
+    """In the words of cargo, unittest, node, go, ctest and mocha."""
+    assert ran_no_test(printed) is none
