@@ -17,7 +17,7 @@ from autoresearch.lessons import Lesson
 from autoresearch.record.events import Refused
 from autoresearch.record.ledger import ABANDONED, Attempt, is_a_miss
 from autoresearch.task import Facts, Stages, Task
-from autoresearch.text import count, one_line, short
+from autoresearch.text import count, digits, one_line, short, signed
 
 BYTES_PER_TOKEN = 3  # of code and numbers; prose has more, so a brief never takes more tokens than estimated
 DATA_LIMIT = 4000  # bytes of what a trial printed
@@ -205,7 +205,7 @@ class Brief:
         if self.lessons:
             lines = (f"L{lesson.number} (confirmed {lesson.confirmed}): {lesson.text}" for lesson in self.lessons)
             parts += ["## Lessons of this and earlier runs", fence(first(lines, self.share(10)), self.share(1))]
-        if kept := [f"{a.number}. {change_of(a) or 0:+.6f} {headline(a)}" for a in self.attempts if is_a_keep(a)]:
+        if kept := [f"{a.number}. {signed(change_of(a) or 0)} {headline(a)}" for a in self.attempts if is_a_keep(a)]:
             what = f"## What was kept, newest last: changes of {self.task.metric}, {self.better} is better"
             parts += [what, fence(last(kept, small), small)]
         if self.gained and size(self.gained) < self.share(10):  # else it is no summary any more
@@ -229,14 +229,14 @@ class Brief:
     def standing(self) -> str:
         """The champion's score and what it had for it, how far to trust one, and what an edit must gain."""
         best, metric = self.champion, self.task.metric
-        scores = f"The champion is experiment {best.number} ({short(best.commit)}): {metric} {best.score:.6f}."
+        scores = f"The champion is experiment {best.number} ({short(best.commit)}): {metric} {digits(best.score)}."
         if self.noise:
-            scores += f" Scores of identical code differ by {self.noise:.6f} (one standard deviation)."
+            scores += f" Scores of identical code differ by {digits(self.noise)} (one standard deviation)."
         had = [words.format(best.figures[name]) for name, words in HAD.items() if best.figures.get(name) is not None]
         if best.figures.get("training_seconds") and best.figures.get("total_tokens_M"):
             pace = best.figures["total_tokens_M"] / best.figures["training_seconds"]
             had.append(f"{1e6 * pace:,.0f} tokens a second")
-        owed = [f"more than {self.margin:.6f}"] if self.margin else []
+        owed = [f"more than {digits(self.margin)}"] if self.margin else []
         owed += [f"more than {self.line_price:g} for each line of code that it adds"] if self.line_price else []
         must = f"must gain {' and '.join(owed)}" if owed else "must score better, by however little"
         parts = [scores, f"Its training had {', '.join(had)}." if had else "", f"To be kept an edit {must}."]
@@ -247,7 +247,7 @@ class Brief:
         since = f"{count(self.stages.barren(self.attempts), 'verdict')} without a keep"
         latest = dict.fromkeys(attempt.category or "(none)" for attempt in self.attempts[-self.stages.pivot :])
         recent = ["What the last ones worked on:", fence("\n".join(latest))]
-        near = [f"{a.number}. {change_of(a):+.6f} {headline(a)}" for a in self.near_misses()]
+        near = [f"{a.number}. {signed(change_of(a))} {headline(a)}" for a in self.near_misses()]
         listed = ["Near misses:", fence("\n".join(near))] if near else []
         match self.stage:
             case "refine":
@@ -286,7 +286,7 @@ class Brief:
             if (change := change_of(attempt)) is not None and (row[2] is None or self.sign * (change - row[2]) < 0):
                 row[2] = change
         lines = [
-            f"{name}: {tried} tried, {kept} kept" + (f", best change {best:+.6f}" if best is not None else "")
+            f"{name}: {tried} tried, {kept} kept" + (f", best change {signed(best)}" if best is not None else "")
             for name, (tried, kept, best) in sorted(rows.items(), key=lambda item: -item[1][0])
         ]
         return fence(first(lines, self.share(16, DATA_LIMIT))) if lines else ""
@@ -299,7 +299,7 @@ class Brief:
         predicted, measured = (median(values) for values in zip(*known, strict=True))
         gains = sum(self.sign * change < 0 for _, change in known)
         said = f"Of {count(len(known), 'edit')} with a prediction {gains} gained at all. The median prediction was "
-        return [f"{said}{predicted:+.6f}, the median of what was measured {measured:+.6f}."]
+        return [f"{said}{signed(predicted)}, the median of what was measured {signed(measured)}."]
 
     def constants(self) -> str:
         """By constant, what each value did that was tried by itself, the newest last."""
@@ -313,7 +313,7 @@ class Brief:
                 continue
             name, values = only[0]
             old, new = (literal(value, texts.get(name.split(" ")[-1], "")) for value in values)
-            did = "crash" if moved is None else f"{moved:+.6f}{' kept' * (attempt.status == 'keep')}"
+            did = "crash" if moved is None else f"{signed(moved)}{' kept' * (attempt.status == 'keep')}"
             rows.setdefault(name, []).append(f"#{attempt.number} {old} -> {new} {did}")
         lines = last(
             (f"{name}: {', '.join(tried[-VALUES:])}" for name, tried in rows.items()), self.share(16, DATA_LIMIT)
@@ -362,7 +362,7 @@ def change_of(attempt: Attempt) -> float | None:
 def changed(attempt: Attempt) -> str:
     """`, predicted -0.002000, measured +0.010000`, as far as they are known."""
     changes = {"predicted": attempt.predicted, "measured": change_of(attempt)}
-    return "".join(f", {name} {change:+.6f}" for name, change in changes.items() if change is not None)
+    return "".join(f", {name} {signed(change)}" for name, change in changes.items() if change is not None)
 
 
 def pace(attempt: Attempt, base: Attempt) -> str:
@@ -388,7 +388,7 @@ def page(attempt: Attempt, task: Task, diff: str, log: str) -> str:
         headline(attempt),
         f"{attempt.status or 'no verdict yet'}: {one_line(attempt.reason)}",
         *([f"Hypothesis: {attempt.hypothesis}"] if attempt.hypothesis else []),
-        *([f"Predicted change of {task.metric}: {attempt.predicted:+.6f}"] if attempt.predicted is not None else []),
+        *([f"Predicted change of {task.metric}: {signed(attempt.predicted)}"] if attempt.predicted is not None else []),
     ]
     parts = [
         f"# Experiment {attempt.number}",

@@ -27,7 +27,7 @@ from autoresearch.record.runs import RUNS, recorded_run, root_of
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import sandbox_in_words
 from autoresearch.task import Task, edit_hash
-from autoresearch.text import count, one_line, short, to_type
+from autoresearch.text import count, digits, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
 from autoresearch.views.console import Console
 from autoresearch.views.notify import Hooks, Listener, Notifier, hooks_of
@@ -137,7 +137,7 @@ async def begin(loop: type, options: Start) -> int:
         if champion := run.ledger.champion:
             for name in run.task.editable:
                 console.line(f"edit      {(run.repo.worktree / name).relative_to(run.root)}")
-            console.line(f"champion  experiment {champion.number}, {run.task.metric} {champion.score:.6f}")
+            console.line(f"champion  experiment {champion.number}, {run.task.metric} {digits(champion.score)}")
             console.line(f'then      {to_type("try")} -m "what and why"')
     return 130 if stop.now() else 0
 
@@ -183,7 +183,7 @@ async def drop(options: Numbered) -> int:
         assert champion is not None
         also = f", and {', '.join(map(str, with_it))} with it, built on top" if with_it else ""
         console.line(f"experiment {options.number} is taken back{also}")
-        said = f"experiment {champion.number}, {run.task.metric} {champion.score:.6f}, {short(champion.commit)}"
+        said = f"experiment {champion.number}, {run.task.metric} {digits(champion.score)}, {short(champion.commit)}"
         console.line(f"the champion is {said} on {run.repo.branch}; the run goes on from there")
     return 0
 
@@ -230,8 +230,8 @@ async def run_verify(options: Verify) -> int:
         run.begin(keep_edit=True)
         verification = Verification(run, options.runs)
         shown = {
-            "baseline": f"{short(kept[0].commit)}, {run.task.metric} {kept[0].score:.6f} in the run",
-            "champion": f"{short(kept[-1].commit)}, {kept[-1].score:.6f}, {count(len(kept) - 1, 'change')} kept",
+            "baseline": f"{short(kept[0].commit)}, {run.task.metric} {digits(kept[0].score)} in the run",
+            "champion": f"{short(kept[-1].commit)}, {digits(kept[-1].score)}, {count(len(kept) - 1, 'change')} kept",
             "runs": f"{options.runs} of each code, with fresh seeds, in turn",
             "sandbox": sandbox_in_words(run.confined),
             "to stop": "Ctrl-C: after the running one; twice: now. The same command continues",

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from autoresearch import UserError
-from autoresearch.text import count
+from autoresearch.text import count, digits
 
 LARGE, OUTLIER = math.log(4), 4.0  # of `is_far_outside`: three quarters of the way to the best
 CLEAR = 4.0  # standard errors of a gain that needs no runs in turn
@@ -170,29 +170,30 @@ def judge(
     score = mean(scores)
     if not champion:
         return Verdict(
-            "keep", f"baseline {score:.6f}" + (f", the mean of {len(scores)} runs" if len(scores) > 1 else "")
+            "keep", f"baseline {digits(score)}" + (f", the mean of {len(scores)} runs" if len(scores) > 1 else "")
         )
     sign = 1 if lower_is_better else -1
     standing = mean(champion)
     gain = sign * (standing - score)
     by_noise = margin(rule, noise, scores, champion)
     price = rule.line_price * max(0, lines)
-    better = f"{score:.6f} is {gain:.6f} better than the champion's {standing:.6f}"
+    better = f"{digits(score)} is {digits(gain)} better than the champion's {digits(standing)}"
     if gain > max(0.0, by_noise, price):
-        owed = f"; {max(by_noise, price):.6f} were owed" if max(by_noise, price) else ""
+        owed = f"; {digits(max(by_noise, price))} were owed" if max(by_noise, price) else ""
         return Verdict("keep", better + owed)
     lost = sign * score - min(sign * standing, sign * (standing if best is None else best))
     if lines < 0 and rule.slack and lost <= rule.slack * noise:
         return Verdict(
-            "keep", f"{score:.6f} is as good as the champion's {standing:.6f}, with {count(-lines, 'line')} less"
+            "keep",
+            f"{digits(score)} is as good as the champion's {digits(standing)}, with {count(-lines, 'line')} less",
         )
     if gain > 0:
         why = (
-            f"{price:.6f} that {count(lines, 'line')} more owe"
+            f"{digits(price)} that {count(lines, 'line')} more owe"
             if price > by_noise
-            else f"{by_noise:.6f} that noise alone may bring"
+            else f"{digits(by_noise)} that noise alone may bring"
         )
-        return Verdict("discard", f"gain {gain:.6f} is not above the {why}")
+        return Verdict("discard", f"gain {digits(gain)} is not above the {why}")
     if gain == 0:
-        return Verdict("discard", f"{score:.6f} equals the champion's")
-    return Verdict("discard", f"{score:.6f} is {-gain:.6f} worse than the champion's {standing:.6f}")
+        return Verdict("discard", f"{digits(score)} equals the champion's")
+    return Verdict("discard", f"{digits(score)} is {digits(-gain)} worse than the champion's {digits(standing)}")

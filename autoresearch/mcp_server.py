@@ -28,7 +28,7 @@ from autoresearch.program import program_of, read_stages
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS, Recorded, recorded_run
 from autoresearch.task import Facts
-from autoresearch.text import clean, short
+from autoresearch.text import clean, digits, short
 from autoresearch.views.digest import digest
 from autoresearch.views.state import Record, Row, look
 
@@ -258,7 +258,7 @@ def result(answer: dict[str, Any]) -> CallToolResult:
         return text(f"{name}still {answer['doing']}{left}; call wait", answer)
     lines = [f"{name}{verdict}: {answer['reason']}"]
     if answer["champion_commit"]:
-        lines.append(f"champion: {answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])}")
+        lines.append(f"champion: {answer['metric']} {digits(answer['champion'])}, {short(answer['champion_commit'])}")
     lines += [f"{key}: {answer[key]}" for key in ("stage", "log_tail") if answer.get(key)]
     return text("\n".join([*lines, f"edit next: {', '.join(answer['edit'])}"]), answer)
 

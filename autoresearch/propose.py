@@ -40,7 +40,7 @@ from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import PREFLIGHT, Job
 from autoresearch.runner.logs import read_tail
-from autoresearch.text import duration, one_line, short
+from autoresearch.text import duration, one_line, short, signed
 
 RETRIES = 3  # times that a refused edit goes back to its agent
 FAILURES = 5  # failed proposals in a row, before the loop gives up
@@ -364,7 +364,7 @@ class Proposer:
                 continue
             moved = change_of(attempt)
             if moved is not None and (moved if self.task.lower_is_better else -moved) > least:
-                earlier = f"experiment {attempt.number}, and clearly lost: {moved:+.6f} {self.task.metric}"
+                earlier = f"experiment {attempt.number}, and clearly lost: {signed(moved)} {self.task.metric}"
                 return f"the same change of constants was tried before, as {earlier}"
         return None
 

@@ -1,5 +1,6 @@
 """Text that people and agents see: one place that cleans it, and the words for commands, counts and durations."""
 
+import math
 import os
 import re
 import shlex
@@ -57,6 +58,21 @@ def short(commit: str) -> str:
 def count(number: int, noun: str) -> str:
     """`1 line`, `2 lines`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def digits(value: float | None) -> str:
+    """A score, or what it changed by: six decimals; none of a whole number; of a tiny one its first digits."""
+    if value is None or not math.isfinite(value):
+        return "n/a"
+    if abs(value) < 1e15 and round(value, 9) == round(value):
+        return str(round(value))
+    return f"{value:.6f}" if abs(value) >= 1e-5 else f"{value:.3g}"
+
+
+def signed(value: float | None) -> str:
+    """The same, of a change: with its sign."""
+    said = digits(value)
+    return said if said.startswith(("-", "n")) else f"+{said}"
 
 
 def duration(seconds: float) -> str:

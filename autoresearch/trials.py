@@ -31,7 +31,7 @@ from autoresearch.record import events
 from autoresearch.record.ledger import HELD, Attempt
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
-from autoresearch.text import duration, to_type
+from autoresearch.text import digits, duration, to_type
 
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
 DISTURBANCES = 2  # times that one of which others took processors is, before it counts all the same
@@ -204,7 +204,7 @@ class Trials:
         _, timed = self.ledger.turns(attempt.number)
         if timed or not self.repeats_runs or not could_be_noise(gain, noise, attempt.runs, standing):
             return None
-        said = f"noise could explain a gain of {gain:.6f}: it runs {TURNS} times in turn with its champion"
+        said = f"noise could explain a gain of {digits(gain)}: it runs {TURNS} times in turn with its champion"
         self.console.line(f"  {said}", "yellow")
         for turn in range(1, TURNS + 1):
             for code in (champion, attempt):
@@ -300,7 +300,8 @@ class Trials:
             return None
         self.ledger.append(events.Quarantine(number=attempt.number, gain=gain, score=score))
         self.console.line(
-            f"  {score:.6f} is {gain:.6f} better: too good to be believed once; it runs again with another seed",
+            f"  {digits(score)} is {digits(gain)} better: too good to be believed once; it runs again with another "
+            "seed",
             "yellow",
         )
         name, seed = f"{attempt.number}-again", self.run.seed + 1
@@ -319,8 +320,8 @@ class Trials:
                 ref, accept = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"accept {attempt.number}"
                 return Verdict(
                     "discard",
-                    f"{HELD}: it gains {gain:.6f}, by far the largest step of this run towards the best there can be; "
-                    f"see what it changes, `git show {ref}`, and if that is sound `{to_type(accept)}`",
+                    f"{HELD}: it gains {digits(gain)}, by far the largest step of this run towards the best there can "
+                    f"be; see what it changes, `git show {ref}`, and if that is sound `{to_type(accept)}`",
                 )
             return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
         finally:

@@ -12,7 +12,7 @@ from autoresearch.record.events import Verified
 from autoresearch.record.findings import BASELINE, CHAMPION, PRUNED, Findings, findings, without
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner import HOLDOUT, Measurement
-from autoresearch.text import count, one_line, short
+from autoresearch.text import count, digits, one_line, short
 
 if TYPE_CHECKING:
     from autoresearch.run import Run
@@ -135,7 +135,7 @@ class Verification:
                 taken=measured.taken,
             )
             run.ledger.append(event)
-            run.console.line(f"  no score: {reason}" if event.score is None else f"  {event.score:.6f}")
+            run.console.line(f"  no score: {reason}" if event.score is None else f"  {digits(event.score)}")
         return True
 
     async def measure(

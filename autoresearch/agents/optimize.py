@@ -22,6 +22,7 @@ from autoresearch.brief import Brief, fence, first
 from autoresearch.constants import Constant, Value, all_constants, literal, name_among, once, with_texts
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import edit_hash
+from autoresearch.text import digits, signed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -197,7 +198,7 @@ class Model:
 
     def in_words(self, moves: Sequence[Move]) -> str:
         """`-0.001200 ± 0.003000`: the change of the metric that is expected, and its standard deviation."""
-        return f"{self.sign * self.expected(moves):+.6f} ± {self.deviation(moves):.6f}"
+        return f"{signed(self.sign * self.expected(moves))} ± {digits(self.deviation(moves))}"
 
     def steps(self, moves: Sequence[Move]) -> Iterator[tuple[str, float]]:
         """(Name, change) of the features of the champion that moves change."""

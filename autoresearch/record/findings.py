@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from autoresearch.judge import RULES, judge, mean, noise_scale, standard_error
 from autoresearch.record.ledger import Attempt, Ledger
+from autoresearch.text import signed
 
 CONFIDENCE = 0.95
 STANDARD_ERRORS = 4.0  # by which the probes of all keeps together may say that the scores are too good
@@ -19,11 +20,6 @@ BASELINE, CHAMPION, PRUNED = "baseline", "champion", "pruned"  # names of codes 
 def without(number: int) -> str:
     """The name of the champion without the change of one experiment."""
     return f"without {number}"
-
-
-def signed(value: float) -> str:
-    """A gain with its sign; nothing is `+0.000000`."""
-    return f"{round(value, 6) + 0.0:+.6f}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 
 from autoresearch.record.events import FAULT
-from autoresearch.record.findings import signed
 from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS
 from autoresearch.task import Stages
-from autoresearch.text import count, duration, one_line, short, to_type
+from autoresearch.text import count, digits, duration, one_line, short, signed, to_type
 from autoresearch.views.panel import until
 from autoresearch.views.report import UNSAID, barren, categories, crashes, interval, near_misses, seconds_of_verify
 from autoresearch.views.state import Row, State
@@ -44,10 +43,10 @@ def best(state: State) -> str:
     champion = state.champion
     if champion is None:
         return "nothing has a score yet"
-    score = f"{state.metric} {champion.score:.6f}"
+    score = f"{state.metric} {digits(champion.score)}"
     if champion.number == state.record.kept[0].number:
         return f"{score}, the baseline"
-    gain = f"{signed(state.gain or 0.0)} on the baseline's {state.baseline:.6f}"
+    gain = f"{signed(state.gain or 0.0)} on the baseline's {digits(state.baseline)}"
     return f"{score}, {gain}; experiment {champion.number}, {short(champion.commit)}: {champion.description}"
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from autoresearch import keys
 from autoresearch.record.accounting import shares
-from autoresearch.text import count, duration, one_line, short, to_type
+from autoresearch.text import count, digits, duration, one_line, short, to_type
 from autoresearch.views.state import Row, State, TrialState
 
 COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
@@ -76,9 +76,9 @@ def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]
         yield "device", Text("; ".join(filter(None, (state.device, game))))
     if champion := state.champion:
         what = f", experiment {champion.number}, {short(champion.commit)}: {one_line(champion.description, 80)}"
-        yield "champion", Text.assemble((f"{state.metric} {champion.score:.6f}", "bold"), what)
+        yield "champion", Text.assemble((f"{state.metric} {digits(champion.score)}", "bold"), what)
     if champion and state.keep > 1 and state.gain is not None:
-        gain = f"{state.gain:.6f} over the baseline's {state.baseline:.6f}"
+        gain = f"{digits(state.gain)} over the baseline's {digits(state.baseline)}"
         yield "gain", Text(gain, "green" if state.gain > 0 else "")
     if state.doubt:
         yield "doubt", Text(state.doubt, "red")
@@ -155,7 +155,7 @@ def trial_row(trial: TrialState, at: float, bar: int) -> Text:
 
 def verdict_row(row: Row) -> Text:
     status = (f"{row.status:<8}", COLORS[row.status])
-    score = "" if row.score is None else f"{row.score:.6f} "
+    score = "" if row.score is None else f"{digits(row.score)} "
     return Text.assemble(f"{row.number:>4} ", status, f"{score}{row.description}: ", (row.reason, "bright_black"))
 
 

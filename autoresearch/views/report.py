@@ -13,9 +13,9 @@ from pathlib import Path
 
 from autoresearch.judge import mean
 from autoresearch.record.accounting import shares
-from autoresearch.record.findings import BASELINE, CHAMPION, Estimate, signed
+from autoresearch.record.findings import BASELINE, CHAMPION, Estimate
 from autoresearch.record.ledger import is_a_miss
-from autoresearch.text import count, one_line, short, to_type
+from autoresearch.text import count, digits, one_line, short, signed, to_type
 from autoresearch.views.state import Row, State
 
 GREEN, GREY, RED, INK = "#1b7f4d", "#9aa3ad", "#c0392b", "#24352c"
@@ -81,7 +81,7 @@ def summary(state: State) -> list[str]:
         claim,
         *([f"**Doubtful:** {record.doubt}."] if record.doubt else []),
         f"{tried} changes were tried after the baseline, {kept} were kept. In the run {plain(task.metric)} "
-        f"went from {first.score:.6f} to {last.score:.6f} ({better} is better): a gain of "
+        f"went from {digits(first.score)} to {digits(last.score)} ({better} is better): a gain of "
         f"{signed(state.gain or 0.0)}. The champion is commit `{short(last.commit)}`.",
     ]
 
@@ -122,7 +122,7 @@ def setup(state: State) -> list[str]:
 
 def night(state: State) -> list[str]:
     counts, noise = state.record.tried_counts, state.record.noise
-    known = f"The score of identical code has a standard deviation of {noise:.6f}, as far as this run knows."
+    known = f"The score of identical code has a standard deviation of {digits(noise)}, as far as this run knows."
     unknown = "How far scores of identical code lie apart is not known: none ran twice."
     return [
         "## The night",
@@ -143,7 +143,7 @@ def what_was_kept(state: State, diffs: Mapping[int, str]) -> list[str]:
         if part:
             worth = f"{signed(part.worth.gain)} ({interval(part.worth)}): " if part.worth else ""
             worth += part.says
-        gain = signed(row.gain or 0.0) + (f" ± {row.error:.6f}" if row.error else "")
+        gain = signed(row.gain or 0.0) + (f" ± {digits(row.error)}" if row.error else "")
         lines = "" if row.lines is None else f"{row.lines:+d}"
         rows.append([str(row.number), one_line(row.description, 80), gain, lines, worth])
     heading = ["experiment", "change", "gain in the run ± standard error", "lines"]
@@ -237,15 +237,15 @@ def what_verify_found(state: State) -> list[str]:
     rows = []
     for name, scores in found.scores.items():
         held = found.holdouts.get(name, [])
-        rows.append([name, str(len(scores)), f"{mean(scores):.6f}", f"{mean(held):.6f}" if held else ""])
+        rows.append([name, str(len(scores)), f"{digits(mean(scores))}", f"{digits(mean(held))}" if held else ""])
     heading = ["code", "runs", f"mean {record.task.metric}", "mean on the holdout"]
     told = ["## What verify found", table(heading, rows)]
     if found.gain and state.gain is not None:
         first, last = record.kept[0], record.kept[-1]
         share = f", {found.gain.gain / state.gain:.0%} of it" if state.gain > 0 else ""
         told.append(
-            f"The run claimed {signed(state.gain)} (from {first.score:.6f} to {last.score:.6f}). Again, with fresh "
-            f"seeds: {signed(found.gain.gain)} ({interval(found.gain)}){share}."
+            f"The run claimed {signed(state.gain)} (from {digits(first.score)} to {digits(last.score)}). Again, with "
+            f"fresh seeds: {signed(found.gain.gain)} ({interval(found.gain)}){share}."
         )
     if found.parts:
         words = collections.defaultdict(list)

@@ -11,7 +11,7 @@ from autoresearch.record.runs import RUNS
 from autoresearch.runner import SCORE, TRAIN
 from autoresearch.runner.logs import ends_of
 from autoresearch.task import NOTHING, Facts
-from autoresearch.text import count, short
+from autoresearch.text import count, digits, short
 from autoresearch.views.console import Console
 from autoresearch.views.state import Record
 
@@ -60,7 +60,7 @@ def show_end(run: Run, reason: str) -> None:
         run.console.line(f"proposals took {spent.words()}")
     if kept:
         run.console.line(
-            f"{run.task.metric} {kept[0].score:.6f} -> {kept[-1].score:.6f}, "
+            f"{run.task.metric} {digits(kept[0].score)} -> {digits(kept[-1].score)}, "
             f"best commit {short(kept[-1].commit)} on {run.repo.branch}"
         )
 
@@ -123,13 +123,14 @@ def show_answer(console: Console, answer: dict) -> None:
             console.line(f"  | {line}")
     console.line("---")
     for name, value in answer.get("figures", {}).items():
-        console.line(f"{name + ':':<19}{value:.6f}" if name.endswith("bpb") else f"{name + ':':<19}{value:g}")
+        console.line(f"{name + ':':<19}{digits(value)}" if name.endswith("bpb") else f"{name + ':':<19}{value:g}")
     shown = {
         "experiment": answer.get("number"),
         "verdict": answer["verdict"],
         "reason": answer["reason"],
         "champion": answer["champion_commit"]
-        and f"{answer['metric']} {answer['champion']:.6f}, {short(answer['champion_commit'])} on {answer['branch']}",
+        and f"{answer['metric']} {digits(answer['champion'])}, {short(answer['champion_commit'])} on "
+        f"{answer['branch']}",
         "tried": answer.get("ref"),
         "log": answer.get("log"),
         "stage": answer.get("stage"),

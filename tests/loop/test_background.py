@@ -80,7 +80,7 @@ def test_it_goes_on_when_the_terminal_is_closed(toy, background):
     follower = toy.start("logs", "-f")
     (toy.runs / "trials/2/run/release").touch()
     output, _ = follower.communicate(timeout=60)  # ends with the loop
-    assert follower.returncode == 0 and "  keep: 3.000000 is 1.000000 better than the champion's 2.000000" in output
+    assert follower.returncode == 0 and "  keep: 3 is 1 better than the champion's 2" in output
     assert output.rstrip().endswith("on autoresearch/night") and "experiment 1: baseline" in output
     assert toy.statuses() == ["keep"] * 3
     toy.require_whole()

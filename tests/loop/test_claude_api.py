@@ -56,8 +56,8 @@ def test_views_edits_looks_checks_submits_and_learns(toy):
     assert "+VALUE = 5" in asked[3][1].results[0] and "larger is better" in asked[3][1].results[0]
     assert "not submitted: nothing changed in solver.py" in asked[4][1].results[0]
     told = asked[4][0].text
-    assert "predicted +1.000000, measured +4.000000" in told and "L1 (confirmed 0): larger values score better" in told
-    assert "optimizer: 2 tried, 2 kept, best change +4.000000" in told
+    assert "predicted +1, measured +4" in told and "L1 (confirmed 0): larger values score better" in told
+    assert "optimizer: 2 tried, 2 kept, best change +4" in told
     lessons = (toy.folder / ".autoresearch/lessons.md").read_text()
     assert "L1 (confirmed 1)" in lessons and "L2" not in lessons  # by the keep, not by the two discards
     body = models.asked[0].body

@@ -18,10 +18,10 @@ def test_a_night_in_ten_lines(toy):
     assert toy.run("digest").splitlines() == [
         "run night: 5 changes tried in 20 s: 2 kept, 1 discarded, 2 crashed",
         "ended: the run has its experiments",
-        f"best: score 5.000000, +4.000000 on the baseline's 1.000000; experiment 3, {champion}: set it to 5 and more",
+        f"best: score 5, +4 on the baseline's 1; experiment 3, {champion}: set it to 5 and more",
         "verified: no: the best score is the one that was chosen for being good, so it flatters",
-        "worked: set it to 5 and more (3, +3.000000); set it to 2 (2, +1.000000)",
-        "near misses: four (4, -1.000000)",
+        "worked: set it to 5 and more (3, +3); set it to 2 (2, +1)",
+        "near misses: four (4, -1)",
         "failures: 2 crashed: exit code 1 (2)",
         "cost: an unknown number of tokens and an unknown cost; 6 s of experiments",
         f"next: `uv run --project {ROOT} {ROOT}/loop.py verify --ablate --tag night` says which of this holds; "

@@ -59,9 +59,7 @@ def test_keep_discard_crash_refused(toy, refused):
     )
     assert "larger is better" in (toy.folder / ".autoresearch/lessons.md").read_text()
     edit(toy, 4)
-    assert (
-        attempt(toy, "-m", "lower it", expect=1)["reason"] == "4.000000 is 1.000000 worse than the champion's 5.000000"
-    )
+    assert attempt(toy, "-m", "lower it", expect=1)["reason"] == "4 is 1 worse than the champion's 5"
     assert (
         git(toy.runs / "worktree", "show", "HEAD:solver.py") == solver(5).strip()
     )  # which is where the next edit begins

@@ -382,8 +382,8 @@ LUCK = "import os\nVALUE = {value} if os.environ['AUTORESEARCH_SEED'] == '42' el
 def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy):
     suspects = (
         ("1 / 0", "crash", "in quarantine: training: ZeroDivisionError"),
-        (1, "discard", "in quarantine, with another seed: 1.000000 equals"),
-        (60, "keep", "55.000000 is 54"),
+        (1, "discard", "in quarantine, with another seed: 1 equals"),
+        (60, "keep", "55 is 54"),
     )
     toy.write("facts.py", "print('{\"implausible_gain\": 5}')")
     toy.write(
@@ -534,9 +534,9 @@ def test_lines_have_a_price_and_removing_them_is_worth_an_equal_score(toy):
     toy.run_agent(6)
     assert toy.statuses() == ["keep", "discard", "keep", "discard", "keep", "keep"]
     reasons = [entry["reason"] for entry in toy.journal("verdict")]
-    assert reasons[1] == "gain 1.000000 is not above the 1.500000 that 3 lines more owe"
-    assert reasons[3] == "3.000000 equals the champion's"
-    assert reasons[4] == "3.000000 is as good as the champion's 3.000000, with 3 lines less"
+    assert reasons[1] == "gain 1 is not above the 1.500000 that 3 lines more owe"
+    assert reasons[3] == "3 equals the champion's"
+    assert reasons[4] == "3 is as good as the champion's 3, with 3 lines less"
     assert [entry["lines"] for entry in toy.journal("attempt")] == [0, 3, 3, 0, -3, -1]
     toy.require_whole()
 
@@ -601,7 +601,7 @@ def test_a_suspect_does_not_set_the_noise_that_it_is_judged_by(toy):
     assert toy.statuses()[-2:] == ["discard", "keep"]
     assert (
         toy.journal("verdict")[5]["reason"]
-        == "in quarantine, with another seed: 0.500000 is 0.500000 worse than the champion's 1.000000"
+        == "in quarantine, with another seed: 0.500000 is 0.500000 worse than the champion's 1"
     )
 
 

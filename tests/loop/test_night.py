@@ -136,7 +136,7 @@ def test_what_lost_to_its_own_base_is_not_run_again(two):
     two.plan_steps(e2=[edit(two, 2, 1, '"number": 3, "worker"')], e3=[edit(two, 1, 0, '"number": 2, "status": "keep"')])
     run(two, 3, "--workers", "2")
     assert sorted(two.statuses()) == ["discard", "keep", "keep"] and not two.journal("rerun")
-    assert "worse than the champion's 2.000000" in two.journal("verdict")[2]["reason"]
+    assert "worse than the champion's 2" in two.journal("verdict")[2]["reason"]
 
 
 @pytest.mark.slow

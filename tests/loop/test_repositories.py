@@ -289,7 +289,7 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     assert "no keep that could be taken back; there are: 2, 3, 4, 5, 7, 9" in refused("drop", "8")
     assert "experiment 1 is no keep" in refused("drop", "1")
     output = toy.run("drop", "7")
-    assert "experiment 7 is taken back, and 9 with it" in output and "experiment 5, score 5.000000" in output
+    assert "experiment 7 is taken back, and 9 with it" in output and "experiment 5, score 5" in output
     assert toy.statuses()[6:] == ["discard", "crash", "discard"]
     assert toy.tip() == toy.journal("attempt")[4]["commit"]
     toy.require_results()

@@ -100,7 +100,7 @@ def test_keeps_wait_while_others_run(toy):
     toy.run("reject", "4", "-m", "not that")
     assert process.communicate(timeout=60)[0] and process.returncode == 0
     assert toy.statuses() == ["keep", "discard", "keep", "discard"] and len(toy.journal("trial")) == 4
-    assert toy.journal("verdict")[3]["reason"].startswith("rejected: not that (4.000000 is 2.000000 better")
+    assert toy.journal("verdict")[3]["reason"].startswith("rejected: not that (4 is 2 better")
     assert toy.tip() == toy.journal("attempt")[1]["commit"]
     toy.require_results()
 

@@ -361,7 +361,7 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
                 " && document.querySelector('#curve svg').clientWidth < innerWidth"
             )
         assert (
-            ask("document.title") == "5.000000 score · night"
+            ask("document.title") == "5 score · night"
             and ask("document.querySelector('h1').textContent") == "night: score, higher is better"
         )
         assert ask("now.textContent").startswith("not running: the run has its 4 experiments")

@@ -64,7 +64,7 @@ def test_says_what_counts():
         "300 seconds of training on H200",
         "Try warm-downs.",
         "x = 1",
-        "1.000000",
+        "1",
         "identical code differ by 0.000700",
         "predicted -0.002000, measured +0.010000",
         "optimizer: 3 tried, 1 kept, best change -0.010000",

@@ -108,15 +108,15 @@ def test_the_noise_of_replicates():
 @pytest.mark.parametrize(
     ("scores", "lines", "status", "reason"),
     [
-        ([0.9960], 0, "keep", "0.996000 is 0.004000 better than the champion's 1.000000; 0.000700 were owed"),
+        ([0.9960], 0, "keep", "0.996000 is 0.004000 better than the champion's 1; 0.000700 were owed"),
         ([0.9995], 0, "discard", "gain 0.000500 is not above the 0.000700 that noise alone may bring"),
-        ([0.9995, 0.9992], 0, "keep", "0.999350 is 0.000650 better than the champion's 1.000000; 0.000606 were owed"),
+        ([0.9995, 0.9992], 0, "keep", "0.999350 is 0.000650 better than the champion's 1; 0.000606 were owed"),
         ([0.9990], 30, "discard", "gain 0.001000 is not above the 0.001500 that 30 lines more owe"),
-        ([0.9980], 30, "keep", "0.998000 is 0.002000 better than the champion's 1.000000; 0.001500 were owed"),
-        ([0.9990], 1, "keep", "0.999000 is 0.001000 better than the champion's 1.000000; 0.000700 were owed"),
-        ([1.0003], -1, "keep", "1.000300 is as good as the champion's 1.000000, with 1 line less"),
-        ([1.0008], -9, "discard", "1.000800 is 0.000800 worse than the champion's 1.000000"),
-        ([1.0000], 0, "discard", "1.000000 equals the champion's"),
+        ([0.9980], 30, "keep", "0.998000 is 0.002000 better than the champion's 1; 0.001500 were owed"),
+        ([0.9990], 1, "keep", "0.999000 is 0.001000 better than the champion's 1; 0.000700 were owed"),
+        ([1.0003], -1, "keep", "1.000300 is as good as the champion's 1, with 1 line less"),
+        ([1.0008], -9, "discard", "1.000800 is 0.000800 worse than the champion's 1"),
+        ([1.0000], 0, "discard", "1 equals the champion's"),
     ],
 )
 def test_what_it_says(scores, lines, status, reason):
