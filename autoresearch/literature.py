@@ -8,7 +8,7 @@ from pathlib import Path
 
 import git
 
-from autoresearch import UserError
+from autoresearch import Stopped, UserError
 from autoresearch.agents import AgentFailed, NothingLeft
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.brief import Brief, fence, first, trim
@@ -79,6 +79,8 @@ async def search(options: Options) -> int:
     root, console = root_of(Path.cwd()), Console(plain=True)
     ideas, program = Ideas(root / RUNS), program_of(root, Path.cwd())
     task, topic = read_task(program, root), one_line(clean(options.search or ""))
+    if not topic:
+        raise UserError('--search needs a topic, e.g. --search "optimizers for short trainings"')
     (agent, *_), in_words = make_agents(
         AgentOptions(
             options.agent, options.model, options.base_url, command=options.agent_command, limit=options.agent_limit,
@@ -120,6 +122,9 @@ async def search(options: Options) -> int:
     console.line(f"it may take minutes; what it is told and says: {transcript.relative_to(root)}")
     try:
         said = await StopRequest(console.line).unless_asked(agent.propose(brief, folder))
+    except Stopped:
+        console.line("stopped; nothing was added")
+        return 130
     except (AgentFailed, NothingLeft) as error:
         raise UserError(f"{agent.name} found nothing: {one_line(clean(str(error)), 500)}") from None
     sourced, dropped = read_found(folder / FOUND)

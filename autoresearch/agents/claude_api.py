@@ -355,8 +355,8 @@ class Conversation:
 
     def proposal(self, said: dict) -> Proposal:
         fields: dict = {name: str(said.get(name) or "") for name in ("description", "category", "hypothesis", "lesson")}
-        ideas = said.get("ideas") or ()
-        fields["ideas"] = [ideas] if isinstance(ideas, str) else [str(idea) for idea in ideas]
+        ideas = said.get("ideas") or []
+        fields["ideas"] = list(map(str, ideas if isinstance(ideas, list) else [ideas]))
         with contextlib.suppress(KeyError, TypeError, ValueError):
             fields["predicted"] = float(said["predicted"])
         return Proposal(**fields, transcript=str(self.transcript.parent), **self.costs())

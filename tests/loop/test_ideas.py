@@ -3,26 +3,30 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
 import pytest
-from calls import fake_claude, prints
-from conftest import ROOT, solver, step, wait_for
-from models import EDITOR, KEY, Models, Use, create, edit, steps, submit
+from calls import fake_claude, prints, running
+from conftest import ROOT, as_at_a_terminal, solver, step, wait_for
+from models import EDITOR, KEY, Models, create, edit, steps, submit
 from test_external import attempt
 from test_external import edit as put
 from test_loop import WAITING
-from test_verify import write_night
+
+
+def started(toy, *arguments: str, **more) -> subprocess.Popen:
+    words = [sys.executable, str(ROOT / "loop.py"), "ideas", *arguments]
+    more = {"env": {**toy.environment, **more}, "preexec_fn": as_at_a_terminal}
+    return subprocess.Popen(words, cwd=toy.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)
 
 
 def called(toy, *arguments: str, expect: int = 0, **more) -> str:
     """What `loop.py ideas ...` prints."""
-    words = [sys.executable, str(ROOT / "loop.py"), "ideas", *arguments]
-    environment = {**toy.environment, **more}
-    answer = subprocess.run(words, cwd=toy.folder, env=environment, capture_output=True, text=True, timeout=120)
-    said = answer.stdout + answer.stderr
-    assert answer.returncode == expect and "Traceback" not in said, said
+    process = started(toy, *arguments, **more)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == expect and "Traceback" not in said, said
     return said
 
 
@@ -44,7 +48,7 @@ def test_added_and_dropped_by_hand(toy):
     assert listed(toy) == {"I1": "(open): raise it", "I2": "(open): by my own hand"}
     assert called(toy, "drop", "I2") == "dropped: by my own hand\n" and "(dropped)" in called(toy, "list")
     assert "no idea I9" in called(toy, "drop", "9", expect=2) and "as I3" in called(toy, "drop", "x", expect=2)
-    assert "no idea in this" in called(toy, "add", "- -", expect=2)
+    assert "no idea in this" in called(toy, "add", "?!", expect=2)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=toy.folder, capture_output=True, text=True)
     assert not status.stdout  # git overlooks it, also before there is a run
 
@@ -97,8 +101,9 @@ def test_in_trial_through_a_kill(toy):
     assert listed(toy) == {"I1": "(in trial, run night, experiment 2): raise it"}
     process.kill()
     process.communicate()
+    (toy.runs / "trials/2/run/started").unlink()
     process = toy.start(*night)
-    wait_for(lambda: len(toy.journal("trial")) == 3 and (toy.runs / "trials/2/run/started").exists())
+    wait_for((toy.runs / "trials/2/run/started").exists)
     (toy.runs / "trials/2/run/release").touch()
     assert process.communicate(timeout=60)[0] and toy.statuses() == ["keep"] * 3
     kept = "(kept, run night, experiment 2): raise it"
@@ -178,6 +183,13 @@ def test_a_search_that_fails(toy):
         toy, *search, "command", "--agent-command", "false", expect=2
     )
     assert "0 ideas added" in called(toy, *search, "command", "--agent-command", "true", expect=1)
+    assert "needs a topic" in called(toy, "--search", " ", expect=2)
+    name = f"1000.{os.getpid()}"
+    process = started(toy, *search, "command", "--agent-command", f"sleep {name}")
+    wait_for(lambda: running(name))
+    process.send_signal(signal.SIGINT)
+    assert "stopped; nothing was added" in process.communicate(timeout=60)[0] and process.returncode == 130
+    assert not running(name) and not (toy.folder / ".autoresearch/ideas.md").exists()
 
 
 def test_a_search_of_claude_api(toy):

@@ -1,5 +1,6 @@
 """The file of ideas: what people write there stays, what agents say is cut and cleaned, states follow from attempts."""
 
+import multiprocessing
 import random
 
 import pytest
@@ -158,6 +159,20 @@ def test_what_agents_add_is_little_and_comes_last(ideas):
     assert len(ideas.read()) == MOST_OF_AGENTS + 1 and ideas.to_offer()[0].text == "a person's"
     key = "sk-ant-api03-" + "aB3_" * 12
     assert key not in str(ideas.add(f"use {key} for it", key, key)[0])
+
+
+def test_several_write_at_once(ideas):
+    def add(name: str) -> None:
+        for number in range(20):
+            ideas.add(f"{name} {number}")
+
+    processes = [multiprocessing.get_context("fork").Process(target=add, args=(name,)) for name in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    found = ideas.read()
+    assert [idea.number for idea in found] == list(range(1, 61)) and len({idea.text for idea in found}) == 60
 
 
 def test_drop(ideas):
