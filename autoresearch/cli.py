@@ -43,6 +43,7 @@ from autoresearch.options import (
     Watch,
 )
 from autoresearch.record.runs import RUNS, Recorded, folder_of, recorded_run, root_of
+from autoresearch.text import clean as clean_text
 from autoresearch.text import count, to_type
 
 if TYPE_CHECKING:
@@ -250,7 +251,7 @@ def list_ideas(context: typer.Context) -> None:
     """All ideas, with source, expected effect and state."""
     known = known_ideas()
     known.catch_up()
-    print(keys.scrub("\n".join(map(str, known.read()))) or f"no ideas yet; add one: {to_type('ideas add')} TEXT")
+    print(clean_text("\n".join(map(str, known.read()))) or f"no ideas yet; add one: {to_type('ideas add')} TEXT")
 
 
 @ideas.command("add")

@@ -11,6 +11,7 @@ name the ideas that it tests; their state follows from its attempt.
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,8 @@ from autoresearch.text import clean, one_line
 
 FILE = "ideas.md"  # in the folder of all runs
 FIRST = re.compile(r"[-*] +(?:I(\d{1,9})(?: \(([^()]*)\))?: *)?(.*)")  # line of an idea
-FIELD = re.compile(r"\s+(expected|source|outcome): *(.*)", re.IGNORECASE)
-TRIAL = re.compile(r"(.+), run ([\w.-]+), experiment (\d{1,9})")  # the state of an idea that was tested
-OPEN, IN_TRIAL, AGENT = "open", "in trial", "agent "
+TRIAL = re.compile(r"in trial, run ([\w.-]+), experiment (\d{1,9})")  # a state
+OPEN, AGENT = "open", "agent "
 LIMITS = {"text": 500, "expected": 200, "source": 400, "outcome": 300}  # characters
 MOST_AT_ONCE = 3  # new ones with an edit
 MOST_OF_AGENTS = 30  # that wait to be tested
@@ -37,12 +37,13 @@ STARVED = "for want of "  # so begins the outcome of such a one
 
 @dataclasses.dataclass
 class Idea:
-    number: int  # 0: it has none yet
+    number: int
     text: str
     expected: str = ""  # what it should change
     source: str = ""  # who had it; for a publication title, year and link
     state: str = OPEN  # or in trial, kept, discarded, each with run and experiment; dropped; or a person's own word
     outcome: str = ""  # why it was discarded
+    lines: list[str] = dataclasses.field(default_factory=list, compare=False)  # in the file, the first without its mark
 
     @property
     def is_open(self) -> bool:
@@ -52,16 +53,21 @@ class Idea:
     def trial(self) -> tuple[str, int] | None:
         """(Run, number of the experiment) that tests it now."""
         found = TRIAL.fullmatch(self.state)
-        return (found[2], int(found[3])) if found and found[1] == IN_TRIAL else None
+        return (found[1], int(found[2])) if found else None
 
     @property
     def starved(self) -> bool:
         """Whether it crashed for want of memory or time."""
         return self.outcome.startswith(STARVED)
 
+    def put(self, state: str, outcome: str = "") -> None:
+        """Give it another state. What else somebody wrote of it stays."""
+        self.state, self.outcome = state, one_line(clean(outcome), LIMITS["outcome"])
+        self.lines[1:] = [line for line in self.lines[1:] if not line.strip().lower().startswith("outcome:")]
+        self.lines += [f"  outcome: {self.outcome}"] if outcome else []
+
     def __str__(self) -> str:
-        more = [f"  {name}: {said}" for name in ("expected", "source", "outcome") if (said := getattr(self, name))]
-        return "\n".join([f"- I{self.number} ({self.state}): {self.text}", *more])
+        return "\n".join([f"- I{self.number} ({self.state}): {self.lines[0]}", *self.lines[1:]])
 
 
 class Ideas(SharedLines):
@@ -80,8 +86,8 @@ those that are {OPEN}, from the top, yours before those of agents.
     def read(self) -> list[Idea]:
         if not self.path.exists():
             return []
-        with self.parts_to_edit() as parts:
-            return [idea for part in parts if (idea := parse(part))]
+        with self.to_edit() as ideas:
+            return ideas
 
     def to_offer(self, pending: Sequence[Attempt] = ()) -> list[Idea]:
         """Those that an agent is told: first what is open and in no pending attempt, then what was starved."""
@@ -93,16 +99,15 @@ those that are {OPEN}, from the top, yours before those of agents.
     def add(self, text: str, expected: str = "", source: str = "") -> tuple[Idea, bool]:
         """(The idea, whether it is new): one that says the same is not added again. Raises UserError for no words."""
         said = {"text": text, "expected": expected, "source": source}
-        new = Idea(0, **{name: one_line(clean(words), LIMITS[name]) for name, words in said.items()})
-        if not core(new.text):
+        said = {name: one_line(clean(words), LIMITS[name]) for name, words in said.items()}
+        if not core(said["text"]):
             raise UserError('there is no idea in this; put it in quotes, e.g. "try smaller batches"')
-        with self.parts_to_edit() as parts:
-            ideas = [idea for part in parts if (idea := parse(part))]
-            if same := next((idea for idea in ideas if core(idea.text) == core(new.text)), None):
+        with self.to_edit() as ideas:
+            if same := next((idea for idea in ideas if core(idea.text) == core(said["text"])), None):
                 return same, False
-            new.number = 1 + max((idea.number for idea in ideas), default=0)
-            parts.append(str(new).split("\n"))
-        return new, True
+            lines = [said["text"], *(f"  {name}: {said[name]}" for name in ("expected", "source") if said[name])]
+            ideas.append(Idea(1 + max((idea.number for idea in ideas), default=0), **said, lines=lines))
+            return ideas[-1], True
 
     def hear(self, said: Sequence[str], agent: str) -> None:
         """Add what an agent said beside an edit, each as `WHAT | EXPECTED EFFECT | SOURCE`."""
@@ -116,19 +121,19 @@ those that are {OPEN}, from the top, yours before those of agents.
         """Give the ideas that an attempt tests the state that follows from it; what it no longer tests is open."""
         if not self.path.exists():
             return
-        with self.parts_to_edit() as parts:
-            for part in parts:
-                if (idea := parse(part)) and idea.number in tested(attempt.ideas):
-                    put(part, *state_of(attempt, run))
-                elif idea and idea.trial == (run, attempt.number):
-                    put(part, OPEN)
+        with self.to_edit() as ideas:
+            for idea in ideas:
+                if idea.number in tested(attempt.ideas):
+                    idea.put(*state_of(attempt, run))
+                elif idea.trial == (run, attempt.number):
+                    idea.put(OPEN)
 
     def drop(self, number: int) -> Idea:
         """A person does not want it. Raises UserError where there is none of this number."""
-        with self.parts_to_edit() as parts:
-            for part in parts:
-                if (idea := parse(part)) and idea.number == number:
-                    put(part, "dropped")
+        with self.to_edit() as ideas:
+            for idea in ideas:
+                if idea.number == number:
+                    idea.put("dropped")
                     return idea
         raise UserError(f"there is no idea I{number} in {self.path}")
 
@@ -141,51 +146,38 @@ those that are {OPEN}, from the top, yours before those of agents.
                     self.follow(attempt, run)
 
     @contextlib.contextmanager
-    def parts_to_edit(self) -> Iterator[list[list[str]]]:
-        """The lines of each idea together, every other line by itself. Each idea has a number."""
+    def to_edit(self) -> Iterator[list[Idea]]:
+        """The ideas, each with a number, which are written back afterwards, new ones at the end."""
         with self.lines_to_edit() as lines:
-            parts: list[list[str]] = []
+            parts: list[list[str]] = []  # the lines of each idea together, every other line by itself
             for line in lines:
                 belongs = parts and FIRST.fullmatch(parts[-1][0]) and line[:1].isspace() and line.strip()
                 parts[-1].append(line) if belongs else parts.append([line])
-            ideas = [idea for part in parts if (idea := parse(part))]
-            last = max((idea.number for idea in ideas), default=0)
-            for part in parts:
-                if (idea := parse(part)) and not idea.number:
-                    last += 1
-                    part[0] = f"- I{last} ({OPEN}): {first(part)[2]}"
-            yield parts
-            lines[:] = [line for part in parts for line in part]
+            found = [parse(part) for part in parts]
+            ideas = [idea for idea in found if idea]
+            numbers = itertools.count(1 + max((idea.number for idea in ideas), default=0))
+            for idea in ideas:
+                idea.number = idea.number or next(numbers)
+            new = len(ideas)
+            yield ideas
+            written = [[str(idea)] if idea else part for idea, part in zip(found, parts, strict=True)]
+            lines[:] = "\n".join(line for part in [*written, map(str, ideas[new:])] for line in part).split("\n")
 
 
-def parse(part: Sequence[str]) -> Idea | None:
-    """The idea in these lines; None where they hold none."""
-    if not FIRST.fullmatch(part[0]):
+def parse(part: list[str]) -> Idea | None:
+    """The idea in these lines, with number 0 if it has none yet; None where they hold no idea."""
+    if not (found := FIRST.fullmatch(part[0])):
         return None
-    number, state, text = first(part)
-    said, field = {"text": [text]}, "text"
+    number, state, first = found.groups()
+    said, field = {"text": [first]}, "text"
     for line in part[1:]:
-        if found := FIELD.fullmatch(line):
-            field, line = found[1].lower(), found[2]
+        name, colon, rest = line.strip().partition(":")
+        if colon and name.lower() in LIMITS:
+            field, line = name.lower(), rest
         said.setdefault(field, []).append(line)
     fields = {name: one_line(" ".join(lines), LIMITS[name]) for name, lines in said.items()}
-    idea = Idea(int(number or 0), **fields, state=one_line(state or OPEN) or OPEN)
+    idea = Idea(int(number or 0), **fields, state=one_line(state or "") or OPEN, lines=[first, *part[1:]])
     return idea if core(idea.text) else None
-
-
-def first(part: Sequence[str]) -> tuple[str | None, str | None, str]:
-    """(Number, state, text) in the first line of an idea."""
-    found = FIRST.fullmatch(part[0])
-    assert found
-    return found[1], found[2], found[3]
-
-
-def put(part: list[str], state: str, outcome: str = "") -> None:
-    """Write another state into the lines of an idea. All else stays as somebody wrote it."""
-    number, _, text = first(part)
-    kept = [line for line in part[1:] if not ((found := FIELD.fullmatch(line)) and found[1].lower() == "outcome")]
-    part[:] = [f"- I{number} ({state}): {text}", *kept]
-    part += [f"  outcome: {one_line(clean(outcome), LIMITS['outcome'])}"] if outcome else []
 
 
 def tested(said: Sequence[str]) -> set[int]:
@@ -197,7 +189,7 @@ def state_of(attempt: Attempt, run: str) -> tuple[str, str]:
     """(State, outcome) of an idea that an attempt tests."""
     where, reason = f"run {run}, experiment {attempt.number}", attempt.reason
     if attempt.status is None:
-        return f"{IN_TRIAL}, {where}", ""
+        return f"in trial, {where}", ""
     if attempt.was_outrun or reason in ABANDONED:  # which tells nothing of it
         return OPEN, ""
     if attempt.status == "keep":

@@ -9,7 +9,7 @@ from pathlib import Path
 import git
 
 from autoresearch import Stopped, UserError
-from autoresearch.agents import AgentFailed, NothingLeft
+from autoresearch.agents import AgentFailed
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.brief import Brief, fence, first, trim
 from autoresearch.ideas import Ideas
@@ -28,7 +28,7 @@ FOLDER = ".searches"  # below RUNS; no tag begins with a dot
 MOST = 10  # ideas of one search
 PREFIX = re.compile(r"\s*(?:[-*]|\d+[.)])?\s*\|?")  # of a line: a bullet, a number, the edge of a table
 YEAR = re.compile(r"(?:19|20)\d\d")
-LINK = re.compile(r"https?://[\w-]+(?:\.[\w-]+)+(?:[:/?#]\S*)?")
+LINK = re.compile(r"https?://[\w-]+(?:\.[\w-]+)+(?:[:/?#]\S{0,150})?")
 ASKED = """Search the web for publications on this topic: {topic}
 
 They are to give ideas for experiments. An experiment is one change to {files} that improves `{metric}`. Replace the
@@ -49,7 +49,6 @@ class SearchBrief(Brief):
 
     topic: str = ""
     files: tuple[str, ...] = ()  # that experiments may edit
-    known: str = ""  # the ideas that there are
 
     @property
     def title(self) -> str:
@@ -70,8 +69,9 @@ class SearchBrief(Brief):
         return []
 
     def news(self, sources: list[str]) -> list[str]:
-        known = ["These ideas are known, so leave them out:", fence(first(self.known.split("\n"), self.share(4)))]
-        return [*(known if self.known else []), f"{FOUND} is there, with one line: replace it."]
+        known = first((f"- {idea.text}" for idea in self.ideas), self.share(4))
+        told = ["These ideas are known, so leave them out:", fence(known, self.share(4))] if known else []
+        return [*told, f"{FOUND} is there, with one line: replace it."]
 
 
 async def search(options: Options) -> int:
@@ -89,7 +89,6 @@ async def search(options: Options) -> int:
     )  # fmt: skip
     if not agent.retries:
         raise UserError(f"{agent.name} has no model that could search; name another with --agent")
-    known = "\n".join(f"- {idea.text}" for idea in ideas.read())
     make_folder(root / RUNS)
     transcript = root / RUNS / FOLDER / f"{time.time_ns()}"
     folder = transcript / "folder"
@@ -116,7 +115,7 @@ async def search(options: Options) -> int:
         web_search=True,
         topic=topic,
         files=task.editable,
-        known=known,
+        ideas=ideas.read(),
     )
     console.line(f"{in_words} searches for: {topic}")
     console.line(f"it may take minutes; what it is told and says: {transcript.relative_to(root)}")
@@ -125,15 +124,14 @@ async def search(options: Options) -> int:
     except Stopped:
         console.line("stopped; nothing was added")
         return 130
-    except (AgentFailed, NothingLeft) as error:
+    except AgentFailed as error:
         raise UserError(f"{agent.name} found nothing: {one_line(clean(str(error)), 500)}") from None
     sourced, dropped = read_found(folder / FOUND)
-    added = [(idea, is_new) for words in sourced for idea, is_new in [ideas.add(*words)]]
-    for idea, _ in (pair for pair in added if pair[1]):
-        console.line(str(idea))
-    repeated = [f"I{idea.number}" for idea, is_new in added if not is_new]
-    new = len(added) - len(repeated)
-    console.line(f"{count(new, 'idea')} added" + (f"; known already: {', '.join(repeated)}" if repeated else ""))
+    new = 0
+    for idea, is_new in (ideas.add(*words) for words in sourced):
+        console.line(str(idea) if is_new else f"known already: I{idea.number}")
+        new += is_new
+    console.line(f"{count(new, 'idea')} added")
     if dropped:
         console.line(f"{count(dropped, 'line')} dropped: without idea, effect, title, year and link", "yellow")
     spent = Spent()
