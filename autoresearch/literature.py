@@ -20,7 +20,7 @@ from autoresearch.record.ledger import Attempt, Spent
 from autoresearch.record.runs import RUNS, make_folder, root_of
 from autoresearch.shared_lines import core
 from autoresearch.task import Facts
-from autoresearch.text import clean, count, one_line, to_type
+from autoresearch.text import clean, count, one_line
 from autoresearch.views.console import Console
 
 FOUND = "found.md"  # which the agent writes
@@ -133,10 +133,11 @@ async def search(options: Options) -> int:
         new += is_new
     console.line(f"{count(new, 'idea')} added")
     if dropped:
-        console.line(f"{count(dropped, 'line')} dropped: without idea, effect, title, year and link", "yellow")
+        needs = f"at most {MOST} are taken, each with idea, effect, title, year and link"
+        console.line(f"{count(dropped, 'line')} dropped: {needs}", "yellow")
     spent = Spent()
     spent.add(said.tokens, said.dollars)
-    console.line(f"the search took {spent.words()}. Nobody has opened the links: `{to_type('ideas')}` lists them")
+    console.line(f"the search took {spent.words()}. The links were not opened: check what you rely on")
     return 0 if new else 1
 
 

@@ -145,6 +145,9 @@ predicted: the change of {metric} that you expect, as a number such as {example}
 lesson: only if the last verdicts taught something of general use, one line; `lesson: L3` if this edit tests lesson L3
 idea: only if there is one, a line each: `idea: I3` if this edit tests idea I3; {an_idea} for another edit, up to three
 """
+REPLY_TO_OTHERS = (
+    "When it is done, end with this line and nothing after it:\n\ndescription: what you did, in one line\n"
+)
 AN_IDEA = "`WHAT TO TRY | EXPECTED EFFECT | SOURCE`"
 
 
@@ -154,7 +157,9 @@ def categories_of(brief: "Brief") -> tuple[str, ...]:
 
 
 def how_to_reply(brief: "Brief") -> str:
-    """How an agent that answers in text is asked to describe its edit."""
+    """How an agent that answers in text is asked to describe its edit, or what it did for no experiment."""
+    if not brief.number:
+        return REPLY_TO_OTHERS
     return REPLY.format(
         categories=", ".join(categories_of(brief)),
         metric=brief.task.metric,

@@ -160,7 +160,7 @@ def test_a_search_takes_only_what_has_a_source(toy):
     words = ("--search", "what  raises numbers", "--agent", "command", "--agent-command", f"{sys.executable} {script}")
     said = called(toy, *words)
     assert "- I2 (open): larger values\n  expected: +2 on toys" in said and "\x1b" not in said
-    assert "known already: I1\n1 idea added\n4 lines dropped: without idea, effect, title, year and link" in said
+    assert "known already: I1\n1 idea added\n4 lines dropped: at most 10 are taken, each with idea, " in said
     assert listed(toy) == {"I1": "(open): raise it", "I2": "(open): larger values"}
     assert "  source: Values and Scores, 2019, https://example.org/values\n" in called(toy)
     (told,) = (toy.folder / ".autoresearch/.searches").glob("*/folder/told")
@@ -170,6 +170,7 @@ def test_a_search_takes_only_what_has_a_source(toy):
         "one change to solver.py that improves `score`",
         "Raise the number.",
         "```\n- raise it\n```",
+        "description: what you did",
     ):
         assert expected in brief, expected
     assert "known already: I2\nknown already: I1\n0 ideas added" in called(toy, *words, expect=1)
