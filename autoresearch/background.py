@@ -14,6 +14,7 @@ import psutil
 
 from autoresearch import UserError, keys
 from autoresearch.record.journal import holder
+from autoresearch.record.runs import make_folder
 from autoresearch.runner.identity import identify
 from autoresearch.runner.progress import read_json
 from autoresearch.text import clean
@@ -55,8 +56,8 @@ def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
 
 def open_log(folder: Path) -> BinaryIO:
     """The log of a run's processes in the background, with a line for the one that begins."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / ".gitignore").write_text("*\n")
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
     log = open(folder / LOG, "ab")  # noqa: SIM115
     log.write(f"--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
     log.flush()

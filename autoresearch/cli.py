@@ -18,10 +18,13 @@ import typer
 
 from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import (
+    AddIdea,
     Approve,
     Check,
     Clean,
     Doctor,
+    DropIdea,
+    Ideas,
     Logs,
     Note,
     Numbered,
@@ -39,20 +42,28 @@ from autoresearch.options import (
     Wait,
     Watch,
 )
-from autoresearch.record.runs import RUNS, Recorded, folder_of, recorded_run
+from autoresearch.record.runs import RUNS, Recorded, folder_of, recorded_run, root_of
+from autoresearch.text import clean as clean_text
 from autoresearch.text import count, to_type
 
 if TYPE_CHECKING:
+    from autoresearch.ideas import Ideas as KnownIdeas
     from autoresearch.record.events import Approved, Rejected
 
 DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages, by module, of watch and report
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+def group() -> typer.Typer:
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+app, ideas = group(), group()
+app.add_typer(ideas, name="ideas")
 
 
 def taking(kind: type) -> Callable[[Callable], Callable]:
@@ -189,7 +200,6 @@ def accept(context: typer.Context, options: Numbered) -> None:
 def clean(context: typer.Context, options: Clean) -> None:
     """Remove worktrees, caches and the refs of single attempts of old runs, or of one, after asking. Journals, logs and
     branches stay."""
-    from autoresearch.record.runs import root_of
     from autoresearch.tidy_up import clean as clean_up
 
     def agreed(question: str) -> bool:
@@ -216,6 +226,59 @@ def run_detached(tag: str | None) -> None:
             ("stop", "stops it after the running experiment"),
         ):
             print(f"  {to_type(f'{command} --tag {folder.name}'):<50} {words}")
+
+
+# ----------------------------------------------------------------------------------------------
+# Ideas: what is to be tried
+
+
+@ideas.callback(invoke_without_command=True)
+@taking(Ideas)
+def ideas_(context: typer.Context, options: Ideas) -> None:
+    """What could be tried, for agents of all runs: list it, add to it, let an agent search for more. It stands in
+    .autoresearch/ideas.md, which you may edit. Exit code 1 of a search: it found nothing new."""
+    if context.invoked_subcommand:
+        return
+    if options.search is None:
+        return list_ideas(context)
+    from autoresearch.literature import search
+
+    run_to_end(search(options))
+
+
+@ideas.command("list")
+def list_ideas(context: typer.Context) -> None:
+    """All ideas, with source, expected effect and state."""
+    known = known_ideas()
+    known.catch_up()
+    print(clean_text("\n".join(map(str, known.read()))) or f"no ideas yet; add one: {to_type('ideas add')} TEXT")
+
+
+@ideas.command("add")
+@taking(AddIdea)
+def add_idea(context: typer.Context, options: AddIdea) -> None:
+    """Add an idea. Agents are offered it before those of agents."""
+    idea, is_new = known_ideas().add(options.text, options.expect, options.source)
+    print(
+        f"I{idea.number}: agents are offered it from the next brief on" if is_new else f"that is known already:\n{idea}"
+    )
+
+
+@ideas.command("drop")
+@taking(DropIdea)
+def drop_idea(context: typer.Context, options: DropIdea) -> None:
+    """Offer an idea to no agent any more."""
+    from autoresearch.shared_lines import named
+
+    if not (number := named("I", options.idea) or named("I", f"I{options.idea}")):
+        raise UserError(f"{options.idea!r} is no idea; name one by its number, as I3")
+    print(f"dropped: {known_ideas().drop(number).text}")
+
+
+def known_ideas() -> "KnownIdeas":
+    from autoresearch.ideas import Ideas as KnownIdeas
+
+    return KnownIdeas(root_of(Path.cwd()) / RUNS)
 
 
 # ----------------------------------------------------------------------------------------------

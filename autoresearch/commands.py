@@ -15,6 +15,7 @@ from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.agents.external import External
 from autoresearch.experiment import Experiments
 from autoresearch.gate import gate_of
+from autoresearch.ideas import Ideas
 from autoresearch.judge import rule_of
 from autoresearch.limits import Limits, StopRequest
 from autoresearch.options import Numbered, Research, Start, Trials, Try, Verify
@@ -149,7 +150,9 @@ async def try_edit(loop: type, options: Try) -> int:
     async with opened(options.tag, options, console, stop, external=True) as run:
         run.begin(keep_edit=True)
         keep_rule, pages = run.ledger.started.keep_rule or "margin", Pages(run)
-        said = (options.message, options.hypothesis, options.predicted, options.category, options.lesson)
+        said = (
+            options.message, options.hypothesis, options.predicted, options.category, options.lesson, options.idea,
+        )  # fmt: skip
         proposer = Proposer(run, pages, [External(Proposal(*said))], external=True)
         experiments = Experiments(run, rule_of(keep_rule, run.task.line_price), pages)
         await run.open(run.choose_seats(), run.recorded_settings(), run.ledger.seed, lambda facts: None)
@@ -179,6 +182,8 @@ async def drop(options: Numbered) -> int:
         run.ledger.append(events.Dropped(number=options.number))
         run.reset()
         run.results.rebuild()
+        for number in (options.number, *with_it):
+            Ideas(run.root / RUNS).follow(run.ledger.attempts[number - 1], run.repo.tag)
         champion = run.ledger.champion
         assert champion is not None
         also = f", and {', '.join(map(str, with_it))} with it, built on top" if with_it else ""
@@ -209,10 +214,11 @@ async def accept(options: Numbered) -> int:
             events.Attempt(
                 number=number, commit=commit, parent=champion, description=attempt.description, agent=attempt.agent,
                 category=attempt.category, hypothesis=attempt.hypothesis, predicted=attempt.predicted, edit=edit,
-                lines=lines, constants=attempt.constants, tokens=0, dollars=0.0,
+                ideas=attempt.ideas, lines=lines, constants=attempt.constants, tokens=0, dollars=0.0,
             )
         )  # fmt: skip
         run.repo.remember(number, commit)
+        Ideas(run.root / RUNS).follow(run.ledger.attempts[-1], tag)
         console.line(
             f"experiment {options.number} runs again as experiment {number}, the next one when the run goes on"
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.gate import Gate
+from autoresearch.ideas import Ideas
 from autoresearch.judge import KeepRule, Verdict, mean
 from autoresearch.lessons import Lessons
 from autoresearch.pages import Pages
@@ -60,6 +61,7 @@ class Experiments:
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
         self.gate = gate or Gate()
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
+        self.ideas = Ideas(run.root / RUNS)
 
     async def stands_on_champion(self, attempt: Attempt) -> bool | Returned:
         """Put an attempt that waited onto the champion, if it is not there yet.
@@ -261,6 +263,7 @@ class Experiments:
         await self.run.with_room(lambda: self.pages.write(attempt))
         if attempt.status == "keep":
             await self.run.with_room(lambda: self.lessons.confirm(attempt.lesson))
+        await self.run.with_room(lambda: self.ideas.follow(attempt, self.run.repo.tag))
         self.console.verdict(attempt, verdict.seconds["wall"])
         return True
 

@@ -6,20 +6,15 @@ An edit may name the lesson that it tests. A lesson counts as confirmed by the v
 repeated.
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 from autoresearch import keys
+from autoresearch.shared_lines import SharedLines, core, named
 from autoresearch.text import one_line
 
 SHOWN = 40  # in a brief, at most
 LINE = re.compile(r"- L(\d+) \(confirmed (\d+)\) \[([^;\]]*); ([^;\]]*); run ([^,\]]*), experiment (\d+)\]: (.+)")
-# What names a lesson: `L3`, `confirms L3`, `L3: also here`; not `L2 decay helps`.
-AGAIN = re.compile(r"(?:confirms?\s+)?L(\d+)(?:[\s.,]*|:.*)", re.IGNORECASE)
 
 
 @dataclasses.dataclass
@@ -39,14 +34,17 @@ class Lesson:
         )
 
 
-class Lessons:
-    """The lessons of all runs of a repository. Lines of the file that are not lessons stay as they are."""
+class Lessons(SharedLines):
+    """The lessons of all runs of a repository."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    HEADING = """# Lessons
+
+What earlier runs taught, as their agents saw it. Edit or delete freely: agents read what is here.
+
+"""
 
     def read(self) -> list[Lesson]:
-        return [lesson for lesson in map(parse, self._lines()) if lesson]
+        return [lesson for lesson in map(parse, self.lines()) if lesson]
 
     def for_profile(self, profile: str) -> list[Lesson]:
         """The lessons that a brief shows: those of its profile, the most confirmed first, then the newest."""
@@ -56,9 +54,9 @@ class Lessons:
     def learn(self, text: str, profile: str, device: str, run: str, experiment: int) -> None:
         """Add a lesson, unless `text` names one (`L3`) or repeats it."""
         text = one_line(keys.scrub(text))
-        if not text or AGAIN.fullmatch(text):
+        if not text or named("L", text):
             return
-        with self._lines_to_edit() as lines:
+        with self.lines_to_edit() as lines:
             known = [lesson for line in lines if (lesson := parse(line))]
             if all(core(lesson.text) != core(text) for lesson in known):
                 number = 1 + max((lesson.number for lesson in known), default=0)
@@ -66,37 +64,12 @@ class Lessons:
 
     def confirm(self, text: str) -> None:
         """An edit was kept that tested the lesson which `text` names (`L3`)."""
-        if not (named := AGAIN.fullmatch(text.strip())):
+        if (number := named("L", text)) is None:
             return
-        with self._lines_to_edit() as lines:
+        with self.lines_to_edit() as lines:
             for index, lesson in enumerate(map(parse, lines)):
-                if lesson and lesson.number == int(named[1]):
+                if lesson and lesson.number == number:
                     lines[index] = str(dataclasses.replace(lesson, confirmed=lesson.confirmed + 1))
-
-    @contextlib.contextmanager
-    def _lines_to_edit(self) -> Iterator[list[str]]:
-        """The lines, which are written back afterwards. Other runs wait until then."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            lines = self._lines()
-            before = list(lines)
-            yield lines
-            if lines != before:
-                part = self.path.with_suffix(".part")
-                part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-                part.replace(self.path)
-
-    def _lines(self) -> list[str]:
-        try:
-            return self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return [
-                "# Lessons",
-                "",
-                "What earlier runs taught, as their agents saw it. Edit or delete freely: agents read what is here.",
-                "",
-            ]
 
 
 def parse(line: str) -> Lesson | None:
@@ -109,8 +82,3 @@ def parse(line: str) -> Lesson | None:
 def plain(text: str) -> str:
     """Text without the characters that separate the parts of a line."""
     return re.sub(r"[;\[\]]", ",", one_line(text, 80))
-
-
-def core(text: str) -> str:
-    """The words alone: equal for texts that differ in layout and punctuation."""
-    return " ".join(re.findall(r"\w+", text.casefold()))

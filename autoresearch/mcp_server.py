@@ -20,8 +20,10 @@ from mcp_types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import Field
 
 from autoresearch import UserError, keys
+from autoresearch.agents import AN_IDEA
 from autoresearch.brief import Brief, change_of
 from autoresearch.calls import RUNNING
+from autoresearch.ideas import AGENT, Ideas
 from autoresearch.judge import margin, rule_of
 from autoresearch.lessons import Lessons
 from autoresearch.program import program_of, read_stages
@@ -70,6 +72,7 @@ class Server:
         hypothesis: Annotated[str, Field(description="Why it should help.")] = "",
         predicted: Annotated[float | None, Field(description="The change of the metric that is expected.")] = None,
         lesson: Annotated[str, Field(description="What the last verdicts taught, for later runs.")] = "",
+        ideas: Annotated[list[str], Field(description=f"`I3` if this tests idea I3; for others: {AN_IDEA}")] = [],  # noqa: B006
         tag: Tag = None,
     ) -> CallToolResult:
         """Run the edit that stands in the worktree: it is checked, committed, trained and scored. Returns when its
@@ -77,6 +80,7 @@ class Server:
         said = {"message": message, "category": category, "hypothesis": hypothesis, "lesson": lesson}
         words = [f"--{name}={text}" for name, text in said.items() if text]
         words += [] if predicted is None else [f"--predicted={predicted}"]
+        words += [f"--idea={idea}" for idea in ideas]
         return result(json.loads(await self.call("try", "--background", "--json", *words, *named(tag))))
 
     async def wait(
@@ -110,6 +114,16 @@ class Server:
     ) -> CallToolResult:
         """Tell the agent of a running loop something: it stands in its next briefs, and in the record."""
         return text(await self.call("note", *named(tag), "--", words))
+
+    async def add_idea(
+        self,
+        words: Annotated[str, Field(description="What could be tried.", min_length=1)],
+        expected: Annotated[str, Field(description="The effect that it should have.")] = "",
+        source: Annotated[str, Field(description="Where it is from: of a publication title, year and link.")] = "",
+    ) -> CallToolResult:
+        """Add an idea for later edits, of all runs. `ideas` shows those that wait."""
+        by = f"--source={AGENT}over MCP" + (f": {source}" if source else "")
+        return text(await self.call("ideas", "add", by, f"--expect={expected}", "--", words))
 
     async def call(self, command: str, *words: str) -> str:
         """What a command of loop.py prints on standard output. ToolError for exit code 2, and where it was stopped."""
@@ -159,8 +173,9 @@ class Server:
         return text(said, {**fields(row), "page": said})
 
     def ideas(self, tag: Tag = None) -> CallToolResult:
-        """What to go on from: what an edit must gain, the stage of the run, notes of the human, near misses, lessons of
-        this and earlier runs, how often each kind of change was tried and kept. The loop tells its own agents the same.
+        """What to go on from: what an edit must gain, the stage of the run, notes of the human, near misses, ideas that
+        wait to be tested, lessons of this and earlier runs, how often each kind of change was tried and kept. The loop
+        tells its own agents the same.
         """
         run = recorded(tag)
         ledger, champion = run.ledger, run.ledger.champion
@@ -168,6 +183,7 @@ class Server:
             return text("nothing yet: the baseline has no verdict", {"stage": "explore"})
         facts, rule = ledger.facts or Facts(), rule_of(ledger.started.keep_rule or "margin", run.task.line_price)
         owed = margin(rule, ledger.noise(), [0.0], ledger.scores(champion))
+        ideas = Ideas(run.root / RUNS).to_offer(ledger.pending)
         lessons = Lessons(run.root / RUNS / "lessons.md").for_profile(facts.profile or "")
         brief = Brief(
             len(ledger.attempts) + 1,
@@ -182,12 +198,14 @@ class Server:
             line_price=rule.line_price,
             stages=read_stages(program_of(run.root, Path.cwd())),
             lessons=lessons,
+            ideas=ideas,
             notes=list(ledger.notes),
         )
         near = [
             {**fields(Record(ledger).row(attempt)), "change": change_of(attempt)} for attempt in brief.near_misses()
         ]
         more = {"stage": brief.stage, "near_misses": near, "lessons": [f"L{one.number}: {one.text}" for one in lessons]}
+        more["ideas"] = [f"I{idea.number}: {idea.text}" for idea in ideas if idea.is_open]
         return text("\n\n".join(brief.news([])), {**more, "notes": [said for _, said in ledger.notes]})
 
     def stands(self, run: Recorded) -> CallToolResult:
@@ -214,6 +232,7 @@ def serve(program: str) -> None:
         ("attempts", tools.attempts, READS),
         ("attempt", tools.attempt, READS),
         ("ideas", tools.ideas, READS),
+        ("add_idea", tools.add_idea, ACTS),
         ("note", tools.note, ACTS),
         ("stop", tools.stop, ACTS),
     ):

@@ -193,6 +193,10 @@ class Try(Called, Trials):
     hypothesis: str = option("Why it should help.", default="")
     predicted: float | None = option("The change of the metric that is expected.")
     lesson: str = option("What the last verdicts taught, for later runs; L3: this edit tests lesson L3.", default="")
+    idea: list[str] = option(
+        "I3: this edit tests idea I3. 'WHAT | EXPECTED EFFECT | SOURCE': what another could test; again for more.",
+        default=(),
+    )
     as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
 
 
@@ -237,6 +241,30 @@ class Status(Tagged):
 @dataclasses.dataclass
 class Note(Tagged):
     text: str = argument('What the agent is to know, e.g. "try smaller batches".', metavar="TEXT", default=...)
+
+
+@dataclasses.dataclass
+class Ideas:
+    search: str | None = option(
+        "Let an agent search the web for ideas on this; those without a source are dropped.", metavar="TOPIC"
+    )
+    agent: str = option(f"Who searches: {', '.join(NAMES[:-2])}.", default="auto")
+    model: str | None = option("The agent's model. Default: the agent's own.")
+    base_url: str | None = option("Of claude-api: any server with a Messages API.")
+    agent_command: str | None = option("The program of --agent command.")
+    agent_limit: float = option("Seconds for the search.", min=1, default=1800.0)
+
+
+@dataclasses.dataclass
+class AddIdea:
+    text: str = argument('What to try, e.g. "one matrix for both embeddings".', metavar="TEXT", default=...)
+    source: str = option("Who had it, or where it is published.", default="by hand")
+    expect: str = option("The effect that it should have.", default="")
+
+
+@dataclasses.dataclass
+class DropIdea:
+    idea: str = argument("Its number, as I3.", metavar="IDEA", default=...)
 
 
 @dataclasses.dataclass

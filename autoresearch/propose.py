@@ -28,6 +28,7 @@ from autoresearch.brief import Brief, change_of
 from autoresearch.constants import Value, as_it_counts, change, read_code
 from autoresearch.editable import in_folder
 from autoresearch.experiment import Returned
+from autoresearch.ideas import Ideas
 from autoresearch.judge import RULES, KeepRule, margin
 from autoresearch.lessons import Lessons
 from autoresearch.limits import Limits
@@ -76,7 +77,8 @@ class Proposer:
         self.pages, self.agents, self.fill, self.external = pages, agents, fill, external
         self.limits, self.web_search, self.brief_tokens = limits or Limits(), web_search, brief_tokens
         self.rule = rule
-        self.lessons = Lessons(run.root / RUNS / "lessons.md")
+        self.lessons, self.ideas = Lessons(run.root / RUNS / "lessons.md"), Ideas(run.root / RUNS)
+        self.ideas.catch_up()
         self.stages = read_stages(run.program)
         self.nothing_left = ""  # why no agent has a proposal, until the next verdict
         self.failures = 0  # in a row
@@ -172,6 +174,9 @@ class Proposer:
         profile, device = self.run.facts.profile or "", self.run.facts.device or ""
         learn = (proposal.lesson, profile, device, self.repo.tag, number)
         await self.run.with_room(lambda: self.lessons.learn(*learn))
+        await self.run.with_room(lambda: self.ideas.follow(attempt, self.repo.tag))
+        where = f"{agent}, run {self.repo.tag}, experiment {number}"
+        await self.run.with_room(lambda: self.ideas.hear(attempt.ideas, where))
         return attempt
 
     async def commit_as(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
@@ -241,9 +246,9 @@ class Proposer:
         times = f"-{attempt.repairs + 1}" if attempt.repairs else ""
         name = f"{attempt.number}-crashed{times}" if back.crashed else f"{attempt.number}-on-{short(attempt.parent)}"
         await self.run.with_room(lambda: self.repo.remember(name, attempt.commit))
-        description = proposal.description or attempt.description
         self.patience.pop(agent.name, None)
-        await self.commit(attempt.number, dataclasses.replace(proposal, description=description), agent.name)
+        kept = {name: getattr(proposal, name) or getattr(attempt, name) for name in ("description", "ideas")}
+        await self.commit(attempt.number, dataclasses.replace(proposal, **kept), agent.name)
         return True
 
     async def ask_to_redo(self, back: Returned, agent: Agent) -> Proposal | None:
@@ -408,6 +413,7 @@ class Proposer:
             line_price=self.rule.line_price,
             stages=self.stages,
             lessons=self.lessons.for_profile(run.facts.profile or ""),
+            ideas=self.ideas.to_offer(ledger.pending),
             notes=list(ledger.notes),
             refused=[event for event in ledger.refused if event.number == number],
             refusal=refusal,

@@ -29,7 +29,7 @@ from autoresearch.record import events
 from autoresearch.record.journal import Lock
 from autoresearch.record.ledger import ABANDONED, Attempt, Ledger
 from autoresearch.record.results import Results
-from autoresearch.record.runs import RUNS, choose_tag, root_of
+from autoresearch.record.runs import RUNS, choose_tag, make_folder, root_of
 from autoresearch.repo import RunRepo, open_repository
 from autoresearch.runner import Job, Runner, Seat
 from autoresearch.runner.local import Local, choose_confinement, seats_of
@@ -401,7 +401,7 @@ def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopReq
     confined = choose_confinement(sandbox_mode)
     lock = Lock(folder, tag)
     try:
-        (runs / ".gitignore").write_text("*\n")
+        make_folder(runs)
         ignore(repository, "results.tsv")
         run = Run(
             root, folder, program, task, Ledger(folder), RunRepo(repository, tag, folder), confined, console, stop

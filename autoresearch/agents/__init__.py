@@ -8,6 +8,7 @@ no more than a row of the table in clients.py.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,9 +53,10 @@ CATEGORIES_ELSEWHERE = (
     "simplification",
     "other",
 )
+MOST_IDEAS = 8  # with an edit
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")  # environment variables that hold a key for a Messages API
 FIELDS = re.compile(
-    r"[\W_]*(description|category|hypothesis|predicted|lesson)[\W_]*:[\s*_]*(.*?)[\s*_`]*", re.IGNORECASE
+    r"[\W_]*(description|category|hypothesis|predicted|lesson|idea)[\W_]*:[\s*_]*(.*?)[\s*_`]*", re.IGNORECASE
 )
 
 
@@ -67,6 +69,7 @@ class Proposal:
     predicted: float | None = None  # change of the metric that it expects
     category: str = ""  # what kind of change it is
     lesson: str = ""  # what the last verdicts taught, or `L3` where lesson 3 held again
+    ideas: Sequence[str] = ()  # `I3` where it tests idea 3, and new ones: `WHAT | EXPECTED EFFECT | SOURCE`
     tokens: int | None = None  # input and output together; None: not known
     dollars: float | None = None
     transcript: str = ""  # folder of what the agent was told and what it said
@@ -75,6 +78,8 @@ class Proposal:
         for name, limit in (("description", 300), ("hypothesis", 500), ("category", 40), ("lesson", 300)):
             object.__setattr__(self, name, one_line(keys.scrub(getattr(self, name)), limit))
         object.__setattr__(self, "category", self.category.lower())
+        ideas = [one_line(keys.scrub(text), 800) for text in self.ideas[:MOST_IDEAS]]
+        object.__setattr__(self, "ideas", tuple(filter(None, ideas)))
         if self.predicted is not None and not math.isfinite(self.predicted):
             object.__setattr__(self, "predicted", None)
 
@@ -138,7 +143,12 @@ category: one of {categories}
 hypothesis: why it should help, in one line
 predicted: the change of {metric} that you expect, as a number such as {example}
 lesson: only if the last verdicts taught something of general use, one line; `lesson: L3` if this edit tests lesson L3
+idea: only if there is one, a line each: `idea: I3` if this edit tests idea I3; {an_idea} for another edit, up to three
 """
+REPLY_TO_OTHERS = (
+    "When it is done, end with this line and nothing after it:\n\ndescription: what you did, in one line\n"
+)
+AN_IDEA = "`WHAT TO TRY | EXPECTED EFFECT | SOURCE`"
 
 
 def categories_of(brief: "Brief") -> tuple[str, ...]:
@@ -147,11 +157,14 @@ def categories_of(brief: "Brief") -> tuple[str, ...]:
 
 
 def how_to_reply(brief: "Brief") -> str:
-    """How an agent that answers in text is asked to describe its edit."""
+    """How an agent that answers in text is asked to describe its edit, or what it did for no experiment."""
+    if not brief.number:
+        return REPLY_TO_OTHERS
     return REPLY.format(
         categories=", ".join(categories_of(brief)),
         metric=brief.task.metric,
         example="-0.002" if brief.task.lower_is_better else "+0.002",
+        an_idea=AN_IDEA.replace("`", "`idea: ", 1),
     )
 
 
@@ -162,18 +175,20 @@ def read_reply(text: str, **more: object) -> Proposal:
     it may begin with a category: `[optimizer] a slower warm-down`.
     """
     said: dict[str, str] = {}
-    last = ""
+    last, ideas = "", []
     for line in reversed([line for line in text.splitlines() if re.search(r"\w", line)]):
         if not (field := FIELDS.fullmatch(line)):
             last = line
             break
         said.setdefault(field[1].lower(), field[2])
+        ideas = [field[2], *ideas] if field[1].lower() == "idea" else ideas
+    said.pop("idea", None)
     if not said.get("description"):
         last = one_line(last, 1000)
         category = re.match(r"\[([\w -]+)\]\s*", last)
         said["description"] = last[category.end() :] if category else last
         said["category"] = said.get("category") or (category[1] if category else "")
-    fields: dict[str, Any] = {**said, "predicted": read_number(said.get("predicted", "")), **more}
+    fields: dict[str, Any] = {**said, "predicted": read_number(said.get("predicted", "")), "ideas": ideas, **more}
     return Proposal(**fields)
 
 

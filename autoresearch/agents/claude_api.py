@@ -19,6 +19,7 @@ import httpx2
 
 from autoresearch import UserError, keys
 from autoresearch.agents import (
+    AN_IDEA,
     CATEGORIES,
     KEYS,
     AgentBlocked,
@@ -94,6 +95,12 @@ TOOLS = [
                     "type": "string",
                     "description": "only if the last verdicts taught something of general use: one line; `L3` if "
                     "this edit tests lesson L3",
+                },
+                "ideas": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "only if there are some: `I3` if this edit tests idea I3; up to three for other "
+                    f"edits, each as {AN_IDEA}",
                 },
             },
         },
@@ -267,7 +274,7 @@ class Conversation:
         self.system = [cacheable({"type": "text", "text": rules}, **outlives)]
         sources = brief.source_parts()
         content = [cacheable({"type": "text", "text": "\n\n".join(sources)}, **outlives)] if sources else []
-        news = "\n\n".join([f"# Experiment {brief.number}", *brief.news(sources)])
+        news = "\n\n".join([brief.title, *brief.news(sources)])
         self.messages: list[dict] = [{"role": "user", "content": [*content, {"type": "text", "text": news}]}]
         self.note({"system": self.system, **self.messages[0]})
 
@@ -348,6 +355,8 @@ class Conversation:
 
     def proposal(self, said: dict) -> Proposal:
         fields: dict = {name: str(said.get(name) or "") for name in ("description", "category", "hypothesis", "lesson")}
+        ideas = said.get("ideas") or []
+        fields["ideas"] = list(map(str, ideas if isinstance(ideas, list) else [ideas]))
         with contextlib.suppress(KeyError, TypeError, ValueError):
             fields["predicted"] = float(said["predicted"])
         return Proposal(**fields, transcript=str(self.transcript.parent), **self.costs())

@@ -17,7 +17,7 @@ from autoresearch import UserError
 from autoresearch.editable import among
 from autoresearch.plan.draft import UNKNOWN
 from autoresearch.record.journal import take
-from autoresearch.record.runs import RUNS
+from autoresearch.record.runs import RUNS, make_folder
 from autoresearch.repo import RunRepo
 from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN, Job, Measurement
 from autoresearch.runner.denied import REFUSED
@@ -75,8 +75,7 @@ class Workbench:
     @contextlib.contextmanager
     def opened(self) -> Iterator["Workbench"]:
         """Inside, it is there; afterwards nothing is left of it. Raises UserError where another one is open."""
-        self.folder.parent.mkdir(exist_ok=True)
-        (self.folder.parent / ".gitignore").write_text("*\n")
+        make_folder(self.folder.parent)
         with open(self.folder.with_name("check.lock"), "a") as lock:
             try:
                 take(lock)

@@ -6,6 +6,7 @@ are read as well. Lines of a newer form are refused.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 from autoresearch import UserError
@@ -67,6 +68,7 @@ class Attempt(Event):
     predicted: float | None = None
     category: str = ""
     lesson: str = ""
+    ideas: Sequence[str] = ()  # those that it tests, `I3`, and new ones
     tokens: int | None = None
     dollars: float | None = None
     transcript: str = ""

@@ -74,6 +74,7 @@ class Attempt:
     hypothesis: str = ""  # why it should help, as its agent saw it
     predicted: float | None = None  # change of the metric that its agent expected
     lesson: str = ""  # what its agent learned, or `L3` where it tests lesson 3
+    ideas: Sequence[str] = ()  # `I3` where it tests idea 3, and what else its agent would try
     tokens: int | None = None  # that the agent took for it, and what they cost; None: not known
     dollars: float | None = None
     transcript: str = ""  # folder of what the agent was told and what it said

@@ -58,6 +58,12 @@ def choose_tag(runs: Path, tag: str | None) -> str:
     return tag
 
 
+def make_folder(runs: Path) -> None:
+    """Make the folder of all runs, which git overlooks."""
+    runs.mkdir(parents=True, exist_ok=True)
+    (runs / ".gitignore").write_text("*\n")
+
+
 def folder_of(tag: str | None) -> Path:
     """The folder of a run, whether there is one or not."""
     runs = root_of(Path.cwd()) / RUNS

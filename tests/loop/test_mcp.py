@@ -15,7 +15,7 @@ from test_clients import SAID, USUAL, environment_of, programs  # noqa: F401
 from test_verify import write_night
 
 mcp = pytest.importorskip("mcp", reason="the package mcp is not installed")
-TOOLS = {"start", "try", "wait", "status", "attempts", "attempt", "ideas", "note", "stop"}
+TOOLS = {"start", "try", "wait", "status", "attempts", "attempt", "ideas", "add_idea", "note", "stop"}
 READS = {"wait", "status", "attempts", "attempt", "ideas"}
 
 
@@ -65,7 +65,10 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
         assert (await verdict(client)).structured_content["verdict"] == "keep"
         worktree = toy.runs / "worktree/solver.py"
         worktree.write_text(solver(2, before="import time\ntime.sleep(2.5)\n"))
-        tried = await client.call_tool("try", {"message": "--tag x; two", "category": "optimizer", "predicted": 1})
+        added = await client.call_tool("add_idea", {"words": "--tag x: two", "expected": "+1", "source": "Ada, 2020"})
+        assert "I1: agents are offered it" in said(added)
+        words = {"message": "--tag x; two", "category": "optimizer", "predicted": 1, "ideas": ["I1", "--x three"]}
+        tried = await client.call_tool("try", words)
         assert not tried.is_error and tried.structured_content["number"] == 2, tried
         kept = await verdict(client, 2)
         assert kept.structured_content["verdict"] == "keep" and kept.structured_content["score"] == 2
@@ -75,6 +78,7 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
         refused = await client.call_tool("try", {"message": "nothing"})
         assert refused.structured_content["verdict"] == "refused" and "nothing changed" in said(refused)
         (toy.runs / "worktree/check.py").write_text("")
+        assert "I2: --x three" in said(await client.call_tool("ideas", {}))
         worktree.write_text(solver(30))
         refused = await client.call_tool("try", {"message": "check nothing"})
         assert refused.structured_content["verdict"] == "refused" and "check.py" in said(refused)
@@ -91,6 +95,8 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
     asked(toy, talk)
     assert toy.statuses() == ["keep", "keep"]
     assert [event["text"] for event in toy.journal("note")] == ["--tag x: smaller"]
+    text = (toy.folder / ".autoresearch/ideas.md").read_text()
+    assert "- I1 (kept, run night, experiment 2): --tag x: two\n  expected: +1\n  source: agent over MCP: Ada" in text
     (entry,) = (event for event in toy.journal("attempt") if event["number"] == 2)
     assert (entry["category"], entry["predicted"], entry["agent"]) == ("optimizer", 1, "external")
 

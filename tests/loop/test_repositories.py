@@ -277,7 +277,12 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     on from the champion before it. A score that cannot be is none."""
     task_of(toy, "  time_limit", "  range: [0, 1000]\n  time_limit")
     values = dict(enumerate((2, 3, 4, 5, 900, 6, 2000, 7), 2))
-    toy.plan_steps(**{f"e{number}": [step(value)] for number, value in values.items()}, e11=[step(8)], e12=[step(9)])
+    tests_an_idea = [step(900, "description: set it to 900\nidea: I1")]
+    plan = {f"e{number}": [step(value)] for number, value in values.items()} | {"e6": tests_an_idea}
+    toy.plan_steps(**plan, e11=[step(8)], e12=[step(9)])
+    ideas = toy.folder / ".autoresearch/ideas.md"
+    ideas.parent.mkdir()
+    ideas.write_text("- dare more\n")
     output = toy.run_agent(9)
     assert toy.statuses() == ["keep"] * 5 + ["discard", "keep", "crash", "keep"], output
     reasons = [verdict["reason"] for verdict in toy.journal("verdict")]
@@ -293,9 +298,12 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     assert toy.statuses()[6:] == ["discard", "crash", "discard"]
     assert toy.tip() == toy.journal("attempt")[4]["commit"]
     toy.require_results()
+    assert "- I1 (discarded, run night, experiment 6): dare more\n  outcome: held back: it g" in ideas.read_text()
     assert "runs again as experiment 10" in toy.run("accept", "6")
+    assert ideas.read_text() == "- I1 (in trial, run night, experiment 10): dare more\n"
     output = toy.run_agent(12)
     assert toy.statuses()[9:] == ["keep", "discard", "discard"], output
+    assert ideas.read_text() == "- I1 (kept, run night, experiment 10): dare more\n"
     assert toy.rows()[9][1] == "900.000000" and "taken back by a person; it was" in toy.run("status", "--json")
 
 

@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from autoresearch.agents import Proposal, read_reply
 from autoresearch.brief import BYTES_PER_TOKEN, DATA_LIMIT, Brief, fence, page
+from autoresearch.ideas import Idea
 from autoresearch.keys import PLACE, scrub
 from autoresearch.lessons import SHOWN, Lesson, Lessons
 from autoresearch.offered import offered
@@ -89,6 +90,11 @@ def test_stays_within_its_budget_and_forgets_the_oldest_first(number, budget):
         sources=dict.fromkeys(("train.py", "b.py", "c.py"), "value = 1\n" * 800),
         agenda="word " * 6000,
         lessons=lessons,
+        ideas=[
+            Idea(i, f"idea {i} " + "word " * 90, "word " * 30, "word " * 60, *more)
+            for i in range(40)
+            for more in ((), ("discarded, run a, experiment 1", "for want of memory: " + "word " * 50))
+        ],
         crash="no " * 5000,
         crash_log="log\n" * 5000,
         refusal="why " * 5000,
@@ -349,6 +355,22 @@ def night(number: int) -> tuple[list[Attempt], dict]:
     return made, now
 
 
+PAPER = "Using the Output Embedding to Improve Language Models, 2017, https://arxiv.org/abs/1608.05859"
+IDEAS = [
+    Idea(4, "use one matrix for input and output embeddings", "fewer parameters, lower perplexity", PAPER),
+    Idea(
+        3, "let the learning rate of the embeddings fall to zero", "-0.001", "agent claude-api, run old, experiment 9"
+    ),
+    Idea(
+        2,
+        "twice the context in the last two layers",
+        source="by hand",
+        state="discarded, run old, experiment 5",
+        outcome="for want of memory: training: OutOfMemoryError: 9.00 GiB were asked for",
+    ),
+]
+
+
 @pytest.mark.parametrize("number", [1, 30, 300])
 def test_a_whole_brief(number):
     """As it was read by people; UPDATE_SNAPSHOTS=1 writes it anew, to be read again."""
@@ -366,6 +388,7 @@ def test_a_whole_brief(number):
         facts=facts,
         gained=f"-MATRIX_LR = 0.04 if GPU else 0.02\n+MATRIX_LR = {now['MATRIX_LR']} if GPU else 0.02\n" * (number > 1),
         lessons=[Lesson(1, 2, "gpu", "H100", "old", 7, "fewer, wider blocks are slower here")] if number > 1 else [],
+        ideas=IDEAS if number > 1 else [],
         pages=Path("attempts"),
     ).text()
     path = Path(__file__).parent / f"briefs/{number}.md"

@@ -56,6 +56,15 @@ def test_edits_and_submits_and_keeps_the_conversation(call):
     assert not connections(models.url)
 
 
+@pytest.mark.parametrize(
+    ("ideas", "expected"),
+    [(["I1", "x | y", {}], ("I1", "x | y", "{}")), ("I1", ("I1",)), (None, ()), (5, ("5",)), (["a"] * 99, ("a",) * 8)],
+)
+def test_ideas_in_whatever_form(call, ideas, expected):
+    with Models(steps([[edit(1, 5)], [submit(ideas=ideas)]])) as models:
+        assert call.propose(agent(models)).ideas == expected
+
+
 def test_an_edit_that_does_not_apply_or_of_another_file_and_a_false_submission(call):
     (call.folder.parent / "solver.py").write_text("")
     script = steps(
