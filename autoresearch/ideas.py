@@ -3,7 +3,7 @@
 - I3 (discarded, run night, experiment 7): use one matrix for input and output embeddings
   expected: half the parameters, -0.002
   source: Using the Output Embedding to Improve Language Models, 2017, https://arxiv.org/abs/1608.05859
-  outcome: 1.002000 is 0.002000 worse than the champion's 1.000000
+  outcome: 1.002000 is 0.002000 worse than the champion's 1
 
 Edit it freely: any line that begins with `- ` is an idea, and gets its number when the file is read next. An edit may
 name the ideas that it tests; their state follows from its attempt.
