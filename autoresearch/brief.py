@@ -325,26 +325,33 @@ class Brief:
         """By constant, what each value did that was tried by itself, the newest last."""
         files = {name: source.encode(errors="surrogateescape") for name, source in self.sources.items()}
         texts = {constant.name: constant.text for constant in all_constants(files, self.facts.gpu)}
-        rows: dict[str, list[str]] = {}
+        rows: dict[str, list[tuple[Attempt, list]]] = {}
         for attempt in self.attempts:
-            moved, only = change_of(attempt), list((attempt.constants or {}).items())
+            only = attempt.constants or {}
             never_ran = attempt.was_outrun or attempt.reason in ABANDONED or attempt.reason.startswith("rejected")
-            if len(only) != 1 or (moved is None and never_ran):
-                continue
-            name, values = only[0]
+            if len(only) == 1 and (change_of(attempt) is not None or not never_ran):
+                ((name, values),) = only.items()
+                rows.setdefault(name, []).append((attempt, values))
+
+        def did(name: str, attempt: Attempt, values: list) -> str:
             old, new = (literal(value, texts.get(name.split(" ")[-1], "")) for value in values)
-            did = "crash" if moved is None else f"{signed(moved)}{' kept' * (attempt.status == 'keep')}"
-            rows.setdefault(name, []).append(f"#{attempt.number} {old} -> {new} {did}")
-        lines = last(
-            (f"{name}: {', '.join(tried[-VALUES:])}" for name, tried in rows.items()), self.share(16, DATA_LIMIT)
-        )
+            moved, kept = change_of(attempt), " kept" * (attempt.status == "keep")
+            return f"#{attempt.number} {old} -> {new} " + ("crash" if moved is None else signed(moved) + kept)
+
+        told = (f"{name}: {', '.join(did(name, *one) for one in tried[-VALUES:])}" for name, tried in rows.items())
+        lines = last(told, self.share(16, DATA_LIMIT))
         return fence(lines) if lines else ""
 
     def history(self, space: int) -> str:
         """All attempts in at most `space` bytes: the newest in full, older ones in short, the oldest left out."""
-        by_commit = {attempt.commit: attempt for attempt in self.attempts}
-        full = [self.entry(attempt, by_commit.get(attempt.parent)) for attempt in self.attempts]
-        in_short = [f"{a.number}. {a.status}{changed(a)}: {one_line(headline(a), 90)}" for a in self.attempts]
+        by_commit, in_short, left = {attempt.commit: attempt for attempt in self.attempts}, [], space
+        for a in reversed(self.attempts):  # more than these do not fit, even in short
+            in_short.insert(0, f"{a.number}. {a.status}{changed(a)}: {one_line(headline(a), 90)}")
+            left -= size(in_short[0])
+            if left < 0:
+                break
+        attempts = self.attempts[-len(in_short) :]
+        full = [self.entry(attempt, by_commit.get(attempt.parent)) for attempt in attempts]
         total, shortened, dropped = sum(map(size, full)), 0, 0
         for whole in (NEWEST, 0):  # so many stay in full; if even these are too much, none
             while total > space and shortened < len(full) - whole:
@@ -354,8 +361,8 @@ class Brief:
                 total -= size(in_short[dropped])
                 dropped += 1
         lines = [*in_short[dropped:shortened], *full[shortened:]]
-        if dropped:
-            last = self.attempts[dropped - 1].number
+        if dropped or len(attempts) < len(self.attempts):
+            last = self.attempts[dropped - 1 - len(attempts)].number
             lines.insert(0, f"(experiments 1 to {last} are counted in the table of categories)")
         return fence("\n".join(lines), space + 1000)
 

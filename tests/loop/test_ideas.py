@@ -77,9 +77,7 @@ def test_offered_tested_and_settled_across_runs(toy):
         "I3": "(discarded, run night, experiment 3): raise it to two",
     }
     said = called(toy, "list")
-    assert (
-        "outcome: for want of memory: training: MemoryError: no" in said and "outcome: 2 is 3 w" in said
-    )
+    assert "outcome: for want of memory: training: MemoryError: no" in said and "outcome: 2 is 3 w" in said
     called(toy, "add", "for another night")
     toy.plan_steps(e2=[step(7)])
     toy.run_agent(2, "--tag", "second")
