@@ -303,6 +303,7 @@ CHANGED = {
     "noise 0.002": dataclasses.replace(VALLEYS, noise=0.002),
     "interactions 1": dataclasses.replace(VALLEYS, interaction=1.0),
     "what gains overlaps, 0.5": dataclasses.replace(VALLEYS, overlap=0.5),
+    "the same without valleys": dataclasses.replace(VALLEYS, overlap=0.5, valleys=0.0),
     "the second half is always found": dataclasses.replace(VALLEYS, complete=1.0),
     "a pair gains three times as much": dataclasses.replace(VALLEYS, prize=3.0),
     "the agent takes up near misses, 0.1": dataclasses.replace(VALLEYS, redo=0.1),
