@@ -41,6 +41,11 @@ class Code:
     scores: list[float]
 
 
+def gain_of_size(size: float) -> float:
+    """A gain from a standard normal number."""
+    return 0.0006 * math.exp(1.4 * size)
+
+
 @dataclasses.dataclass
 class Night:
     """What happens while a rule decides. `run` takes a slot."""
@@ -57,16 +62,20 @@ class Night:
         self.left -= 1
         code.scores.append(-code.value + self.noise * self.luck.standard_normal())
 
-    def propose(self, champion: Code) -> tuple[Code, float]:
-        """(an edit of the champion that has run once, its true effect)."""
+    def draw(self) -> tuple[float, int]:
+        """(true effect, lines) of the next edit."""
         helps, kind = self.proposals.random(2)
         size, more, fewer = (
             self.proposals.standard_normal(),
             self.proposals.geometric(1 / 6),
             self.proposals.geometric(1 / 4),
         )
-        effect = 0.0006 * math.exp(1.4 * size) if helps < 0.2 else -0.001 * math.exp(1.3 * size)
-        lines = 0 if kind < 0.5 else int(more) if kind < 0.8 else -int(fewer)
+        effect = gain_of_size(size) if helps < 0.2 else -0.001 * math.exp(1.3 * size)
+        return effect, 0 if kind < 0.5 else int(more) if kind < 0.8 else -int(fewer)
+
+    def propose(self, champion: Code) -> tuple[Code, float]:
+        """(an edit of the champion that has run once, its true effect)."""
+        effect, lines = self.draw()
         edit = Code(champion.value + effect, lines, [])
         self.run(edit)
         return edit, effect
