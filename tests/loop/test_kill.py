@@ -22,7 +22,8 @@ def killed(toy: Toy, name: str, number: int, *arguments: str) -> None:
 
 
 def words(toy: Toy, *arguments: str) -> list[str]:
-    return [*toy.agent, "--baseline-runs", "1", "--repairs", "0", "--sandbox", "off", *arguments]
+    agent = [] if "--agent" in arguments else toy.agent
+    return [*agent, "--baseline-runs", "1", "--repairs", "0", "--sandbox", "off", *arguments]
 
 
 def killed_and_continued(toy: Toy, name: str, number: int, *arguments: str) -> None:
@@ -91,3 +92,19 @@ def test_killed_with_two_workers(two, name):  # noqa: F811
     killed_and_continued(two, name, 3, "--experiments", "3", "--workers", "2")
     assert two.statuses() == ["keep"] * 3 and constants(two, two.tip()) == ["2", "3"]
     require_nothing_lost_or_twice(two)
+
+
+def test_an_optimizer_that_is_killed_proposes_what_it_would_have(toy):
+    """It has no state of its own: what it proposes follows from the record."""
+    lines = "".join(f"C{i} = {i + 1}.5\n" for i in range(4))
+    toy.write("solver.py", f"{lines}print('score:', 10 - abs(C0 - 3) - abs(C3 - 9))\n")
+    toy.write("check.py", "pass\n")
+    toy.commit()
+    nine = ["--agent", "optimize", "--experiments", "9"]
+    toy.run(*words(toy, *nine), "--tag", "whole")
+    whole = [(score, status, description) for _, score, _, status, description in toy.rows()]
+    steps = ("the edit is committed", 3), ("the attempt is recorded", 5), ("the verdict is recorded", 7)
+    for name, number in steps:
+        killed(toy, name, number, *nine)
+    toy.run(*words(toy, *nine))
+    assert [(row[1], *row[3:]) for row in toy.rows()] == whole and len(whole) == 9
