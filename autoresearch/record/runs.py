@@ -4,10 +4,13 @@ import dataclasses
 import datetime
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoresearch import UserError
-from autoresearch.record.ledger import Ledger
-from autoresearch.task import Task
+
+if TYPE_CHECKING:  # a tenth of a second, which `loop.py --help` need not wait for
+    from autoresearch.record.ledger import Ledger
+    from autoresearch.task import Task
 
 RUNS = ".autoresearch"  # folder of all runs, in the user's checkout
 
@@ -18,8 +21,8 @@ class Recorded:
 
     root: Path  # the user's checkout
     tag: str
-    task: Task
-    ledger: Ledger
+    task: "Task"
+    ledger: "Ledger"
 
 
 def root_of(folder: Path) -> Path:
@@ -36,6 +39,8 @@ def root_of(folder: Path) -> Path:
 
 def recorded_run(tag: str | None, advice: str = "") -> Recorded:
     """A run that there is, the last one without a tag; UserError if there is none. advice: what to do then."""
+    from autoresearch.record.ledger import Ledger
+
     root = root_of(Path.cwd())
     runs = root / RUNS
     tag = choose_tag(runs, tag)
