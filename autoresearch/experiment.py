@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch import UserError, disk_is_full
+from autoresearch import Stopped, UserError, disk_is_full
 from autoresearch.gate import Gate
 from autoresearch.ideas import Ideas
 from autoresearch.judge import KeepRule, Verdict, mean
@@ -88,7 +88,10 @@ class Experiments:
         if attempt.status:  # a full disk came after the verdict
             return None
         await self.console.before_trial(attempt, seat.number)
-        await self.trials.wait_for_quiet(attempt, seat)
+        try:
+            await self.trials.wait_for_quiet(attempt, seat)
+        except Stopped:
+            return None
         began = time.monotonic()
         self.run.require_own_code()
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))

@@ -35,6 +35,7 @@ from autoresearch.text import digits, duration, to_type
 
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
 DISTURBANCES = 2  # times that one of which others took processors is, before it counts all the same
+BESIDE = 5  # times that a champion runs again because others take more or less than before
 BASELINES, SHORT = 5, 60.0  # runs of a baseline that takes less than so many seconds, in other repositories
 FIRST_TURN, FIRST_ALONE = 100, 200  # the seeds of runs in turn, and of the champion alone, are the run's plus these
 BUSY = 0.05  # of a time, from one run to the next: above it a person is told
@@ -273,6 +274,8 @@ class Trials:
         taken = attempt.taken[-1] if attempt.taken else None
         if taken is None or self.ledger.most_taken is None or self.ledger.alike(champion, taken):
             return False
+        if len(self.ledger.alone.get(champion.number, ())) >= BESIDE:
+            return False
         return bool(self.ledger.taken_of(champion)) or taken > self.ledger.most_taken
 
     # -- quarantine
@@ -355,11 +358,13 @@ class Trials:
         return taken_in_words(taken) if disturbed and taken else ""
 
     async def wait_for_quiet(self, attempt: Attempt, seat: Seat) -> None:
-        """Before an attempt that was disturbed runs again, wait for the others to be done: as long as it trains."""
+        """Before an attempt that was disturbed runs again, wait for the others to be done: as long as it trains. Raises
+        Stopped when the user asks to stop meanwhile.
+        """
         if self.disturbances.get(attempt.number):
             limit = self.run.facts.time_budget or 0.0
             self.console.line(f"  waiting until the machine is free, {duration(limit)} at most", "yellow")
-            await self.run.runner.quiet(seat, limit)
+            await self.run.stop.unless_asked(self.run.runner.quiet(seat, limit))
 
 
 def in_words(measured: Measurement) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import os
 import time
+from pathlib import Path
 
 import psutil
 
@@ -45,6 +46,16 @@ class Processors:
         """The share that others took and this program could have used: what they used beyond what was idle anyway."""
         total, idle = self.total - before.total, self.idle - before.idle
         return max(0.0, self.others_since(before) - idle / total) if total > 0 else 0.0
+
+
+def has_quota() -> bool:
+    """Whether this is a container with a share of the processors of its own: then those of the whole machine, which
+    are all that can be seen, say little.
+    """
+    for name, none in (("cpu.max", "max"), ("cpu/cpu.cfs_quota_us", "-1")):
+        with contextlib.suppress(OSError, IndexError):
+            return Path("/sys/fs/cgroup", name).read_text().split()[0] != none
+    return False
 
 
 async def quiet(most: float, limit: float) -> bool:

@@ -40,7 +40,7 @@ from autoresearch.runner.machine import (
     free_memory,
     remove,
 )
-from autoresearch.runner.neighbours import Processors
+from autoresearch.runner.neighbours import Processors, has_quota
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over
 from autoresearch.runner.progress import longest_start, read_progress
 from autoresearch.task import Facts, Task
@@ -134,7 +134,9 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.printed: list[dict[str, float]] = []  # figures, by run of the command that prints the metric
         self.peak_memory = 0
-        self.watched = facts.most_taken is not None  # whether it matters what others take of the processors
+        self.watched = (
+            facts.most_taken is not None and not has_quota()
+        )  # whether it matters what others take of the processors
         self.clock_began: Processors | None = None  # as they stood when its clock had started
         self.taken: float | None = None  # share that others took since
         self.overfull = False  # it filled the disk

@@ -96,3 +96,14 @@ def test_what_was_void_runs_again_when_the_neighbour_is_done(busy):
         assert loop.wait(60) == 0, "".join(lines)
     assert busy.journal("rerun")[-1]["taken"] > 0.15
     require_fair(busy)
+
+
+def test_ctrl_c_while_it_waits_leaves_the_trial_to_be_run(busy):
+    busy.run_agent(1)
+    with neighbour():
+        busy.run_until("waiting until the machine is free", *busy.agent, "--experiments", "2")
+        assert len(busy.journal("verdict")) == 1
+        assert [entry["number"] for entry in busy.journal("trial")].count(2) == 1, "it did not begin again"
+    busy.run_agent(2)
+    require_fair(busy)
+    busy.require_whole()
