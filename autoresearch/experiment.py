@@ -196,7 +196,7 @@ class Experiments:
         if on_champion and self.trials.is_for_turns(attempt, standing):
             verdict = await self.trials.time_in_turn(attempt, seat)
         else:
-            verdict = self.trials.judge(attempt, attempt.runs)
+            verdict = self.trials.judge(attempt, self.ledger.latest(attempt))
         baseline = self.ledger.kept[0].figures if self.ledger.kept else measured.figures
         also = "; ".join(filter(None, (self.task.others(measured.figures, baseline), self.trials.note(attempt))))
         if also:
@@ -218,7 +218,7 @@ class Experiments:
         if objection:
             return objection, checked
         if len(attempt.runs) > 1:
-            last = self.trials.judge(attempt, attempt.runs)
+            last = self.trials.judge(attempt, self.ledger.latest(attempt))
             verdict = dataclasses.replace(last, reason=f"{last.reason}; {also}") if also else last
         return verdict, checked
 
@@ -241,7 +241,7 @@ class Experiments:
             number=attempt.number,
             status=verdict.status,
             reason=verdict.reason,
-            score=None if crashed else mean(own or attempt.runs),
+            score=None if crashed else mean(own or self.ledger.latest(attempt)),
             memory_gb=0.0 if crashed else measured.memory_gb,
             figures={**measured.figures, **{name: checked.figures[name] for name in PROBED if name in checked.figures}},
             holdout=holdout if verdict.status == "keep" else None,

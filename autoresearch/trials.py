@@ -28,6 +28,7 @@ from autoresearch.judge import (
     step_of,
 )
 from autoresearch.record import events
+from autoresearch.record.conditions import alike, if_comparable
 from autoresearch.record.ledger import HELD, Attempt
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
@@ -60,6 +61,7 @@ class Trials:
         self.rule, self.baseline_runs = rule, baseline_runs
         self.suspensions: dict[int, int] = {}  # by number of an attempt
         self.disturbances: dict[int, int] = {}
+        self.again = asyncio.Lock()  # held while the champion runs again
 
     async def first(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
         """Train and score an attempt with the run's seed.
@@ -111,7 +113,8 @@ class Trials:
         sign = 1 if self.task.lower_is_better else -1
         standing = self.ledger.standing(attempt)
         bases = itertools.takewhile(lambda kept: kept.commit != attempt.parent, self.ledger.kept)
-        groups = (standing, *map(self.ledger.scores, bases))
+        taken, most = attempt.taken[-1] if attempt.taken else None, self.ledger.most_taken
+        groups = (standing, *(if_comparable(self.ledger.runs_of(base), taken, most) for base in bases))
         best = min((mean(group) for group in groups if group), key=lambda score: sign * score, default=None)
         lines = attempt.lines or 0
         return judge(scores, standing, self.ledger.noise(), lines, self.rule, self.task.lower_is_better, best)
@@ -249,6 +252,10 @@ class Trials:
         clearly more of the one than of the other, or scores are noisy and many went by: a lucky one does not stand for
         ever, nor does one from an hour in which the machine was less busy.
         """
+        async with self.again:  # of several workers one at a time: the next may find its run good enough
+            await self.champion_again_now(attempt, seat)
+
+    async def champion_again_now(self, attempt: Attempt, seat: Seat) -> None:
         champion = self.ledger.champion
         if champion is None or attempt.parent != champion.commit:
             return
@@ -272,11 +279,12 @@ class Trials:
     def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
         """Whether no run of the champion had about as much of the machine as an attempt had."""
         taken = attempt.taken[-1] if attempt.taken else None
-        if taken is None or self.ledger.most_taken is None or self.ledger.alike(champion, taken):
+        most, runs = self.ledger.most_taken, self.ledger.runs_of(champion)
+        if taken is None or most is None or alike(runs, taken, most):
             return False
-        if len(self.ledger.alone.get(champion.number, ())) >= BESIDE:
+        if len(self.ledger.in_turn.get((champion.number, 0), ())) >= BESIDE:
             return False
-        return bool(self.ledger.taken_of(champion)) or taken > self.ledger.most_taken
+        return taken > most or any(other is not None for other, _ in runs)
 
     # -- quarantine
 
@@ -312,6 +320,7 @@ class Trials:
         try:
             measured = await self.measure(attempt, name, seed, seat, view, fresh_caches=True)
             self.require_undisturbed(attempt, measured)
+            await self.champion_again(attempt, seat)
             if measured.score is None:
                 return Verdict("crash", f"in quarantine: {measured.reason}")
             second, objection = self.judge(attempt, [measured.score]), ""
@@ -347,15 +356,22 @@ class Trials:
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
         """Whether others took clearly more of an attempt's trial than ever of its champion's."""
+        return self.ledger.most_taken is not None and taken > self.most_before(attempt) + self.ledger.most_taken
+
+    def most_before(self, attempt: Attempt) -> float:
+        """The largest share that others took of a run of the champion that an attempt was built on."""
         base = self.ledger.base_of(attempt)
-        before = max((other for other, _ in self.ledger.taken_of(base)), default=0.0) if base else 0.0
-        return self.ledger.most_taken is not None and taken > before + self.ledger.most_taken
+        return max((taken or 0.0 for taken, _ in self.ledger.runs_of(base)), default=0.0) if base else 0.0
 
     def note(self, attempt: Attempt) -> str:
         """What a verdict says of the machine; empty where others left it alone."""
         taken = attempt.taken[-1] if attempt.taken else None
         disturbed = taken is not None and self.ledger.most_taken is not None and taken > self.ledger.most_taken
-        return taken_in_words(taken) if disturbed and taken else ""
+        if not (disturbed and taken):
+            return ""
+        base, most = self.ledger.base_of(attempt), self.ledger.most_taken
+        unlike = base and not alike(self.ledger.runs_of(base), taken, most)
+        return taken_in_words(taken) + (", clearly more than of its champion" if unlike else "")
 
     async def wait_for_quiet(self, attempt: Attempt, seat: Seat) -> None:
         """Before an attempt that was disturbed runs again, wait for the others to be done: as long as it trains. Raises
@@ -364,7 +380,8 @@ class Trials:
         if self.disturbances.get(attempt.number):
             limit = self.run.facts.time_budget or 0.0
             self.console.line(f"  waiting until the machine is free, {duration(limit)} at most", "yellow")
-            await self.run.stop.unless_asked(self.run.runner.quiet(seat, limit))
+            most = self.most_before(attempt) + (self.ledger.most_taken or 0.0)
+            await self.run.stop.unless_asked(self.run.runner.quiet(seat, most, limit))
 
 
 def in_words(measured: Measurement) -> str:

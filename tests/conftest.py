@@ -65,6 +65,7 @@ TIMED = (
     "test_external.py::test_an_external_agent_does_as_program_md_tells_it",
     "test_clients.py::test_real_trials",
     "test_gaming.py",
+    "test_neighbours.py",
 )
 WHOLE = ("test_honest.py", "test_score.py")  # the tests of each share what takes long
 

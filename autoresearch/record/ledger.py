@@ -1,6 +1,7 @@
 """The ledger: what follows from a run's journal. Attempts, champion, noise, costs, and where the time went."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from autoresearch.judge import gains_of, noise_of_turns, noise_scale, step_of
 from autoresearch.record import events, journal
 from autoresearch.record.accounting import Account
+from autoresearch.record.conditions import Run, alike, by_conditions, comparable
 from autoresearch.task import Facts, Task, task_of
 from autoresearch.text import count
 
@@ -111,7 +113,7 @@ class Ledger:
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
         self.in_turn: dict[tuple[int, int], list[float]] = {}  # by number of the code, and of the edit it ran for, or 0
-        self.alone: dict[int, list[tuple[float | None, float]]] = {}  # by number of a champion that ran again alone
+        self.taken_in_turn: dict[tuple[int, int], list[float | None]] = {}  # what others took of each of these
         self.stale = 0  # verdicts since the champion ran last
         self.dropped: list[Attempt] = []  # what was kept and taken back by a person
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
@@ -188,49 +190,37 @@ class Ledger:
 
         Of an edit that ran in turn with its champion those runs alone: the first one was chosen for being good.
         """
-        own = self.in_turn.get((attempt.number, attempt.number)) or attempt.runs
-        own = own or ([] if attempt.score is None else [attempt.score])
-        own = [
-            *own,
-            *(score for key, scores in self.in_turn.items() if key[0] == attempt.number != key[1] for score in scores),
-        ]
-        return [*own, *(run.score for run in self.verified if run.commit == attempt.commit and run.score is not None)]
+        return [score for _, score in self.runs_of(attempt)]
+
+    def runs_of(self, attempt: Attempt) -> list[Run]:
+        """The runs behind these scores."""
+        own = self.turned((attempt.number, attempt.number)) or own_runs(attempt)
+        own = own or ([] if attempt.score is None else [(None, attempt.score)])
+        beside = (self.turned(key) for key in self.in_turn if key[0] == attempt.number != key[1])
+        fresh = [(r.taken, r.score) for r in self.verified if r.commit == attempt.commit and r.score is not None]
+        return [*own, *itertools.chain.from_iterable(beside), *fresh]
+
+    def turned(self, key: tuple[int, int]) -> list[Run]:
+        """The runs of a code in turn with an edit (`in_turn`)."""
+        return list(zip(self.taken_in_turn.get(key, ()), self.in_turn.get(key, ()), strict=True))
 
     def standing(self, attempt: Attempt) -> list[float]:
-        """The scores of the champion that an attempt was built on: of runs that had as much of the machine as it had,
-        or of the nearest, where that is known. Empty for the baseline.
+        """The scores of the champion that an attempt was built on, of runs that compare with its last one. Empty for
+        the baseline.
         """
-        if (base := self.base_of(attempt)) is None:
+        base, taken = self.base_of(attempt), attempt.taken[-1] if attempt.taken else None
+        if base is None or self.task is None:
             return []
-        taken, known = attempt.taken[-1] if attempt.taken else None, self.taken_of(base)
-        if taken is None or self.most_taken is None or not known:
-            return self.scores(base)
-        return self.alike(base, taken) or [min(known, key=lambda pair: abs(pair[0] - taken))[1]]
+        return comparable(self.runs_of(base), taken, self.most_taken, self.task.lower_is_better)
 
     def base_of(self, attempt: Attempt) -> Attempt | None:
         """What an attempt was built on; None for the baseline."""
         kept = reversed(self.kept)
         return next((other for other in kept if other.commit == attempt.parent and other is not attempt), None)
 
-    def taken_of(self, attempt: Attempt) -> list[tuple[float, float]]:
-        """(Share of the processors that others took, score) of the runs of a code of which both are known."""
-        fresh = ((run.taken, run.score) for run in self.verified if run.commit == attempt.commit)
-        pairs = (*zip(attempt.taken, attempt.runs, strict=False), *self.alone.get(attempt.number, ()), *fresh)
-        return [(taken, score) for taken, score in pairs if taken is not None and score is not None]
-
-    def alike(self, attempt: Attempt, taken: float | None) -> list[float]:
-        """The scores of a code's runs of which others took about as much."""
-        if self.most_taken is None or taken is None:
-            return []
-        return [score for other, score in self.taken_of(attempt) if abs(other - taken) <= self.most_taken]
-
-    def undisturbed(self, attempt: Attempt) -> list[float]:
-        """The scores of an attempt's runs, without those of which others took clearly more than of another."""
-        known = [taken for taken in attempt.taken if taken is not None]
-        if self.most_taken is None or not known:
-            return attempt.runs
-        limit = min(known) + self.most_taken
-        return [score for taken, score in zip(attempt.taken, attempt.runs, strict=True) if (taken or 0.0) <= limit]
+    def latest(self, attempt: Attempt) -> list[float]:
+        """The scores of an attempt's runs that were made as the last of them was."""
+        return alike(own_runs(attempt), attempt.taken[-1] if attempt.taken else None, self.most_taken) or attempt.runs
 
     @property
     def most_taken(self) -> float | None:
@@ -238,17 +228,18 @@ class Ledger:
         return self.facts.most_taken if self.facts else None
 
     def replicates(self) -> list[list[float]]:
-        """Scores of identical code, where there are several.
+        """Scores of identical code under the same conditions, where there are several.
 
         Not those of a suspect, nor scores that were chosen for being good beside fresh ones.
         """
         kept = [attempt for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
-        groups = [self.undisturbed(attempt) for attempt in kept]
-        fresh: dict[str | None, list[float]] = {}
+        fresh: dict[str | None, list[Run]] = {}
         for run in self.verified:
             if run.score is not None:
-                fresh.setdefault(run.commit, []).append(run.score)
-        return [scores for scores in (*groups, *self.in_turn.values(), *fresh.values()) if len(scores) > 1]
+                fresh.setdefault(run.commit, []).append((run.taken, run.score))
+        runs = (*map(own_runs, kept), *map(self.turned, self.in_turn), *fresh.values())
+        groups = itertools.chain.from_iterable(by_conditions(group, self.most_taken) for group in runs)
+        return [scores for scores in groups if len(scores) > 1]
 
     def noise(self) -> float:
         """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
@@ -322,6 +313,7 @@ class Ledger:
                 self.attempts[event.number - 1].runs.clear()
                 self.attempts[event.number - 1].taken.clear()
                 self.in_turn = {key: scores for key, scores in self.in_turn.items() if key[1] != event.number}
+                self.taken_in_turn = {key: taken for key, taken in self.taken_in_turn.items() if key in self.in_turn}
                 self.called = event.number
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
@@ -331,8 +323,7 @@ class Ledger:
                 self._end_attempt(event)
             case events.InTurn():
                 self.in_turn.setdefault((event.number, event.edit), []).append(event.score)
-                if not event.edit:
-                    self.alone.setdefault(event.number, []).append((event.taken, event.score))
+                self.taken_in_turn.setdefault((event.number, event.edit), []).append(event.taken)
                 self.stale = 0
             case events.Dropped():
                 self._drop(event.number)
@@ -399,6 +390,12 @@ class Ledger:
     def _spend(self, event: events.Attempt | events.Refused | events.Waited) -> None:
         if event.agent:
             self.spent_by.setdefault(event.agent, Spent()).add(event.tokens, event.dollars)
+
+
+def own_runs(attempt: Attempt) -> list[Run]:
+    """The runs of an attempt itself."""
+    taken = itertools.chain(attempt.taken, itertools.repeat(None))
+    return list(zip(taken, attempt.runs, strict=False))
 
 
 def is_a_miss(attempt) -> bool:

@@ -71,8 +71,8 @@ class Runner(Protocol):
         where a full disk kept it from running. Never raises for what the job's commands do."""
         ...
 
-    async def quiet(self, seat: Seat, limit: float) -> bool:
-        """Wait until others leave the machine of a seat alone, `limit` seconds at most. Whether they do."""
+    async def quiet(self, seat: Seat, most: float, limit: float) -> bool:
+        """Wait until others use at most this share of a seat's machine, `limit` seconds at most. Whether they do."""
         ...
 
     def tidy(self, name: str, keep_weights: bool) -> None:

@@ -136,9 +136,9 @@ class Local:
                 stage.reset()
         return measured
 
-    async def quiet(self, seat: Seat, limit: float) -> bool:
+    async def quiet(self, seat: Seat, most: float, limit: float) -> bool:
         """See Runner. All seats are on this machine."""
-        return self.facts.most_taken is None or await quiet(self.facts.most_taken, limit)
+        return await quiet(most, limit)
 
     def tidy(self, name: str, keep_weights: bool) -> None:
         folder = self._folder(name)

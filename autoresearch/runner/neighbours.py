@@ -22,6 +22,7 @@ LOOK = 5.0  # seconds between two looks while it waits for the machine to be fre
 class Processors:
     """Seconds, since the machine started, of the processors that this program may use."""
 
+    count: int
     total: float
     idle: float
     own: float  # of this program and all that it started
@@ -35,7 +36,7 @@ class Processors:
         for process in family(os.getpid()):
             with contextlib.suppress(psutil.Error):  # it ended meanwhile: its parent has its seconds
                 own += sum(process.cpu_times()[:4])  # with its children that have ended
-        return cls(total, sum(times.idle + times.iowait for times in usable), own)
+        return cls(len(usable), total, sum(times.idle + times.iowait for times in usable), own)
 
     def others_since(self, before: "Processors") -> float:
         """The share of the machine, 0 to 1, that others used, or the host did (steal)."""
@@ -43,9 +44,13 @@ class Processors:
         return max(0.0, total - idle - own) / total if total > 0 else 0.0
 
     def taken_since(self, before: "Processors") -> float:
-        """The share that others took and this program could have used: what they used beyond what was idle anyway."""
+        """The share that others took and this program could have used: what they used beyond what was idle anyway, and
+        nothing while a whole processor was.
+        """
         total, idle = self.total - before.total, self.idle - before.idle
-        return max(0.0, self.others_since(before) - idle / total) if total > 0 else 0.0
+        if total <= 0 or idle * self.count >= total:
+            return 0.0
+        return max(0.0, self.others_since(before) - idle / total)
 
 
 def has_quota() -> bool:

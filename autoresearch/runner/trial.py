@@ -346,6 +346,8 @@ class Trial:
                 tidy(self.folder, self.outputs[1:], keep_weights=False)
             shorten(self.folder / f"{phase}.log")
             keys.scrub_file(self.folder / f"{phase}.log")
+        if phase == TRAIN and self.clock_began:
+            self.taken = round(Processors.now().taken_since(self.clock_began), 3)
         self.seconds[phase] = ended.seconds - before
         if phase == TRAIN or (phase == SCORE and not self.task.referee):
             self.peak_memory = max(self.peak_memory, ended.peak_memory)
@@ -354,19 +356,11 @@ class Trial:
             self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - late)), 3)
         return ended
 
-    def _look_at_others(self) -> None:
-        """What others take of the processors, from the start of the training's clock to its last second."""
-        if progress := read_progress(self.folder):
-            if self.clock_began is None:
-                self.clock_began = Processors.now()
-            elif time.time() > progress.clock + progress.budget - 1.0:
-                self.taken = round(Processors.now().taken_since(self.clock_began), 3)
-
     def _excess(self, phase: str, process: Process) -> str | None:
         """Why a command must end now: it uses more of the machine, or of the time before its clock, than it may."""
         running = time.monotonic() - process.started
-        if phase == TRAIN and self.watched:
-            self._look_at_others()
+        if phase == TRAIN and self.watched and self.clock_began is None and read_progress(self.folder):
+            self.clock_began = Processors.now()
         if phase == TRAIN and running > self.start_limit and read_progress(self.folder) is None:
             limit = f"{self.start_limit:.0f} s"
             return (

@@ -1,0 +1,47 @@
+"""Which runs compare, where a training is against the clock: those of which other programs took about as much.
+
+A run is (the share of the processors that others took, or None where nobody knows; its score). most: by how much the
+shares of two runs may differ (Facts.most_taken); None: it does not matter.
+"""
+
+from collections.abc import Iterable, Sequence
+
+Run = tuple[float | None, float]
+
+
+def alike(runs: Iterable[Run], taken: float | None, most: float | None) -> list[float]:
+    """The scores of the runs of which others took about as much."""
+    if taken is None or most is None:
+        return []
+    return [score for other, score in runs if other is not None and abs(other - taken) <= most]
+
+
+def if_comparable(runs: Sequence[Run], taken: float | None, most: float | None) -> list[float]:
+    """The scores of those alike alone; all where the conditions are of none known."""
+    known = most is not None and any(other is not None for other, _ in runs)
+    return alike(runs, taken or 0.0, most) if known else [score for _, score in runs]
+
+
+def comparable(runs: Sequence[Run], taken: float | None, most: float | None, lower_is_better: bool) -> list[float]:
+    """The scores of a champion's runs that a run is to be compared with, of which others took `taken`.
+
+    Those alike. Where there are none, those that had more of the machine, the nearest, else the best one: a run is
+    not to look good because its champion was disturbed. A run of which nobody knows counts as left alone.
+    """
+    if scores := if_comparable(runs, taken, most):
+        return scores
+    known, taken = [(other, score) for other, score in runs if other is not None], taken or 0.0
+    if less := [other for other, _ in known if other < taken]:
+        return alike(known, max(less), most)
+    scores = [score for _, score in known]
+    return scores and [min(scores) if lower_is_better else max(scores)]
+
+
+def by_conditions(runs: Iterable[Run], most: float | None) -> list[list[float]]:
+    """The scores of identical code, apart where the conditions were not alike."""
+    groups: list[tuple[float, list[float]]] = []
+    for taken, score in sorted(runs, key=lambda run: run[0] or 0.0):
+        if not groups or (most is not None and (taken or 0.0) > groups[-1][0] + most):
+            groups.append((taken or 0.0, []))
+        groups[-1][1].append(score)
+    return [scores for _, scores in groups]
