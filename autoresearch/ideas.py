@@ -22,7 +22,7 @@ from autoresearch.shared_lines import SharedLines, core, named
 from autoresearch.text import clean, one_line
 
 FILE = "ideas.md"  # in the folder of all runs
-FIRST = re.compile(r"[-*] +(?:I(\d{1,9})(?: \(([^()]*)\))?: *)?(.*)")  # line of an idea
+FIRST = re.compile(r"[-*] +(?:I(\d{1,9})(?: \((.*?)\))?: *)?(.*)")  # line of an idea
 TRIAL = re.compile(r"in trial, run ([\w.-]+), experiment (\d{1,9})")  # a state
 OPEN, AGENT = "open", "agent "
 LIMITS = {"text": 500, "expected": 200, "source": 400, "outcome": 300}  # characters
@@ -84,8 +84,12 @@ those that are {OPEN}, from the top, yours before those of agents.
         super().__init__(runs / FILE)
 
     def read(self) -> list[Idea]:
+        """All, each with its number: lines that have none yet get it, in the file."""
         if not self.path.exists():
             return []
+        ideas = [idea for idea in map(parse, in_parts(self.lines())) if idea]
+        if all(idea.number for idea in ideas):
+            return ideas
         with self.to_edit() as ideas:
             return ideas
 
@@ -115,7 +119,8 @@ those that are {OPEN}, from the top, yours before those of agents.
         new = [words for words in new if len(core(words[0]).split()) > 1][:MOST_AT_ONCE]  # `none` is no idea
         waiting = sum(idea.is_open and idea.source.startswith(AGENT) for idea in self.read()) if new else 0
         for what, expected, source, *_ in new[: max(0, MOST_OF_AGENTS - waiting)]:
-            self.add(what, expected, AGENT + agent + (f": {source}" if source else ""))
+            with contextlib.suppress(UserError):  # nothing is left of it when it is cut
+                self.add(what, expected, AGENT + agent + (f": {source}" if source else ""))
 
     def follow(self, attempt: Attempt, run: str) -> None:
         """Give the ideas that an attempt tests the state that follows from it; what it no longer tests is open."""
@@ -149,10 +154,7 @@ those that are {OPEN}, from the top, yours before those of agents.
     def to_edit(self) -> Iterator[list[Idea]]:
         """The ideas, each with a number, which are written back afterwards, new ones at the end."""
         with self.lines_to_edit() as lines:
-            parts: list[list[str]] = []  # the lines of each idea together, every other line by itself
-            for line in lines:
-                belongs = parts and FIRST.fullmatch(parts[-1][0]) and line[:1].isspace() and line.strip()
-                parts[-1].append(line) if belongs else parts.append([line])
+            parts = in_parts(lines)
             found = [parse(part) for part in parts]
             ideas = [idea for idea in found if idea]
             numbers = itertools.count(1 + max((idea.number for idea in ideas), default=0))
@@ -162,6 +164,15 @@ those that are {OPEN}, from the top, yours before those of agents.
             yield ideas
             written = [[str(idea)] if idea else part for idea, part in zip(found, parts, strict=True)]
             lines[:] = "\n".join(line for part in [*written, map(str, ideas[new:])] for line in part).split("\n")
+
+
+def in_parts(lines: Sequence[str]) -> list[list[str]]:
+    """The lines of each idea together, every other line by itself."""
+    parts: list[list[str]] = []
+    for line in lines:
+        belongs = parts and FIRST.fullmatch(parts[-1][0]) and line[:1].isspace() and line.strip()
+        parts[-1].append(line) if belongs else parts.append([line])
+    return parts
 
 
 def parse(part: list[str]) -> Idea | None:

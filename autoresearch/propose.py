@@ -81,6 +81,7 @@ class Proposer:
         self.ideas.catch_up()
         self.stages = read_stages(run.program)
         self.nothing_left = ""  # why no agent has a proposal, until the next verdict
+        self.exhausted: dict[str, str] = {}  # by name of an agent: the champion from which it has nothing left
         self.failures = 0  # in a row
         self.patience: dict[str, float] = {}  # by agent that could not be reached: seconds of the wait after the next
         self.call_again: dict[str, float] = {}  # and when that is
@@ -156,14 +157,18 @@ class Proposer:
         return None
 
     def without(self, agent: Agent, reason: str) -> None:
-        """An agent has proposed all it ever will."""
+        """An agent has proposed all that it can from this champion."""
         if agent is self.fill:
             self.fill = None
             self.ledger.append(events.Waited(reason=reason, seconds=self.seconds_to_wait(), agent=self.agents[0].name))
-        elif len(self.agents) > 1:
-            self.agents.remove(agent)
         else:
-            self.nothing_left = reason
+            self.exhausted[agent.name] = self.ledger.champion_commit
+            if others := ", ".join(other.name for other in self.agents if not self.is_exhausted(other)):
+                self.console.line(
+                    f"{agent.name}: {one_line(reason)}; {others} goes on until something is kept", "yellow"
+                )
+            else:
+                self.nothing_left = reason
 
     async def commit(self, number: int, proposal: Proposal, agent: str) -> Attempt:
         assert self.base is not None
@@ -448,13 +453,19 @@ class Proposer:
 
     def ready(self) -> list[Agent]:
         """The agents that may be called now."""
-        return [agent for agent in self.agents if time.monotonic() >= self.call_again.get(agent.name, 0.0)]
+        now = time.monotonic()
+        return [a for a in self.agents if now >= self.call_again.get(a.name, 0.0) and not self.is_exhausted(a)]
+
+    def is_exhausted(self, agent: Agent) -> bool:
+        """Whether an agent has said that nothing is left to be tried from this champion."""
+        return self.exhausted.get(agent.name) == self.ledger.champion_commit
 
     def seconds_to_wait(self) -> float:
         """Until the first agent may be called; 0 where one may be now, or another fills in."""
         if self.fill:
             return 0.0
-        return max(0.0, min(self.call_again.get(agent.name, 0.0) for agent in self.agents) - time.monotonic())
+        asked = [agent for agent in self.agents if not self.is_exhausted(agent)] or self.agents
+        return max(0.0, min(self.call_again.get(agent.name, 0.0) for agent in asked) - time.monotonic())
 
     def put_off(self, agent: Agent, failure: AgentFailed, instead: str | None = None) -> None:
         """An agent is called again later: when its service said, else after a wait that is longer each time.

@@ -64,7 +64,7 @@ def digits(value: float | None) -> str:
     """A score, or what it changed by: six decimals; none of a whole number; of a tiny one its first digits."""
     if value is None or not math.isfinite(value):
         return "n/a"
-    if abs(value) < 1e15 and round(value, 9) == round(value):
+    if value == 0 or (0.5 <= abs(value) < 1e15 and round(value, 9) == round(value)):
         return str(round(value))
     return f"{value:.6f}" if abs(value) >= 1e-5 else f"{value:.3g}"
 

@@ -27,6 +27,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -42,6 +43,7 @@ from autoresearch.record.findings import findings  # noqa: E402
 from autoresearch.record.ledger import Ledger  # noqa: E402
 
 FIRST_SEED = 1000  # night 1 has the next one
+RECORDING = threading.Lock()
 DRAWS = 20_000  # of the bootstrap and of the test by signs
 
 
@@ -62,6 +64,7 @@ class Night:
 
     setting: str
     night: int
+    options: str  # of loop.py
     commit: str  # of the code that was played
     seconds: float
     curve: list[float]  # the champion's score after the baseline and after each further experiment
@@ -76,13 +79,19 @@ def read(plan: Path) -> tuple[Plan, list[Night]]:
     return Plan(**yaml.safe_load(plan.read_text())), [Night(**json.loads(line)) for line in lines]
 
 
+def belonging(plan: Plan, played: list[Night]) -> list[Night]:
+    """The nights that were played with the options that the plan has now."""
+    options = {setting: f"{plan.options} {more}".strip() for setting, more in plan.settings.items()}
+    return [night for night in played if options.get(night.setting) == night.options]
+
+
 # ----------------------------------------------------------------------------------------------
 # Play
 
 
 def missing(plan: Plan, played: list[Night]) -> Iterator[tuple[str, int]]:
     """(Setting, number of the night) of what is to be played, in order."""
-    done = {(night.setting, night.night) for night in played}
+    done = {(night.setting, night.night) for night in belonging(plan, played)}
     for night in range(1, plan.nights + 1):
         settings = list(plan.settings)
         for setting in settings if night % 2 else reversed(settings):
@@ -92,22 +101,28 @@ def missing(plan: Plan, played: list[Night]) -> Iterator[tuple[str, int]]:
 
 def code(work: Path) -> Path:
     """A clone that stays as it is for all nights: the loop stops where its own code changes."""
-    clone = work / "code"
-    if not clone.exists():
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    return clone
+    return clone(ROOT, work / "code")
 
 
-def play(plan: Plan, setting: str, night: int, work: Path) -> Night:
-    """One night, or the rest of one that was interrupted."""
-    folder = work / f"{setting}-{night}"
+def clone(source: Path, folder: Path) -> Path:
+    """A clone of a repository, whole or not there."""
     if not folder.exists():
-        subprocess.run(["git", "clone", "-q", str(code(work)), str(folder)], check=True)
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        subprocess.run(["git", "clone", "-q", str(source), str(part)], check=True)
+        part.rename(folder)
+    return folder
+
+
+def play(plan: Plan, setting: str, night: int, work: Path, record: Path) -> Night:
+    """One night, or the rest of one that was interrupted; into the record."""
+    folder, options = clone(work / "code", work / f"{setting}-{night}"), f"{plan.options} {plan.settings[setting]}"
     began = time.monotonic()
-    options = shlex.split(plan.options) + shlex.split(plan.settings[setting])
-    loop(folder, "--experiments", plan.experiments, "--seed", FIRST_SEED + night, *options)
+    loop(folder, "--experiments", plan.experiments, "--seed", FIRST_SEED + night, *shlex.split(options))
     ledger = Ledger(folder / ".autoresearch/night")
-    fresh = 0.0 if len(ledger.kept) == 1 else None  # the champion is the baseline
+    if ledger.account.stopped_because.startswith("you asked"):
+        raise KeyboardInterrupt
+    fresh = 0.0 if plan.verify and len(ledger.kept) == 1 else None  # the champion is the baseline
     if plan.verify and fresh is None:
         loop(folder, "verify", "--runs", plan.verify)
         ledger.catch_up()
@@ -117,12 +132,15 @@ def play(plan: Plan, setting: str, night: int, work: Path) -> Night:
     ended = Night(
         setting,
         night,
+        options.strip(),
         commit.stdout.strip()[:12],
         round(time.monotonic() - began),
         list(champions(ledger)),
         dict(collections.Counter(str(attempt.status) for attempt in ledger.tried)),
         fresh and round(fresh, 6),
     )
+    with RECORDING, record.open("a") as file:
+        file.write(json.dumps(dataclasses.asdict(ended)) + "\n")
     shutil.rmtree(folder)
     return ended
 
@@ -248,18 +266,20 @@ def main() -> None:
     work = ROOT / ".autoresearch/nights" / arguments.plan.stem
     to_play = [] if arguments.table or arguments.picture else list(missing(plan, played))
     with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
-        playing = [pool.submit(play, plan, setting, night, work) for setting, night in to_play]
+        if to_play:
+            code(work)
+        record = arguments.plan.with_suffix(".jsonl")
+        playing = [pool.submit(play, plan, setting, night, work, record) for setting, night in to_play]
         try:
             for ended in concurrent.futures.as_completed(playing):
                 night = ended.result()
-                with arguments.plan.with_suffix(".jsonl").open("a") as file:
-                    file.write(json.dumps(dataclasses.asdict(night)) + "\n")
                 gain = night.curve[0] - night.curve[-1]
                 fresh = "" if night.fresh is None else f", {night.fresh:+.4f} in fresh runs"
                 print(f"{night.setting} {night.night}: {gain:+.4f}{fresh} in {night.seconds:.0f} s", flush=True)
         finally:
             pool.shutdown(cancel_futures=True)
     plan, played = read(arguments.plan)
+    played = belonging(plan, played)
     print(*table(plan, played), sep="\n")
     if arguments.picture:
         draw(plan, played, arguments.plan.with_suffix(".png"))

@@ -13,6 +13,8 @@ from autoresearch.agents import Agent
 from autoresearch.agents.hybrid import SHARE, Informed
 from autoresearch.record.ledger import Ledger
 
+LATEST = 9  # trials of a pair that count for its shares
+
 
 def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool) -> Agent:
     """The agent of the next experiment; the first of equals. The same record gives the same choice."""
@@ -20,9 +22,11 @@ def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool) -> Ag
         return agents[0]
     for agent in agents:
         if isinstance(agent, Informed):
-            tried = [attempt.agent for attempt in ledger.attempts if not attempt.is_baseline]
-            behind = tried.count(agent.name) < SHARE * (len(tried) + 1)
-            return agent if behind else next(other for other in agents if other is not agent)
+            other = next(other for other in agents if other is not agent)
+            theirs = [attempt.agent for attempt in ledger.attempts if attempt.agent in (agent.name, other.name)]
+            behind = theirs[-LATEST:].count(agent.name) < SHARE * (len(theirs[-LATEST:]) + 1)
+            refused = any(event.agent == agent.name for event in ledger.refused)  # of this experiment
+            return agent if behind and not refused else other
     turns = {agent.name: turns_of(ledger, agent.name) for agent in agents}
     if min(turns.values()) == 0:
         return min(agents, key=lambda agent: turns[agent.name])

@@ -136,10 +136,11 @@ class Model:
         self.places = places_of(brief.attempts)
         self.now = self.places.get(brief.champion.commit, {})
         seen = [attempt for attempt in brief.attempts if attempt.commit in self.places]
-        scored = [self.sign * attempt.score for attempt in seen if attempt.score is not None]
+        known = losses_of(seen, self.sign)
+        scored = list(known.values())
         self.seen = len(seen)
         worst = max(scored)
-        losses = np.array([worst if a.score is None else self.sign * a.score for a in seen])
+        losses = np.array([known.get(attempt.commit, worst) for attempt in seen])
         self.effect, self.noise = EFFECT * brief.noise, brief.noise
         if not brief.noise:  # or it is not known: then what edits did so far is the only measure
             self.effect = float(np.median(abs(losses - losses[0]))) or 0.01 * abs(scored[0]) or 1.0
@@ -237,6 +238,21 @@ def places_of(attempts: Sequence[Attempt]) -> dict[str, dict[str, float]]:
         elif attempt.parent in places and attempt.status == "keep":
             places[attempt.commit] = {**places[attempt.parent], f"code {attempt.number}": 1.0}
     return places
+
+
+def losses_of(attempts: Sequence[Attempt], sign: int) -> dict[str, float]:
+    """By commit, the loss of those that have a score: the champion's of its time, and what it changed by.
+
+    So what the machine did to both is not taken for the edit's effect.
+    """
+    losses: dict[str, float] = {}
+    for attempt in attempts:
+        if attempt.score is not None:
+            base = losses.get(attempt.parent) if attempt.parent != attempt.commit else None
+            changed = None if attempt.standing is None else sign * (attempt.score - attempt.standing)
+            known = base is not None and changed is not None
+            losses[attempt.commit] = base + changed if known else sign * attempt.score
+    return losses
 
 
 def features(place: Mapping[str, float]) -> dict[str, float]:

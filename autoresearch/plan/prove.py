@@ -34,9 +34,12 @@ SEED = 42
 BREAKING = 300.0  # seconds that breaking files may take; at least one is
 # No language, and no format for data, takes this for anything but a mistake.
 BROKEN = b"]})> broken on purpose by autoresearch, to see who notices <({[\n"
-# What test runners say of how many tests there were: cargo, unittest, pytest, node, mocha, go, ctest.
-TESTS = re.compile(r"\b(?:ran|running) (\d+) tests?\b|\b(\d+) (?:passed|passing)\b|\btests (\d+)\b", re.IGNORECASE)
-NO_TESTS = re.compile(r"\bno (?:tests? (?:were )?(?:ran|run|found|files)|tests to run)\b", re.IGNORECASE)
+# What test runners say of how many tests there were: cargo, unittest, pytest, node, mocha, Maven; go, ctest, PHPUnit.
+TESTS = re.compile(
+    r"\b(?:ran|running) (\d+) tests?\b|\b(\d+) (?:passed|passing)\b|\btests (\d+)\b|\btests run: (\d+)", re.IGNORECASE
+)
+NO_TESTS = re.compile(r"\bno (?:tests? (?:were )?(?:ran|run|found|files|executed)|tests to run)\b", re.IGNORECASE)
+PASSED = re.compile(r"^ok\s(?!.*\[no test)", re.MULTILINE)  # go, and the Test Anything Protocol
 REPEATS = ((5, 0.03), (3, 0.015))  # runs in a trial, and the noise above which they pay, as a share of the score
 NOISY = 0.1  # of the score: above it a night finds little
 
@@ -250,8 +253,7 @@ class Broken:
 def ran_no_test(printed: str) -> bool:
     """Whether test runners say that there were none; False where they say nothing of it."""
     counts = [int(number) for groups in TESTS.findall(printed) for number in groups if number]
-    passed = any(counts) or re.search(r"^ok\s", printed, re.MULTILINE)  # go, and the Test Anything Protocol
-    return not passed and bool(counts or NO_TESTS.search(printed))
+    return not any(counts) and not PASSED.search(printed) and bool(counts or NO_TESTS.search(printed))
 
 
 def repeats_for(proof: Proof) -> int:

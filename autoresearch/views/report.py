@@ -237,7 +237,7 @@ def what_verify_found(state: State) -> list[str]:
     rows = []
     for name, scores in found.scores.items():
         held = found.holdouts.get(name, [])
-        rows.append([name, str(len(scores)), f"{digits(mean(scores))}", f"{digits(mean(held))}" if held else ""])
+        rows.append([name, str(len(scores)), digits(mean(scores)), digits(mean(held)) if held else ""])
     heading = ["code", "runs", f"mean {record.task.metric}", "mean on the holdout"]
     told = ["## What verify found", table(heading, rows)]
     if found.gain and state.gain is not None:

@@ -279,3 +279,34 @@ def test_the_optimizer_goes_on_while_the_model_cannot_be_reached(toy):
     agent = [word if word != "command" else "optimize+command" for word in toy.agent]
     toy.run(*agent, "--experiments", "4", "--baseline-runs", "1")
     assert [attempt["agent"] for attempt in toy.journal("attempt")[1:]] == ["optimize"] * 3
+
+
+def test_an_optimizer_with_nothing_left_is_asked_again_when_something_is_kept(toy):
+    """Here it has no constants at first; the model's second edit brings some. Meanwhile the model has every turn."""
+    plain = "if __name__ == '__main__':\n    print('score: {}')\n"
+    toy.write("solver.py", plain.format(1))
+    toy.write("check.py", "pass\n")
+    toy.commit()
+    worse = {"files": {"solver.py": plain.format(0)}, "say": "worse"}
+    better = {"files": {"solver.py": PAIR.format(value=3, more="", bonus="")}, "say": "with constants"}
+    steps(toy, e2=[worse], e3=[better])
+    agent = [word if word != "command" else "optimize+command" for word in toy.agent]
+    output = toy.run(*agent, "--experiments", "5", "--baseline-runs", "1")
+    assert "optimize: optimize found no constant to vary" in output
+    assert "; command goes on until something is kept" in output
+    assert [attempt["agent"] for attempt in toy.journal("attempt")[1:]] == [
+        "command",
+        "command",
+        "optimize",
+        "optimize",
+    ]
+
+
+def test_a_model_whose_edits_are_refused_leaves_the_trial_to_the_optimizer(toy):
+    toy.write("solver.py", PAIR.format(value=1, more="", bonus=""))
+    toy.commit()
+    steps(toy, **{f"e{number}": [step("1 +", "it does not parse")] for number in range(2, 7)})
+    agent = [word if word != "command" else "optimize+command" for word in toy.agent]
+    toy.run(*agent, "--experiments", "4", "--baseline-runs", "1")
+    assert [attempt["agent"] for attempt in toy.journal("attempt")[1:]] == ["optimize"] * 3
+    assert {entry["agent"] for entry in toy.journal("refused")} == {"command"}

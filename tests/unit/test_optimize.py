@@ -6,7 +6,7 @@ import pytest
 from calls import BASELINE, Call
 
 from autoresearch.agents import NothingLeft
-from autoresearch.agents.optimize import Optimize, distance, places_of
+from autoresearch.agents.optimize import Optimize, distance, losses_of, places_of
 from autoresearch.brief import Brief
 from autoresearch.record.events import Refused
 from autoresearch.record.ledger import Attempt
@@ -116,6 +116,15 @@ def test_where_the_constants_of_an_attempt_stand():
     assert places[code.commit] == pytest.approx({"RATE": 1.0, "SHARE": 1.0, "code 3": 1.0})
     assert places[last.commit] == pytest.approx({"RATE": -1.0, "SHARE": 1.0, "code 3": 1.0})
     assert lost.commit not in places
+
+
+def test_what_the_machine_did_to_edit_and_champion_is_not_the_edits_effect():
+    """A gain of 0.02 beside a neighbour, from a champion that scored worse there, too. Higher is better."""
+    gain = tried(2, 0.90, {"RATE": [0.02, 0.04]}, standing=0.88, status="keep")
+    on_top = dataclasses.replace(tried(3, 1.10, {"WIDTH": [128, 256]}, standing=1.05), parent=gain.commit)
+    losses = losses_of([BASELINE, gain, tried(4, None, None), on_top], -1)
+    assert losses[gain.commit] == pytest.approx(losses[BASELINE.commit] - 0.02)
+    assert losses[on_top.commit] == pytest.approx(losses[BASELINE.commit] - 0.07) and len(losses) == 3
 
 
 @pytest.mark.parametrize(

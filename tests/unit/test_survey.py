@@ -175,6 +175,9 @@ def test_what_a_manifest_describes_is_built_however_large_its_samples_are():
         ("# tests 0\n# pass 0\n", True),
         ("?   \texample.org/x\t[no test files]\n", True),
         ("ok  \texample.org/x\t0.2s\n?   \texample.org/x/y\t[no test files]\n", False),
+        ("ok  \texample.org/x\t0.002s [no tests to run]\n", True),
+        ("No tests to run.\nTests run: 12, Failures: 0\n", False),
+        ("No tests executed!\n", True),
         ("No tests were found!!!\n", True),
         ("  0 passing (1ms)\n", True),
         ("all 7 checks hold\n", False),
@@ -182,5 +185,5 @@ def test_what_a_manifest_describes_is_built_however_large_its_samples_are():
     ],
 )
 def test_a_guard_that_ran_no_test(printed, none):
-    """In the words of cargo, unittest, node, go, ctest and mocha."""
+    """In the words of cargo, unittest, node, go, Maven, PHPUnit, ctest and mocha."""
     assert ran_no_test(printed) is none
