@@ -88,13 +88,15 @@ class Experiments:
         if attempt.status:  # a full disk came after the verdict
             return None
         await self.console.before_trial(attempt, seat.number)
+        waited = time.monotonic()
         try:
             await self.trials.wait_for_quiet(attempt, seat)
         except Stopped:
             return None
+        waited = round(time.monotonic() - waited, 1)
         began = time.monotonic()
         self.run.require_own_code()
-        self.ledger.append(events.Trial(number=attempt.number, worker=seat.number))
+        self.ledger.append(events.Trial(number=attempt.number, worker=seat.number, waited=waited))
         view = self.console.trial(attempt, seat=seat.number)
         try:
             measured = await self.trials.first(attempt, seat, view)

@@ -232,11 +232,11 @@ class Trials:
         await self.record_turn(code, attempt.number, seed, measured)
         return None
 
-    async def record_turn(self, code: Attempt, edit: int, seed: int, measured: Measurement) -> None:
+    async def record_turn(self, code: Attempt, edit: int, seed: int, measured: Measurement, during: int = 0) -> None:
         assert measured.score is not None
         seconds, score = dict(measured.seconds), measured.score
         event = events.InTurn(
-            number=code.number, edit=edit, seed=seed, score=score, seconds=seconds, taken=measured.taken
+            number=code.number, edit=edit, during=during, seed=seed, score=score, seconds=seconds, taken=measured.taken
         )
         await self.run.record(event)
 
@@ -274,7 +274,7 @@ class Trials:
         finally:
             view.close()
         if measured.score is not None and not measured.suspended:  # a failure is not the next edit's fault
-            await self.record_turn(champion, 0, seed, measured)
+            await self.record_turn(champion, 0, seed, measured, during=attempt.number)
 
     def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
         """Whether no run of the champion had about as much of the machine as an attempt had."""

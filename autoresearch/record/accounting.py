@@ -101,9 +101,10 @@ class Account:
             case events.Trial():
                 self._crashed.pop(event.number, None)
                 self._held.discard(event.number)
+                self._marks.append((time - positive(event.waited), time, "disturbed"))
                 self._start_trial(event.number, event.worker, time)
             case events.Measured() | events.InTurn():
-                of = event.edit if isinstance(event, events.InTurn) else event.number
+                of = (event.edit or event.during) if isinstance(event, events.InTurn) else event.number
                 for busy in self._busy:
                     if busy and busy.number == of:
                         busy.measured.append(event.seconds)

@@ -141,6 +141,7 @@ class Trial(Event):
     name = "trial"
     number: int
     worker: int = 0
+    waited: float = 0.0  # seconds before, for the machine to be free
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,6 +206,7 @@ class InTurn(Event):
     name = "in turn"
     number: int  # of the code that ran
     edit: int  # of the edit that it was run for; 0: the champion alone
+    during: int = 0  # number of the edit whose trial went on meanwhile, of the champion alone
     seed: int
     score: float
     seconds: dict = dataclasses.field(default_factory=dict)

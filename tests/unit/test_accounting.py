@@ -112,10 +112,12 @@ def test_a_trial_beside_the_work_of_others_counts_apart():
         (0, "start"),
         (0, "trial", {"number": 1}),
         (10, "rerun", {"number": 1, "taken": 0.4}),
-        (10, "trial", {"number": 1}),
-        (20, "verdict", verdict(1, train=10)),
+        (30, "trial", {"number": 1, "waited": 20}),
+        (45, "measured", {"number": 1, "seconds": {"train": 10, "training": 10}}),
+        (55, "in turn", {"number": 7, "edit": 0, "during": 1, "seconds": {"train": 15, "training": 15}}),
+        (60, "verdict", verdict(1, train=10)),
     )
-    assert account(night) == some(disturbed=10, training=10)
+    assert account(night) == some(disturbed=10 + 20, training=10 + 15, rest=5)
 
 
 def test_a_crash_that_is_repaired_and_one_that_is_not():
