@@ -256,6 +256,7 @@ class Trials:
             await self.champion_again_now(attempt, seat)
 
     async def champion_again_now(self, attempt: Attempt, seat: Seat) -> None:
+        """The same, when no other worker does it."""
         champion = self.ledger.champion
         if champion is None or attempt.parent != champion.commit:
             return
