@@ -286,7 +286,7 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     output = toy.run_agent(9)
     assert toy.statuses() == ["keep"] * 5 + ["discard", "keep", "crash", "keep"], output
     reasons = [verdict["reason"] for verdict in toy.journal("verdict")]
-    assert reasons[5].startswith("held back: it gains 895.0") and "git show refs/autoresearch/night/6" in reasons[5]
+    assert reasons[5].startswith("held back: it gains 895,") and "git show refs/autoresearch/night/6" in reasons[5]
     assert reasons[7] == "score is 2000, which cannot be: the `range` in program.md is 0 to 1000"
     assert len(toy.journal("quarantine")) == 1
     toy.require_whole()
