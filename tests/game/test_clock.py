@@ -406,7 +406,7 @@ def test_the_referee_gives_nothing_before_its_clock_and_nothing_after(joined, sh
 def test_a_training_that_goes_on_after_the_clock_is_void(joined, short, tmp_path, monkeypatch):
     referee, _ = joined
     list(prepare.TrainBatches(4, "cpu", short))
-    with pytest.raises(prepare.NoScore, match=r"void: the training process went on for 6\.\d s after its 0\.5 s"):
+    with pytest.raises(prepare.NoScore, match=r"void: the training process went on for [67]\.\d s after its 0\.5 s"):
         referee.require_in_time(tmp_path / "model.safetensors", time.perf_counter() + 6)
 
 

@@ -191,6 +191,7 @@ def test_a_search_that_fails(toy):
     assert not running(name) and not (toy.folder / ".autoresearch/ideas.md").exists()
 
 
+@pytest.mark.slow
 def test_a_search_of_claude_api(toy):
     """It is offered the web search of its server, and what it found without a source goes back to it."""
     fault = create("found.md", "larger values")
@@ -203,6 +204,7 @@ def test_a_search_of_claude_api(toy):
     assert "2 ideas added" in said and "the search took 4,440 tokens" in said
 
 
+@pytest.mark.slow
 def test_a_search_of_claude_code(toy, tmp_path):
     does = f"open('found.md', 'w').write({FOUND!r})\nopen('words', 'w').write(json.dumps(sys.argv))\n"
     more = {"PATH": fake_claude(tmp_path / "bin"), "ANTHROPIC_API_KEY": "x", "FAKE_DOES": does + prints("done")}

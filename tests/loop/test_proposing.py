@@ -270,6 +270,7 @@ def test_an_optimizer_and_a_model_share_the_trials(toy):
     assert "The best step of each constant that was tried, best first:" in second
 
 
+@pytest.mark.slow
 def test_the_optimizer_goes_on_while_the_model_cannot_be_reached(toy):
     """In what it says, a service's own words: its turns go to the optimizer, and nothing ends."""
     toy.write("solver.py", PAIR.format(value=1, more="", bonus=""))
@@ -281,6 +282,7 @@ def test_the_optimizer_goes_on_while_the_model_cannot_be_reached(toy):
     assert [attempt["agent"] for attempt in toy.journal("attempt")[1:]] == ["optimize"] * 3
 
 
+@pytest.mark.slow
 def test_an_optimizer_with_nothing_left_is_asked_again_when_something_is_kept(toy):
     """Here it has no constants at first; the model's second edit brings some. Meanwhile the model has every turn."""
     plain = "if __name__ == '__main__':\n    print('score: {}')\n"
@@ -302,6 +304,7 @@ def test_an_optimizer_with_nothing_left_is_asked_again_when_something_is_kept(to
     ]
 
 
+@pytest.mark.slow
 def test_a_model_whose_edits_are_refused_leaves_the_trial_to_the_optimizer(toy):
     toy.write("solver.py", PAIR.format(value=1, more="", bonus=""))
     toy.commit()

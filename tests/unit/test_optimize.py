@@ -145,6 +145,7 @@ def test_distance(old, new, expected):
     assert distance(float(old), float(new)) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_taken_up_again_goes_on_as_it_would_have(toy):
     lines = "".join(f"C{i} = {i + 1}.5\n" for i in range(4))
     toy.write("solver.py", f"{lines}print('score:', 10 - abs(C0 - 3) - abs(C3 - 9))\n")
