@@ -113,7 +113,7 @@ class Trials:
         sign = 1 if self.task.lower_is_better else -1
         standing = self.ledger.standing(attempt)
         bases = itertools.takewhile(lambda kept: kept.commit != attempt.parent, self.ledger.kept)
-        taken, most = attempt.taken[-1] if attempt.taken else None, self.ledger.most_taken
+        taken, most = attempt.last_taken, self.ledger.most_taken
         groups = (standing, *(if_comparable(self.ledger.runs_of(base), taken, most) for base in bases))
         best = min((mean(group) for group in groups if group), key=lambda score: sign * score, default=None)
         lines = attempt.lines or 0
@@ -279,8 +279,7 @@ class Trials:
 
     def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
         """Whether no run of the champion had about as much of the machine as an attempt had."""
-        taken = attempt.taken[-1] if attempt.taken else None
-        most, runs = self.ledger.most_taken, self.ledger.runs_of(champion)
+        taken, most, runs = attempt.last_taken, self.ledger.most_taken, self.ledger.runs_of(champion)
         if taken is None or most is None or alike(runs, taken, most):
             return False
         if len(self.ledger.in_turn.get((champion.number, 0), ())) >= BESIDE:
@@ -366,11 +365,10 @@ class Trials:
 
     def note(self, attempt: Attempt) -> str:
         """What a verdict says of the machine; empty where others left it alone."""
-        taken = attempt.taken[-1] if attempt.taken else None
-        disturbed = taken is not None and self.ledger.most_taken is not None and taken > self.ledger.most_taken
-        if not (disturbed and taken):
+        taken, most = attempt.last_taken, self.ledger.most_taken
+        if taken is None or most is None or taken <= most:
             return ""
-        base, most = self.ledger.base_of(attempt), self.ledger.most_taken
+        base = self.ledger.base_of(attempt)
         unlike = base and not alike(self.ledger.runs_of(base), taken, most)
         return taken_in_words(taken) + (", clearly more than of its champion" if unlike else "")
 

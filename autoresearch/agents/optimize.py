@@ -67,7 +67,7 @@ class Optimize:
         single = sorted(([move] for move in moves), key=model.expected)  # when all that looks good has been tried
         for chosen in itertools.chain(draws, single):
             after = with_texts(sources, [(move.constant, literal(move.value, move.constant.text)) for move in chosen])
-            description = ", ".join(move.constant.change(move.value) for move in chosen)
+            description = described(chosen)
             if edit_hash(after) in contents or description in refused:
                 continue
             for name, source in after.items():
@@ -98,7 +98,7 @@ class Optimize:
         model = Model(brief, sources)
         said = {}
         for chosen in self.draws(model, moves, brief.number):
-            said.setdefault(", ".join(move.constant.change(move.value) for move in chosen), chosen)
+            said.setdefault(described(chosen), chosen)
         candidates = [
             f"{text}: {model.in_words(chosen)}" for text, chosen in itertools.islice(said.items(), CANDIDATES)
         ]
@@ -109,7 +109,7 @@ class Optimize:
             (min(steps, key=lambda move: model.expected([move])) for steps in tried.values()),
             key=lambda move: model.expected([move]),
         )
-        known = [f"{move.constant.change(move.value)}: {model.in_words([move])}" for move in best]
+        known = [f"{described([move])}: {model.in_words([move])}" for move in best]
         parts = [
             "Another agent varies the constants, from a regression over all attempts, and has most of the trials. Your "
             "part is what constants cannot say: change the code. It goes on from the constants that your code has, so "
@@ -211,6 +211,11 @@ class Model:
         place = {**self.now, name: self.now.get(name, 0.0) + distance(float(move.constant.value), float(move.value))}
         before, after = features(self.now), features(place)
         return {name: after.get(name, 0.0) - before.get(name, 0.0) for name in {**before, **after}}
+
+
+def described(moves: Sequence[Move]) -> str:
+    """`RATE: 0.02 -> 0.04, WIDTH: 128 -> 64`."""
+    return ", ".join(move.constant.change(move.value) for move in moves)
 
 
 def moves_of(brief: Brief, sources: Mapping[str, bytes]) -> list[Move]:

@@ -88,6 +88,11 @@ class Attempt:
     taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: what others took meanwhile
 
     @property
+    def last_taken(self) -> float | None:
+        """What others took of its last run; None where nobody knows."""
+        return self.taken[-1] if self.taken else None
+
+    @property
     def is_baseline(self) -> bool:
         return self.commit == self.parent
 
@@ -112,8 +117,7 @@ class Ledger:
         self.attempts: list[Attempt] = []  # by number
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
-        self.in_turn: dict[tuple[int, int], list[float]] = {}  # by number of the code, and of the edit it ran for, or 0
-        self.taken_in_turn: dict[tuple[int, int], list[float | None]] = {}  # what others took of each of these
+        self.in_turn: dict[tuple[int, int], list[Run]] = {}  # by number of the code, and of the edit it ran for, or 0
         self.stale = 0  # verdicts since the champion ran last
         self.dropped: list[Attempt] = []  # what was kept and taken back by a person
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
@@ -194,24 +198,20 @@ class Ledger:
 
     def runs_of(self, attempt: Attempt) -> list[Run]:
         """The runs behind these scores."""
-        own = self.turned((attempt.number, attempt.number)) or own_runs(attempt)
+        own = self.in_turn.get((attempt.number, attempt.number)) or own_runs(attempt)
         own = own or ([] if attempt.score is None else [(None, attempt.score)])
-        beside = (self.turned(key) for key in self.in_turn if key[0] == attempt.number != key[1])
+        beside = (runs for key, runs in self.in_turn.items() if key[0] == attempt.number != key[1])
         fresh = [(r.taken, r.score) for r in self.verified if r.commit == attempt.commit and r.score is not None]
         return [*own, *itertools.chain.from_iterable(beside), *fresh]
-
-    def turned(self, key: tuple[int, int]) -> list[Run]:
-        """The runs of a code in turn with an edit (`in_turn`)."""
-        return list(zip(self.taken_in_turn.get(key, ()), self.in_turn.get(key, ()), strict=True))
 
     def standing(self, attempt: Attempt) -> list[float]:
         """The scores of the champion that an attempt was built on, of runs that compare with its last one. Empty for
         the baseline.
         """
-        base, taken = self.base_of(attempt), attempt.taken[-1] if attempt.taken else None
+        base = self.base_of(attempt)
         if base is None or self.task is None:
             return []
-        return comparable(self.runs_of(base), taken, self.most_taken, self.task.lower_is_better)
+        return comparable(self.runs_of(base), attempt.last_taken, self.most_taken, self.task.lower_is_better)
 
     def base_of(self, attempt: Attempt) -> Attempt | None:
         """What an attempt was built on; None for the baseline."""
@@ -220,7 +220,7 @@ class Ledger:
 
     def latest(self, attempt: Attempt) -> list[float]:
         """The scores of an attempt's runs that were made as the last of them was."""
-        return alike(own_runs(attempt), attempt.taken[-1] if attempt.taken else None, self.most_taken) or attempt.runs
+        return alike(own_runs(attempt), attempt.last_taken, self.most_taken) or attempt.runs
 
     @property
     def most_taken(self) -> float | None:
@@ -237,7 +237,7 @@ class Ledger:
         for run in self.verified:
             if run.score is not None:
                 fresh.setdefault(run.commit, []).append((run.taken, run.score))
-        runs = (*map(own_runs, kept), *map(self.turned, self.in_turn), *fresh.values())
+        runs = (*map(own_runs, kept), *self.in_turn.values(), *fresh.values())
         groups = itertools.chain.from_iterable(by_conditions(group, self.most_taken) for group in runs)
         return [scores for scores in groups if len(scores) > 1]
 
@@ -247,8 +247,11 @@ class Ledger:
 
     def turns(self, edit: int) -> tuple[list[float], list[float]]:
         """(The champion's, its own) scores of an edit that ran in turn with its champion; empty for others."""
-        theirs = (scores for (number, other), scores in self.in_turn.items() if other == edit != number)
-        return next(theirs, []), self.in_turn.get((edit, edit), [])
+        theirs = (runs for (number, other), runs in self.in_turn.items() if other == edit != number)
+        champions, own = (
+            [score for _, score in runs] for runs in (next(theirs, []), self.in_turn.get((edit, edit), []))
+        )
+        return champions, own
 
     def noise_of_turns(self) -> float:
         """The noise of the gain of one turn, where a time is measured."""
@@ -312,8 +315,7 @@ class Ledger:
             case events.Trial():
                 self.attempts[event.number - 1].runs.clear()
                 self.attempts[event.number - 1].taken.clear()
-                self.in_turn = {key: scores for key, scores in self.in_turn.items() if key[1] != event.number}
-                self.taken_in_turn = {key: taken for key, taken in self.taken_in_turn.items() if key in self.in_turn}
+                self.in_turn = {key: runs for key, runs in self.in_turn.items() if key[1] != event.number}
                 self.called = event.number
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
@@ -322,8 +324,7 @@ class Ledger:
             case events.Verdict():
                 self._end_attempt(event)
             case events.InTurn():
-                self.in_turn.setdefault((event.number, event.edit), []).append(event.score)
-                self.taken_in_turn.setdefault((event.number, event.edit), []).append(event.taken)
+                self.in_turn.setdefault((event.number, event.edit), []).append((event.taken, event.score))
                 self.stale = 0
             case events.Dropped():
                 self._drop(event.number)

@@ -134,9 +134,7 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.printed: list[dict[str, float]] = []  # figures, by run of the command that prints the metric
         self.peak_memory = 0
-        self.watched = (
-            facts.most_taken is not None and not has_quota()
-        )  # whether it matters what others take of the processors
+        self.watched = facts.most_taken is not None and not has_quota()  # what others take of the processors
         self.clock_began: Processors | None = None  # as they stood when its clock had started
         self.taken: float | None = None  # share that others took since
         self.overfull = False  # it filled the disk
