@@ -235,6 +235,7 @@ def said(setting: str, mine: Mapping[int, float], others: Mapping[int, float], f
 def draw(plan: Plan, nights: list[Night], path: Path) -> None:
     """Best-so-far curves: means over nights, with their 95% intervals."""
     import matplotlib.figure
+    import matplotlib.ticker
 
     figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained", dpi=130)
     axes = figure.subplots()
@@ -247,6 +248,7 @@ def draw(plan: Plan, nights: list[Night], path: Path) -> None:
         low, high = np.quantile(means, [0.025, 0.975], axis=0)
         (line,) = axes.step(range(plan.experiments), gains.mean(0), where="post", label=f"{setting} ({len(gains)})")
         axes.fill_between(range(plan.experiments), low, high, step="post", alpha=0.2, color=line.get_color())
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
     axes.set_xlabel("experiments after the baseline")
     axes.set_ylabel("gain over the baseline, mean of the nights")
     axes.set_title(f"{path.stem}: {plan.options}", fontsize=10)
