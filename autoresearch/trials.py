@@ -250,7 +250,8 @@ class Trials:
     async def champion_again(self, attempt: Attempt, seat: Seat) -> None:
         """Measure the champion again where its score says too little about an attempt that has just run: others took
         clearly more of the one than of the other, or scores are noisy and many went by: a lucky one does not stand for
-        ever, nor does one from an hour in which the machine was less busy.
+        ever, nor does one from an hour in which the machine was less busy. Raises Disturbed where the two still do not
+        compare.
         """
         async with self.again:  # of several workers one at a time: the next may find its run good enough
             await self.champion_again_now(attempt, seat)
@@ -260,13 +261,13 @@ class Trials:
         champion = self.ledger.champion
         if champion is None or attempt.parent != champion.commit:
             return
-        unlike = self.is_unlike(attempt, champion)
+        beside = len(self.ledger.in_turn.get((champion.number, 0), ()))
+        unlike = beside < BESIDE and self.is_unlike(attempt, champion)
         stale = self.repeats_runs and self.ledger.stale >= STALE and self.ledger.noise()
         if not (unlike or stale):
             return
         self.ledger.stale = 0  # only one of several workers does it
-        number = len(self.ledger.in_turn.get((champion.number, 0), ())) + 1
-        name, seed = f"{champion.number}-alone-{number}", self.run.seed + FIRST_ALONE + number
+        name, seed = f"{champion.number}-alone-{beside + 1}", self.run.seed + FIRST_ALONE + beside + 1
         why = "now that others take more or less of the machine" if unlike else "its score may have been luck"
         view = self.console.trial(champion, again=f"the champion again: {why}", seat=seat.number)
         try:
@@ -276,13 +277,13 @@ class Trials:
             view.close()
         if measured.score is not None and not measured.suspended:  # a failure is not the next edit's fault
             await self.record_turn(champion, 0, seed, measured, during=attempt.number)
+            if unlike and self.is_unlike(attempt, champion):
+                self.disturbed(attempt, attempt.last_taken or 0.0, "and no run of its champion compares")
 
     def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
         """Whether no run of the champion had about as much of the machine as an attempt had."""
         taken, most, runs = attempt.last_taken, self.ledger.most_taken, self.ledger.runs_of(champion)
         if taken is None or most is None or alike(runs, taken, most):
-            return False
-        if len(self.ledger.in_turn.get((champion.number, 0), ())) >= BESIDE:
             return False
         return taken > most or any(other is not None for other, _ in runs)
 
@@ -350,9 +351,13 @@ class Trials:
             if times <= SUSPENSIONS:
                 raise Disturbed(in_words(measured))
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
-            times = self.disturbances[attempt.number] = self.disturbances.get(attempt.number, 0) + 1
-            if times <= DISTURBANCES:
-                raise Disturbed(f"{taken_in_words(taken)}, so that it came less far: it runs again", taken)
+            self.disturbed(attempt, taken, "so that it came less far")
+
+    def disturbed(self, attempt: Attempt, taken: float, why: str) -> None:
+        """Raise Disturbed, if an attempt was not yet too often."""
+        times = self.disturbances[attempt.number] = self.disturbances.get(attempt.number, 0) + 1
+        if times <= DISTURBANCES:
+            raise Disturbed(f"{taken_in_words(taken)}, {why}: it runs again", taken)
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
         """Whether others took clearly more of an attempt's trial than ever of its champion's."""

@@ -71,7 +71,7 @@ WHOLE = ("test_honest.py", "test_score.py")  # the tests of each share what take
 
 
 def pytest_addoption(parser):
-    parser.addoption("--full", action="store_true", help="run all tests but those of other people's programs (clients)")
+    parser.addoption("--full", action="store_true", help="run all tests but those marked `clients` or `alone`")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -86,8 +86,9 @@ def left_out(config) -> tuple[str, ...]:
     """The marks of tests that do not run unless the command asks for them: with -m, by their names, or with --full."""
     if config.option.markexpr or any("::" in word for word in config.args):
         return ()
-    full = config.option.full or any(word.endswith(".py") for word in config.args)  # a file is asked for whole
-    return ("clients",) if full else ("clients", "slow")
+    if any(word.endswith(".py") for word in config.args):  # a file is asked for whole
+        return ("clients",)
+    return ("clients", "alone") if config.option.full else ("clients", "alone", "slow")
 
 
 def timed(nodeid: str) -> int:

@@ -1,7 +1,7 @@
 """A busy machine is no bad idea: what others take of the processors is not held against an edit, nor for it.
 
 The toy's score is the share of one processor that it got while its clock ran: all of it, or half beside a neighbour.
-Other tests take some of it as well, at any time; what is compared may differ by as much as `most_taken`, no more.
+The test's own Python takes some of it as well; what is compared may differ by as much as `most_taken`, no more.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import sys
 import pytest
 from conftest import Toy
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.alone
 
 SOLVER = """# {edit}
 import json, os, pathlib, time
@@ -82,6 +82,25 @@ def test_an_edit_is_not_better_because_the_neighbour_of_the_baseline_has_left(bu
     busy.run_agent(2)
     require_fair(busy)
     assert busy.journal("in turn"), "the champion ran again for the first edit after it"
+
+
+def test_what_no_run_of_its_champion_compares_with_runs_again(busy):
+    with neighbour():
+        busy.run_agent(1)
+    with contextlib.ExitStack() as beside:
+        loop = busy.start(*busy.agent, "--experiments", "2")
+        lines, void = [], False
+        for line in loop.stdout:
+            lines.append(line)
+            if "the champion again" in line and not void:
+                beside.enter_context(neighbour())
+            if "no run of its champion compares" in line:
+                beside.close()
+                void = True
+        assert loop.wait(60) == 0, "".join(lines)
+    require_fair(busy)
+    [again] = [entry for entry in busy.journal("rerun") if entry["number"] == 2]
+    assert "no run of its champion compares" in again["reason"] and again["taken"] < 0.15
 
 
 def test_what_was_void_runs_again_when_the_neighbour_is_done(busy):
