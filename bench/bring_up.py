@@ -47,7 +47,7 @@ STEPS, PROFILED = 20, 3  # optimizer steps in which recompiles are counted, and 
 TOP = 15  # kernels that are shown
 GPU_ALONE = ("cudnn_attention", "flex_attention", "varlen_attention")  # kernels that a CPU has not, or not backward
 SHARED = "BRING_UP_FOLDER"  # environment variable: a folder of all steps, so that the second trial starts warm
-# What the sandbox is made of: functions of runner/sandbox.py that can be left out, paths that can be opened again.
+# What the sandbox is made of: functions of runner/keeper that can be left out, paths that can be opened again.
 PARTS = ("restrict", "cut_off", "drop_privileges", "set_apart", "enter_namespaces")
 DEVICE = [sys.executable, __file__, "--step", "device"]  # the command that is run in it
 DEEPEST = 5  # folders deep in which is looked for what the sandbox would have to open
@@ -150,10 +150,10 @@ def fewest_open(works: Callable[[Sequence[str]], bool]) -> list[str]:
 
 def confined(without: str, rules: str) -> None:
     """Run the step `device` below the keeper of the sandbox, with a part of it left out."""
-    from autoresearch.runner import sandbox
+    from autoresearch.runner.keeper import main as keeper
 
-    setattr(sandbox, without, lambda *arguments, **more: None)
-    sandbox.run(json.loads(rules), lambda: os.execv(DEVICE[0], DEVICE))
+    setattr(keeper, without, lambda *arguments, **more: None)
+    keeper.run(json.loads(rules), lambda: os.execv(DEVICE[0], DEVICE))
 
 
 def driver() -> None:

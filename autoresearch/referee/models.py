@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoresearch.referee import shared
-from autoresearch.runner import sandbox
+from autoresearch.runner import keeper, sandbox
 from autoresearch.runner.environment import CACHES, HARMLESS, matching
 from autoresearch.runner.machine import NEARLY_NOTHING, remove
 from prepare import Game, NoScore, scored_batch_size
@@ -71,7 +71,7 @@ class ModelProcess:
             "HOME": str(self.folder),
             "TMPDIR": str(self.folder),
             "AUTORESEARCH_REFEREE": str(channel.fileno()),
-            sandbox.PARENT: str(os.getpid()),
+            keeper.PARENT: str(os.getpid()),
         }
         return subprocess.Popen(
             [*self.launcher(), *self.program()],

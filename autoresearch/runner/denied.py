@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from autoresearch.runner.sandbox import ETC_FILES, PROC, SYSTEM
+from autoresearch.runner.keeper.paths import ETC_FILES, PROC, SYSTEM
 
 REFUSED = re.compile(r"permission denied|read-only file system|operation not permitted|\bE(?:ACCES|PERM|ROFS)\b", re.I)
 MISSING = re.compile(r"no such file|\bENOENT\b|cannot (?:open|find|access)|not found|does not exist", re.I)

@@ -4,7 +4,7 @@
         ended = await process.wait(limit)
 
 Starting is one step, in which nothing else can happen. From then on the block owns the process: leaving the block, in
-whatever way, ends it and all that it started. The command runs below the keeper of sandbox.py, which also ends what
+whatever way, ends it and all that it started. The command runs below a keeper (keeper/), which also ends what
 has left the session, and ends it when this program is killed.
 """
 
@@ -27,7 +27,7 @@ from typing import IO
 import psutil
 
 from autoresearch import UserError, suspension
-from autoresearch.runner import sandbox
+from autoresearch.runner import keeper, sandbox
 from autoresearch.runner.identity import identify
 from autoresearch.runner.machine import MemoryGroup, memory_of, tasks_of, unlinked_by
 
@@ -55,7 +55,7 @@ def ask(
         process = subprocess.Popen(
             [*sandbox.launcher(rules), *words],
             cwd=folder,
-            env={**(os.environ if environment is None else environment), sandbox.PARENT: str(os.getpid())},
+            env={**(os.environ if environment is None else environment), keeper.PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output if errors else subprocess.DEVNULL,
@@ -125,14 +125,14 @@ class Process:
     ) -> None:
         self.started = time.monotonic()
         require_program(words, folder, environment)
-        environment = {**environment, sandbox.PARENT: str(os.getpid())}
+        environment = {**environment, keeper.PARENT: str(os.getpid())}
         handles = []
         if channel:
             handles = [channel.fileno()]
             environment["AUTORESEARCH_REFEREE"] = str(handles[0])
         self._group = MemoryGroup.make() if counted else None
         if self._group:
-            environment[sandbox.GROUP] = str(self._group.folder)
+            environment[keeper.GROUP] = str(self._group.folder)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as output:
             self._process = subprocess.Popen(

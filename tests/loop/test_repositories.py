@@ -13,6 +13,7 @@ from autoresearch import tidy_up
 from autoresearch.runner import sandbox
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import of_the_shell, their_words, toolchains
+from autoresearch.runner.keeper.system_calls import ANSWERS, filter_program
 from autoresearch.task import Task
 
 METHODS = [
@@ -246,10 +247,10 @@ def test_settings_that_do_not_fit(toy, refused, line, said):
 def test_the_sandbox_of_the_own_game_is_as_it_was(tmp_path):
     """What is open for builds is closed for a trial under a referee: the filter's program does not differ by a bit."""
     strict = {"by": "Landlock", "strict": True}
-    assert sandbox.filter_program(strict) == sandbox.filter_program({**strict, "builds": False, "network": ""})
-    assert sandbox.ANSWERS["ask"][3] not in [
-        int.from_bytes(sandbox.filter_program(strict)[at + 4 : at + 8], "little")
-        for at in range(0, len(sandbox.filter_program(strict)), 8)
+    assert filter_program(strict) == filter_program({**strict, "builds": False, "network": ""})
+    assert ANSWERS["ask"][3] not in [
+        int.from_bytes(filter_program(strict)[at + 4 : at + 8], "little")
+        for at in range(0, len(filter_program(strict)), 8)
     ]
     out = tmp_path / "out"
     out.mkdir()

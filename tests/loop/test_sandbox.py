@@ -13,6 +13,8 @@ import pytest
 from conftest import ROOT, solver, step
 
 from autoresearch.runner import sandbox
+from autoresearch.runner.keeper.paths import SHARE, TEXT_OF_PYTHON, has_cuda
+from autoresearch.runner.keeper.privileges import drop_privileges
 
 pytestmark = pytest.mark.skipif(not sandbox.method(), reason="this machine has neither Landlock nor bubblewrap")
 
@@ -277,9 +279,9 @@ def attempts(tmp_path):
         "description": str(next(packages.glob("requests-*.dist-info")) / "METADATA"),
         "outside": str(outside),
         "settings": first(*(Path("/etc", name) for name in ("login.defs", "fstab", "hostname", "profile"))),
-        "document": first(*(path for path in share.glob("*/*") if path.parent.name not in sandbox.SHARE)),
+        "document": first(*(path for path in share.glob("*/*") if path.parent.name not in SHARE)),
         "zone": first(share / "zoneinfo/Etc/UTC"),
-        "test": first(*(path for name in sandbox.TEXT_OF_PYTHON for path in library.glob(f"{name}/*.py"))),
+        "test": first(*(path for name in TEXT_OF_PYTHON for path in library.glob(f"{name}/*.py"))),
     }
     if os.geteuid() == 0:
         os.chown(texts / "closed", 12345, 12345)
@@ -305,7 +307,7 @@ def test_what_a_model_s_process_tries(attempts, by):
     answers = attempts(by, strict=True, alone=True)
     allowed = answers.pop("allowed")
     assert set(allowed.values()) == {"done"}, allowed
-    if sandbox.has_cuda():
+    if has_cuda():
         answers["notes"].pop("to wait at a place of it")
     through = {kind: [name for name, said in said_of.items() if said == "done"] for kind, said_of in answers.items()}
     assert not any(through.values()), through
@@ -334,12 +336,12 @@ def test_nothing_but_the_sandbox_denies_it(attempts):
 
 UNTEXT = r"""import ctypes, os, sys
 sys.path.insert(0, sys.argv[1])
-from autoresearch.runner import sandbox
+from autoresearch.runner.keeper.main import children
 if (child := os.fork()) == 0:
     ctypes.CDLL(None).prctl(15, b"\xff\xfe")
     os.kill(os.getpid(), 19)
 os.waitpid(child, os.WUNTRACED)
-print(sandbox.children() == [child])
+print(children() == [child])
 os.kill(child, 9)
 """
 
@@ -363,10 +365,12 @@ def test_reading_leaves_no_time(tmp_path, by):
 
 DRIVER = """import os, socket, sys, threading
 sys.path.insert(0, sys.argv[1])
-from autoresearch.runner import sandbox
-sandbox.has_cuda = lambda: sys.argv[2] == "there"
-sandbox.restrict([sys.prefix, sys.base_prefix], [], [], [])
-sandbox.cut_off({"strict": True, "alone": True})
+from autoresearch.runner.keeper import paths
+from autoresearch.runner.keeper.landlock import restrict
+from autoresearch.runner.keeper.system_calls import cut_off
+paths.has_cuda = lambda: sys.argv[2] == "there"
+restrict([sys.prefix, sys.base_prefix], [], [], [])
+cut_off({"strict": True, "alone": True})
 def works(action):
     try:
         action()
@@ -414,7 +418,7 @@ def test_worker_processes_have_what_they_need_or_are_not_started(tmp_path, by):
         assert answer.stdout == ("6 0 1\n" if has_one else "alone\n"), answer.stderr[-2000:]
     assert launch(by, tmp_path / "out", "-c", POOL, strict=True, alone=True).stdout == "alone\n"
     if by == "Landlock":  # of somebody who is not root, or in a container
-        answer = launch(by, tmp_path / "out", "-c", POOL, strict=True, before=lambda: sandbox.drop_privileges(False))
+        answer = launch(by, tmp_path / "out", "-c", POOL, strict=True, before=lambda: drop_privileges(False))
         assert answer.stdout == "alone\n"
     assert not os.path.exists("/dev/shm/note")
 
