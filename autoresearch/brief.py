@@ -351,16 +351,23 @@ class Brief:
             if left < 0:
                 break
         attempts = self.attempts[-len(in_short) :]
-        full = [self.entry(attempt, by_commit.get(attempt.parent)) for attempt in attempts]
-        total, shortened, dropped = sum(map(size, full)), 0, 0
-        for whole in (NEWEST, 0):  # so many stay in full; if even these are too much, none
-            while total > space and shortened < len(full) - whole:
-                total += size(in_short[shortened]) - size(full[shortened])
+        full, shortened, total = [], len(in_short), sum(map(size, in_short))
+        for attempt in reversed(attempts):
+            whole = self.entry(attempt, by_commit.get(attempt.parent))
+            more = size(whole) - size(in_short[shortened - 1])
+            if total + more > space and len(full) >= NEWEST:
+                break
+            full.insert(0, whole)
+            shortened, total = shortened - 1, total + more
+        dropped = 0
+        for spared in (NEWEST, 0):  # so many stay in full; if even these are too much, none
+            while total > space and len(full) > spared:
+                total += size(in_short[shortened]) - size(full.pop(0))
                 shortened += 1
             while total > space - 100 and dropped < shortened:
                 total -= size(in_short[dropped])
                 dropped += 1
-        lines = [*in_short[dropped:shortened], *full[shortened:]]
+        lines = [*in_short[dropped:shortened], *full]
         if dropped or len(attempts) < len(self.attempts):
             last = self.attempts[dropped - 1 - len(attempts)].number
             lines.insert(0, f"(experiments 1 to {last} are counted in the table of categories)")

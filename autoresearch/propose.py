@@ -395,9 +395,8 @@ class Proposer:
             self.console.line(f"{error}; the stages stay as they were", "yellow")
         self.pages.catch_up()
         proposals = run.folder / "proposals"
-        taken = {path.name for path in proposals.glob(f"{number}*")}
         names = itertools.chain([str(number)], (f"{number}-{again}" for again in itertools.count(2)))
-        folder = proposals / next(name for name in names if name not in taken)
+        folder = next(folder for name in names if not (folder := proposals / name).exists())
         folder.mkdir(parents=True)
         unfinished = (attempt for attempt in ledger.pending if attempt.number != number)
         files = run.files(champion.commit)

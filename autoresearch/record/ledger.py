@@ -232,7 +232,8 @@ class Ledger:
 
         Not those of a suspect, nor scores that were chosen for being good beside fresh ones.
         """
-        kept = [attempt for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
+        again = (attempt for attempt in self.attempts if len(attempt.runs) > 1)
+        kept = [attempt for attempt in again if attempt.status == "keep" or attempt.is_baseline]
         fresh: dict[str | None, list[Run]] = {}
         for run in self.verified:
             if run.score is not None:
