@@ -346,10 +346,11 @@ class Brief:
         """All attempts in at most `space` bytes: the newest in full, older ones in short, the oldest left out."""
         by_commit, in_short, left = {attempt.commit: attempt for attempt in self.attempts}, [], space
         for a in reversed(self.attempts):  # more than these do not fit, even in short
-            in_short.insert(0, f"{a.number}. {a.status}{changed(a)}: {one_line(headline(a), 90)}")
-            left -= size(in_short[0])
+            in_short.append(f"{a.number}. {a.status}{changed(a)}: {one_line(headline(a), 90)}")
+            left -= size(in_short[-1])
             if left < 0:
                 break
+        in_short.reverse()
         attempts = self.attempts[-len(in_short) :]
         full, shortened, total = [], len(in_short), sum(map(size, in_short))
         for attempt in reversed(attempts):
