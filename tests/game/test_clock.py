@@ -414,7 +414,6 @@ def test_a_training_that_goes_on_after_the_clock_is_void(joined, short, tmp_path
 def test_saving_a_large_model_takes_its_time(joined, short, tmp_path, monkeypatch, file_is):
     """A second for 200 MB that are there, none for a file that only says it is large, or only takes up room."""
     referee, _ = joined
-    list(prepare.TrainBatches(4, "cpu", short))
     with open(tmp_path / "model.safetensors", "wb") as file:
         size = 300_000_000
         if file_is == "written":
@@ -423,6 +422,7 @@ def test_saving_a_large_model_takes_its_time(joined, short, tmp_path, monkeypatc
             file.truncate(size)
         else:  # beyond its end
             assert ctypes.CDLL(None).fallocate(file.fileno(), 1, ctypes.c_long(0), ctypes.c_long(size)) == 0
+    list(prepare.TrainBatches(4, "cpu", short))
     with contextlib.nullcontext() if file_is == "written" else pytest.raises(prepare.NoScore):
         referee.require_in_time(tmp_path / "model.safetensors", time.perf_counter() + 2.8)
 
