@@ -1,14 +1,12 @@
 """From the record to an edit: choose an agent, brief it, check its edit, commit it.
 
-An edit that is refused goes back to its agent with the reason. An agent that cannot be reached is waited for: all
-waiting is here. One that only a person can help is left out, where there are others.
+An edit that is refused goes back to its agent with the reason. Which agents may be asked now is known to roster.py.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import itertools
-import time
 
 import git
 
@@ -38,16 +36,14 @@ from autoresearch.program import read_agenda, read_stages
 from autoresearch.record import events
 from autoresearch.record.ledger import ABANDONED, Attempt, is_a_miss
 from autoresearch.record.runs import RUNS
+from autoresearch.roster import Roster
 from autoresearch.run import Run
 from autoresearch.runner import PREFLIGHT, Job
 from autoresearch.runner.logs import read_tail
-from autoresearch.text import duration, one_line, short, signed
+from autoresearch.text import one_line, short, signed
 
 RETRIES = 3  # times that a refused edit goes back to its agent
 FAILURES = 5  # failed proposals in a row, before the loop gives up
-PATIENCE = 2.0, 300.0  # seconds to the first next call of an agent that cannot be reached, and to the last
-PASSING, UNKNOWN = 2, 8  # times that the wait is longer after each failure: of one that will pass, and of any other
-LONGEST_WAIT = 86_400.0  # seconds, whatever a service says
 CLEAR = 2 * 2**0.5  # standard deviations of one score: a difference of two that is no chance
 
 
@@ -74,17 +70,15 @@ class Proposer:
         external: bool = False,
     ) -> None:
         self.run, self.ledger, self.repo, self.task, self.console = run, run.ledger, run.repo, run.task, run.console
-        self.pages, self.agents, self.fill, self.external = pages, agents, fill, external
+        self.pages, self.external = pages, external
+        self.roster = Roster(agents, fill, run.ledger, run.console)
         self.limits, self.web_search, self.brief_tokens = limits or Limits(), web_search, brief_tokens
         self.rule = rule
         self.lessons, self.ideas = Lessons(run.root / RUNS / "lessons.md"), Ideas(run.root / RUNS)
         self.ideas.catch_up()
         self.stages = read_stages(run.program)
         self.nothing_left = ""  # why no agent has a proposal, until the next verdict
-        self.exhausted: dict[str, str] = {}  # by name of an agent: the champion from which it has nothing left
         self.failures = 0  # in a row
-        self.patience: dict[str, float] = {}  # by agent that could not be reached: seconds of the wait after the next
-        self.call_again: dict[str, float] = {}  # and when that is
         self.preflight_seconds: float | None = None  # that the last one took
         self.base: Attempt | None = None  # the champion that the worktree was given to the agent with
         self.redone: int | None = None  # an attempt whose edit goes back without having run: it may be as it was
@@ -104,7 +98,7 @@ class Proposer:
 
     def agent_of(self, attempt: Attempt) -> Agent | None:
         """The agent of an attempt, if it can make it anew."""
-        return next((agent for agent in self.agents if agent.name == attempt.agent and agent.retries), None)
+        return next((agent for agent in self.roster.agents if agent.name == attempt.agent and agent.retries), None)
 
     # -- a new attempt
 
@@ -117,26 +111,28 @@ class Proposer:
         if self.ledger.champion is None:
             base = self.ledger.base
             return await self.commit_as(number, base, base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
-        await asyncio.sleep(self.seconds_to_wait())
+        roster = self.roster
+        await asyncio.sleep(roster.seconds_to_wait())
         self.reset()
-        ready = self.ready()
-        agent = choose(ready or self.agents, self.ledger, self.task.lower_is_better)
-        if self.fill and not ready:
-            agent = self.fill
+        ready = roster.ready()
+        agent = choose(ready or roster.agents, self.ledger, self.task.lower_is_better)
+        if roster.fill and not ready:
+            agent = roster.fill
         proposal, failure = None, None
         try:
             proposal = await self.ask(number, agent)
-            self.patience.pop(agent.name, None)
+            roster.answered(agent)
         except AgentUnavailable as away:
             self.reset()
-            self.put_off(agent, away)
+            roster.put_off(agent, away)
             return None
         except AgentBlocked as blocked:
             self.reset()
-            self.leave_out(agent, blocked)
+            roster.leave_out(agent, blocked)
             return None
         except NothingLeft as nothing:
-            self.without(agent, str(nothing))
+            if roster.exhaust(agent, str(nothing)):
+                self.nothing_left = str(nothing)
             return None
         except AgentFailed as failed:
             failure = failed
@@ -153,22 +149,8 @@ class Proposer:
                 "What was measured is kept; see to the agent and run the same command again"
             )
         if failure:
-            self.put_off(agent, failure)
+            roster.put_off(agent, failure)
         return None
-
-    def without(self, agent: Agent, reason: str) -> None:
-        """An agent has proposed all that it can from this champion."""
-        if agent is self.fill:
-            self.fill = None
-            self.ledger.append(events.Waited(reason=reason, seconds=self.seconds_to_wait(), agent=self.agents[0].name))
-        else:
-            self.exhausted[agent.name] = self.ledger.champion_commit
-            if others := ", ".join(other.name for other in self.agents if not self.is_exhausted(other)):
-                self.console.line(
-                    f"{agent.name}: {one_line(reason)}; {others} goes on until something is kept", "yellow"
-                )
-            else:
-                self.nothing_left = reason
 
     async def commit(self, number: int, proposal: Proposal, agent: str) -> Attempt:
         assert self.base is not None
@@ -225,17 +207,17 @@ class Proposer:
             ),
             "yellow",
         )
-        proposal, others = None, self.fill or len(self.agents) > 1
-        while agent in self.ready() or not others:
-            await asyncio.sleep(self.seconds_to_wait())
+        proposal, others = None, self.roster.fill or len(self.roster.agents) > 1
+        while agent in self.roster.ready() or not others:
+            await asyncio.sleep(self.roster.seconds_to_wait())
             self.reset()
             try:
                 proposal = await self.ask_to_redo(back, agent)
                 break
             except AgentUnavailable as failure:
-                self.put_off(agent, failure, "its verdict is final, and another" if others else None)
+                self.roster.put_off(agent, failure, "its verdict is final, and another" if others else None)
             except AgentBlocked as blocked:
-                self.leave_out(agent, blocked)
+                self.roster.leave_out(agent, blocked)
                 break
             except (AgentStopped, asyncio.CancelledError):
                 if back.crashed:
@@ -251,7 +233,7 @@ class Proposer:
         times = f"-{attempt.repairs + 1}" if attempt.repairs else ""
         name = f"{attempt.number}-crashed{times}" if back.crashed else f"{attempt.number}-on-{short(attempt.parent)}"
         await self.run.with_room(lambda: self.repo.remember(name, attempt.commit))
-        self.patience.pop(agent.name, None)
+        self.roster.answered(agent)
         kept = {name: getattr(proposal, name) or getattr(attempt, name) for name in ("description", "ideas")}
         await self.commit(attempt.number, dataclasses.replace(proposal, **kept), agent.name)
         return True
@@ -447,63 +429,6 @@ class Proposer:
         """The worktree to the champion, unless somebody works in it."""
         if not self.external:
             self.run.reset()
-
-    # -- agents that cannot be asked now
-
-    def ready(self) -> list[Agent]:
-        """The agents that may be called now."""
-        now = time.monotonic()
-        return [a for a in self.agents if now >= self.call_again.get(a.name, 0.0) and not self.is_exhausted(a)]
-
-    def is_exhausted(self, agent: Agent) -> bool:
-        """Whether an agent has said that nothing is left to be tried from this champion."""
-        return self.exhausted.get(agent.name) == self.ledger.champion_commit
-
-    def seconds_to_wait(self) -> float:
-        """Until the first agent may be called; 0 where one may be now, or another fills in."""
-        if self.fill:
-            return 0.0
-        asked = [agent for agent in self.agents if not self.is_exhausted(agent)] or self.agents
-        return max(0.0, min(self.call_again.get(agent.name, 0.0) for agent in asked) - time.monotonic())
-
-    def put_off(self, agent: Agent, failure: AgentFailed, instead: str | None = None) -> None:
-        """An agent is called again later: when its service said, else after a wait that is longer each time.
-
-        instead: who or what goes on meanwhile, in words. Default: another agent that is ready, or the filler.
-        """
-        passes = isinstance(failure, AgentUnavailable)
-        usual, named = self.patience.get(agent.name, PATIENCE[0]), (failure.again or 0.0) if passes else 0.0
-        if passes:
-            self.console.unreachable(agent.name, str(failure), again=agent.name in self.patience)
-        self.patience[agent.name] = min((PASSING if passes else UNKNOWN) * usual, PATIENCE[1])
-        self.call_again[agent.name] = time.monotonic() + min(max(usual, named), LONGEST_WAIT)
-        instead = instead or next((other.name for other in (*self.ready(), self.fill) if other), None)
-        wait = self.seconds_to_wait() if not instead else 0.0
-        at = time.strftime("at %H:%M, in ", time.localtime(time.time() + wait)) if wait > 600 else "in "
-        then = f"{instead} fills in" if instead else f"next call {at}{duration(wait)}"
-        reason = keys.scrub(str(failure))
-        self.console.line(
-            f"{agent.name} " + (f"cannot be reached: {one_line(reason, 200)}" if passes else "failed") + f"; {then}",
-            "yellow",
-        )
-        took = (failure.tokens, failure.dollars) if passes else (None, None)  # the record has that of other failures
-        self.ledger.append(
-            events.Waited(reason=reason, seconds=wait, agent=agent.name, tokens=took[0], dollars=took[1])
-        )
-
-    def leave_out(self, agent: Agent, blocked: AgentBlocked) -> None:
-        """Go on with the others without an agent that only a person can help. Raises `blocked` where it is the last."""
-        reason = keys.scrub(str(blocked))
-        self.ledger.append(
-            events.Waited(reason=reason, agent=agent.name, tokens=blocked.tokens, dollars=blocked.dollars)
-        )
-        others = [other for other in self.agents if other is not agent] or ([self.fill] if self.fill else [])
-        if not others:
-            raise blocked
-        self.agents = others
-        self.console.tell("fault", reason=one_line(f"{agent.name} is left out: {reason}", 500))
-        names = ", ".join(other.name for other in others)
-        self.console.line(f"{agent.name} is left out, and {names} goes on: {one_line(reason, 300)}", "yellow")
 
 
 def as_recorded(made: dict[str, tuple[Value, Value]] | None) -> dict[str, list] | None:

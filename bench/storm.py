@@ -31,9 +31,9 @@ PATIENCE, SILENCE, REQUEST = (1.0, 8.0), 6.0, 12.0  # seconds
 LOOP = f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
 import loop
-from autoresearch import propose
+from autoresearch import roster
 from autoresearch.agents import claude_api
-propose.PATIENCE, claude_api.SILENCE, claude_api.REQUEST = {PATIENCE}, {SILENCE}, {REQUEST}
+roster.PATIENCE, claude_api.SILENCE, claude_api.REQUEST = {PATIENCE}, {SILENCE}, {REQUEST}
 loop.main()
 """
 TURN = 1110  # tokens that the scripted model's answers say they took

@@ -9,10 +9,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import loop
-from autoresearch import propose
+from autoresearch import roster
 from autoresearch.agents import claude_api
 
 if __name__ == "__main__":
-    propose.PATIENCE = 0.01, 0.05
+    roster.PATIENCE = 0.01, 0.05
     claude_api.SILENCE, claude_api.REQUEST = 0.5, 1.0
     loop.main()
