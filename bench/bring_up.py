@@ -15,7 +15,7 @@ step fails.
     train_step    train.py cold and warm: step time, tokens/s, MFU, memory, waiting for data (bench/train_step.py)
     graphs        graphs, recompiles and graph breaks in 20 steps; then the kernels that take longest
     trial         30 s of training and the score, with logits through the device's memory and through the host's; from
-                  the end of the clock to the exit
+                  the end of the clock to the exit; what the driver says of the GPU meanwhile
 
 It needs torch 2.11 or later, numpy, psutil, safetensors; for `tests` also pytest, xdist and the project's packages.
 """
@@ -352,8 +352,15 @@ def trial(shared_by: str) -> None:
         arguments = (task, job, Facts(time_budget=budget), ROOT, made, environment, confine)
 
         async def run():
-            return await Trial(*arguments, changed=list, tell=lambda phase: None).run()
+            seen = asyncio.create_task(asyncio.to_thread(watch_gpu, ended)) if on_gpu() else None
+            try:
+                return await Trial(*arguments, changed=list, tell=lambda phase: None).run()
+            finally:
+                ended.set()
+                if seen:
+                    say("the GPU meanwhile", **await seen)
 
+        ended = threading.Event()
         measured = asyncio.run(run())
         logs = "\n".join(path.read_text()[-1500:] for path in sorted(made.glob("*.log")))
         if measured.score is None:
@@ -369,6 +376,39 @@ def trial(shared_by: str) -> None:
         ends = {"device": line["finished"] - line["ended"], "saving": line["saved"] - line["finished"]}
         left = measured.seconds["train"] - line["saved"]
         say("after the clock", **ends, exit=left, in_all=measured.seconds["train"] - line["ended"])
+
+
+def watch_gpu(ended: threading.Event) -> dict[str, Any]:
+    """What the driver says of the first GPU until `ended`, the lowest and the highest: could one tell from it that
+    something else slowed a trial down? Also which processes it names; the trial's own has ended by then.
+    """
+    asked = ("clocks.sm", "clocks.max.sm", "power.draw", "temperature.gpu", "utilization.gpu")
+    seen: dict[str, list[float]] = {name: [] for name in asked}
+    reasons, users, took = set(), set(), []
+
+    def query(kind: str, names: Sequence[str]) -> list[list[str]]:
+        words = ["nvidia-smi", "--id=0", f"--query-{kind}={','.join(names)}", "--format=csv,noheader,nounits"]
+        told = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True).stdout
+        return [line.split(", ") for line in told.splitlines()]
+
+    try:
+        while not ended.wait(3.0):
+            began = time.perf_counter()
+            *values, reason = query("gpu", (*asked, "clocks_event_reasons.active"))[0]
+            took.append(time.perf_counter() - began)
+            for name, value in zip(asked, values, strict=True):
+                with contextlib.suppress(ValueError):  # `[N/A]`
+                    seen[name].append(float(value))
+            reasons.add(reason)
+            users |= {tuple(line) for line in query("compute-apps", ("pid", "used_memory"))}
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return {"error": str(error)}
+    ranges = {name: f"{min(values):g} to {max(values):g}" for name, values in seen.items() if values}
+    return ranges | {
+        "clocks_event_reasons": sorted(reasons),
+        "processes": len(users),
+        "a_look_s": median(took or [0.0]),
+    }
 
 
 def random_game(cache: Path, share: int) -> int:
