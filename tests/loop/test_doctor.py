@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from autoresearch import doctor, machine_facts
-from autoresearch.runner import sandbox
+from autoresearch.runner.keeper import main as keeper
 
 SLEEP = "sleep 614.25"  # nobody else does
 HANGS = f"#!/bin/sh\n{SLEEP} & wait\n"
@@ -150,7 +150,7 @@ def test_the_bring_up_knows_what_it_leaves_out(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     import bring_up
 
-    assert all(callable(getattr(sandbox, part)) for part in bring_up.PARTS)
+    assert all(callable(getattr(keeper, part)) for part in bring_up.PARTS)
     assert {"masked_attention", *bring_up.GPU_ALONE} < set(bring_up.kernel_names())
     said = bring_up.in_words({"step": "kernels", "what": "FAILED", "why": "exit code 1", "printed": ["a", "b"]})
     assert said.split() == ["kernels", "FAILED", "exit", "code", "1", "a", "b"]
