@@ -11,7 +11,7 @@ how an attempt comes to its verdict in autoresearch/experiment.py, and the comma
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 from autoresearch import Stopped, cli
@@ -40,6 +40,7 @@ class Loop:
         self.proposer, self.experiments, self.limits, self.lookahead = proposer, experiments, limits, lookahead
         self.proposing: asyncio.Task | None = None
         self.trials: dict[int, tuple[asyncio.Task, Seat]] = {}  # by number of the attempt
+        self.seats: Sequence[Seat] = []  # as they were when trials were started last
         self.returned: list[Returned] = []  # attempts that go back to their agents
         self.fault: BaseException | None = None  # what ends the night; what runs comes to its verdict first
 
@@ -53,7 +54,7 @@ class Loop:
                         self.start_proposal()
                 except Exception as fault:
                     self.end_with(fault)
-                if not (self.trials or self.proposing or self.held()):
+                if not (self.trials or self.proposing or self.held() or self.lacks_seats()):
                     break
                 await self.wait_for_something()
                 self.take_in()
@@ -77,6 +78,10 @@ class Loop:
     def held(self) -> bool:
         """Whether something waits for people."""
         return not self.fault and not self.reason_to_end() and bool(self.ledger.paused or self.ledger.held)
+
+    def lacks_seats(self) -> bool:
+        """Whether nothing can run until a seat comes back: all nodes of a cluster are gone."""
+        return not self.fault and not self.reason_to_end() and not self.run.runner.seats
 
     # -- propose
 
@@ -108,9 +113,10 @@ class Loop:
 
     async def start_trials(self) -> None:
         """Give seats that are idle what waits, but for what a person has to say yes to."""
+        self.seats = self.run.runner.seats
         await self.experiments.settle(self.waiting(), bool(self.proposing))
         busy = [seat for _, seat in self.trials.values()]
-        for seat in (seat for seat in self.run.runner.seats if seat not in busy):
+        for seat in (seat for seat in self.seats if seat not in busy):
             if self.fault or self.ledger.paused or self.reason_to_end(spending=False):  # a trial costs nothing more
                 return
             if (attempt := await self.next_to_run()) is None:
@@ -142,9 +148,9 @@ class Loop:
         """
         tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
         asked = start(self.stop.reaches(self.stop.level + 1))
-        told = start(self.run.told())
+        told = start(self.run.told(self.seats))
         thinks = self.proposing and not self.proposing.cancelling()
-        left = self.limits.seconds_left() if thinks or self.held() else None
+        left = self.limits.seconds_left() if thinks or self.held() or self.lacks_seats() else None
         await first_of([*tasks, asked, told], left)
         asked.cancel()
         if not told.cancel():

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autoresearch import Stopped, UserError
 from autoresearch.agents import Agent, Proposal
@@ -26,7 +27,7 @@ from autoresearch.record.findings import doubt
 from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS, recorded_run, root_of
 from autoresearch.run import Run, open_run
-from autoresearch.runner.local import sandbox_in_words
+from autoresearch.runner.local import Local, sandbox_in_words
 from autoresearch.task import Task, edit_hash
 from autoresearch.text import count, digits, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
@@ -34,6 +35,9 @@ from autoresearch.views.console import Console
 from autoresearch.views.notify import Hooks, Listener, Notifier, hooks_of
 from autoresearch.views.show import first_screen, show_end
 from autoresearch.views.track import Tracking
+
+if TYPE_CHECKING:
+    from autoresearch.runner.cluster import Fleet
 
 
 @contextlib.asynccontextmanager
@@ -69,9 +73,13 @@ async def night(loop: type, options: Research) -> int:
     say = partial(console.line, style="yellow")
     listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
     listeners += [Tracking(options.track, root_of(Path.cwd()) / RUNS, say)] if options.track else []
-    async with opened(options.tag, options, console, stop, limits, listeners) as run:
+    async with (
+        opened(options.tag, options, console, stop, limits, listeners) as run,
+        contextlib.AsyncExitStack() as at_end,
+    ):
         run.begin()
-        seats = run.choose_seats(options.gpus, options.workers)
+        fleet = await join(run, options, at_end) if options.cluster else None
+        seats = [] if fleet else run.choose_seats(options.gpus, options.workers)
         pages = Pages(run)
         rule = rule_of(options.keep_rule, run.task.line_price)
         proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens, rule)
@@ -85,6 +93,7 @@ async def night(loop: type, options: Research) -> int:
         open_ended = options.max_cost is None and any(hasattr(agent, "model") for agent in agents)
         shown = {
             "agent": agents_in_words,
+            "cluster": fleet.in_words() if fleet else "",
             "at once": count(len(seats), "trial") if len(seats) > 1 else "",
             "timing": timing(run.task, ahead, len(seats)),
             "hooks": ", ".join(hooks_of(run.root)),
@@ -93,7 +102,8 @@ async def night(loop: type, options: Research) -> int:
             "cost": "not limited: --max-cost USD would" if open_ended else "",
         }
         settings = options.settings()
-        await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown))
+        make = fleet.runner if fleet else Local
+        await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown), make)
         run.note_start(options.keep_rule)
         try:
             reason = await loop(run, proposer, experiments, limits, ahead).night()
@@ -105,6 +115,19 @@ async def night(loop: type, options: Research) -> int:
         console.ended("stop", reason)
         show_end(run, reason)
     return 130 if stop.now() else 0
+
+
+async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -> "Fleet":
+    """Connect to the cluster of --cluster, until the end of the night. Raises UserError."""
+    from autoresearch.runner import cluster  # which needs Ray
+
+    if options.gpus is not None or options.workers is not None:
+        raise UserError("--cluster takes the seats that the cluster has; leave --gpus and --workers out")
+    assert options.cluster
+    fleet = await cluster.join(options.cluster, options.seat_cpus, run.choose_kind(), run.console.line)
+    at_end.push_async_callback(fleet.close)
+    run.kind = fleet.kind
+    return fleet
 
 
 def timing(task: Task, ahead: int, seats: int) -> str:

@@ -21,7 +21,7 @@ from autoresearch.record import events
 from autoresearch.record.ledger import ABANDONED, OUTRUN, Attempt
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
-from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Measurement, Seat
+from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Measurement, Seat, SeatLost
 from autoresearch.text import to_type
 from autoresearch.trials import SUSPENSIONS, Disturbed, Tell, Trials, in_words
 
@@ -96,7 +96,7 @@ class Experiments:
         waited = round(time.monotonic() - waited, 1)
         began = time.monotonic()
         self.run.require_own_code()
-        self.ledger.append(events.Trial(number=attempt.number, worker=seat.number, waited=waited))
+        self.ledger.append(events.Trial(number=attempt.number, worker=seat.number, waited=waited, node=seat.node))
         view = self.console.trial(attempt, seat=seat.number)
         try:
             measured = await self.trials.first(attempt, seat, view)
@@ -106,6 +106,8 @@ class Experiments:
             verdict, checked = await self.decide(attempt, measured, seat, view)
         except Disturbed as disturbed:
             return self.run_again(attempt, str(disturbed), began, disturbed.taken)
+        except SeatLost as lost:
+            return self.run_again(attempt, str(lost), began)
         except asyncio.CancelledError:
             self.ledger.append(events.Interrupted(number=attempt.number))
             self.console.line(f"  interrupted: experiment {attempt.number} runs again when the run goes on", "yellow")

@@ -109,6 +109,14 @@ class Research(Begins):
         metavar="0,1,..",
     )
     workers: int | None = option("Trials at a time, without GPUs. Default: 1, or as the run has it.", min=1)
+    cluster: str | None = option(
+        "Run trials on the nodes of a Ray cluster: that of this machine, or the one there. `uv run --group cluster` "
+        "installs Ray.",
+        metavar="auto|HOST:PORT",
+    )
+    seat_cpus: int | None = option(
+        "Of --cluster: cores of one trial, on nodes without GPUs. Default: all that a node has.", min=1
+    )
     brief_tokens: int = option("How much the agent is told.", min=4000, default=BRIEF_TOKENS)
     seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")

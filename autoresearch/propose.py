@@ -38,7 +38,7 @@ from autoresearch.record.ledger import ABANDONED, Attempt, is_a_miss
 from autoresearch.record.runs import RUNS
 from autoresearch.roster import Roster
 from autoresearch.run import Run
-from autoresearch.runner import PREFLIGHT, Job
+from autoresearch.runner import PREFLIGHT, Job, Seat
 from autoresearch.runner.logs import read_tail
 from autoresearch.text import one_line, short, signed
 
@@ -335,7 +335,8 @@ class Proposer:
         if not self.task.preflight:
             return None
         job = Job(str(number), files, self.run.seed, (PREFLIGHT,))
-        measured = await self.run.runner.run(job, self.run.runner.seats[0], lambda phase: None)
+        seat = next(iter(self.run.runner.seats), Seat(0))  # a cluster may have none just now
+        measured = await self.run.runner.run(job, seat, lambda phase: None)
         self.preflight_seconds = measured.seconds.get(PREFLIGHT)
         self.run.require_room()
         return measured.reason or None

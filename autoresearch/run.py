@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -64,6 +64,7 @@ class Run:
         self.confined, self.console, self.stop = confined, console, stop
         self.seed = ledger.seed
         self.gpus: str | None = None
+        self.kind = ""  # of the devices of a cluster that it trains on
         self.waits_for_room = False  # and the user has been told
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
@@ -144,6 +145,11 @@ class Run:
         Raises UserError for what would not compare with the run's scores.
         """
         started = self.ledger.started
+        if started.kind and self.ledger.finished:
+            raise UserError(
+                f"run {self.repo.tag} trains on {started.kind} of a cluster, and its scores do not compare with this "
+                "machine's; continue it with --cluster auto, or start another with --tag NEW"
+            )
         if gpus is None and workers is None:
             gpus = started.gpus
         elif gpus is None and started.gpus:
@@ -166,18 +172,35 @@ class Run:
             )
         return seats_of(None, workers)
 
-    async def open(self, seats: list[Seat], settings: dict[str, str], seed: int, show: Callable[[Facts], None]) -> None:
+    def choose_kind(self) -> str:
+        """The kind of device that a run on a cluster has trained on so far; empty for a new one. Raises UserError."""
+        started = self.ledger.started
+        if self.ledger.finished and not started.kind:
+            raise UserError(
+                f"run {self.repo.tag} trains on this machine, and its scores do not compare with those of a cluster; "
+                "continue it without --cluster, or start another with --tag NEW"
+            )
+        return started.kind
+
+    async def open(
+        self,
+        seats: list[Seat],
+        settings: dict[str, str],
+        seed: int,
+        show: Callable[[Facts], None],
+        make: Callable[..., Runner] = Local,
+    ) -> None:
         """Set the game up and make sure that it is the one that the run began with.
 
-        settings: environment variables of the game. show: called with its facts before anything takes long. Raises
-        UserError, and limits.Stopped when the user asks to stop.
+        settings: environment variables of the game. show: called with its facts before anything takes long. make: the
+        runner, of what Local takes. Raises UserError, and limits.Stopped when the user asks to stop.
         """
         self.seed = seed
         settings = {**settings, "AUTORESEARCH_SEED": str(seed)}
         hidden = [self.root / RUNS, Path(self.repo.repository.common_dir)]
         output = self.console.output
         base = self.ledger.base
-        self.runner = Local(self.task, self.repo, base, self.folder, seats, settings, self.confined, output, hidden)
+        self.runner = make(self.task, self.repo, base, self.folder, seats, settings, self.confined, output, hidden)
         facts = await self.stop.unless_asked(self.runner.open(show, self.require_same_game))
         if self.ledger.facts is None:
             self.ledger.append(events.Game(facts=dataclasses.asdict(facts)))
@@ -205,7 +228,7 @@ class Run:
         self.ledger.append(
             events.Start(
                 code=self.code, keep_rule=keep_rule, agenda=agenda, setup=setup, external=external, workers=workers,
-                gpus=self.gpus,
+                gpus=self.gpus, kind=self.kind,
             )
         )  # fmt: skip
         self.results.rebuild()
@@ -230,9 +253,9 @@ class Run:
                     self.console.line(f"experiment {message.number}: rejected: {message.reason}", "yellow")
         return bool(taken)
 
-    async def told(self) -> None:
-        """Wait until people have told the run something."""
-        while not await self.with_room(self.take_in):  # noqa: ASYNC110  another process leaves it, as a file
+    async def told(self, seats: Sequence[Seat]) -> None:
+        """Wait until people have told the run something, or its seats are not these any more."""
+        while not await self.with_room(self.take_in) and self.runner.seats is seats:  # noqa: ASYNC110  it is a file
             await asyncio.sleep(LOOK)
 
     def hold(self, held: events.Held) -> None:

@@ -44,6 +44,7 @@ class Start(Event):
     external: bool = False  # an external agent works: this is one call of many
     workers: int = 1  # trials at once
     gpus: str | None = None
+    kind: str = ""  # of the devices of a cluster; empty: it runs on this machine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,12 +143,13 @@ class Trial(Event):
     number: int
     worker: int = 0
     waited: float = 0.0  # seconds before, for the machine to be free
+    node: str = ""  # of a cluster, where it runs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rerun(Event):
-    """What was measured does not count, and the trial runs again: it was suspended or disturbed, or its champion was
-    replaced.
+    """What was measured does not count, and the trial runs again: it was suspended or disturbed, its seat was lost, or
+    its champion was replaced.
     """
 
     name = "rerun"

@@ -81,6 +81,7 @@ class Attempt:
     dollars: float | None = None
     transcript: str = ""  # folder of what the agent was told and what it said
     repairs: int = 0  # times that it was repaired after an early crash
+    node: str = ""  # of a cluster, where it ran last
     time: float = 0.0  # when it was committed
     runs: list[float] = dataclasses.field(
         default_factory=list
@@ -317,7 +318,7 @@ class Ledger:
                 self.attempts[event.number - 1].runs.clear()
                 self.attempts[event.number - 1].taken.clear()
                 self.in_turn = {key: runs for key, runs in self.in_turn.items() if key[1] != event.number}
-                self.called = event.number
+                self.called, self.attempts[event.number - 1].node = event.number, event.node
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
                 self.attempts[event.number - 1].taken.append(event.taken)

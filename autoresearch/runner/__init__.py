@@ -1,7 +1,8 @@
 """Where trials run: the loop hands a job to a runner and gets a measurement. How and where is the runner's business.
 
-local.py runs jobs as confined processes on this machine. Another runner is one more class with these methods, and its
-line in Run.open; logs and progress of its trials have to appear in the run's folder, where the views look for them.
+local.py runs jobs as confined processes on this machine, cluster.py on the nodes of a cluster. Another runner is one
+more class with these methods, made where Run.open makes it; logs and progress of its trials have to appear in the run's
+folder, where the views look for them.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ class Seat:
 
     number: int
     device: Mapping[str, str] = dataclasses.field(default_factory=dict)  # environment variables that choose it
+    node: str = ""  # of a cluster, where it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +63,20 @@ class Phase:
 
     name: str
     folder: str  # where its log and progress are, for those who watch
+    node: str = ""  # of a cluster, where it runs
+
+
+class SeatLost(Exception):
+    """The place where a trial ran is gone. It says nothing about the edit, which runs again. The text says why."""
 
 
 class Runner(Protocol):
-    seats: Sequence[Seat]  # what can run at once
+    seats: Sequence[Seat]  # what can run at once; another list when some have come or gone
 
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None]) -> Measurement:
-        """Run a job; cancelling it ends it, whole. Raises UserError for what only a person can put right, and OSError
-        where a full disk kept it from running. Never raises for what the job's commands do."""
+        """Run a job; cancelling it ends it, whole. Raises UserError for what only a person can put right, OSError where
+        a full disk kept it from running, and SeatLost where the seat is gone. Never raises for what the job's commands
+        do."""
         ...
 
     async def quiet(self, seat: Seat, most: float, limit: float) -> bool:

@@ -48,7 +48,7 @@ class Local:
     ) -> None:
         self.task, self.repo, self.base, self.folder, self.seats = task, repo, base, folder, seats
         self.settings, self.confined, self.output, self.hidden = settings, confined, output, hidden
-        self.facts = Facts()
+        self.facts, self.share = Facts(), len(seats)  # share: trials that have the machine's memory to share
         self._checkouts: dict[str, Checkout] = {}  # by name
         self._overfull: dict[str, Path] = {}  # by name of a trial that filled the disk: its caches
         for trial in (*folder.glob("trials/*"), *folder.glob("verify/*")):
@@ -113,7 +113,7 @@ class Local:
         stage = self._stage(None if PREFLIGHT in job.phases else seat)
         if TRAIN in job.phases or PREFLIGHT in job.phases:
             stage.set(self.base, job.files, job.gone)
-        folder = self._folder(job.name)
+        folder = self.folder_of(job.name)
         settings = {**self.settings, **seat.device, "AUTORESEARCH_SEED": str(job.seed)}
         own_caches = job.fresh_caches or (self.task.referee and not self.facts.gpu)  # nothing to pass on
         caches = folder / "caches" if own_caches else self.folder / name_of("caches", seat)
@@ -127,7 +127,7 @@ class Local:
             self._confinement(stage),
             functools.partial(stage.changed, ignored=self.task.referee),
             tell,
-            share=len(self.seats),
+            share=self.share,
         )
         measured = await trial.run()
         if trial.overfull:
@@ -141,12 +141,12 @@ class Local:
         return await quiet(most, limit)
 
     def tidy(self, name: str, keep_weights: bool) -> None:
-        folder = self._folder(name)
+        folder = self.folder_of(name)
         caches = [self._overfull[name]] if name in self._overfull else []
         tidy(folder, [folder / "caches", *caches], keep_weights)
 
     def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
-        return ends_of(self._folder(name), limit, phases)
+        return ends_of(self.folder_of(name), limit, phases)
 
     def program_of(self, command: str) -> str:
         """Where the program lies that a command starts."""
@@ -156,9 +156,10 @@ class Local:
         return shutil.which(word, path=path) or word
 
     def log_path(self, name: str) -> Path:
-        return self._folder(name) / "train.log"
+        return self.folder_of(name) / "train.log"
 
-    def _folder(self, name: str) -> Path:
+    def folder_of(self, name: str) -> Path:
+        """Where the logs and figures of a trial are."""
         return self.folder / (name if "/" in name else f"trials/{name}")
 
     def _stage(self, seat: Seat | None) -> Stage | Checkout:

@@ -296,6 +296,7 @@ class TrialView:
 
     def __call__(self, phase: Phase) -> None:
         self.running.phase, self.running.folder, self.running.since = phase.name, phase.folder, time.time()
+        self.running.node = phase.node
         self.console.show_trial(self.running)
 
     def close(self) -> None:

@@ -47,6 +47,7 @@ class Running:
     phase: str = ""
     since: float = 0.0  # when the phase began
     folder: str = ""  # where its logs and its progress are
+    node: str = ""  # of a cluster, where it runs
 
     @property
     def log(self) -> Path:
@@ -122,6 +123,7 @@ class Row:
     holdout: float | None
     repairs: int
     predicted: float | None
+    node: str = ""  # of a cluster, where it ran last
 
 
 class Record:
@@ -250,6 +252,7 @@ class Record:
             attempt.holdout,
             attempt.repairs,
             attempt.predicted,
+            attempt.node,
         )
 
 
@@ -282,6 +285,7 @@ class TrialState:
     loss: float | None = None
     step: int | None = None
     left: float | None = None  # seconds until its verdict, estimated
+    node: str = ""  # of a cluster, where it runs
 
     @property
     def doing(self) -> str:
@@ -447,6 +451,7 @@ def trial_of(trial: Running, record: Record, at: float) -> TrialState:
     """How far a running trial is."""
     typical, after = record.typical
     state = TrialState(trial.number, trial.worker, trial.label, trial.phase, trial.since, trial.began, str(trial.log))
+    state.node = trial.node
     if trial.phase == TRAIN and (progress := read_progress(Path(trial.folder))):
         state.clock = max(progress.clock, trial.since)
         state.done = min(progress.budget, max(0.0, at - state.clock))

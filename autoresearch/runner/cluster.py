@@ -1,0 +1,400 @@
+"""The runner of a cluster: one trial at a time on each GPU of its nodes, or on so many of their cores, through Ray.
+
+Each seat is an actor on its node, with a process of ours behind it (node.py) that has a clone of the repository and the
+runner of one machine. Jobs go there as they are; measurements, logs and progress come back into the run's own folder.
+Of this machine only the commit, the task and the settings of the game leave it: no key, and nothing of the record.
+
+A node that is gone takes its trial with it: SeatLost, and the trial runs again elsewhere. Nodes are looked for all the
+time; one that joins becomes a seat. All this is awaited on the one thread that decides.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from autoresearch import UserError
+from autoresearch.repo import Git, RunRepo
+from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
+from autoresearch.runner.connect import connect
+from autoresearch.runner.local import Local
+from autoresearch.runner.machine import remove
+from autoresearch.runner.node import Assignment, Fingerprint, Keeper, News, Outcome, fingerprint
+from autoresearch.runner.places import Place, choose_kind, idle_in_words, places_of
+from autoresearch.task import Facts, Task
+from autoresearch.text import count, one_line
+
+LOOK = 1.0  # seconds between two looks at which nodes there are
+AGAIN = 10.0  # seconds after which a seat that was lost or could not be set up is tried again
+LATE = 30.0  # seconds for which the run waits for the other seats when it has its first
+NO_SEAT = 120.0  # seconds without any word of a seat, at the start, after which somebody else has them all
+ENDING = 20.0  # seconds in which a cancelled trial has ended on its node
+
+
+class Worker:
+    """A place and the actor on it."""
+
+    def __init__(self, place: Place, actor: Any) -> None:
+        self.place, self.actor = place, actor
+        self.seat: Seat | None = None  # None: it is not ready
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """A method of node.Node. Awaiting it raises ray.exceptions.RayError where the node is gone."""
+        return self.actor.call.remote(name, *arguments)
+
+
+@dataclasses.dataclass
+class Fleet:
+    """A cluster that this process is connected to. kind: what the run uses. say: told what a person should know."""
+
+    kind: str
+    seat_cpus: int | None
+    say: Callable[..., None]
+    cluster: "Cluster | None" = None
+
+    def runner(self, *arguments: Any) -> "Cluster":
+        """The runner of a run; arguments as of Local."""
+        self.cluster = Cluster(self, *arguments)
+        return self.cluster
+
+    async def close(self) -> None:
+        import ray
+
+        if self.cluster:
+            await self.cluster.close()
+        ray.shutdown()
+
+    def places(self) -> list[Place]:
+        import ray
+
+        return places_of(ray.nodes(), self.seat_cpus)
+
+    def in_words(self) -> str:
+        places = self.places()
+        ours = [place for place in places if place.kind == self.kind]
+        nodes = len({place.node_id for place in ours})
+        idle = idle_in_words(places, self.kind)
+        return f"{count(len(ours), 'seat')} of {self.kind} on {count(nodes, 'node')}" + (idle and f"; idle: {idle}")
+
+
+async def join(asked: str, seat_cpus: int | None, kind: str, say: Callable[..., None]) -> Fleet:
+    """Connect to a cluster. asked: auto, or host:port. kind: of the run's seats so far. Raises UserError."""
+    await connect(asked)
+    import ray
+
+    return Fleet(choose_kind(places_of(ray.nodes(), seat_cpus), kind), seat_cpus, say)
+
+
+class Cluster:
+    """Runs the jobs of one run on the seats of a fleet. The other parameters are those of Local."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        task: Task,
+        repo: RunRepo,
+        base: str,
+        folder: Path,
+        seats: Sequence[Seat],
+        settings: dict[str, str],
+        confined: bool,
+        output: IO[str],
+        hidden: Sequence[Path] = (),
+    ) -> None:
+        self.fleet, self.task, self.repo, self.base, self.folder = fleet, task, repo, base, folder
+        self.settings, self.confined = settings, confined
+        self.home = Local(
+            task, repo, base, folder, [], settings, confined, output, hidden
+        )  # its folder, and rehearsals
+        self.home.share = 1
+        self.seats: Sequence[Seat] = []  # another list after each change: who waits for one sees it
+        self.facts = Facts()
+        self.marks: list[Fingerprint] = []  # of this machine, and of the first node
+        self._workers: dict[int, Worker] = {}  # by number of the seat
+        self._opening: dict[tuple[str, int], asyncio.Task] = {}  # by place
+        self._aside: dict[tuple[str, int], tuple[str, float]] = {}  # why a place is not used, and until when
+        self._trained: dict[str, Worker] = {}  # by name of the trial: what its training saved is there
+        self._bringing: set[asyncio.Task] = set()
+        self._changed = asyncio.Event()
+        self._described: list[Facts] = []
+        self._opened = False
+        self._watching: asyncio.Task | None = None
+
+    # -- seats
+
+    async def open(self, show: Callable[[Facts], None], require: Callable[[Facts], None]) -> Facts:
+        """See Runner. Waits for the first seat, and a little for the others."""
+        import ray
+
+        if self.task.link or has_submodules(self.repo, self.base):
+            raise UserError("a game with `link` in program.md, or with git submodules, does not run on a cluster yet")
+        self.marks = [fingerprint()]
+        self._bundle = ray.put(bundle_of(self.repo, self.base))
+        self._watching = asyncio.create_task(self._watch())
+        await self._until(lambda: bool(self._described), NO_SEAT)
+        require(self._described[0])
+        show(self._described[0])
+        await self._until(lambda: bool(self.seats), None)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._until(lambda: not self._opening, None), LATE)
+        require(self.facts)
+        self.home.facts, self._opened = self.facts, True
+        return self.facts
+
+    async def _until(self, true: Callable[[], bool], seconds: float | None) -> None:
+        """Wait for something, and give up where no seat can come of it any more. Raises UserError."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not true():
+                    if not self._opening and not self.seats and self._aside:
+                        why = "\n".join(f"  {text}" for text in sorted({text for text, _ in self._aside.values()}))
+                        raise UserError(f"no seat of the cluster can be used:\n{why}")
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise UserError(
+                f"no seat of {self.fleet.kind} could be had within {seconds:.0f} s: other work may have them. See what "
+                "does: `uv run --group cluster ray status`"
+            ) from None
+
+    async def _watch(self) -> None:
+        """Look for nodes that come and go."""
+        import ray
+
+        while True:
+            with contextlib.suppress(ray.exceptions.RayError):  # it does not answer just now
+                self._look({place.key: place for place in self.fleet.places() if place.kind == self.fleet.kind})
+            await asyncio.sleep(LOOK)
+
+    def _look(self, places: dict[tuple[str, int], Place]) -> None:
+        """Give up the seats whose places are gone, and make seats of new ones."""
+        for worker in [worker for worker in self._workers.values() if worker.place.key not in places]:
+            self._lose(worker, "the node is gone")
+        known = {*self._opening, *(worker.place.key for worker in self._workers.values())}
+        now = asyncio.get_running_loop().time()
+        for key, place in places.items():
+            if key not in known and self._aside.get(key, ("", 0.0))[1] <= now:
+                self._opening[key] = asyncio.create_task(self._open(place))
+
+    async def _open(self, place: Place) -> None:
+        """Make a seat of a place."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        pinned = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+        needs = {"num_cpus": place.cores} if place.cores else {"num_cpus": 0, "num_gpus": 1}
+        actor = ray.remote(Keeper).options(scheduling_strategy=pinned, max_concurrency=100, **needs).remote()
+        worker = Worker(place, actor)
+        try:
+            why = await self._set_up(worker)
+            if not why:
+                number = next(number for number in range(len(self._workers) + 1) if number not in self._workers)
+                worker.seat = seat = Seat(number, node=place.node)
+                self._workers[number] = worker
+                self.seats = [*self.seats, seat]
+                self._aside.pop(place.key, None)
+                if self._opened:
+                    self.fleet.say(f"{place.node} has joined: seat {number}")
+        except ray.exceptions.RayError as error:
+            why = one_line(str(error).strip().splitlines()[-1], 300)
+        finally:
+            self._opening.pop(place.key, None)
+            self._changed.set()
+        if why:
+            self._put_aside(worker, why)
+
+    async def _set_up(self, worker: Worker) -> str:
+        """Why a place cannot be a seat; empty if it can."""
+        place = worker.place
+        mark = await worker.call("fingerprint")
+        if why := self._objection(mark):
+            return why
+        device = {"OMP_NUM_THREADS": str(place.cores)} if place.cores else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        run = f"{self.repo.tag}-{hashlib.sha256(f'{self.base} {self.folder}'.encode()).hexdigest()[:12]}"
+        assignment = Assignment(
+            run, self.repo.tag, self.base, self.task, self.settings, device, self.confined, place.share, place.number,
+            place.cores,
+        )  # fmt: skip
+        opening = asyncio.ensure_future(worker.call("open", assignment, self._bundle))
+        described: Outcome = await worker.call("describe")
+        if described.fault:
+            return described.fault
+        self._described.append(described.result)
+        self._changed.set()
+        opened: Outcome = await opening
+        if opened.fault:
+            return opened.fault
+        facts: Facts = opened.result
+        if not self.seats and self.facts == Facts():
+            self.facts = facts
+        for name in ("profile", "data", "device", "time_budget", "game"):
+            ours, theirs = getattr(self.facts, name), getattr(facts, name)
+            if ours != theirs:
+                return f"it has {name} {theirs}, the run {ours}"
+        if len(self.marks) == 1:
+            self.marks.append(mark)
+        return ""
+
+    def _objection(self, mark: Fingerprint) -> str:
+        """Why a node's trials would not compare, or could not run; empty where nothing speaks against it."""
+        home, *others = self.marks
+        if mark.code != home.code:
+            return "its code of the loop is another than here: bring its checkout to the same state (git pull)"
+        if mark.python != home.python:
+            return f"it has Python {mark.python}, this machine {home.python}"
+        if home.torch and mark.torch.partition("+")[0] != home.torch.partition("+")[0]:
+            return f"it has torch {mark.torch or 'not at all'}, this machine {home.torch}: `uv sync` in its checkout"
+        if self.confined and not mark.sandbox:
+            return "trials cannot be confined there, and are here: it has neither Landlock nor bubblewrap"
+        for first in others:
+            for name in ("torch", "driver") if first.driver else ("torch", "processor"):
+                if (theirs := getattr(mark, name)) != (ours := getattr(first, name)):
+                    return f"it has the {name} {theirs or 'unknown'}, the first node {ours or 'unknown'}"
+        return ""
+
+    def _put_aside(self, worker: Worker, why: str) -> None:
+        """Do without a place for a while, and say why."""
+        import ray
+
+        until = asyncio.get_running_loop().time() + AGAIN
+        text, before = f"{worker.place.node}: {why}", self._aside.get(worker.place.key, ("",))[0]
+        self._aside[worker.place.key] = text, until
+        ray.kill(worker.actor)
+        if text != before:
+            self.fleet.say(f"a seat is not used: {text}", "yellow")
+        self._changed.set()
+
+    def _lose(self, worker: Worker, why: str) -> None:
+        """A seat is gone."""
+        if worker.seat is None or self._workers.get(worker.seat.number) is not worker:
+            return
+        del self._workers[worker.seat.number]
+        self.seats = [seat for seat in self.seats if seat.number != worker.seat.number]
+        self._put_aside(worker, why)
+        if not self.seats:
+            self.fleet.say("no seat is left: waiting until a node joins; Ctrl-C ends the loop", "yellow")
+
+    # -- jobs
+
+    async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
+        """See Runner. Raises SeatLost where the node is gone."""
+        import ray
+
+        if PREFLIGHT in job.phases:
+            return await self.home.run(job, Seat(0), tell)
+        worker, folder = self._workers.get(seat.number), self.home.folder_of(job.name)
+        if TRAIN in job.phases and worker:
+            self._trained[job.name] = worker
+            remove(folder)
+        if worker is None or self._trained.get(job.name) is not worker:
+            raise SeatLost(f"the seat on {seat.node} was lost, and what the trial had saved there with it")
+        running = asyncio.ensure_future(worker.call("run", job))
+        following = asyncio.create_task(self._follow(worker, job, folder, tell))
+        try:
+            outcome: Outcome = await running
+        except ray.exceptions.RayError:
+            self._lose(worker, "its node, or the actor on it, is gone")
+            raise SeatLost(f"the seat on {seat.node} was lost in the middle of it: it runs again") from None
+        except asyncio.CancelledError:
+            await asyncio.wait({asyncio.ensure_future(worker.call("end"))}, timeout=ENDING)
+            raise
+        finally:
+            following.cancel()
+        if outcome.fault:
+            self._lose(worker, outcome.fault)
+            raise SeatLost(f"on {seat.node}: {outcome.fault}: it runs again")
+        put(folder, outcome.files)
+        return outcome.result
+
+    async def _follow(self, worker: Worker, job: Job, folder: Path, tell: Callable[[Phase], None]) -> None:
+        """Bring what a running job says into the run's folder."""
+        import ray
+
+        said = functools.partial(Phase, folder=str(folder), node=worker.place.node)
+        phase = job.phases[0]
+        tell(said(phase))
+        with contextlib.suppress(ray.exceptions.RayError):  # `run` hears of it as well
+            while True:
+                news: News = await worker.call("news")
+                put(folder, news.files)
+                if news.phase and news.phase != phase:
+                    phase = news.phase
+                    tell(said(phase))
+                if news.over:
+                    return
+
+    async def quiet(self, seat: Seat, most: float, limit: float) -> bool:
+        """See Runner. Where the seat is lost, `run` says so."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError):
+            if worker := self._workers.get(seat.number):
+                return await worker.call("quiet", most, limit)
+        return False
+
+    # -- what is left of trials
+
+    def tidy(self, name: str, keep_weights: bool) -> None:
+        self.home.tidy(name, keep_weights)
+        worker = self._trained.pop(name, None)
+        if worker and worker in self._workers.values():
+            task = asyncio.create_task(self._bring(worker, name, keep_weights))
+            self._bringing.add(task)
+            task.add_done_callback(self._bringing.discard)
+
+    async def _bring(self, worker: Worker, name: str, keep_weights: bool) -> None:
+        """Remove a trial on its node; bring home what is to be kept of it."""
+        import ray
+
+        with contextlib.suppress(ray.exceptions.RayError, OSError):  # it has its verdict
+            files = await worker.call("tidy", name, keep_weights)
+            put(self.home.folder_of(name) / "run", files)
+
+    def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
+        return self.home.log(name, limit, phases)
+
+    def log_path(self, name: str) -> Path:
+        return self.home.log_path(name)
+
+    async def close(self) -> None:
+        """Wait for what comes home, and look for nodes no more."""
+        if self._bringing:
+            await asyncio.wait(self._bringing, timeout=ENDING)
+        tasks = [task for task in (self._watching, *self._opening.values()) if task]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def put(folder: Path, files: Any) -> None:
+    """Write files that came from a node, whole or not at all. A full disk is no reason to end a night."""
+    for name, content in files.items():
+        with contextlib.suppress(OSError):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            part.write_bytes(content)
+            part.replace(path)
+
+
+def has_submodules(repo: RunRepo, base: str) -> bool:
+    listed = repo.repository.git.ls_tree("-r", "-z", base).split("\0")
+    return any(line.startswith("160000 ") for line in listed)
+
+
+def bundle_of(repo: RunRepo, base: str) -> bytes:
+    """The commit that a run began with, and what it stands on, as a git bundle of a branch `base`."""
+    common = Path(repo.repository.common_dir).resolve()
+    with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
+        there = Git(folder)
+        there.execute(["git", "init", "--quiet", "--bare", "."])
+        Path(folder, "objects/info/alternates").write_text(f"{common / 'objects'}\n")
+        there.execute(["git", "update-ref", "refs/heads/base", base])
+        there.execute(["git", "bundle", "create", "--quiet", "base.bundle", "refs/heads/base"])
+        return Path(folder, "base.bundle").read_bytes()

@@ -1,0 +1,84 @@
+"""Which seats a cluster has, and which of them one run can use: those of one kind of device, since only those compare.
+
+A kind is what Ray says of a node: its resource `kind:NAME` where somebody gave it one, else the type of its GPUs, else
+the number of cores of a seat.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from autoresearch import UserError
+from autoresearch.text import count
+
+KIND, GPU_TYPE = "kind:", "accelerator_type:"  # resources of Ray's that name a device
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a seat can be: a GPU of a node, or so many of its cores."""
+
+    node_id: str
+    node: str  # its name, for people
+    kind: str
+    number: int  # which one of its node
+    share: int  # how many its node has
+    cores: int  # of a place without a GPU; else 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.node_id, self.number
+
+
+def places_of(nodes: Iterable[dict], seat_cpus: int | None = None) -> list[Place]:
+    """The places of all nodes that are alive. nodes: as ray.nodes() has them. seat_cpus: cores of a seat on nodes
+    without a GPU; None: all that a node has."""
+    alive = sorted((node for node in nodes if node["Alive"]), key=lambda node: node["NodeID"])
+    hosts = collections.Counter(node["NodeManagerHostname"] for node in alive)
+    places = []
+    for node in alive:
+        resources, host = node["Resources"], node["NodeManagerHostname"]
+        name = host if hosts[host] == 1 else f"{host}/{node['NodeID'][:6]}"
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
+        cores = 0 if gpus else seat_cpus or cpus
+        share = gpus or (cpus // cores if cores else 0)
+        kind = named(resources, KIND) or (
+            named(resources, GPU_TYPE) or "GPU" if gpus else f"CPU, {count(cores, 'core')}"
+        )
+        places += [Place(node["NodeID"], name, kind, number, share, cores) for number in range(share)]
+    return places
+
+
+def named(resources: dict, prefix: str) -> str:
+    return min((name.removeprefix(prefix) for name in resources if name.startswith(prefix)), default="")
+
+
+def choose_kind(places: Sequence[Place], before: str = "") -> str:
+    """The kind that a run uses: that of the run, `before`, else the one with most seats. Raises UserError."""
+    kinds = collections.Counter(place.kind for place in places)
+    if before:
+        if before not in kinds:
+            there = f"it has {in_words(kinds)}" if kinds else "it has no seat at all"
+            raise UserError(
+                f"the run trains on {before}, and the cluster has none of that kind now: {there}. Start a node of that "
+                "kind (docs/cluster.md) and type the same again, or begin another run with --tag NEW"
+            )
+        return before
+    if not kinds:
+        raise UserError(
+            "the cluster has no seat: no node with a GPU, or with as many cores as --seat-cpus says. Start one, on its "
+            "machine: `uv run --group cluster ray start --address=HOST:6379` (docs/cluster.md)"
+        )
+    return min(kinds, key=lambda kind: (-kinds[kind], kind))
+
+
+def idle_in_words(places: Sequence[Place], kind: str) -> str:
+    """Which seats the run leaves idle, and why; empty where there are none."""
+    others = collections.Counter(place.kind for place in places if place.kind != kind)
+    if not others:
+        return ""
+    return f"{in_words(others)}: scores compare only between devices of one kind, and this run is on {kind}"
+
+
+def in_words(kinds: collections.Counter[str]) -> str:
+    return ", ".join(f"{count(number, 'seat')} of {kind}" for kind, number in sorted(kinds.items()))

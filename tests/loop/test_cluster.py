@@ -1,0 +1,231 @@
+"""Trials on the nodes of a real Ray cluster, which runs on this machine alone: raylets, actors, processes, signals.
+
+One cluster for all tests, of two nodes of one kind and one of another. What kills a node puts one in its place.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import PROGRAM, ROOT, Toy, git, solver, step, wait_for
+
+from autoresearch.repo import Repository, RunRepo
+from autoresearch.runner.cluster import bundle_of
+from autoresearch.runner.node import clone
+
+GONE = 30.0  # seconds after which an actor whose loop is gone has ended its trial
+JOINED = 60.0  # seconds for a raylet to start, on a busy machine, and to have a seat
+
+
+class Nodes:
+    """A Ray cluster on 127.0.0.1. folder: where its seats are."""
+
+    usual = {"include_dashboard": False, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
+
+    def __init__(self, folder: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.folder = folder
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **self.usual})
+        self.nodes = [self.add("fast"), self.add("fast"), self.add("slow")]
+        self.cluster.wait_for_nodes(timeout=120)
+
+    def add(self, kind: str):
+        return self.cluster.add_node(num_cpus=1, wait=False, resources={f"kind:{kind}": 1}, **self.usual)
+
+    def kill(self, name: str) -> None:
+        """End the raylet of a node with SIGKILL, and start another one."""
+        node = next(node for node in self.nodes if node.node_id.startswith(name.partition("/")[2]))
+        self.nodes[self.nodes.index(node)] = self.add("fast")
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def trials(self) -> list[psutil.Process]:
+        """The commands that run on the nodes, without their keepers."""
+        return [process for process in psutil.process_iter() if is_trial(process, self.folder)]
+
+
+def is_trial(process: psutil.Process, folder: Path) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.cwd().startswith(str(folder)) and process.cmdline()[1:] == ["solver.py"]
+    return False
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    short = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # the name of a socket has at most 107 characters
+    before = dict(os.environ)
+    folder = short / "seats"
+    os.environ |= {"RAY_TMPDIR": str(short), "AUTORESEARCH_CLUSTER": str(folder), "RAY_USAGE_STATS_ENABLED": "0"}
+    nodes = None
+    try:
+        nodes = Nodes(folder)
+        yield nodes
+    finally:
+        if nodes:
+            nodes.cluster.shutdown()
+        os.environ.clear()
+        os.environ |= before
+        shutil.rmtree(short, ignore_errors=True)
+
+
+@pytest.fixture
+def on_nodes(toy, nodes, tmp_path) -> Toy:
+    """The toy, whose trials run on the nodes. Those that `waits` makes end when `go` is there, which they may read."""
+    toy.go = tmp_path / "gate" / "go"
+    toy.go.parent.mkdir()
+    toy.write(
+        "program.md",
+        PROGRAM.replace("limit: 20", "limit: 200").replace(
+            "  metric", f"  env: [MARK]\n  readable: ['{toy.go.parent}']\n  metric"
+        ),
+    )
+    toy.commit()
+    toy.environment |= {"RAY_TMPDIR": os.environ["RAY_TMPDIR"], "MARK": "of the loop's machine"}
+    toy.agent += ["--cluster", "auto", "--baseline-runs", "1", "--repairs", "0"]
+    return toy
+
+
+def waits(toy: Toy, value: int) -> dict:
+    """A planned edit whose trial ends when `go` is there."""
+    there = f"os.path.exists({str(toy.go)!r})"
+    before = f"import os, time\nwhile __name__ == '__main__' and not {there}:\n    time.sleep(0.05)\n"
+    return {"files": {"solver.py": solver(value, before)}, "say": f"set it to {value}"}
+
+
+def verdicts(toy: Toy) -> dict[int, tuple]:
+    return {entry["number"]: (entry["status"], entry["score"]) for entry in toy.journal("verdict")}
+
+
+def ran(toy: Toy) -> list[tuple[int, str]]:
+    return [(entry["number"], entry["node"]) for entry in toy.journal("trial")]
+
+
+@pytest.mark.slow
+def test_a_night_on_two_nodes_has_the_record_of_a_night_at_home(on_nodes, environment, tmp_path):
+    """Fails where a job loses files, a guard does not find its trial, or logs do not come home; where a seat of another
+    kind is used, or not spoken of; where a variable of the loop's machine reaches a trial."""
+    toy = on_nodes
+    said = "import os, time\ntime.sleep(1)\nprint('MARK is', os.environ.get('MARK'))\n"
+    steps = {
+        "e2": [{"files": {"solver.py": solver(0, said)}, "say": "worse"}],
+        "e3": [{"files": {"solver.py": "raise SystemExit('it broke')\n"}, "say": "breaks"}],
+        "e4": [step(30)],
+        "e5": [{"files": {"solver.py": solver(5, said)}, "say": "better"}],
+    }
+    toy.plan_steps(**steps)
+    output = toy.run(*toy.agent, "--experiments", "5")
+    assert "2 seats of fast on 2 nodes; idle: 1 seat of slow: scores compare only between devices of one kind" in output
+    toy.require_whole(in_order=False)
+    used = {node for _, node in ran(toy)}
+    assert len(used) == 2, used
+    assert "MARK is None" in (toy.runs / "trials/2/train.log").read_text()
+    assert "it broke" in (toy.runs / "trials/3/train.log").read_text()
+    assert {row["node"] for row in status(toy)["last"]} == used
+    home = tmp_path / "home-night"
+    home.mkdir()
+    there = Toy(home / "repository", environment)
+    there.plan_steps(**steps)
+    there.run_agent(5)
+    assert verdicts(toy) == verdicts(there)
+    assert [status for status, _ in verdicts(toy).values()].count("keep") == 2
+    assert git(toy.folder, "show", f"{toy.tip()}:solver.py") == git(there.folder, "show", f"{there.tip()}:solver.py")
+    assert len(toy.references()) == len(there.references())
+    refused = toy.run("--agent", "sweep", "--experiments", "6", expect=2)  # scores of two machines never meet
+    assert "continue it with --cluster" in refused
+
+
+def status(toy: Toy) -> dict:
+    return json.loads(toy.run("status", "--json"))
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_loses_no_trial_and_a_new_one_takes_work(on_nodes, nodes):
+    """Fails where the end of a node counts as a crash of the edit, ends the night, or a node that joins stays idle."""
+    toy = on_nodes
+    toy.plan_steps(otherwise=[waits(toy, 2)], e3=[waits(toy, 3)], e4=[waits(toy, 4)])
+    process = toy.start(*toy.agent, "--experiments", "3")
+    node = wait_for(lambda: dict(ran(toy)).get(2), 60)
+    assert wait_for(lambda: len(nodes.trials()) == 2, 60)
+    nodes.kill(node)
+    lost = wait_for(lambda: toy.journal("rerun"), 60)[0]
+    assert lost["number"] == 2 and "lost" in lost["reason"]
+    again = wait_for(lambda: [where for number, where in ran(toy) if number == 2][1:], JOINED)[0]
+    assert again != node
+    toy.go.touch()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "has joined" in output, output
+    toy.require_whole(in_order=False)
+    assert sorted(verdicts(toy)) == [1, 2, 3] and "crash" not in toy.statuses()
+
+
+@pytest.mark.slow
+def test_a_loop_that_is_killed_leaves_no_trial_and_the_same_command_goes_on(on_nodes, nodes):
+    """Fails where trials outlive the loop, or Ctrl-C twice; where a run that was cut off loses or doubles one."""
+    toy = on_nodes
+    toy.plan_steps(otherwise=[waits(toy, 2)], e3=[waits(toy, 3)])
+    night = *toy.agent, "--experiments", "3"
+    process = toy.start(*night)
+    running = wait_for(lambda: len(found := nodes.trials()) == 2 and found, 90)
+    process.kill()
+    process.wait()
+    assert not psutil.wait_procs(running, GONE)[1]
+    process = toy.start(*night)
+    running = wait_for(lambda: len(found := nodes.trials()) == 2 and found, 90)
+    process.send_signal(signal.SIGINT)
+    wait_for(lambda: "stopping when" in process.stdout.readline())
+    time.sleep(0.4)  # two that are closer count once
+    process.send_signal(signal.SIGINT)
+    assert process.wait(40) == 130
+    assert not psutil.wait_procs(running, 5)[1]
+    assert len(toy.journal("interrupted")) == 2 and not verdicts(toy).keys() - {1}
+    toy.go.touch()
+    toy.run(*night)
+    toy.require_whole(in_order=False)
+    assert sorted(verdicts(toy)) == [1, 2, 3]
+
+
+def test_without_cluster_no_ray_is_imported(toy):
+    toy.plan_steps(otherwise=[step(2)])
+    code = "import sys, loop\ntry:\n    loop.main()\nfinally:\n    print('Ray is here:', 'ray' in sys.modules)\n"
+    words = [sys.executable, "-c", code, *toy.agent, "--experiments", "2", "--baseline-runs", "1", "--tag", "night"]
+    environment = {**toy.environment, "PYTHONPATH": str(ROOT)}
+    output = subprocess.run(words, cwd=toy.folder, env=environment, capture_output=True, text=True).stdout
+    assert "Ray is here: False" in output and toy.statuses() == ["keep", "keep"]
+
+
+def test_what_to_type_where_there_is_no_cluster_or_no_ray(toy, refused, monkeypatch, tmp_path):
+    night = "--agent", "command", "--agent-command", "true"
+    assert "uv run --group cluster ray start" in refused(*night, "--cluster", "127.0.0.1:1")
+    assert "no cluster runs on this machine" in refused(*night, "--cluster", "auto", RAY_TMPDIR=str(tmp_path))
+    assert "takes auto or HOST:PORT" in refused(*night, "--cluster", "somewhere")
+    assert "leave --gpus and --workers out" in refused(*night, "--cluster", "auto", "--workers", "2")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
+    assert "Type: uv run --group cluster loop.py --cluster auto" in refused(*night, "--cluster", "auto")
+
+
+def test_a_node_gets_the_commit_wherever_ray_was_started(toy, tmp_path, monkeypatch):
+    """Fails where git looks for the commit in the folder that Ray was started in, which may be the checkout itself."""
+    repo = RunRepo(Repository(toy.folder), "night", toy.runs)
+    base, seat = repo.head(), tmp_path / "seat-0"
+    bundle = bundle_of(repo, base)
+    seat.mkdir()
+    monkeypatch.chdir(toy.folder)
+    root = clone(seat, bundle, base)
+    assert git(root, "rev-parse", "HEAD") == base and (root / "solver.py").is_file()
+    (root / "mark").touch()
+    assert (clone(seat, bundle, base) / "mark").exists()  # what is there is used again
+    toy.write("solver.py", solver(2))
+    toy.commit()
+    assert git(clone(seat, bundle_of(repo, repo.head()), repo.head()), "rev-parse", "HEAD") == repo.head()

@@ -1,0 +1,51 @@
+"""Which seats a cluster has, and which of them a run takes."""
+
+import pytest
+
+from autoresearch import UserError
+from autoresearch.runner.places import choose_kind, idle_in_words, places_of
+
+
+def node(name: str, alive: bool = True, **resources: float) -> dict:
+    named = {key.replace("__", ":"): value for key, value in resources.items()}
+    return {"NodeID": name * 8, "NodeManagerHostname": f"host-{name}", "Alive": alive, "Resources": named}
+
+
+NODES = [
+    node("a", GPU=2.0, CPU=64.0, accelerator_type__H100=1.0),
+    node("b", GPU=1.0, CPU=8.0, accelerator_type__A100=1.0),
+    node("c", CPU=8.0),
+    node("d", CPU=4.0, kind__lab=1.0),
+    node("e", alive=False, GPU=8.0, accelerator_type__H100=1.0),
+    node("f", CPU=0.0),
+]
+
+
+def test_a_seat_is_a_gpu_or_so_many_cores_of_a_node_that_is_alive():
+    seats = [(place.node, place.kind, place.number, place.cores) for place in places_of(NODES)]
+    assert seats == [
+        ("host-a", "H100", 0, 0),
+        ("host-a", "H100", 1, 0),
+        ("host-b", "A100", 0, 0),
+        ("host-c", "CPU, 8 cores", 0, 8),
+        ("host-d", "lab", 0, 4),
+    ]
+    by_cores = [place for place in places_of(NODES, seat_cpus=3) if place.cores]
+    assert [(place.kind, place.share) for place in by_cores] == [("CPU, 3 cores", 2), ("CPU, 3 cores", 2), ("lab", 1)]
+
+
+def test_nodes_of_one_machine_have_names_of_their_own():
+    twins = [{**node(name, CPU=1.0), "NodeManagerHostname": "host"} for name in "ab"]
+    assert [place.node for place in places_of(twins)] == ["host/aaaaaa", "host/bbbbbb"]
+
+
+def test_a_run_takes_the_kind_with_most_seats_and_stays_with_its_own():
+    places = places_of(NODES)
+    assert choose_kind(places) == "H100"
+    assert choose_kind(places, before="A100") == "A100"
+    assert idle_in_words(places, "H100").startswith("1 seat of A100, 1 seat of CPU, 8 cores, 1 seat of lab: scores")
+    assert not idle_in_words(places[:2], "H100")
+    with pytest.raises(UserError, match="none of that kind now: it has 1 seat of A100"):
+        choose_kind(places[2:], before="H100")
+    with pytest.raises(UserError, match="no seat"):
+        choose_kind([])
