@@ -25,6 +25,7 @@ from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Measurement, Seat, SeatLo
 from autoresearch.text import to_type
 from autoresearch.trials import SUSPENSIONS, Disturbed, Tell, Trials, in_words
 
+LOSSES = 5  # times that a trial whose seat was lost runs again: an edit may be what takes its node down
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
 PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
 
@@ -60,6 +61,7 @@ class Experiments:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
         self.gate = gate or Gate()
+        self.losses: dict[int, int] = {}  # by number of an attempt: seats that were lost under it
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.ideas = Ideas(run.root / RUNS)
 
@@ -107,7 +109,11 @@ class Experiments:
         except Disturbed as disturbed:
             return self.run_again(attempt, str(disturbed), began, disturbed.taken)
         except SeatLost as lost:
-            return self.run_again(attempt, str(lost), began)
+            times = self.losses[attempt.number] = self.losses.get(attempt.number, 0) + 1
+            if times <= LOSSES:
+                return self.run_again(attempt, f"{lost}: it runs again", began)
+            measured = checked = Measurement()
+            verdict = Verdict("crash", f"{lost}, as {LOSSES} times before")
         except asyncio.CancelledError:
             self.ledger.append(events.Interrupted(number=attempt.number))
             self.console.line(f"  interrupted: experiment {attempt.number} runs again when the run goes on", "yellow")

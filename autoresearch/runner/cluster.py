@@ -24,7 +24,7 @@ from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measureme
 from autoresearch.runner.connect import connect
 from autoresearch.runner.local import Local
 from autoresearch.runner.machine import remove
-from autoresearch.runner.node import Assignment, Fingerprint, Keeper, News, Outcome, fingerprint
+from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
 from autoresearch.runner.places import Place, choose_kind, idle_in_words, places_of
 from autoresearch.task import Facts, Task
 from autoresearch.text import count, one_line
@@ -188,7 +188,7 @@ class Cluster:
 
         pinned = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
         needs = {"num_cpus": place.cores} if place.cores else {"num_cpus": 0, "num_gpus": 1}
-        actor = ray.remote(Keeper).options(scheduling_strategy=pinned, max_concurrency=100, **needs).remote()
+        actor = ray.remote(Actor).options(scheduling_strategy=pinned, max_concurrency=100, **needs).remote()
         worker = Worker(place, actor)
         try:
             why = await self._set_up(worker)
@@ -299,7 +299,7 @@ class Cluster:
             outcome: Outcome = await running
         except ray.exceptions.RayError:
             self._lose(worker, "its node, or the actor on it, is gone")
-            raise SeatLost(f"the seat on {seat.node} was lost in the middle of it: it runs again") from None
+            raise SeatLost(f"the seat on {seat.node} was lost in the middle of it") from None
         except asyncio.CancelledError:
             await asyncio.wait({asyncio.ensure_future(worker.call("end"))}, timeout=ENDING)
             raise
@@ -307,7 +307,7 @@ class Cluster:
             following.cancel()
         if outcome.fault:
             self._lose(worker, outcome.fault)
-            raise SeatLost(f"on {seat.node}: {outcome.fault}: it runs again")
+            raise SeatLost(f"on {seat.node}: {outcome.fault}")
         put(folder, outcome.files)
         return outcome.result
 

@@ -1,8 +1,8 @@
 """What runs on a node of a cluster: a process with the runner of one machine and one seat, and the actor before it.
 
-Ray starts the actor (`Keeper`), which only passes messages on. The trials belong to a process of our own, `main` below:
+Ray starts the `Actor`, which only passes messages on. The trials belong to a process of our own, `main` below:
 it is to Ray what a loop is to a terminal. It ends its trials when its standard input ends, and so when the actor, the
-node's Ray or the loop is gone, in whatever way; a keeper of its own (sandbox.py) ends each command when it is killed.
+node's Ray or the loop is gone, in whatever way; a keeper of its own (keeper/) ends each command when it is killed.
 
 Nothing here imports Ray. A message is a pickled tuple, with its length before it.
 """
@@ -114,7 +114,7 @@ def first(pattern: str, path: Path) -> str:
 # The actor
 
 
-class Keeper:
+class Actor:
     """The actor of a seat: starts the process that has the trials, and passes calls on to it."""
 
     def __init__(self) -> None:
