@@ -12,9 +12,14 @@ from pathlib import Path
 from autoresearch import UserError
 from autoresearch.text import one_line
 
-# Environment variables of Ray's: it looks for the cluster once, and what it has to say of nodes is not printed between
-# the lines of a night: the loop says it.
-OF_RAY = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
+# Environment variables of Ray's: it looks for the cluster once; nodes have their own environment, not one that they
+# build from the words after `uv run`; what it has to say of nodes is not printed between the lines of a night: the loop
+# says it.
+OF_RAY = {
+    "RAY_NUM_REDIS_GET_RETRIES": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",
+}
 COMMAND = "uv run --group cluster loop.py --cluster"
 SETTINGS = 4  # kind of the frame with which both sides of HTTP/2 begin (RFC 9113)
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0))
