@@ -16,7 +16,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from autoresearch import UserError
 from autoresearch.repo import Git, RunRepo
@@ -26,7 +26,7 @@ from autoresearch.runner.local import Local
 from autoresearch.runner.machine import remove
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
 from autoresearch.runner.places import Place, choose_kind, idle_in_words, places_of
-from autoresearch.task import Facts, Task
+from autoresearch.task import Facts
 from autoresearch.text import count, one_line
 
 LOOK = 1.0  # seconds between two looks at which nodes there are
@@ -59,7 +59,7 @@ class Fleet:
 
     def runner(self, *arguments: Any) -> "Cluster":
         """The runner of a run; arguments as of Local."""
-        self.cluster = Cluster(self, *arguments)
+        self.cluster = Cluster(self, Local(*arguments))
         return self.cluster
 
     async def close(self) -> None:
@@ -91,26 +91,14 @@ async def join(asked: str, seat_cpus: int | None, kind: str, say: Callable[..., 
 
 
 class Cluster:
-    """Runs the jobs of one run on the seats of a fleet. The other parameters are those of Local."""
+    """Runs the jobs of one run on the seats of a fleet. home: the runner of this machine, without a seat. It has the
+    run's folder, and rehearses edits.
+    """
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        task: Task,
-        repo: RunRepo,
-        base: str,
-        folder: Path,
-        seats: Sequence[Seat],
-        settings: dict[str, str],
-        confined: bool,
-        output: IO[str],
-        hidden: Sequence[Path] = (),
-    ) -> None:
-        self.fleet, self.task, self.repo, self.base, self.folder = fleet, task, repo, base, folder
-        self.settings, self.confined = settings, confined
-        self.home = Local(
-            task, repo, base, folder, [], settings, confined, output, hidden
-        )  # its folder, and rehearsals
+    def __init__(self, fleet: Fleet, home: Local) -> None:
+        self.fleet, self.home = fleet, home
+        self.task, self.repo, self.base, self.folder = home.task, home.repo, home.base, home.folder
+        self.settings, self.confined = home.settings, home.confined
         self.home.share = 1
         self.seats: Sequence[Seat] = []  # another list after each change: who waits for one sees it
         self.facts = Facts()

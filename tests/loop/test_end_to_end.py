@@ -37,7 +37,7 @@ def game(tmp_path, environment) -> Game:
     return Game(tmp_path / "clone", environment)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_night_from_an_empty_cache(game):
     """With the default agent. (The nights of gaming/test_gaming.py begin so with an agent of their own.)"""
     output = game.run("--experiments", "2")
@@ -45,7 +45,7 @@ def test_a_night_from_an_empty_cache(game):
     assert game.statuses()[0] == "keep" and len(game.rows()) == 2
     for entry in game.journal("verdict"):
         assert 1.0 < entry["score"] < 4.0 and 0.2 < entry["memory_gb"] < 4.0
-        assert 3.0 <= entry["figures"]["training_seconds"] < 6.0  # the last step may wait for a processor
+        assert 3.0 <= entry["figures"]["training_seconds"] < 4.5
         assert (entry["holdout"] is not None) == (entry["status"] == "keep")
     best = min(float(row[1]) for row in game.rows() if row[3] == "keep")
     tip = next(row for row in game.rows() if row[3] == "keep" and float(row[1]) == best)
