@@ -13,10 +13,10 @@ from typing import BinaryIO
 import psutil
 
 from autoresearch import UserError, keys
+from autoresearch.files import read_json
 from autoresearch.record.journal import holder
 from autoresearch.record.runs import make_folder
 from autoresearch.runner.identity import identify
-from autoresearch.runner.progress import read_json
 from autoresearch.text import clean
 from autoresearch.views.state import Now, read_now
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from autoresearch import keys
 from autoresearch.brief import page
+from autoresearch.files import write_whole
 from autoresearch.record.ledger import Attempt
 from autoresearch.run import Run
 from autoresearch.runner import TRAIN
@@ -24,9 +25,7 @@ class Pages:
         if not (path := self.path(attempt.number)).exists():
             path.parent.mkdir(exist_ok=True)
             log = self.run.runner.log(str(attempt.number), phases=(TRAIN,))
-            part = path.with_suffix(".part")
-            part.write_text(keys.scrub(page(attempt, self.run.task, self.run.diff(attempt), log)))
-            part.replace(path)
+            write_whole(path, keys.scrub(page(attempt, self.run.task, self.run.diff(attempt), log)))
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number}.md"

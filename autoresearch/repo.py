@@ -100,6 +100,8 @@ class RunRepo:
             self.repository.git.update_ref(f"refs/heads/{self.branch}", champion, m="autoresearch: champion")
         if not keep_edit or not (self.worktree / ".git").exists():
             self.reset(self.worktree, champion)
+        elif not self._has(self.worktree):
+            self._take_over(self.worktree, champion)
 
     def stage(self, name: str) -> "Stage":
         """A worktree of that name in which trials run."""
@@ -158,10 +160,9 @@ class RunRepo:
         """Make a worktree hold a commit and nothing else, whatever was done to it."""
         for again in (True, False):
             try:
-                if not (folder / ".git").exists():
+                if not self._has(folder):
                     shutil.rmtree(folder, ignore_errors=True)
-                    self.repository.git.worktree("prune")
-                    self.repository.git.worktree("add", "--force", "--detach", str(folder), commit)
+                    self._add(folder, commit)
                 tree = Repository(folder)
                 tree.git.checkout("--quiet", "--detach", "--force", commit)
                 tree.git.clean("-ffdxq")
@@ -170,6 +171,33 @@ class RunRepo:
                 if not again:
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _has(self, folder: Path) -> bool:
+        """Whether a folder is a worktree of this repository. Where the repository was moved, or copied with its runs,
+        those that lie in it are still the other one's.
+        """
+        try:
+            link = (folder / ".git").read_text().removeprefix("gitdir: ").strip()
+        except (OSError, UnicodeDecodeError):
+            return False
+        ours = os.path.join(os.path.realpath(self.repository.common_dir), "worktrees")
+        return os.path.dirname(os.path.realpath(folder / link)) == ours
+
+    def _add(self, folder: Path, commit: str, *options: str) -> None:
+        self.repository.git.worktree("prune")
+        self.repository.git.worktree("add", "--force", "--detach", *options, str(folder), commit)
+
+    def _take_over(self, folder: Path, commit: str) -> None:
+        """Make a worktree of another repository one of this repository, at a commit, with its files as they are."""
+        other = folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(other, ignore_errors=True)
+        folder.rename(other)
+        self._add(folder, commit, "--no-checkout")
+        for path in other.iterdir():
+            if path.name != ".git":
+                path.rename(folder / path.name)
+        shutil.rmtree(other)
+        Repository(folder).git.reset("--quiet")
 
     def _require_branch_is_free(self, branch: str) -> None:
         """Moving a branch under somebody's checkout would make its files look edited."""

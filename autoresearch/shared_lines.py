@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from autoresearch.files import write_whole
 from autoresearch.record.runs import make_folder
 
 
@@ -27,9 +28,7 @@ class SharedLines:
             before = list(lines)
             yield lines
             if lines != before:
-                part = self.path.with_suffix(".part")
-                part.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
-                part.replace(self.path)
+                write_whole(self.path, "\n".join(lines) + "\n")
 
     def lines(self, errors: str = "replace") -> list[str]:
         """errors: what becomes of bytes that are no text."""

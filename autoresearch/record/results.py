@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from autoresearch import UserError
+from autoresearch.files import write_whole
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.text import one_line, short
 
@@ -54,12 +55,7 @@ class Results:
         """Write the whole file, or leave it if it says the same already."""
         text = whole(self.ledger)
         if not self.path.exists() or self.path.read_text(encoding="utf-8", errors="replace") != text:
-            temporary = self.path.with_name(".results.tsv.part")
-            try:
-                temporary.write_text(text, encoding="utf-8")
-                temporary.replace(self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_whole(self.path, text)
 
     def add(self, attempt: Attempt) -> None:
         """The row of a new verdict, and those that are missing. Raises OSError."""

@@ -1,6 +1,7 @@
 """The score of a run, from the referee's side: what it waits for, what it computes, what it probes."""
 
 import contextlib
+import io
 import math
 import os
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoresearch.files import write_whole
 from autoresearch.referee import probes
 from autoresearch.referee.clock import Referee
 from autoresearch.referee.models import ModelProcess
@@ -119,7 +121,6 @@ def read_reference(path: Path, given: probes.Answers, spare: int) -> tuple[np.nd
 def write_reference(path: Path, given: probes.Answers, spare: np.ndarray) -> None:
     """Keep the losses of the first run that is scored."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    with open(temporary, "wb") as file:
-        np.savez(file, scored=given.losses.astype(np.float16), spare=spare.astype(np.float16))
-    temporary.replace(path)
+    packed = io.BytesIO()
+    np.savez(packed, scored=given.losses.astype(np.float16), spare=spare.astype(np.float16))
+    write_whole(path, packed.getvalue())

@@ -21,6 +21,7 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError, disk_is_full
+from autoresearch.files import write_whole
 from autoresearch.repo import Git, RunRepo
 from autoresearch.runner.machine import remove
 
@@ -55,7 +56,7 @@ class Checkout:
 
     def prepare(self, base: str, setup: str) -> bool:
         """Make it hold a commit. Whether the set-up has to run: not if it did so for this commit and stands."""
-        key = [base, setup, *self.links]
+        key = [base, setup, str(self.folder), *self.links]  # a set-up may write down where it stands
         try:
             self._clean = json.loads((self.made / "clean.json").read_text())
             if self._clean["key"] == key and self.git_folder.is_dir():
@@ -113,8 +114,7 @@ class Checkout:
             shutil.copy2(self.folder / name, self.made / "files" / name, follow_symlinks=False)
         self.made.mkdir(exist_ok=True)
         self._clean |= {"files": files, "folders": sorted(folders), "tracked": sorted(tracked & files.keys())}
-        (self.made / "clean.json.part").write_text(json.dumps(self._clean))
-        (self.made / "clean.json.part").replace(self.made / "clean.json")
+        write_whole(self.made / "clean.json", json.dumps(self._clean))
 
     def _git(self, *words: str) -> str:
         """What git says of it. A trial cannot have changed the settings that git goes by."""

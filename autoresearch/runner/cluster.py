@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch import UserError
+from autoresearch.files import write_whole
 from autoresearch.repo import Git, RunRepo
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
 from autoresearch.runner.connect import connect
@@ -366,9 +367,7 @@ def put(folder: Path, files: Any) -> None:
         with contextlib.suppress(OSError):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            part.write_bytes(content)
-            part.replace(path)
+            write_whole(path, content)
 
 
 def has_submodules(repo: RunRepo, base: str) -> bool:

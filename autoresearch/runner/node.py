@@ -256,7 +256,7 @@ class Node:
 
     def _files(self, limit: int) -> dict[str, bytes]:
         """What people and agents may want to read of a trial: the ends of its logs, and what it says of itself."""
-        from autoresearch.runner.progress import LARGEST
+        from autoresearch.files import LARGEST
 
         assert self.folder
         found = {}

@@ -4,12 +4,10 @@ A trial could write anything there, so only numbers are taken from it.
 """
 
 import dataclasses
-import json
 import math
-import os
 from pathlib import Path
 
-LARGEST = 1 << 16  # bytes of a file that are read
+from autoresearch.files import read_json
 
 
 def longest_start(budget: float) -> float:
@@ -25,17 +23,6 @@ class Progress:
     budget: float  # of training
     loss: float | None = None
     step: int | None = None
-
-
-def read_json(path: Path) -> dict:
-    """A small JSON object in a file that others can write: no links, no pipes, no end of it. Empty where it is none."""
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK
-    try:
-        with open(path, "rb", opener=lambda name, more: os.open(name, more | flags)) as file:
-            found = json.loads(file.read(LARGEST))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def number_in(found: dict, name: str) -> float | None:

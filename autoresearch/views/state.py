@@ -14,13 +14,14 @@ import statistics
 import time
 from pathlib import Path
 
+from autoresearch.files import read_json, write_whole
 from autoresearch.gate import in_words
 from autoresearch.record.findings import Findings, doubt, findings
 from autoresearch.record.journal import holder
 from autoresearch.record.ledger import Attempt, Ledger, Spent
 from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN
 from autoresearch.runner.identity import identify
-from autoresearch.runner.progress import read_json, read_progress
+from autoresearch.runner.progress import read_progress
 from autoresearch.task import Facts
 from autoresearch.text import one_line
 
@@ -77,10 +78,8 @@ class Now:
 
     def write(self, folder: Path) -> None:
         """Into now.json, whole or not at all. A full disk is no reason to stop: the present is not the record."""
-        part = folder / ".now.json.part"
         with contextlib.suppress(OSError):
-            part.write_text(json.dumps(dataclasses.asdict(self)))
-            part.replace(folder / "now.json")
+            write_whole(folder / "now.json", json.dumps(dataclasses.asdict(self)))
 
 
 def read_now(folder: Path, pid: int) -> Now | None:

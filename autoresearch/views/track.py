@@ -27,11 +27,11 @@ from typing import Any, Protocol
 import git
 
 from autoresearch import UserError, keys
+from autoresearch.files import read_json, write_whole
 from autoresearch.record.journal import holder
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.repo import RunRepo
 from autoresearch.runner.logs import read_tail
-from autoresearch.runner.progress import read_json
 from autoresearch.task import contents_hash
 from autoresearch.text import clean, one_line, to_type
 from autoresearch.views.digest import digest
@@ -220,9 +220,7 @@ class Noted:
 
     def note(self, sent: int) -> None:
         self.sent = self.all[self.name] = sent
-        part = self.path.with_name(".tracked.json.part")
-        part.write_text(json.dumps(self.all))
-        part.replace(self.path)
+        write_whole(self.path, json.dumps(self.all))
 
 
 def tracked(ledger: Ledger, repo: RunRepo, sent: int) -> Tracked:

@@ -1,0 +1,31 @@
+"""Small files that others read while they are written, or write while they are read."""
+
+import json
+import os
+from pathlib import Path
+
+LARGEST = 1 << 16  # bytes of a JSON file that are read
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that whoever reads it, and whatever is killed, finds it as it was or as it is to be.
+
+    Text becomes UTF-8; what was no text when it was read (surrogateescape) stays as it was. Raises OSError.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+        part.replace(path)
+    finally:  # of a full disk
+        part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """A small JSON object in a file that others can write: no links, no pipes, no end of it. Empty where it is none."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        with open(path, "rb", opener=lambda name, more: os.open(name, more | flags)) as file:
+            found = json.loads(file.read(LARGEST))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
