@@ -85,7 +85,8 @@ POLAR_EXPRESS = (                           # Amsel et al. 2025, arXiv 2505.1693
 PEAK_FLOPS = {                              # dense bf16, from the data sheets; the longest name that fits counts
     "A100": 312e12, "A10": 125e12, "A40": 149.7e12, "A6000": 154.8e12, "L4": 121e12, "L40S": 362e12,
     "H100": 989.5e12, "H100 PCIe": 756e12, "H200": 989.5e12, "B200": 2250e12, "B300": 2250e12,
-    "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12,
+    "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12, "A4000": 76.7e12, "A5000": 111.1e12,
+    "RTX 6000 Ada": 364.2e12, "RTX PRO 6000": 503.8e12, "H100 NVL": 835.5e12, "H20": 148e12,
 }
 MULTIPROCESSOR_FLOPS = {                    # of one multiprocessor: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090
     (8, 0): 2.9e12, (8, 6): 0.87e12, (8, 9): 1.3e12, (9, 0): 7.5e12, (10, 0): 15.2e12, (12, 0): 1.2e12,
@@ -111,7 +112,7 @@ BF16 = bf16_is_native()
 def peak_flops() -> float | None:
     """The device's dense bf16 rate, None where it is not known."""
     words = re.split(r"[^A-Za-z0-9]+", torch.cuda.get_device_name()) if GPU else []
-    if "Laptop" in words:  # slower than the card of the same name
+    if {"Laptop", "MIG"} & set(words):  # slower than the card of the same name
         return None
     known = [key for key in PEAK_FLOPS if set(key.split()) <= set(words)]
     return PEAK_FLOPS[max(known, key=len)] if known else None
@@ -120,16 +121,18 @@ def peak_flops() -> float | None:
 def fitted(depth: int, batch_tokens: int) -> tuple[int, int]:
     """(Blocks, tokens a step) for this GPU, of what fits an H100.
 
-    With a share s of an H100's arithmetic, depth goes with the square root of s, since parameters and tokens should
-    grow alike (Hoffmann et al. 2022, arXiv 2203.15556); the batch with what is left, s / sqrt(s), rounded down to a
-    power of two, so that steps stay as many or become more. The share is the data sheet's or follows from the
-    multiprocessors: were it measured, two trials of one code could differ, and so could training and scoring.
+    With a share s of an H100's arithmetic, nine blocks become fewer with the square root of s, since parameters and
+    tokens should grow alike (Hoffmann et al. 2022, arXiv 2203.15556); the batch is halved until it is at most what is
+    left, s / sqrt(s), so that steps stay as many or become more. A block more is one more on every GPU, or trials would
+    be spent on edits that change nothing. The share is the data sheet's or follows from the multiprocessors: were it
+    measured, two trials of one code could differ, and so could training and scoring.
     """
     device = torch.cuda.get_device_properties(0)
     estimate = device.multi_processor_count * MULTIPROCESSOR_FLOPS.get((device.major, device.minor), 1e12)
     share = min(1.0, (peak_flops() or estimate) / PEAK_FLOPS["H100"])
-    fewer = max(2, round(depth * share**0.5))
-    return fewer, max(2**13, 2 ** int(math.log2(batch_tokens * share * depth / fewer)))
+    blocks = max(2, round(9 * share**0.5))
+    halvings = math.ceil(-math.log2(share * 9 / blocks))
+    return max(1, depth - 9 + blocks), max(2**13, batch_tokens >> halvings)
 
 
 if GPU:

@@ -271,10 +271,9 @@ def torch(machine: Machine) -> Iterator[Finding]:
     if "gpu" in facts:
         yield gpu(facts, broken)
     elif machine.own_game and (machine.has_gpu() or has_nvidia_card()):
-        driver = "install NVIDIA's driver until `nvidia-smi` shows the GPU"
-        then = driver if facts["cuda"] else "uv sync --reinstall-package torch"
-        said = f"torch finds none: {facts['error']}"
-        yield Finding("GPU", broken, said, f"{then}    # or play the CPU's game: --profile cpu")
+        why, _, then = machine.ask(LIMIT, "driver")["why"].partition(": ")
+        said = why or f"torch finds none: {facts['error']}"
+        yield Finding("GPU", broken, said, then or "--profile cpu    # plays the small game of the CPU")
     else:
         yield Finding("GPU", OK, "none" + ("; a run plays the small game of the CPU" if machine.own_game else ""))
 

@@ -16,8 +16,9 @@ from autoresearch.text import count, digits
 LARGE, OUTLIER = math.log(4), 4.0  # of `is_far_outside`: three quarters of the way to the best
 CLEAR = 4.0  # standard errors of a gain that needs no runs in turn
 TURNS, TURN_MARGIN = 3, 2.0  # runs of each, and standard errors that the gain in them must exceed
-# Of times: most runs of each; standard errors that are enough before the last one, and after it, and that end it.
-MOST_TURNS, SURE, ENOUGH, HOPELESS = 10, 4.0, 3.0, 0.25
+# Of times: most runs of each; standard errors that are enough before the last one, and after it; and those below which
+# an edit is given up after one, two, three and more turns: one says little against it.
+MOST_TURNS, SURE, ENOUGH, HOPELESS = 10, 3.7, 3.0, (-0.7, 0.0, 0.5, 0.8)
 STALE = 10  # verdicts after which a champion whose scores are noisy is measured again
 NEARLY_NOTHING = 1e-12  # a time or a speed that is less counts as this
 PRIOR_RUNS = 3  # what a prior about the noise is worth, in runs
@@ -117,7 +118,7 @@ def judge_turns(gains: Sequence[float], noise: float) -> Verdict | None:
     said = f"in {count(len(gains), 'turn')} with its champion it was {abs(gain):.2%} {side}, give or take {error:.2%}"
     if len(gains) > 1 and gain > asked * error:
         return Verdict("keep", said)
-    if gain <= HOPELESS * error or len(gains) == MOST_TURNS:
+    if gain <= HOPELESS[min(len(gains), len(HOPELESS)) - 1] * error or len(gains) == MOST_TURNS:
         return Verdict("discard", said + (f"; {asked * error:.2%} were owed" if gain > 0 else ""))
     return None
 

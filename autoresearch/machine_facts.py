@@ -1,6 +1,6 @@
 """What the doctor finds out about a machine. What may take long, hang or crash is asked in a process of its own:
 
-    python -m autoresearch.machine_facts torch          # or game, network URL, confined SETTINGS
+    python -m autoresearch.machine_facts torch          # or driver, game, network URL, confined SETTINGS
 
 prints one JSON object.
 """
@@ -92,7 +92,7 @@ def trouble(action: Callable[[], Any]) -> str:
 
 def c_compiler() -> str | None:
     chosen = os.environ.get("CC")
-    return next(filter(None, map(shutil.which, [chosen] if chosen else ["gcc", "clang", "cc"])), None)
+    return next(filter(None, map(shutil.which, [chosen] if chosen else ["gcc", "clang"])), None)
 
 
 def driver_version() -> str | None:
@@ -110,7 +110,14 @@ def has_nvidia_card() -> bool:
             kind = (device / "class").read_text()
             if (device / "vendor").read_text().strip() == "0x10de" and kind.startswith(("0x0300", "0x0302")):
                 return True
-    return any(Path("/dev").glob("nvidia[0-9]*"))
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
+
+
+def driver_facts() -> dict:
+    """Why the game of the GPU cannot be played, and what to do; empty where NVIDIA's driver says nothing against it."""
+    from autoresearch import cuda
+
+    return {"why": cuda.why_not(cuda.driver())}
 
 
 def models_at(port: int) -> list[str]:
@@ -151,7 +158,13 @@ def network_facts(url: str) -> dict:
         return {"error": f"{type(error).__name__} at {url.split('/')[2]}"}
 
 
-FUNCTIONS = {"torch": torch_facts, "game": game_facts, "network": network_facts, "confined": confined_facts}
+FUNCTIONS = {
+    "torch": torch_facts,
+    "driver": driver_facts,
+    "game": game_facts,
+    "network": network_facts,
+    "confined": confined_facts,
+}
 
 if __name__ == "__main__":
     print(json.dumps(FUNCTIONS[sys.argv[1]](*sys.argv[2:])))

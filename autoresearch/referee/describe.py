@@ -6,10 +6,11 @@ import json
 import os
 import platform
 
+from autoresearch import cuda
 from autoresearch.data.sources import source_folder
 from autoresearch.data.texts import digest
 from autoresearch.machine_facts import driver_version
-from prepare import Game, cuda_device_name
+from prepare import Game, stop
 
 # The standard deviation of the scores of identical code, as far as it is known before a run has measured its own: on an
 # H100 another seed moves a score by 0.0007; a CPU shared with others trains more steps in one minute than in the next.
@@ -42,12 +43,18 @@ def game_name(files: dict) -> str:
 
 
 def describe(game: Game) -> dict:
-    """The facts, ready for JSON. `game` names the prepared data; None when they are not there yet."""
+    """The facts, ready for JSON. `game` names the prepared data; None when they are not there yet.
+
+    Ends the program where the game needs a GPU that cannot be used.
+    """
     manifest, name = game.manifest(), game.profile.name
-    cuda = cuda_device_name() if name == "gpu" else None
+    driver = cuda.driver()
+    if name == "gpu" and (why := cuda.why_not(driver)):
+        stop(why)
     return {
         "profile": name,
-        "device": cuda or f"CPU, {os.cpu_count()} cores",
+        "device": driver.name if driver and name == "gpu" else f"CPU, {os.cpu_count()} cores",
+        "note": cuda.note(name, bool(os.environ.get("AUTORESEARCH_PROFILE")), driver),
         "machine": machine(),
         "data": game.data,
         "time_budget": game.profile.time_budget,

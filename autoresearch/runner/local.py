@@ -115,6 +115,10 @@ class Local:
             stage.set(self.base, job.files, job.gone)
         folder = self.folder_of(job.name)
         settings = {**self.settings, **seat.device, "AUTORESEARCH_SEED": str(job.seed)}
+        if self.facts.profile:  # a trial must not look for itself: confined, it may not see the GPU
+            settings["AUTORESEARCH_PROFILE"] = self.facts.profile
+        if self.facts.gpu and "CUDA_VISIBLE_DEVICES" not in seat.device:  # of several the one that was described
+            settings["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
         own_caches = job.fresh_caches or (self.task.referee and not self.facts.gpu)  # nothing to pass on
         caches = folder / "caches" if own_caches else self.folder / name_of("caches", seat)
         trial = Trial(
@@ -209,6 +213,12 @@ def seats_of(gpus: str | None, workers: int) -> list[Seat]:
     names = [name.strip() for name in gpus.split(",")]
     if not all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Fa-f-]+", name) for name in names) or len(set(names)) < len(names):
         raise UserError(f"--gpus takes numbers as nvidia-smi shows them, such as 0 or 0,1,2, not {gpus!r}")
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given and (others := [name for name in names if name not in given.split(",")]):
+        raise UserError(
+            f"--gpus {gpus}: CUDA_VISIBLE_DEVICES leaves {given} to this process, without {', '.join(others)}; "
+            f"`--gpus {given}` takes these"
+        )
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     return [Seat(number, {"CUDA_VISIBLE_DEVICES": name, **order}) for number, name in enumerate(names)]
 
@@ -248,10 +258,13 @@ async def describe(task: Task, folder: Path, environment: dict[str, str]) -> Fac
     """The facts of the game as the task itself states them. Raises UserError."""
     if not task.describe:
         return Facts()
-    code, said = await watched(words_of(task, task.describe), folder, environment, subprocess.PIPE)
+    code, said, errors = await watched(words_of(task, task.describe), folder, environment, subprocess.PIPE)
+    last = (errors.decode(errors="replace").strip().splitlines() or [f"exit code {code}"])[-1]
+    if code == 2 and last.startswith("error: "):  # a fault that a person can put right
+        raise UserError(last.removeprefix("error: "))
     try:
         if code:
-            raise ValueError(f"exit code {code}")
+            raise ValueError(last)
         return Facts.of(json.loads(said))
     except ValueError as error:
         raise UserError(f"`{task.describe}` did not say what the run would use: {error}") from None
@@ -261,7 +274,7 @@ async def set_up(task: Task, folder: Path, environment: dict[str, str], output: 
     """Run the task's set-up in the user's sight: this project's own prepares the data if they are missing."""
     if not task.setup:
         return
-    code, _ = await watched(words_of(task, task.setup), folder, environment, output)
+    code, *_ = await watched(words_of(task, task.setup), folder, environment, output)
     if code:
         raise UserError(
             f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
@@ -279,7 +292,7 @@ async def make_virtual_environment(task: Task, folder: Path, environment: dict[s
     if not re.search(r"\b(pip3?|uv pip) install\b", task.setup or "") or (folder / ".venv").exists():
         return
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    _, theirs = await watched(["python", "-c", where], folder, environment, subprocess.PIPE)
+    _, theirs, _ = await watched(["python", "-c", where], folder, environment, subprocess.PIPE)
     await watched(["python", "-m", "venv", ".venv"], folder, environment, subprocess.DEVNULL)
     for packages in folder.glob(".venv/lib/python*/site-packages"):
         (packages / "theirs.pth").write_bytes(theirs)
@@ -287,15 +300,19 @@ async def make_virtual_environment(task: Task, folder: Path, environment: dict[s
 
 async def watched(
     words: list[str], folder: Path, environment: dict[str, str], output: IO[str] | int
-) -> tuple[int, bytes]:
-    """(Exit code, standard output if it was piped) of a trusted command in the user's sight. Ends when cancelled."""
+) -> tuple[int, bytes, bytes]:
+    """(Exit code, output, errors) of a trusted command; the latter two only where the output is piped, else the user
+    sees them. Ends when cancelled.
+    """
     require_program(words, folder, environment)
+    errors = output if output == subprocess.PIPE else None
     process = await asyncio.create_subprocess_exec(
-        *words, cwd=folder, env=environment, stdout=output, stdin=subprocess.DEVNULL, start_new_session=True
-    )
+        *words, cwd=folder, env=environment, stdout=output, stderr=errors, stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
     try:
-        said, _ = await process.communicate()
-        return process.returncode or 0, said or b""
+        said, errors = await process.communicate()
+        return process.returncode or 0, said or b"", errors or b""
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

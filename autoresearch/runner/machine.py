@@ -7,23 +7,23 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
 
-CONTAINER_LIMITS = (  # of control groups, version 2 and 1
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", ""),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+CONTROL_GROUPS = (  # version 2 and 1: folder, controller, and the files and the prefix that say what is used
+    (Path("/sys/fs/cgroup"), "", ("memory.max", "memory.current", "")),
+    (Path("/sys/fs/cgroup/memory"), "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")),
 )
 NEARLY_NOTHING = 256 << 20  # bytes of memory, or of the disk: what uses them up ends before the machine suffers
 MOST_HANDLES = 10_000  # open files of one command that are looked at, in some 50 ms
 
 
 def free_memory() -> int:
-    """Bytes of host memory that can be had: the machine's, and the container's where that is less."""
+    """Bytes of host memory that can be had: the machine's, or the container's or batch job's where that is less."""
     free = psutil.virtual_memory().available
-    for folder, limit_file, used_file, prefix in CONTAINER_LIMITS:
+    for folder, (limit_file, used_file, prefix) in own_groups():
         try:
             limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
             counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -34,6 +34,18 @@ def free_memory() -> int:
         except (OSError, ValueError, KeyError):
             pass  # no limit, or not of this kind
     return free
+
+
+def own_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """The control groups that this process is in, and those above them: the limit of each holds."""
+    with contextlib.suppress(OSError):
+        places = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+        for top, controller, files in CONTROL_GROUPS:
+            path = next((path for _, names, path in places if controller in names.split(",")), "/")
+            folder = Path(os.path.normpath(f"{top}/{path}"))  # seen from inside a container, it may lie above the top
+            for group in (folder, *folder.parents) if folder.is_relative_to(top) else (top,):
+                if group.is_relative_to(top):
+                    yield group, files
 
 
 # ----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
     budget = facts.time_budget
     shown = {
         "device": facts.device,
+        "note": facts.note,
         "profile": facts.profile,
         "data": facts.data and facts.data + ("" if facts.game else ", not prepared yet: that comes first"),
         "agent": more.get("agent"),

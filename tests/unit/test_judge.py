@@ -157,7 +157,7 @@ def test_turns_end_and_a_slower_edit_is_never_kept(gains, noise):
     assert verdict or len(gains) < MOST_TURNS
     if verdict and verdict.status == "keep":
         assert len(gains) > 1 and mean(gains) > ENOUGH * noise / len(gains) ** 0.5
-    if mean(gains) <= 0:
+    if mean(gains) <= (0 if len(gains) > 1 else -noise):  # one turn says little
         assert verdict and verdict.status == "discard"
 
 

@@ -1,0 +1,96 @@
+"""What NVIDIA's driver says without torch: whether the game of the GPU can be played here and, if not, what to do.
+
+This is asked before a run fetches its data. What only torch can tell, `doctor` and the baseline do.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib.util
+import re
+import sysconfig
+from pathlib import Path
+
+from autoresearch.machine_facts import c_compiler, has_nvidia_card
+
+LEAST_DRIVER = {12: 525, 13: 580}  # of NVIDIA's for Linux, by the CUDA that PyTorch was built with (its release notes)
+LEAST_CAPABILITY = 8  # Ampere, the first with bf16
+MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+INSTEAD = "or play the small game of the CPU: --profile cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class Driver:
+    """Of the devices that CUDA_VISIBLE_DEVICES leaves."""
+
+    error: int  # of CUDA's start; 0 where it starts
+    cuda: int = 0  # the newest CUDA that the driver is for: 13020 for 13.2
+    devices: int = 0
+    name: str = ""  # of the first device
+    capability: int = 0  # the first number of its compute capability
+
+
+def driver() -> Driver | None:
+    """The driver's answers; None where there is none. A process that has asked cannot be forked any more."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    version, devices, device, major = (ctypes.c_int() for _ in range(4))
+    name = ctypes.create_string_buffer(256)
+    library.cuDriverGetVersion(ctypes.byref(version))
+    error = library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(devices))
+    if error or not devices.value:
+        return Driver(error, version.value)
+    library.cuDeviceGet(ctypes.byref(device), 0)
+    library.cuDeviceGetName(name, len(name), device)
+    library.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, device)
+    return Driver(0, version.value, devices.value, name.value.decode(errors="replace"), major.value)
+
+
+def cuda_of_torch() -> int | None:
+    """The CUDA that PyTorch was built with, its first number; None for one without. Does not import it."""
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        folder = importlib.util.find_spec("torch").submodule_search_locations[0]  # type: ignore[union-attr, index]
+        if found := re.search(r"^cuda\b.*?= '(\d+)", Path(folder, "version.py").read_text(), re.MULTILINE):
+            return int(found[1])
+    return None
+
+
+def why_not(found: Driver | None) -> str:
+    """Why the game of the GPU cannot be played, and what to do; empty where nothing speaks against it."""
+    built = cuda_of_torch()
+    if built is None:
+        return f"PyTorch is built without CUDA here: `uv sync --reinstall-package torch`, {INSTEAD}"
+    if found is None:
+        return f"there is no driver of NVIDIA's here: install one until `nvidia-smi` shows the GPU, {INSTEAD}"
+    if 0 < found.cuda < 1000 * built:
+        needed = f" {LEAST_DRIVER[built]} or later" if built in LEAST_DRIVER else ""
+        known = f"{found.cuda // 1000}.{found.cuda % 1000 // 10}"
+        return (
+            f"NVIDIA's driver here is for CUDA {known}, and PyTorch for CUDA {built}: install driver{needed}, {INSTEAD}"
+        )
+    if found.error:
+        return f"CUDA does not start here (error {found.error}): see that `nvidia-smi` shows the GPU, {INSTEAD}"
+    if not found.devices:
+        return f"NVIDIA's driver shows no GPU: see `nvidia-smi` and CUDA_VISIBLE_DEVICES, {INSTEAD}"
+    if found.capability < LEAST_CAPABILITY:
+        return f"{found.name} has no bf16, which came with the Ampere generation: use a newer GPU, {INSTEAD}"
+    if c_compiler() is None:
+        return f"there is no C compiler, which Triton needs: `apt install gcc g++`, {INSTEAD}"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return f"there is no Python.h, which Triton needs: `apt install python3-dev`, {INSTEAD}"
+    return ""
+
+
+def note(profile: str, chosen: bool, found: Driver | None) -> str:
+    """What the first screen should say of the GPUs here; empty where there is nothing to say.
+
+    chosen: whether the user asked for the profile.
+    """
+    if profile == "gpu" and found and found.devices > 1:
+        return f"this machine has {found.devices} GPUs, and the run uses the first; --gpus 0,1 would use two"
+    if profile != "gpu" and not chosen and has_nvidia_card():
+        why = f"error {found.error}" if found and found.error else "no driver answers" if not found else "it is hidden"
+        return f"there is an NVIDIA card here, but CUDA does not start ({why}): `doctor` says more"
+    return ""
