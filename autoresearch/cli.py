@@ -7,6 +7,7 @@ What only some commands need is imported by them: the first screen must not wait
 import dataclasses
 import importlib.util
 import inspect
+import io
 import json
 import os
 import sys
@@ -50,6 +51,8 @@ if TYPE_CHECKING:
     from autoresearch.ideas import Ideas as KnownIdeas
     from autoresearch.record.events import Approved, Rejected
 
+# Of the environment: they would send what is done in a worktree to the user's checkout. Hooks have them.
+GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages, by module, of watch and report
 
 
@@ -540,6 +543,11 @@ def main(loop: type) -> None:
     """The program. loop: the class Loop of loop.py, which imports this module and not the other way round."""
     try:
         require_linux()
+        for name in GIT_PLACES:
+            os.environ.pop(name, None)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal that has no … is no reason to end a night
         app(arguments(), obj=loop)
     except UserError as error:
         print(f"error: {keys.scrub(str(error))}", file=sys.stderr)

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -189,6 +190,8 @@ def evaluate(node: ast.expr) -> Value | None:
     """The value of a literal: a number (also a power or negative), a bool or a string; None for all else."""
     match node:
         case ast.Constant(value=int() as value) if value.bit_length() > LONGEST:
+            return None
+        case ast.Constant(value=float() as value) if not math.isfinite(value):  # 1e400
             return None
         case ast.Constant(value=bool() | int() | float() | str() as value):
             return value

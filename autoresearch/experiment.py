@@ -289,7 +289,7 @@ class Experiments:
 
     def add_row(self, attempt: Attempt) -> None:
         """Into results.tsv. A file that cannot be written does not end a night: the journal has it all."""
-        behind = self.run.results.behind
+        behind = self.run.results.size is None
         try:
             self.run.results.add(attempt)
         except OSError as error:

@@ -55,15 +55,15 @@ def noise_scale(groups: Sequence[Sequence[float]], prior: float | None = None) -
     groups: the scores of each code that ran more than once (others say nothing). prior: what it usually is,
     where that is known; it counts like PRIOR_RUNS runs beyond the first. Without either it is 0.
     """
-    squares, degrees = [], 0
+    deviations, degrees = [], 0
     for scores in groups:
         center = mean(scores) if scores else 0.0
-        squares += [(score - center) ** 2 for score in scores]
+        deviations += [score - center for score in scores]
         degrees += max(0, len(scores) - 1)
     if prior is not None:
-        squares.append(PRIOR_RUNS * prior**2)
+        deviations.append(math.sqrt(PRIOR_RUNS) * prior)
         degrees += PRIOR_RUNS
-    return math.sqrt(math.fsum(squares) / degrees) if degrees else 0.0
+    return math.hypot(*deviations) / math.sqrt(degrees) if degrees else 0.0
 
 
 def mean(scores: Sequence[float]) -> float:

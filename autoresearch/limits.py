@@ -3,12 +3,13 @@
 import asyncio
 import collections
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from autoresearch import Stopped
+from autoresearch import Stopped, UserError
 from autoresearch.record.ledger import Ledger
 from autoresearch.text import count
 
@@ -79,6 +80,11 @@ class Limits:
     tokens: int | None = None  # the same
     began: float = dataclasses.field(default_factory=time.monotonic)
     warned: set[str] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        for option, most in (("--hours", self.hours), ("--max-cost", self.dollars)):
+            if most is not None and not math.isfinite(most):
+                raise UserError(f"{option} takes a number, not {most}; leave it out for no limit")
 
     def used(self, ledger: Ledger, tokens: int = 0, dollars: float = 0.0) -> dict[str, tuple[float, float, str]]:
         """By option: (what was used, what may be, both in words). tokens, dollars: what is not in the record yet."""

@@ -21,7 +21,10 @@ from autoresearch.editable import is_glob, pathspecs
 from autoresearch.text import short
 
 # Hooks and signing of the user's do not run, nor does housekeeping in the midst of a night.
-SETTINGS = ("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0")
+SETTINGS = (
+    *("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0"),
+    *("submodule.recurse=false", "commit.cleanup=whitespace"),  # a description may begin with #
+)
 # Without the program, git could not check out at all. In the user's checkout such files are pointers as well then.
 WITHOUT_LFS = ("filter.lfs.smudge=", "filter.lfs.clean=", "filter.lfs.process=", "filter.lfs.required=false")
 COMMIT = ["git", "commit", "--quiet", "--no-verify"]
@@ -50,8 +53,16 @@ def open_repository(folder: Path) -> git.Repo:
         ) from None
     if repository.bare:
         raise UserError(f"{folder} is a bare repository; clone it and run there")
-    if not repository.head.is_valid():
-        raise UserError("the repository has no commit yet; make one: `git add -A && git commit -m start`")
+    try:
+        repository.git.rev_parse("--verify", "HEAD^{commit}")
+    except git.GitCommandError as error:
+        if "dubious ownership" in str(error):
+            top = repository.working_tree_dir
+            raise UserError(
+                f"{top} belongs to somebody else, so git does not touch it; if you trust what is in it: "
+                f"`git config --global --add safe.directory {top}`"
+            ) from None
+        raise UserError("the repository has no commit yet; make one: `git add -A && git commit -m start`") from None
     for identity in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
         try:
             repository.git.var(identity)
@@ -184,7 +195,6 @@ class RunRepo:
         return os.path.dirname(os.path.realpath(folder / link)) == ours
 
     def _add(self, folder: Path, commit: str, *options: str) -> None:
-        self.repository.git.worktree("prune")
         self.repository.git.worktree("add", "--force", "--detach", *options, str(folder), commit)
 
     def _take_over(self, folder: Path, commit: str) -> None:
@@ -228,8 +238,8 @@ class RunRepo:
         """Take back every change in the worktree outside the given paths."""
         others = pathspecs(paths, "exclude", "top")
         tree = self._tree()
-        if changed := tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others).strip("\0"):
-            tree.git.checkout("HEAD", "--", *(f":(top,literal){path}" for path in changed.split("\0")))
+        if tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others):
+            tree.git.checkout("HEAD", "--", ":/", *others)
         tree.git.clean("-ffdxq", "--", ":/", *others)
 
     def commit(self, paths: tuple[str, ...], message: str) -> str:

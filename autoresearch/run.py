@@ -404,10 +404,10 @@ def ignore(repository: git.Repo, name: str) -> None:
     if not repository.ignored(name):
         path = Path(repository.common_dir, "info/exclude")
         path.parent.mkdir(exist_ok=True)
-        with open(path, "a+") as file:
+        with open(path, "ab+") as file:
             file.seek(0)
             text = file.read()
-            file.write("\n" * (text[-1:] not in ("", "\n")) + f"/{name}\n")
+            file.write(b"\n" * (text[-1:] not in (b"", b"\n")) + f"/{name}\n".encode())
 
 
 @contextlib.contextmanager

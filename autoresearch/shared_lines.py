@@ -16,7 +16,7 @@ class SharedLines:
     HEADING = ""  # of a new file
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.resolve()  # a link stays one
 
     @contextlib.contextmanager
     def lines_to_edit(self) -> Iterator[list[str]]:

@@ -1,7 +1,10 @@
 """`clean`: remove what old runs take of the disk and of git. Their records, logs and branches stay."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
+
+import git
 
 from autoresearch import UserError
 from autoresearch.record.journal import Lock
@@ -46,10 +49,11 @@ def clean(root: Path, tag: str | None, agreed: Callable[[str], bool], say: Calla
         lock = Lock(runs / name, name)
         try:
             for path in folders_of(runs / name):
+                with contextlib.suppress(git.GitCommandError):  # no worktree, or one of a repository that was copied
+                    repository.git.worktree("remove", "--force", str(path))
                 remove(path)
             for ref in refs[name]:
                 repository.git.update_ref("-d", ref)
         finally:
             lock.release()
-    repository.git.worktree("prune")
     say(f"removed, of {count(len(tags), 'run')}: {', '.join(tags)}")

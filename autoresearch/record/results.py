@@ -37,7 +37,7 @@ class Results:
 
     def __init__(self, path: Path, ledger: Ledger) -> None:
         self.path, self.ledger = path, ledger
-        self.behind = False  # rows are missing
+        self.size: int | None = None  # bytes, as it was written last; None: rows may be missing
 
     def require_ours(self, runs: Path) -> None:
         """UserError for a results.tsv that follows from no journal below `runs`: it would be replaced."""
@@ -56,14 +56,13 @@ class Results:
         text = whole(self.ledger)
         if not self.path.exists() or self.path.read_text(encoding="utf-8", errors="replace") != text:
             write_whole(self.path, text)
+        self.size = self.path.stat().st_size
 
     def add(self, attempt: Attempt) -> None:
         """The row of a new verdict, and those that are missing. Raises OSError."""
-        if self.behind or not self.path.exists():
-            self.rebuild()
-            self.behind = False
-            return
-        self.behind = True
+        size, self.size = self.size, None
+        if size is None or not self.path.exists() or self.path.stat().st_size != size:  # another run has written it
+            return self.rebuild()
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(row(attempt))
-        self.behind = False
+        self.size = self.path.stat().st_size

@@ -15,6 +15,7 @@ import shutil
 import stat
 import subprocess
 import time
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
@@ -76,7 +77,9 @@ class Checkout:
         source = self.repo.repository.common_dir
         Git(self.folder).execute(["git", "init", "--quiet", f"--separate-git-dir={self.git_folder}"])
         any_commit = "--upload-pack=git -c uploadpack.allowAnySHA1InWant=true upload-pack"
-        self._git("fetch", "--quiet", "--depth=1", "--no-tags", any_commit, f"file://{source}", base)
+        self._git(
+            "fetch", "--quiet", "--depth=1", "--no-tags", any_commit, f"file://{urllib.parse.quote(str(source))}", base
+        )
         self._git("config", "lfs.storage", os.path.join(source, "lfs"))
         self._git("checkout", "--quiet", "--detach", "--force", base)
         for line in self._git("ls-tree", "-r", "-z", base).split("\0"):
@@ -175,7 +178,7 @@ class Checkout:
         known = self._products()
         if self.is_baseline:
             if more := known | changed | set(new.values()):
-                self.learned.write_text(json.dumps(sorted(more)))
+                write_whole(self.learned, json.dumps(sorted(more)))
             return []
         changed -= known
         unknown = {name for name, kind in new.items() if kind not in known}

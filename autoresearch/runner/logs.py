@@ -23,7 +23,9 @@ NOISE = re.compile(
     r"^npm (?:ERR!|error) |^error: (?:could not compile|aborting)|^\s+at |^[\s^~|]*$"
 )
 
-NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d[\d_]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?i:inf|infinity|nan)"
+NUMBER = (
+    r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:_\d+)*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?i:inf|infinity|nan)"
+)
 FIGURE = re.compile(
     rf"^[ \t]*(?:METRIC[ \t]+)?({METRIC})(?:[ \t]*=[ \t]*|[ \t]*:[ \t]+)({NUMBER})[ \t]*(%|[^\W\d]\S*)?[ \t]*\r?$"
 )

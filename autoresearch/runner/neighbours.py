@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import re
 import time
 from pathlib import Path
 
@@ -29,8 +30,9 @@ class Processors:
 
     @classmethod
     def now(cls) -> "Processors":
-        every = psutil.cpu_times(percpu=True)
-        usable = [every[number] for number in os.sched_getaffinity(0) if number < len(every)]
+        names = re.findall(r"^cpu(\d+)", Path("/proc/stat").read_text(), re.MULTILINE)  # of those that are switched on
+        every = dict(zip(map(int, names), psutil.cpu_times(percpu=True), strict=False))
+        usable = [every[number] for number in os.sched_getaffinity(0) if number in every]
         total = sum(sum(times) - times.guest - times.guest_nice for times in usable)  # `user` and `nice` hold those
         own = 0.0
         for process in family(os.getpid()):

@@ -161,6 +161,10 @@ def test_turns_end_and_a_slower_edit_is_never_kept(gains, noise):
         assert verdict and verdict.status == "discard"
 
 
+def test_scores_that_diverge_have_a_noise():
+    assert noise_scale([[1e200, -1e200], [1.0, 1.1]]) > 1e199
+
+
 def test_the_noise_of_turns_knows_no_drift():
     """It comes from neighbours in time: a baseline that drifts by a half has the noise of its steps."""
     drifting = [1.0 * 1.1**step for step in range(6)]

@@ -1,4 +1,4 @@
-"""Privileges that a command of root's loses, and the namespaces that it gets."""
+"""Privileges that a command of root's loses, and the namespaces that a command gets."""
 
 import contextlib
 import ctypes
@@ -44,11 +44,15 @@ def needs_override(paths: Iterable[str]) -> bool:
 
 
 def enter_namespaces(shared_memory: bool, size: int = SHARED_MEMORY) -> bool:
-    """Where root may: a network and System V names of its own, and no access times, which would be notes.
+    """Where the kernel lets it: a network and System V names of its own, and no access times, which would be notes.
 
     shared_memory: also a /dev/shm of its own, of so many bytes. Whether there is one now.
     """
-    if libc().unshare(NEW_MOUNTS | NEW_IPC | NEW_NETWORK) or libc().mount(None, b"/", None, PRIVATE_MOUNTS, None):
+    if (
+        not may_mount()
+        or libc().unshare(NEW_MOUNTS | NEW_IPC | NEW_NETWORK)
+        or libc().mount(None, b"/", None, PRIVATE_MOUNTS, None)
+    ):
         return False
     attributes = struct.pack("=4Q", NO_ACCESS_TIME, ACCESS_TIME_SETTINGS, 0, 0)
     arguments = ctypes.c_int(AT_CWD), b"/", ctypes.c_uint(RECURSIVE), attributes, ctypes.c_size_t(len(attributes))
@@ -57,21 +61,27 @@ def enter_namespaces(shared_memory: bool, size: int = SHARED_MEMORY) -> bool:
     return shared_memory and not libc().mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=%d" % size)
 
 
+def may_mount() -> bool:
+    """Whether this process has the privilege for namespaces: root's, or in one of users, where anybody may make one."""
+    with open("/proc/self/status") as status:
+        held = int(next(line for line in status if line.startswith("CapEff")).split()[1], 16)
+    if held >> SYS_ADMIN & 1:
+        return True
+    user, group = os.geteuid(), os.getegid()
+    if user == 0 or libc().unshare(NEW_USERS):  # root without privileges may not be anybody in one
+        return False
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+        with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    return True
+
+
 def enter_own_rooms() -> list[str]:
-    """For builds, also of somebody who is not root where the kernel lets him: shared memory, pseudo-terminals and a
-    loopback that nobody else sees. The devices that there are now; none where it cannot be done.
+    """For builds: shared memory, pseudo-terminals and a loopback that nobody else sees. The devices that there are now;
+    none where it cannot be done.
     """
     import socket
 
-    with open("/proc/self/status") as status:
-        held = int(next(line for line in status if line.startswith("CapEff")).split()[1], 16)
-    if not held >> SYS_ADMIN & 1:
-        user, group = os.geteuid(), os.getegid()
-        if user == 0 or libc().unshare(NEW_USERS):  # root without privileges may not be anybody in one
-            return []
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
     if not enter_namespaces(True, SHARED_MEMORY_OF_BUILDS):
         return []
     with contextlib.suppress(OSError), socket.socket() as any_socket:
