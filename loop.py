@@ -113,7 +113,7 @@ class Loop:
 
     async def start_trials(self) -> None:
         """Give seats that are idle what waits, but for what a person has to say yes to."""
-        self.seats = self.run.runner.seats
+        self.seats = await self.run.take_seats()
         await self.experiments.settle(self.waiting(), bool(self.proposing))
         busy = [seat for _, seat in self.trials.values()]
         for seat in (seat for seat in self.seats if seat not in busy):

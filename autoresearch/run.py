@@ -65,6 +65,7 @@ class Run:
         self.seed = ledger.seed
         self.gpus: str | None = None
         self.kind = ""  # of the devices of a cluster that it trains on
+        self._noted: Sequence[Seat] = []  # the seats that the record has
         self.waits_for_room = False  # and the user has been told
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
@@ -234,6 +235,15 @@ class Run:
         self.results.rebuild()
         if not self.take_in() and self.ledger.paused:
             self.console.line(f"paused, as before: {to_type('resume')} --tag {self.repo.tag} goes on", "yellow")
+
+    async def take_seats(self) -> Sequence[Seat]:
+        """The seats that there are now; into the record, where they are a cluster's and others than before."""
+        seats = self.runner.seats
+        if self.kind and seats is not self._noted:
+            said = [{"number": seat.number, "node": seat.node, "kind": seat.kind} for seat in seats]
+            await self.record(events.Seats(seats=said))
+            self._noted = seats
+        return seats
 
     # -- what people say meanwhile
 

@@ -1,9 +1,9 @@
 """Accounting: where every second of a run went, from its journal alone.
 
 A session is what one call of the loop did, from its begin to its `stop`; one that was killed ends with its last
-event. Each worker's time in it is cut into pieces without gaps: trials, and what it waited for between them. So the
-seconds of all kinds add up to the workers' time in sessions, and to the clock's between them. A clock that was set
-back costs the step in which that happened, never a negative time.
+event. The time of each worker, or seat, is cut into pieces without gaps: trials, and what it waited for between them.
+So the seconds of all kinds add up to the workers' time in sessions, and to the clock's between them. A clock that was
+set back costs the step in which that happened, never a negative time. The seats of a cluster come and go.
 """
 
 import dataclasses
@@ -37,6 +37,39 @@ class Busy:
     measured: list[dict] = dataclasses.field(default_factory=list)  # seconds of its runs that came to a score
 
 
+@dataclasses.dataclass
+class Worker:
+    """A seat in a session. Times are by the account's clock."""
+
+    number: int
+    since: float  # it is there
+    free: float  # it was idle last, or became so
+    node: str = ""  # of a cluster, as the next one
+    kind: str = ""
+    busy: Busy | None = None
+    gone: bool = False  # what it ran has not been said to be over
+
+    @property
+    def name(self) -> tuple[int, str, str]:
+        return self.number, self.node, self.kind
+
+
+@dataclasses.dataclass
+class Use:
+    """How long a seat was there, in all sessions, and how much of that it ran trials. Seconds."""
+
+    there: float = 0.0
+    busy: float = 0.0
+    trials: int = 0  # that it ran, to whatever end
+
+    @property
+    def share(self) -> float | None:
+        return min(1.0, self.busy / self.there) if self.there > 0 else None
+
+    def __add__(self, other: "Use") -> "Use":
+        return Use(self.there + other.there, self.busy + other.busy, self.trials + other.trials)
+
+
 class Account:
     """Adds events up, one by one, so that a loop can go on for years."""
 
@@ -44,7 +77,8 @@ class Account:
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self.ended_sessions = 0.0  # by the clock
         self.covered = 0.0  # what the seconds add up to
-        self.workers = 1
+        self.workers: dict[int, Worker] = {}  # by number; of the open session, or the last one
+        self.uses: dict[tuple[int, str, str], Use] = {}  # by name of the worker, without what is still open
         self.began: float | None = None  # the open session
         self.last_time = 0.0  # of the last event, as its clock had it
         self.last_start = 0.0  # of the last `start`, the same
@@ -57,8 +91,6 @@ class Account:
         self._first: float | None = None  # the `run` event
         self.external = False  # the session is one call of an external agent
         self._set_up = 0.0  # until then an idle worker waits for the set-up
-        self._free: list[float] = []  # by worker: idle since
-        self._busy: list[Busy | None] = []  # by worker
         # By number, of a trial that may be repaired: (its length, its runs).
         self._crashed: dict[int, tuple[float, list[dict]]] = {}
         self._held: set[int] = set()  # trials that are over, and whose verdict waits for a person
@@ -94,6 +126,8 @@ class Account:
                     self._set_up = math.inf  # until the baseline runs
                 if rehearsed := positive(event.preflight):
                     self._marks.append((time - rehearsed, time, "startup"))
+            case events.Seats():
+                self._seat(event.seats, time)
             case events.Waited():
                 wait = positive(event.seconds)
                 self._marks.append((time, time + wait, "network"))
@@ -105,9 +139,9 @@ class Account:
                 self._start_trial(event.number, event.worker, time)
             case events.Measured() | events.InTurn():
                 of = (event.edit or event.during) if isinstance(event, events.InTurn) else event.number
-                for busy in self._busy:
-                    if busy and busy.number == of:
-                        busy.measured.append(event.seconds)
+                for worker in self.workers.values():
+                    if worker.busy and worker.busy.number == of:
+                        worker.busy.measured.append(event.seconds)
             case events.Crashed():
                 if ended := self._end_trial(event.number, time):
                     self._crashed[event.number] = ended
@@ -129,9 +163,9 @@ class Account:
             ended = self._crashed.pop(number)
             self._add("interrupted", -ended[0])
         else:
-            if self.workers == 1 and self._busy == [None]:  # the oldest journals do not say when a trial began
-                began = max(self._free[0], time - seconds_of(measured, "wall"))
-                self._start_trial(number, 0, began)
+            only = next(iter(self.workers.values())) if len(self.workers) == 1 else None
+            if only and not only.busy:  # the oldest journals do not say when a trial began
+                self._start_trial(number, only.number, max(only.free, time - seconds_of(measured, "wall")))
             ended = self._end_trial(number, time)
         if ended:
             for kind, seconds in parts_of(ended[0], [measured, *ended[1][1:]]):
@@ -161,29 +195,69 @@ class Account:
             self.covered += began - self._ended
         self.began, self._set_up, self.external, self.stopped_because = began, time, event.external, ""
         self.last_start = self.last_time
-        self.workers = event.workers if isinstance(event.workers, int) and 1 <= event.workers <= 1024 else 1
-        self._free = [began] * self.workers
-        self._busy = [None for _ in range(self.workers)]
+        number = event.workers if isinstance(event.workers, int) and 1 <= event.workers <= 1024 else 1
+        self.workers = {worker: Worker(worker, began, began) for worker in range(number)}
         self._marks = []
 
-    def _start_trial(self, number: int, worker: object, time: float) -> None:
-        worker = worker % self.workers if isinstance(worker, int) else 0
-        for other, busy in enumerate(self._busy):
-            if busy and (other == worker or busy.number == number):  # it ended unseen
-                self._add("interrupted", time - busy.began)
-                self._busy[other], self._free[other] = None, time
-        for kind, seconds in self._idle(self._free[worker], time):
+    def _seat(self, seats: Iterable[dict], time: float) -> None:
+        """Seats have come or gone. Those that the session began with get their names."""
+        there = {seat["number"]: Worker(seat["number"], time, time, seat["node"], seat["kind"]) for seat in seats}
+        for number, worker in list(self.workers.items()):
+            seat = there.pop(number, None)
+            if seat and worker.name in (seat.name, (number, "", "")):
+                worker.node, worker.kind = seat.node, seat.kind
+                continue
+            if seat:
+                there[number] = seat
+            if worker.busy and not seat:
+                worker.gone = True
+            else:
+                self._leave(worker, time)
+        self.workers |= there
+
+    def _leave(self, worker: Worker, time: float) -> None:
+        """A worker is there no more."""
+        if worker.busy:  # it ended unseen
+            self._end_trial(worker.busy.number, time, "interrupted")
+        if self.workers.get(worker.number) is worker:
+            self._idled(worker, time)
+            self._was_there(worker, time)
+            del self.workers[worker.number]
+
+    def _idled(self, worker: Worker, time: float) -> None:
+        for kind, seconds in self._idle(worker.free, time):
             self._add(kind, seconds)
-        self._busy[worker], self._set_up = Busy(number, time), min(self._set_up, time)
-        since = min((free for free, busy in zip(self._free, self._busy, strict=True) if not busy), default=time)
+
+    def _was_there(self, worker: Worker, time: float) -> None:
+        self.covered += time - worker.since
+        self._use(worker).there += time - worker.since
+
+    def _use(self, worker: Worker) -> Use:
+        return self.uses.setdefault(worker.name, Use())
+
+    def _start_trial(self, number: int, asked: object, time: float) -> None:
+        place = asked if isinstance(asked, int) and 0 <= asked < 1024 else 0
+        for other in list(self.workers.values()):
+            if other.busy and (other.number == place or other.busy.number == number):
+                self._end_trial(other.busy.number, time, "interrupted")
+        worker = self.workers.setdefault(place, Worker(place, time, time))  # an older record names no seat that came
+        self._idled(worker, time)
+        worker.busy, self._set_up = Busy(number, time), min(self._set_up, time)
+        since = min((worker.free for worker in self.workers.values() if not worker.busy), default=time)
         self._marks = [mark for mark in self._marks if mark[1] > since]
 
-    def _end_trial(self, number: int, time: float) -> tuple[float, list[dict]] | None:
-        """(Length, seconds of its runs) of the trial that a worker runs under a number."""
-        for worker, busy in enumerate(self._busy):
-            if busy and busy.number == number:
-                self._busy[worker], self._free[worker] = None, time
-                return time - busy.began, busy.measured
+    def _end_trial(self, number: int, time: float, kind: str = "") -> tuple[float, list[dict]] | None:
+        """(Length, seconds of its runs) of the trial that a worker runs under a number. kind: what its time was for."""
+        for worker in self.workers.values():
+            if worker.busy and worker.busy.number == number:
+                busy, worker.busy, worker.free = worker.busy, None, time
+                length, use = time - busy.began, self._use(worker)
+                use.busy, use.trials = use.busy + length, use.trials + 1
+                if kind:
+                    self._add(kind, length)
+                if worker.gone:
+                    self._leave(worker, time)
+                return length, busy.measured
         return None
 
     def _close(self, end: float, asked: bool = False) -> None:
@@ -191,7 +265,10 @@ class Account:
             for kind, seconds in self._open_parts(end, "interrupted", asked):
                 self._add(kind, seconds)
             self.ended_sessions += end - self.began
-            self.covered += self.workers * (end - self.began)
+            for worker in self.workers.values():
+                self._was_there(worker, end)
+                self._use(worker).busy += end - worker.busy.began if worker.busy else 0.0
+                worker.busy = None
             self.began, self._ended = None, end
             self._crashed.clear()
 
@@ -199,13 +276,13 @@ class Account:
 
     def _open_parts(self, end: float, busy_kind: str, asked: bool = False) -> Iterator[tuple[str, float]]:
         """(kind, seconds) of what each worker has done since its last change."""
-        for free, busy in zip(self._free, self._busy, strict=True):
-            if busy:
-                yield busy_kind, end - busy.began
-            elif asked and self.workers > 1:  # it had ended before the others
-                yield "rest", end - free
+        for worker in self.workers.values():
+            if worker.busy:
+                yield busy_kind, end - worker.busy.began
+            elif asked and len(self.workers) > 1:  # it had ended before the others
+                yield "rest", end - worker.free
             else:
-                yield from self._idle(free, end)
+                yield from self._idle(worker.free, end)
 
     def _idle(self, since: float, until: float) -> Iterator[tuple[str, float]]:
         """(kind, seconds) of a time in which a worker had nothing to run."""
@@ -236,6 +313,21 @@ class Account:
     def wall(self, now: float | None = None) -> float:
         """Seconds by the clock in which a loop was at work."""
         return self.ended_sessions + (0.0 if self.began is None else self._until(now) - self.began)
+
+    def there(self, now: float | None = None) -> float:
+        """What the seconds of all kinds add up to."""
+        open_session = self.workers.values() if self.began is not None else ()
+        return self.covered + sum(self._until(now) - worker.since for worker in open_session)
+
+    def used(self, now: float | None = None) -> dict[tuple[int, str, str], Use]:
+        """By (number, node, kind) of each seat that ever was there: how it was used."""
+        uses = dict(self.uses)
+        if self.began is not None:
+            until = self._until(now)
+            for worker in self.workers.values():
+                busy = until - worker.busy.began if worker.busy else 0.0
+                uses[worker.name] = uses.get(worker.name, Use()) + Use(until - worker.since, busy)
+        return uses
 
     def session(self, now: float) -> float:
         """Seconds by the clock since the open session began."""

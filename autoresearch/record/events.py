@@ -48,6 +48,14 @@ class Start(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Seats(Event):
+    """The seats of a cluster: as the loop began, and whenever some have come or gone."""
+
+    name = "seats"
+    seats: Sequence[dict]  # of each: number, node, kind
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Game(Event):
     """What the run runs on: profile, device, data, time budget, as the task describes them."""
 
@@ -315,8 +323,8 @@ class Stop(Event):
 KINDS: dict[str, type[Event]] = {
     kind.name: kind
     for kind in (
-        Run, Start, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured, Quarantine,
-        Verdict, InTurn, Dropped, Accepted, Verified, Note, Pause, Resume, Held, Approved, Rejected, Stop,
+        Run, Start, Seats, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured,
+        Quarantine, Verdict, InTurn, Dropped, Accepted, Verified, Note, Pause, Resume, Held, Approved, Rejected, Stop,
     )
 }  # fmt: skip
 FIRST_NAMES, FIRST_FIELDS = {"void": "rerun"}, {"driven": "external"}  # in the journals of version 0.1

@@ -24,6 +24,7 @@ class Seat:
     number: int
     device: Mapping[str, str] = dataclasses.field(default_factory=dict)  # environment variables that choose it
     node: str = ""  # of a cluster, where it is
+    kind: str = ""  # of a cluster, its device
 
 
 @dataclasses.dataclass(frozen=True)

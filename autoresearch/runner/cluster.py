@@ -183,7 +183,7 @@ class Cluster:
             why = await self._set_up(worker)
             if not why:
                 number = next(number for number in range(len(self._workers) + 1) if number not in self._workers)
-                worker.seat = seat = Seat(number, node=place.node)
+                worker.seat = seat = Seat(number, node=place.node, kind=place.kind)
                 self._workers[number] = worker
                 self.seats = [*self.seats, seat]
                 self._aside.pop(place.key, None)

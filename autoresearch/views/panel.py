@@ -1,5 +1,6 @@
 """A state in rows: the panel that a terminal shows, and the same as plain lines."""
 
+import collections
 import datetime
 import os
 from collections.abc import Iterable, Iterator
@@ -12,11 +13,12 @@ from rich.text import Text
 from autoresearch import keys
 from autoresearch.record.accounting import shares
 from autoresearch.text import count, digits, duration, one_line, short, to_type
-from autoresearch.views.state import Row, State, TrialState
+from autoresearch.views.state import Row, SeatState, State, TrialState
 
 COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
 WIDEST = 110  # columns
 BAR, SHORT_BAR = 24, 6  # columns of the bar, on a wide terminal and on one of eighty columns
+SEATS = 16  # that are shown, each in a row, where the height does not matter
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -41,8 +43,10 @@ def panel_of(state: State, width: int, height: int | None = None) -> Panel:
     width = min(width, WIDEST)
     table.add_column(style="bold", no_wrap=True, width=8)
     table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, width - 14))
-    verdicts = 8 if height is None else max(1, min(8, height - 16 - len(state.trials)))
-    for name, text in rows_of(state, verdicts, bar=BAR if width > 100 else SHORT_BAR):
+    seats = SEATS if height is None else max(2, height // 3)
+    shown = min(seats, len(state.seats)) if state.has_seats else len(state.trials)
+    verdicts = 8 if height is None else max(1, min(8, height - 16 - shown))
+    for name, text in rows_of(state, verdicts, bar=BAR if width > 100 else SHORT_BAR, seats=seats):
         table.add_row(name, text)
     stopping = "stopping after the running experiment; Ctrl-C again: now"
     foot = stopping if state.stopping else "Ctrl-C: stop after the running experiment; twice: now"
@@ -69,8 +73,9 @@ def title_of(state: State) -> str:
     return f"autoresearch: run {state.tag}, running for {duration(state.time - state.since)}{stopping}"
 
 
-def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]:
-    """(name, text) of each row. bar: columns of the running trial's; 0 for no bar and no curve."""
+def rows_of(state: State, verdicts: int, bar: int, seats: int = SEATS) -> Iterator[tuple[str, Text]]:
+    """(name, text) of each row. verdicts, seats: how many are shown. bar: columns of the running trial's; 0 for no bar
+    and no curve."""
     game = ", ".join(f"{name} {value}" for name, value in (("profile", state.profile), ("data", state.data)) if value)
     if state.device or game:
         yield "device", Text("; ".join(filter(None, (state.device, game))))
@@ -85,7 +90,9 @@ def rows_of(state: State, verdicts: int, bar: int) -> Iterator[tuple[str, Text]]
     if bar and len(set(state.curve)) > 1:
         for name, line in zip(("curve", ""), sparkline(state.curve), strict=True):
             yield name, Text(line, "green")
-    yield from named("now", doing(state, bar))
+    if state.has_seats:
+        yield "seats", Text(seats_in_words(state))
+    yield from named("now", doing(state, bar, seats))
     yield from named("notes", map(Text, state.notes))
     if state.reason:
         yield "ended", Text(state.reason)
@@ -119,10 +126,22 @@ def named(name: str, texts: Iterable[Text]) -> Iterator[tuple[str, Text]]:
         name = ""
 
 
-def doing(state: State, bar: int) -> Iterator[Text]:
+def seats_in_words(state: State) -> str:
+    """`16 of H100 on 4 nodes, 95% busy`."""
+    kinds = collections.Counter(seat.kind for seat in state.seats)
+    nodes = len({seat.node for seat in state.seats if seat.node})
+    parts = [f"{number} of {kind}" if kind else count(number, "seat") for kind, number in sorted(kinds.items())]
+    busy = [] if state.busy is None else [f"{state.busy:.0%} busy"]
+    return ", ".join([" and ".join(parts) + (f" on {count(nodes, 'node')}" if nodes else ""), *busy])
+
+
+def doing(state: State, bar: int, seats: int) -> Iterator[Text]:
     """What goes on now, a row each."""
-    for trial in state.trials:
-        yield trial_row(trial, state.time, bar)
+    if state.has_seats and state.running:
+        yield from seat_rows(state, bar, seats)
+    else:
+        for trial in state.trials:
+            yield trial_row(trial, state.time, bar)
     if thinking := state.thinking:
         since = duration(state.time - thinking.since)
         yield Text(f"experiment {thinking.number}: {thinking.agent} is thinking, {since}")
@@ -135,6 +154,25 @@ def doing(state: State, bar: int) -> Iterator[Text]:
         yield Text(f"paused: nothing new begins until {to_type('resume')}", "yellow")
     elif state.running and not (state.trials or thinking or waiting or state.held):
         yield Text("between two steps")
+
+
+def seat_rows(state: State, bar: int, most: int) -> Iterator[Text]:
+    """Each seat, and what runs on it; the busy ones first where there is no room for all."""
+    trials = {trial.worker: trial for trial in state.trials}
+    seats = state.seats
+    if len(seats) > most:
+        seats = sorted(seats, key=lambda seat: seat.number not in trials)[: most - 1]
+    for seat in seats:
+        row = Text(f"{seat_in_words(seat)}: ")
+        row.append(trial_row(trials[seat.number], state.time, bar) if seat.number in trials else "idle")
+        yield row
+    if hidden := len(state.seats) - len(seats):
+        busy = sum(seat.number in trials for seat in state.seats if seat not in seats)
+        yield Text(f"and {count(hidden, 'seat')} more, {busy} of them busy")
+
+
+def seat_in_words(seat: SeatState) -> str:
+    return seat.name + ("" if seat.busy is None else f", {seat.busy:.0%} busy")
 
 
 def trial_row(trial: TrialState, at: float, bar: int) -> Text:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from autoresearch.judge import mean
-from autoresearch.record.accounting import shares
+from autoresearch.record.accounting import Use, shares
 from autoresearch.record.findings import BASELINE, CHAMPION, Estimate
 from autoresearch.record.ledger import is_a_miss
 from autoresearch.text import count, digits, one_line, short, signed, to_type
@@ -302,7 +302,26 @@ def cost(state: State) -> list[str]:
         ["tokens", known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals)],
         ["dollars", known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)],
     ]
-    return ["## What it cost", table(["", ""], rows), *where_the_time_went(state)]
+    return ["## What it cost", table(["", ""], rows), *seats(state), *where_the_time_went(state)]
+
+
+def seats(state: State) -> list[str]:
+    """How the seats of each kind were used; nothing of a machine with one."""
+    if not state.has_seats:
+        return []
+    account, kinds = state.record.ledger.account, collections.defaultdict(list)
+    for (_, node, kind), use in account.used(state.time if state.running else None).items():
+        kinds[kind or state.device or ""].append((node, use))
+    rows = []
+    for kind, used in sorted(kinds.items()):
+        nodes, total = len({node for node, _ in used if node}), sum((use for _, use in used), Use())
+        share = "" if total.share is None else f"{total.share:.0%}"
+        rows.append([kind, str(len(used)), str(nodes or 1), f"{total.there / 3600:.2f} h", share, str(total.trials)])
+    hour = f" {state.per_hour:.1f} experiments came to a verdict an hour." if state.per_hour else ""
+    return [
+        f"Seats that ever were there, and how much of their time they ran trials.{hour}",
+        table(["kind", "seats", "nodes", "time", "busy", "trials"], rows),
+    ]
 
 
 def seconds_of_verify(state: State) -> float:

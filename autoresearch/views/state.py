@@ -16,6 +16,7 @@ from pathlib import Path
 
 from autoresearch.files import read_json, write_whole
 from autoresearch.gate import in_words
+from autoresearch.record.accounting import Use
 from autoresearch.record.findings import Findings, doubt, findings
 from autoresearch.record.journal import holder
 from autoresearch.record.ledger import Attempt, Ledger, Spent
@@ -292,6 +293,22 @@ class TrialState:
 
 
 @dataclasses.dataclass
+class SeatState:
+    """A place where one trial at a time runs: of a loop that runs, or as the last one left it."""
+
+    number: int
+    node: str  # of a cluster; else empty
+    kind: str  # of its device
+    experiment: int | None  # that runs on it
+    busy: float | None  # share of the time that it was there, in the whole run, in which it ran a trial
+    trials: int  # that it has run, whatever came of them
+
+    @property
+    def name(self) -> str:
+        return self.node or f"seat {self.number}"
+
+
+@dataclasses.dataclass
 class Waiting:
     """An agent that cannot be reached, and when it is called again."""
 
@@ -342,6 +359,8 @@ class State:
     curve: list[float]  # best score so far, oldest first, at most CURVE points
     last: list[Row]  # the last verdicts, newest first, at most LAST
     trials: list[TrialState]  # that run
+    seats: list[SeatState]
+    busy: float | None  # share of the time of all seats, those that are gone included
     thinking: Thinking | None
     waiting: Waiting | None
     proposals: int
@@ -355,6 +374,11 @@ class State:
     seconds: dict[str, float]  # worker-seconds of the whole run by kind, see record/accounting.py
     wall: float  # seconds by the clock while a loop ran
     record: Record = dataclasses.field(repr=False)  # all the rest
+
+    @property
+    def has_seats(self) -> bool:
+        """Whether seats are worth a word: there are several, or they are a cluster's."""
+        return len(self.seats) > 1 or any(seat.node for seat in self.seats)
 
     @property
     def spent(self) -> Spent:
@@ -389,6 +413,16 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
     hours = (at - since) / 3600 if since else 0.0
     used = {"experiments": experiments, "hours": hours, "max-cost": spent.dollars, "max-tokens": spent.tokens}
     limits = {name: Used(used[name], allowed) for name, allowed in (now.limits if now else {}).items() if name in used}
+    uses = account.used(present)
+    trials = now.trials if now else []
+    running_on = {trial.worker: trial.number for trial in trials}
+    seats = [
+        SeatState(
+            *worker.name[:2], worker.kind or facts.device or "", running_on.get(worker.number), use.share, use.trials
+        )
+        for worker in account.workers.values()
+        if (use := uses.get(worker.name, Use()))
+    ]
     away = running and not (now and now.thinking) and account.waits_until > at
     return State(
         tag=record.run.tag,
@@ -416,13 +450,15 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         per_hour=3600 * experiments / wall if wall > 0 and experiments else None,
         curve=record.curve,
         last=record.last,
-        trials=[trial_of(trial, record, at) for trial in (now.trials if now else [])],
+        trials=[trial_of(trial, record, at) for trial in trials],
+        seats=sorted(seats, key=lambda seat: seat.number),
+        busy=sum(uses.values(), Use()).share,
         thinking=now.thinking if now else None,
         waiting=Waiting(account.waits_for, account.waits_until) if away else None,
         **dataclasses.asdict(spent),
         limits=limits,
         finish=finish_of(limits, at, wall) if running else None,
-        workers=account.workers,
+        workers=len(account.workers) or 1,
         seconds={kind: round(seconds, 3) for kind, seconds in account.total(present).items()},
         wall=round(wall, 3),
         record=record,

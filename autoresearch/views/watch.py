@@ -41,8 +41,8 @@ from autoresearch.repo import RunRepo
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN
 from autoresearch.runner.logs import read_tail
 from autoresearch.text import clean, short
-from autoresearch.views.panel import clock_time
-from autoresearch.views.state import Record, State, look
+from autoresearch.views.panel import clock_time, seats_in_words
+from autoresearch.views.state import Record, SeatState, State, look
 
 PAGE = Path(__file__).with_name("watch.html")
 LOG = 32 << 10  # characters of the running log that are shown
@@ -84,6 +84,7 @@ class Watch:
                 attempts = record.ledger.attempts
                 rows = [self.rows.get(attempt.number) or self._row(attempt, running) for attempt in attempts]
                 now["held"] = [{"number": number, "what": words} for number, words in state.held.items()]
+                now["seats"] = list(map(seat_of, state.seats)) if state.has_seats else []
                 now |= {"writable": self.writable, "paused": state.paused, "notes": list(map(clean, state.notes))}
                 answer = {"facts": facts_of(state), "now": now, "attempts": rows}
                 self.answered = (record.size, now), as_json(answer)
@@ -187,9 +188,16 @@ def facts_of(state: State) -> dict:
         "kept": record.tried_counts["keep"],
         "crashed": record.tried_counts["crash"],
         "seconds": record.seconds,
+        "seats": clean(seats_in_words(state)) if state.has_seats else None,
+        "per_hour": state.per_hour,
         "tokens": spent.tokens if spent.tokens or not spent.unknown_tokens else None,
         "dollars": spent.dollars if spent.dollars or not spent.unknown_dollars else None,
     }
+
+
+def seat_of(seat: SeatState) -> dict:
+    """What the page says of a seat. Its busy share is as it was when something happened last."""
+    return {"name": clean(seat.name), "kind": clean(seat.kind), "experiment": seat.experiment, "busy": seat.busy}
 
 
 def doing(state: State) -> list[Doing]:

@@ -130,7 +130,11 @@ def test_a_night_on_two_nodes_has_the_record_of_a_night_at_home(on_nodes, enviro
     assert len(used) == 2, used
     assert "MARK is None" in (toy.runs / "trials/2/train.log").read_text()
     assert "it broke" in (toy.runs / "trials/3/train.log").read_text()
-    assert {row["node"] for row in status(toy)["last"]} == used
+    state = status(toy)
+    assert {row["node"] for row in state["last"]} == used
+    assert {(seat["node"], seat["kind"]) for seat in state["seats"]} == {(node, "fast") for node in used}
+    assert sum(seat["trials"] for seat in state["seats"]) == len(ran(toy)) and 0 < state["busy"] <= 1
+    assert "2 of fast on 2 nodes, " in toy.run("status")
     home = tmp_path / "home-night"
     home.mkdir()
     there = Toy(home / "repository", environment)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import io
 import json
@@ -28,9 +29,11 @@ from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner import SCORE, TRAIN, Phase
 from autoresearch.task import OWN_GAME
 from autoresearch.text import ESCAPES
+from autoresearch.views import report
 from autoresearch.views.console import Console
 from autoresearch.views.panel import clock_time, lines_of, panel_of, sparkline
-from autoresearch.views.state import Record, read_now, state_of
+from autoresearch.views.state import Now, Record, Running, read_now, state_of
+from autoresearch.views.watch import facts_of
 
 
 def own_the_terminal() -> None:
@@ -382,6 +385,42 @@ def test_a_state_with_two_workers_and_an_agent_that_is_away(ledger):
         and "stop after the running experiment" in drawn[-1]
         and "[bold]wider[/]" in "\n".join(drawn)
     )
+
+
+def test_seats_are_shown_where_there_are_several(tmp_path):
+    """Fails where a view does not say which seats there are, what runs on each and how busy it was; or says it of one
+    machine with one seat."""
+    moment = [1000.0]
+    ledger = Ledger(tmp_path)
+
+    def happened(event: events.Event) -> None:
+        ledger._apply(dataclasses.replace(event, time=moment[0]))
+
+    def seats(*numbers: int) -> events.Seats:
+        return events.Seats(seats=[{"number": number, "node": f"node{number}", "kind": "H100"} for number in numbers])
+
+    happened(events.Run(tag="night", base="0" * 40, task=vars(OWN_GAME)))
+    happened(events.Start(workers=1, setup=0.0))
+    assert not state_of(Record(ledger), None, 5, 1000.0).has_seats
+    happened(events.Start(workers=20, setup=0.0, kind="H100"))
+    happened(seats(*range(20)))
+    for number in (1, 2):
+        happened(events.Attempt(number=number, commit=f"{number}" * 40, parent="1" * 40))
+        happened(events.Trial(number=number, worker=2 * number, node=f"node{2 * number}"))
+    moment[0] += 1800
+    happened(events.Verdict(number=1, status="keep", score=1.4, seconds={"train": 1800.0}))
+    now = Now("5 5", 1000.0, {}, [Running(2, 4, "experiment 2", 1000.0, TRAIN, 2700.0, str(tmp_path), "node4")])
+    state = state_of(Record(ledger), now, 5, 4600.0)
+    lines = lines_of(state)
+    assert "  seats     20 of H100 on 20 nodes, 8% busy" in lines  # a half, and a whole hour, of twenty
+    assert "  now       node4, 100% busy: experiment 2: starting up, 32 min" in lines
+    assert "            node2, 50% busy: idle" in lines and "            and 5 seats more, 0 of them busy" in lines
+    said = {seat["number"]: seat for seat in state.as_json()["seats"]}
+    assert (said[4]["experiment"], said[4]["busy"], said[4]["kind"]) == (2, 1.0, "H100") and not said[3]["trials"]
+    assert facts_of(state)["seats"] == "20 of H100 on 20 nodes, 8% busy" and facts_of(state)["per_hour"] == 1
+    assert any("| H100 | 20 | 20 | 20.00 h | 8% | 1 |" in part for part in report.seats(state))
+    happened(seats(4))  # and one seat of a cluster is shown as well
+    assert "  seats     1 of H100 on 1 node, 14% busy" in lines_of(state_of(Record(ledger), now, 5, 4600.0))
 
 
 def test_before_anything_was_done(ledger):

@@ -24,6 +24,7 @@ NEEDED = {  # fields without which an event is none, whatever else these tests l
     "held": {"what": "keep", "verdict": {"seconds": {"train": 3}}},
     "note": {"text": "smaller"},
     "stop": {"reason": "enough"},
+    "seats": {"seats": []},
 }
 
 
@@ -200,6 +201,9 @@ def test_the_oldest_journals_have_no_begin_of_a_trial():
     assert account(night) == some(agent=11 + 5, training=10, scoring=2, rest=2)
 
 
+seats = st.fixed_dictionaries(
+    {"number": st.integers(0, 3), "node": st.sampled_from(["", "a", "b"]), "kind": st.sampled_from(["", "H100"])}
+)
 numbers = st.floats(-10, 1e4) | st.none() | st.just(float("inf"))
 anything = st.fixed_dictionaries(
     {
@@ -221,6 +225,7 @@ anything = st.fixed_dictionaries(
                 "moved",
                 "note",
                 "held",
+                "seats",
             ]
         ),
         "time": st.floats(0, 1e4),
@@ -229,6 +234,7 @@ anything = st.fixed_dictionaries(
         "number": st.integers(1, 4),
         "worker": st.integers(0, 4),
         "workers": st.integers(0, 4),
+        "seats": st.lists(seats, max_size=3, unique_by=lambda seat: seat["number"]),
         "setup": numbers,
         "preflight": numbers,
         "driven": st.booleans(),
@@ -246,8 +252,40 @@ def test_nothing_is_negative_nothing_is_lost_and_nothing_is_counted_twice(told, 
         counted.add(event(fields["time"], fields["event"], fields))
     total = counted.total(now)
     assert all(seconds >= -1e-6 for seconds in total.values())
-    open_session = counted.workers * (counted._until(now) - counted.began) if counted.began is not None else 0.0
-    assert sum(total.values()) == pytest.approx(counted.covered + open_session, abs=1e-3)
+    assert sum(total.values()) == pytest.approx(counted.there(now), abs=1e-3)
+    assert all(0 <= use.busy <= use.there + 1e-6 for use in counted.used(now).values())
+
+
+def seat(number: int, node: str) -> dict:
+    return {"number": number, "node": node, "kind": "H100"}
+
+
+def test_seats_that_come_and_go():
+    """Fails where the time of a seat that is gone or has joined is lost, or goes to the node that took its place."""
+    night = events(
+        (0, "start", {"workers": 2, "setup": 0, "kind": "H100"}),
+        (0, "seats", {"seats": [seat(0, "a"), seat(1, "b")]}),
+        (0, "trial", {"number": 2, "worker": 0, "node": "a"}),
+        (10, "trial", {"number": 3, "worker": 1, "node": "b"}),
+        (30, "seats", {"seats": [seat(0, "a")]}),  # b is gone, and then its trial is said to run again
+        (31, "rerun", {"number": 3}),
+        (40, "verdict", verdict(2, train=40)),
+        (50, "seats", {"seats": [seat(0, "a"), seat(1, "c")]}),
+        (50, "trial", {"number": 3, "worker": 1, "node": "c"}),
+        (90, "verdict", verdict(3, train=40)),
+        (100, "stop"),
+    )
+    counted = Account()
+    for one in night:
+        counted.add(one)
+    uses = {node: (use.there, use.busy, use.trials) for (_, node, _), use in counted.used().items()}
+    assert uses == {"a": (100, 40, 1), "b": (31, 21, 1), "c": (50, 40, 1)}
+    assert account(night) == some(training=80, interrupted=21, agent=10, rest=60 + 10)
+    assert counted.there() == 100 + 31 + 50
+    halfway = Account()
+    for one in night[:4]:
+        halfway.add(one)
+    assert halfway.used(now=20)[0, "a", "H100"].share == 1 and halfway.used(now=20)[1, "b", "H100"].share == 0.5
 
 
 def test_runs_in_turn_with_the_champion_are_training():
