@@ -80,8 +80,13 @@ class Loop:
         return not self.fault and not self.reason_to_end() and bool(self.ledger.paused or self.ledger.held)
 
     def lacks_seats(self) -> bool:
-        """Whether nothing can run until a seat comes back: all nodes of a cluster are gone."""
-        return not self.fault and not self.reason_to_end() and not self.run.runner.seats
+        """Whether something cannot run until a seat comes back: all nodes of a cluster are gone, or all of a kind."""
+        if self.fault or self.reason_to_end():
+            return False
+        seats = self.run.runner.seats
+        return not all(
+            any(self.experiments.suits(seat, attempt) for seat in seats) for attempt in (None, *self.waiting())
+        )
 
     # -- propose
 
@@ -89,12 +94,11 @@ class Loop:
         """Let an agent make an attempt: one that came back, else a new one where one is wanted."""
         for warning in self.limits.warnings(self.ledger):
             self.run.console.line(warning, "yellow")
-        idle = len(self.run.runner.seats) - len(self.trials)
         if self.proposing or self.ledger.paused or self.experiments.gate.holds_proposals(self.ledger):
             return
         if self.returned:
             self.proposing = start(self.retry(self.returned[0]))
-        elif self.proposer.wanted(len(self.waiting()), idle, self.lookahead):
+        elif self.proposer.wanted(*self.experiments.room_for_new(self.waiting(), self.idle()), self.lookahead):
             self.proposing = start(self.run.with_room(self.proposer.next_attempt))
 
     async def retry(self, back: Returned) -> None:
@@ -115,25 +119,23 @@ class Loop:
         """Give seats that are idle what waits, but for what a person has to say yes to."""
         self.seats = await self.run.take_seats()
         await self.experiments.settle(self.waiting(), bool(self.proposing))
-        busy = [seat for _, seat in self.trials.values()]
-        for seat in (seat for seat in self.seats if seat not in busy):
+        for attempt in self.waiting():
             if self.fault or self.ledger.paused or self.reason_to_end(spending=False):  # a trial costs nothing more
                 return
-            if (attempt := await self.next_to_run()) is None:
+            if not (idle := self.idle()):
                 return
-            work: Coroutine = self.run.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
-            self.trials[attempt.number] = start(work), seat
-            self.stop.trials = len(self.trials)
-
-    async def next_to_run(self) -> Attempt | None:
-        """The first attempt that waits and stands on the champion."""
-        for attempt in self.waiting():
             ready = await self.experiments.stands_on_champion(attempt)
-            if ready is True:
-                return attempt
-            if ready:
-                self.returned.append(ready)
-        return None
+            if ready is not True:
+                self.returned += [ready] if ready else []
+            elif seat := next((seat for seat in idle if self.experiments.suits(seat, attempt)), None):
+                work: Coroutine = self.run.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
+                self.trials[attempt.number] = start(work), seat
+                self.stop.trials = len(self.trials)
+
+    def idle(self) -> list[Seat]:
+        """Seats without a trial."""
+        busy = [seat for _, seat in self.trials.values()]
+        return [seat for seat in self.seats if seat not in busy]
 
     async def try_out(self, attempt: Attempt, seat: Seat) -> None:
         if back := await self.experiments.try_out(attempt, seat):

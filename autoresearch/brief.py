@@ -409,7 +409,7 @@ def changed(attempt: Attempt) -> str:
 def pace(attempt: Attempt, base: Attempt) -> str:
     """`, 12% fewer steps`: how many it made in the same time, against what it was built on."""
     before, after = (one.figures.get("num_steps") for one in (base, attempt))
-    if not before or not after or abs(more := after / before - 1) < 0.02:
+    if attempt.is_screened or not before or not after or abs(more := after / before - 1) < 0.02:
         return ""
     return f", {abs(more):.0%} {'more' if more > 0 else 'fewer'} steps"
 

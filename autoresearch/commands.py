@@ -28,6 +28,7 @@ from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS, recorded_run, root_of
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import Local, sandbox_in_words
+from autoresearch.runner.places import tiers_of
 from autoresearch.task import Task, edit_hash
 from autoresearch.text import count, digits, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
@@ -69,6 +70,8 @@ async def night(loop: type, options: Research) -> int:
     stop = StopRequest(console.line)
     limits = Limits(options.experiments, options.hours, options.max_cost, options.max_tokens)
     gate = gate_of(options.approve)
+    if options.tiers is not None and not options.cluster:
+        raise UserError("--tiers names kinds of devices of a cluster: it goes with --cluster auto|HOST:PORT")
     agents, agents_in_words, filler = agents_of(options)
     say = partial(console.line, style="yellow")
     listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
@@ -124,9 +127,10 @@ async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -
     if options.gpus is not None or options.workers is not None:
         raise UserError("--cluster takes the seats that the cluster has; leave --gpus and --workers out")
     assert options.cluster
-    fleet = await cluster.join(options.cluster, options.seat_cpus, run.choose_kind(), run.console.line)
+    kinds = run.choose_kinds(() if options.tiers is None else tiers_of(options.tiers))
+    fleet = await cluster.join(options.cluster, options.seat_cpus, kinds, run.console.line)
     at_end.push_async_callback(fleet.close)
-    run.kind = fleet.kind
+    run.kind, run.tiers = fleet.kinds[-1], fleet.kinds if fleet.kinds[1:] else ()
     return fleet
 
 

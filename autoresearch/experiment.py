@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autoresearch import Stopped, UserError, disk_is_full
@@ -23,7 +23,7 @@ from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Measurement, Seat, SeatLost
 from autoresearch.text import to_type
-from autoresearch.trials import SUSPENSIONS, Disturbed, Tell, Trials, in_words
+from autoresearch.trials import Disturbed, Tell, Trials, without_score
 
 LOSSES = 5  # times that a trial whose seat was lost runs again: an edit may be what takes its node down
 EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
@@ -99,13 +99,20 @@ class Experiments:
         began = time.monotonic()
         self.run.require_own_code()
         self.ledger.append(events.Trial(number=attempt.number, worker=seat.number, waited=waited, node=seat.node))
-        view = self.console.trial(attempt, seat=seat.number)
+        again = f"it looked good on {self.run.tiers[0]}; now on {seat.kind}" if attempt.promoted else ""
+        view = self.console.trial(attempt, again, seat=seat.number)
         try:
-            measured = await self.trials.first(attempt, seat, view)
-            self.trials.require_undisturbed(attempt, measured)
-            if measured.score is not None:
-                await self.trials.champion_again(attempt, seat)
-            verdict, checked = await self.decide(attempt, measured, seat, view)
+            if self.run.screens(seat):
+                verdict, measured = await self.trials.screen(attempt, seat, view)
+                checked = Measurement()
+                if verdict.status == "keep":
+                    return await self.promote(attempt, verdict, measured, time.monotonic() - began)
+            else:
+                measured = await self.trials.first(attempt, seat, view)
+                self.trials.require_undisturbed(attempt, measured)
+                if measured.score is not None:
+                    await self.trials.champion_again(attempt, seat)
+                verdict, checked = await self.decide(attempt, measured, seat, view)
         except Disturbed as disturbed:
             return self.run_again(attempt, str(disturbed), began, disturbed.taken)
         except SeatLost as lost:
@@ -180,6 +187,28 @@ class Experiments:
 
     # -- run
 
+    def suits(self, seat: Seat, attempt: Attempt | None = None) -> bool:
+        """Whether an attempt, or an edit that is yet to come, can run on a seat: with --tiers on the first kind, until
+        it looked good there, then on the last.
+        """
+        tiers = self.run.tiers
+        return not tiers or seat.kind == tiers[-1 if attempt and attempt.promoted else 0]
+
+    def room_for_new(self, waiting: Sequence[Attempt], idle: Sequence[Seat]) -> tuple[int, int]:
+        """(Attempts that wait for seats on which new edits run, such seats that are idle.) With --tiers what waits for
+        the last kind, beyond one for each of its seats, counts as well: more would only pile up.
+        """
+        last = sum(not self.suits(seat) for seat in self.run.runner.seats)
+        promoted = sum(attempt.promoted for attempt in waiting)
+        return len(waiting) - min(promoted, last), sum(map(self.suits, idle))
+
+    async def promote(self, attempt: Attempt, verdict: Verdict, measured: Measurement, wall: float) -> None:
+        """An attempt looked good on the first kind of --tiers, and waits for a seat of the last one."""
+        seconds = {**measured.seconds, "wall": round(wall, 3)}
+        await self.run.record(events.Promoted(number=attempt.number, reason=verdict.reason, seconds=seconds))
+        self.run.runner.tidy(str(attempt.number), keep_weights=False)
+        self.console.line(f"experiment {attempt.number}: it goes on to {self.run.tiers[-1]}: {verdict.reason}")
+
     def run_again(self, attempt: Attempt, reason: str, began: float, taken: float | None = None) -> None:
         """What was measured does not count, and the attempt waits to be run again."""
         seconds = round(time.monotonic() - began, 3)
@@ -199,8 +228,7 @@ class Experiments:
         """
         nothing = Measurement()
         if measured.score is None:
-            again = f", as {SUSPENSIONS} times before" if measured.suspended else ""
-            return Verdict("crash", in_words(measured) + again if again else measured.reason), nothing
+            return without_score(measured), nothing
         standing = self.ledger.standing(attempt)
         on_champion = attempt.parent == self.ledger.champion_commit  # else it runs again, on top of that
         if on_champion and self.trials.is_for_turns(attempt, standing):
@@ -255,7 +283,7 @@ class Experiments:
             memory_gb=0.0 if crashed else measured.memory_gb,
             figures={**measured.figures, **{name: checked.figures[name] for name in PROBED if name in checked.figures}},
             holdout=holdout if verdict.status == "keep" else None,
-            noise=self.ledger.noise(),
+            noise=self.ledger.noise(attempt.is_screened),
             standing=mean(standing) if standing else None,
             standing_runs=len(standing),
             seconds={**measured.seconds, **checked.seconds, "wall": round(wall, 3)},

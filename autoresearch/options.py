@@ -117,6 +117,11 @@ class Research(Begins):
     seat_cpus: int | None = option(
         "Of --cluster: cores of one trial, on nodes without GPUs. Default: all that a node has.", min=1
     )
+    tiers: str | None = option(
+        "Of --cluster: two kinds of devices. Edits are screened on the first; those that look good there are tried on "
+        "the second, which decides.",
+        metavar="KIND,KIND",
+    )
     brief_tokens: int = option("How much the agent is told.", min=4000, default=BRIEF_TOKENS)
     seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")

@@ -64,7 +64,8 @@ class Run:
         self.confined, self.console, self.stop = confined, console, stop
         self.seed = ledger.seed
         self.gpus: str | None = None
-        self.kind = ""  # of the devices of a cluster that it trains on
+        self.kind = ""  # of the devices of a cluster that decide what is kept
+        self.tiers: tuple[str, ...] = ()  # of --tiers: the kind that screens edits, and that one
         self._noted: Sequence[Seat] = []  # the seats that the record has
         self.waits_for_room = False  # and the user has been told
         self.code = code_hash()
@@ -173,15 +174,28 @@ class Run:
             )
         return seats_of(None, workers)
 
-    def choose_kind(self) -> str:
-        """The kind of device that a run on a cluster has trained on so far; empty for a new one. Raises UserError."""
-        started = self.ledger.started
+    def choose_kinds(self, tiers: tuple[str, ...]) -> tuple[str, ...]:
+        """The kinds of devices of a run on a cluster: those asked for, else those that it has trained on so far; of a
+        new one none. Raises UserError.
+        """
+        started, screening = self.ledger.started, self.ledger.screening
         if self.ledger.finished and not started.kind:
             raise UserError(
                 f"run {self.repo.tag} trains on this machine, and its scores do not compare with those of a cluster; "
                 "continue it without --cluster, or start another with --tag NEW"
             )
-        return started.kind
+        before = (*filter(None, [screening]), started.kind) if started.kind else ()
+        if tiers and self.ledger.measured and tiers != before:
+            began = f"with --tiers {','.join(before)}" if screening else f"without --tiers, on {started.kind}"
+            raise UserError(
+                f"run {self.repo.tag} began {began}: what it has measured would not compare. Type the same again, or "
+                "start another run with --tag NEW"
+            )
+        return tiers or before
+
+    def screens(self, seat: Seat) -> bool:
+        """Whether a seat is of the first kind of --tiers."""
+        return seat.kind in self.tiers[:1]
 
     async def open(
         self,

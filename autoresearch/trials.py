@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from autoresearch.judge import (
     ENOUGH,
@@ -79,7 +80,7 @@ class Trials:
     ) -> Measurement:
         """Train and score. What has a score counts among the attempt's runs from here on."""
         measured = await self.train(attempt, name, seed, seat, tell, fresh_caches)
-        await self.count(attempt, seed, measured)
+        await self.count(attempt, seed, measured, seat)
         return measured
 
     async def train(
@@ -88,14 +89,12 @@ class Trials:
         """Train and score the code of an attempt."""
         return await self.run.runner.run(self.run.job(code.commit, name, seed, fresh_caches), seat, tell)
 
-    async def count(self, attempt: Attempt, seed: int, measured: Measurement) -> None:
+    async def count(self, attempt: Attempt, seed: int, measured: Measurement, seat: Seat) -> None:
         """Into the record, as a run of the attempt, if it has a score."""
         if measured.score is not None and not measured.suspended:
-            seconds, score = dict(measured.seconds), measured.score
-            event = events.Measured(
-                number=attempt.number, seed=seed, score=score, seconds=seconds, taken=measured.taken
-            )
-            await self.run.record(event)
+            run = run_of(attempt.number, seed, measured)
+            screens = self.run.screens(seat)
+            await self.run.record(events.Screened(kind=seat.kind, **run) if screens else events.Measured(**run))
 
     async def check(self, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False) -> Measurement:
         """Guard and holdout of a trial that has its score. A guard that fails runs once more: some fail by chance."""
@@ -114,10 +113,31 @@ class Trials:
         standing = self.ledger.standing(attempt)
         bases = itertools.takewhile(lambda kept: kept.commit != attempt.parent, self.ledger.kept)
         taken, most = attempt.last_taken, self.ledger.most_taken
-        groups = (standing, *(if_comparable(self.ledger.runs_of(base), taken, most) for base in bases))
+        screened = attempt.is_screened
+        groups = (standing, *(if_comparable(self.ledger.runs_of(base, screened), taken, most) for base in bases))
         best = min((mean(group) for group in groups if group), key=lambda score: sign * score, default=None)
         lines = attempt.lines or 0
-        return judge(scores, standing, self.ledger.noise(), lines, self.rule, self.task.lower_is_better, best)
+        return judge(scores, standing, self.ledger.noise(screened), lines, self.rule, self.task.lower_is_better, best)
+
+    # -- the first kind of --tiers
+
+    async def screen(self, attempt: Attempt, seat: Seat, view: Tell) -> tuple[Verdict, Measurement]:
+        """Run an attempt on the first kind of --tiers, if it has not: the judge's word, by the champion's scores there.
+        A baseline gets all its runs. Raises Disturbed.
+        """
+        measured = Measurement()
+        if not attempt.screened:
+            measured = await self.first(attempt, seat, view)
+            self.require_undisturbed(attempt, measured)
+            if measured.score is None:
+                return without_score(measured), measured
+            await self.champion_again(attempt, seat)
+        if attempt.is_baseline:
+            objection = await self.baseline_again(attempt, seat, sum(measured.seconds.values()))
+            if objection:
+                return objection, measured
+        verdict = self.judge(attempt, self.ledger.latest(attempt))
+        return dataclasses.replace(verdict, reason=f"in the screening on {seat.kind}: {verdict.reason}"), measured
 
     # -- the baseline
 
@@ -128,15 +148,15 @@ class Trials:
         """
         times = self.baseline_runs or (BASELINES if seconds < SHORT and not self.task.referee else 2)
         seats = self.seats_from(seat)
-        for first in range(len(attempt.runs) + 1, times + 1, len(seats)):
-            if first > 2 and not self.baseline_runs and len(set(attempt.runs)) == 1:
+        for first in range(len(attempt.own) + 1, times + 1, len(seats)):
+            if first > 2 and not self.baseline_runs and len({score for _, score in attempt.own}) == 1:
                 break  # it has no noise
             numbers = range(first, min(first + len(seats), times + 1) if self.baseline_runs else first + len(seats))
             for number, measured in zip(numbers, await self.baseline(attempt, numbers, seats), strict=True):
                 self.require_undisturbed(attempt, measured)
                 if measured.score is None:
                     return Verdict("crash", f"in its run {number}: {measured.reason}")
-        if self.task.is_timed and (noise := noise_of_turns(attempt.runs, [])) > BUSY:
+        if self.task.is_timed and (noise := noise_of_turns([score for _, score in attempt.own], [])) > BUSY:
             seen = ENOUGH * noise / MOST_TURNS**0.5
             self.console.line(
                 f"  one run differs from the next by {noise:.0%}, so gains below {seen:.0%} will hardly be seen: "
@@ -152,8 +172,8 @@ class Trials:
             name = f"{attempt.number}-{number}" if number > 1 else str(attempt.number)
             seed = self.run.seed + number - 1
             view = self.console.trial(attempt, again=f"run {number} of the baseline, seed {seed}", seat=seat.number)
-            runs.append((name, seed, asyncio.create_task(self.train(attempt, name, seed, seat, view))))
-        tasks = [task for _, _, task in runs]
+            runs.append((name, seed, seat, asyncio.create_task(self.train(attempt, name, seed, seat, view))))
+        tasks = [task for *_, task in runs]
         try:
             results = await asyncio.gather(*tasks)
         except BaseException:
@@ -161,15 +181,15 @@ class Trials:
                 task.cancel()
             await asyncio.wait(tasks)
             raise
-        for (name, seed, _), measured in zip(runs, results, strict=True):
-            await self.count(attempt, seed, measured)
+        for (name, seed, seat, _), measured in zip(runs, results, strict=True):
+            await self.count(attempt, seed, measured, seat)
             if name != str(attempt.number):
                 self.run.runner.tidy(name, keep_weights=False)
         return results
 
     def seats_from(self, seat: Seat) -> list[Seat]:
-        """All seats, that one first."""
-        return [seat, *(other for other in self.run.runner.seats if other is not seat)]
+        """All seats of its kind, that one first."""
+        return [seat, *(other for other in self.run.runner.seats if other is not seat and other.kind == seat.kind)]
 
     # -- in turn with the champion
 
@@ -229,16 +249,8 @@ class Trials:
         if measured.score is None:
             whose = "" if code is attempt else "the champion, "
             return Verdict("crash", f"{whose}in turn {turn}: {measured.reason}")
-        await self.record_turn(code, attempt.number, seed, measured)
+        await self.run.record(events.InTurn(edit=attempt.number, **run_of(code.number, seed, measured)))
         return None
-
-    async def record_turn(self, code: Attempt, edit: int, seed: int, measured: Measurement, during: int = 0) -> None:
-        assert measured.score is not None
-        seconds, score = dict(measured.seconds), measured.score
-        event = events.InTurn(
-            number=code.number, edit=edit, during=during, seed=seed, score=score, seconds=seconds, taken=measured.taken
-        )
-        await self.run.record(event)
 
     @property
     def repeats_runs(self) -> bool:
@@ -261,12 +273,13 @@ class Trials:
         champion = self.ledger.champion
         if champion is None or attempt.parent != champion.commit:
             return
-        beside = len(self.ledger.in_turn.get((champion.number, 0), ()))
+        screened = attempt.is_screened
+        beside = len(champion.screened_again if screened else self.ledger.in_turn.get((champion.number, 0), ()))
         unlike = beside < BESIDE and self.is_unlike(attempt, champion)
-        stale = self.repeats_runs and self.ledger.stale >= STALE and self.ledger.noise()
+        stale = self.repeats_runs and self.ledger.stale[screened] >= STALE and self.ledger.noise(screened)
         if not (unlike or stale):
             return
-        self.ledger.stale = 0  # only one of several workers does it
+        self.ledger.stale[screened] = 0  # only one of several workers does it
         name, seed = f"{champion.number}-alone-{beside + 1}", self.run.seed + FIRST_ALONE + beside + 1
         why = "now that others take more or less of the machine" if unlike else "its score may have been luck"
         view = self.console.trial(champion, again=f"the champion again: {why}", seat=seat.number)
@@ -276,13 +289,18 @@ class Trials:
         finally:
             view.close()
         if measured.score is not None and not measured.suspended:  # a failure is not the next edit's fault
-            await self.record_turn(champion, 0, seed, measured, during=attempt.number)
+            run, during = run_of(champion.number, seed, measured), attempt.number
+            again = events.InTurn(edit=0, during=during, **run)
+            if screened:
+                again = events.Screened(kind=seat.kind, during=during, **run)
+            await self.run.record(again)
             if unlike and self.is_unlike(attempt, champion):
                 self.disturbed(attempt, attempt.last_taken or 0.0, "and no run of its champion compares")
 
     def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
         """Whether no run of the champion had about as much of the machine as an attempt had."""
-        taken, most, runs = attempt.last_taken, self.ledger.most_taken, self.ledger.runs_of(champion)
+        taken, most = attempt.last_taken, self.ledger.most_taken
+        runs = self.ledger.runs_of(champion, attempt.is_screened)
         if taken is None or most is None or alike(runs, taken, most):
             return False
         return taken > most or any(other is not None for other, _ in runs)
@@ -366,7 +384,8 @@ class Trials:
     def most_before(self, attempt: Attempt) -> float:
         """The largest share that others took of a run of the champion that an attempt was built on."""
         base = self.ledger.base_of(attempt)
-        return max((taken or 0.0 for taken, _ in self.ledger.runs_of(base)), default=0.0) if base else 0.0
+        runs = self.ledger.runs_of(base, attempt.is_screened) if base else ()
+        return max((taken or 0.0 for taken, _ in runs), default=0.0)
 
     def note(self, attempt: Attempt) -> str:
         """What a verdict says of the machine; empty where others left it alone."""
@@ -386,6 +405,19 @@ class Trials:
             self.console.line(f"  waiting until the machine is free, {duration(limit)} at most", "yellow")
             most = self.most_before(attempt) + (self.ledger.most_taken or 0.0)
             await self.run.stop.unless_asked(self.run.runner.quiet(seat, most, limit))
+
+
+def run_of(number: int, seed: int, measured: Measurement) -> dict[str, Any]:
+    """What the record holds of a run of the code of that number, which has a score."""
+    fields = {"seed": seed, "score": measured.score, "seconds": dict(measured.seconds), "taken": measured.taken}
+    return {"number": number, **fields}
+
+
+def without_score(measured: Measurement) -> Verdict:
+    """The verdict on a trial without a score."""
+    if measured.suspended:
+        return Verdict("crash", f"{in_words(measured)}, as {SUSPENSIONS} times before")
+    return Verdict("crash", measured.reason)
 
 
 def in_words(measured: Measurement) -> str:

@@ -137,8 +137,8 @@ class Account:
                 self._held.discard(event.number)
                 self._marks.append((time - positive(event.waited), time, "disturbed"))
                 self._start_trial(event.number, event.worker, time)
-            case events.Measured() | events.InTurn():
-                of = (event.edit or event.during) if isinstance(event, events.InTurn) else event.number
+            case events.Measured() | events.InTurn() | events.Screened():
+                of = getattr(event, "edit", 0) or getattr(event, "during", 0) or event.number
                 for worker in self.workers.values():
                     if worker.busy and worker.busy.number == of:
                         worker.busy.measured.append(event.seconds)
@@ -153,6 +153,8 @@ class Account:
             case events.Held() if event.what == "keep":
                 self._held.add(event.number)
                 self._conclude(event.number, event.verdict.get("seconds"), time)
+            case events.Promoted():
+                self._conclude(event.number, event.seconds, time)
             case events.Verdict() if event.number in self._held:
                 self._held.discard(event.number)
             case events.Verdict():

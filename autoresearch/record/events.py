@@ -180,6 +180,32 @@ class Measured(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Screened(Event):
+    """With --tiers, a run on the first kind of device: of an edit that is new, or once more of its champion. All other
+    runs are on the last kind, `Start.kind`.
+    """
+
+    name = "screened"
+    number: int  # of the code that ran
+    during: int = 0  # number of the edit whose screening went on meanwhile, of the champion once more
+    kind: str
+    seed: int
+    score: float
+    seconds: dict = dataclasses.field(default_factory=dict)
+    taken: float | None = None  # share of the processors that others took while it trained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Promoted(Event):
+    """With --tiers, an edit looked good on the first kind of device; its verdict comes from the last one."""
+
+    name = "promoted"
+    number: int
+    reason: str
+    seconds: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Quarantine(Event):
     """A gain was too large to be believed once; the attempt runs again with another seed."""
 
@@ -324,7 +350,8 @@ KINDS: dict[str, type[Event]] = {
     kind.name: kind
     for kind in (
         Run, Start, Seats, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured,
-        Quarantine, Verdict, InTurn, Dropped, Accepted, Verified, Note, Pause, Resume, Held, Approved, Rejected, Stop,
+        Screened, Promoted, Quarantine, Verdict, InTurn, Dropped, Accepted, Verified, Note, Pause, Resume, Held,
+        Approved, Rejected, Stop,
     )
 }  # fmt: skip
 FIRST_NAMES, FIRST_FIELDS = {"void": "rerun"}, {"driven": "external"}  # in the journals of version 0.1

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from autoresearch.judge import gains_of, noise_of_turns, noise_scale, step_of
@@ -87,11 +87,27 @@ class Attempt:
         default_factory=list
     )  # scores of this very code, the first with the run's seed
     taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: what others took meanwhile
+    screened: list[Run] = dataclasses.field(default_factory=list)  # with --tiers: its runs on the first kind
+    screened_again: list[Run] = dataclasses.field(default_factory=list)  # those beside other edits, as their champion
+    promoted: bool = False  # it looked good there, and goes on to the last kind
+
+    @property
+    def is_screened(self) -> bool:
+        """With --tiers, whether it ran on the first kind alone. Its score, if it has one, and that of the champion that
+        it was compared with are of that kind then.
+        """
+        return bool(self.screened) and not self.promoted
+
+    @property
+    def own(self) -> list[Run]:
+        """Its runs, on the kind of device that it ran on last."""
+        taken = itertools.chain(self.taken, itertools.repeat(None))
+        return self.screened if self.is_screened else list(zip(taken, self.runs, strict=False))
 
     @property
     def last_taken(self) -> float | None:
         """What others took of its last run; None where nobody knows."""
-        return self.taken[-1] if self.taken else None
+        return self.own[-1][0] if self.own else None
 
     @property
     def is_baseline(self) -> bool:
@@ -119,7 +135,8 @@ class Ledger:
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
         self.in_turn: dict[tuple[int, int], list[Run]] = {}  # by number of the code, and of the edit it ran for, or 0
-        self.stale = 0  # verdicts since the champion ran last
+        self.stale = {False: 0, True: 0}  # verdicts since the champion ran last; True: on the first kind of --tiers
+        self.screening = ""  # the first kind of --tiers
         self.dropped: list[Attempt] = []  # what was kept and taken back by a person
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
         self.verified: list[events.Verified] = []
@@ -171,7 +188,7 @@ class Ledger:
     @property
     def measured(self) -> bool:
         """Whether there is any score. Before, the task may still change."""
-        return any(attempt.runs for attempt in self.attempts) or bool(self.kept)
+        return any(attempt.runs or attempt.screened for attempt in self.attempts) or bool(self.kept)
 
     @property
     def base(self) -> str:
@@ -197,22 +214,25 @@ class Ledger:
         """
         return [score for _, score in self.runs_of(attempt)]
 
-    def runs_of(self, attempt: Attempt) -> list[Run]:
-        """The runs behind these scores."""
-        own = self.in_turn.get((attempt.number, attempt.number)) or own_runs(attempt)
+    def runs_of(self, attempt: Attempt, screened: bool = False) -> list[Run]:
+        """The runs behind these scores; those on the first kind of --tiers instead."""
+        if screened:
+            return attempt.screened + attempt.screened_again
+        own = self.in_turn.get((attempt.number, attempt.number)) or attempt.own
         own = own or ([] if attempt.score is None else [(None, attempt.score)])
         beside = (runs for key, runs in self.in_turn.items() if key[0] == attempt.number != key[1])
         fresh = [(r.taken, r.score) for r in self.verified if r.commit == attempt.commit and r.score is not None]
         return [*own, *itertools.chain.from_iterable(beside), *fresh]
 
     def standing(self, attempt: Attempt) -> list[float]:
-        """The scores of the champion that an attempt was built on, of runs that compare with its last one. Empty for
-        the baseline.
+        """The scores of the champion that an attempt was built on, of runs that compare with its last one: on the same
+        kind of device, to begin with. Empty for the baseline.
         """
         base = self.base_of(attempt)
         if base is None or self.task is None:
             return []
-        return comparable(self.runs_of(base), attempt.last_taken, self.most_taken, self.task.lower_is_better)
+        runs = self.runs_of(base, attempt.is_screened)
+        return comparable(runs, attempt.last_taken, self.most_taken, self.task.lower_is_better)
 
     def base_of(self, attempt: Attempt) -> Attempt | None:
         """What an attempt was built on; None for the baseline."""
@@ -221,31 +241,39 @@ class Ledger:
 
     def latest(self, attempt: Attempt) -> list[float]:
         """The scores of an attempt's runs that were made as the last of them was."""
-        return alike(own_runs(attempt), attempt.last_taken, self.most_taken) or attempt.runs
+        return alike(attempt.own, attempt.last_taken, self.most_taken) or [score for _, score in attempt.own]
 
     @property
     def most_taken(self) -> float | None:
         """The share of the processors that others may take of one trial more than of another (Facts)."""
         return self.facts.most_taken if self.facts else None
 
-    def replicates(self) -> list[list[float]]:
-        """Scores of identical code under the same conditions, where there are several.
+    def replicates(self, screened: bool = False) -> list[list[float]]:
+        """Scores of identical code under the same conditions, where there are several. screened: on the first kind of
+        --tiers, else on that of the run.
 
         Not those of a suspect, nor scores that were chosen for being good beside fresh ones.
         """
-        again = (attempt for attempt in self.attempts if len(attempt.runs) > 1)
-        kept = [attempt for attempt in again if attempt.status == "keep" or attempt.is_baseline]
+        kept = [attempt for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
+        groups: Iterable[Sequence[Run]]
+        if screened:
+            groups = itertools.chain.from_iterable((attempt.screened, attempt.screened_again) for attempt in kept)
+        else:
+            groups = self._groups(kept)
+        alike_ones = itertools.chain.from_iterable(by_conditions(group, self.most_taken) for group in groups)
+        return [scores for scores in alike_ones if len(scores) > 1]
+
+    def _groups(self, kept: Sequence[Attempt]) -> Iterable[Sequence[Run]]:
         fresh: dict[str | None, list[Run]] = {}
         for run in self.verified:
             if run.score is not None:
                 fresh.setdefault(run.commit, []).append((run.taken, run.score))
-        runs = (*map(own_runs, kept), *self.in_turn.values(), *fresh.values())
-        groups = itertools.chain.from_iterable(by_conditions(group, self.most_taken) for group in runs)
-        return [scores for scores in groups if len(scores) > 1]
+        own = (attempt.own for attempt in kept if len(attempt.runs) > 1)
+        return (*own, *self.in_turn.values(), *fresh.values())
 
-    def noise(self) -> float:
+    def noise(self, screened: bool = False) -> float:
         """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
-        return noise_scale(self.replicates(), self.facts.noise if self.facts else None)
+        return noise_scale(self.replicates(screened), self.facts.noise if self.facts else None)
 
     def turns(self, edit: int) -> tuple[list[float], list[float]]:
         """(The champion's, its own) scores of an edit that ran in turn with its champion; empty for others."""
@@ -306,6 +334,7 @@ class Ledger:
             case events.Moved():
                 attempt = self.attempts[event.number - 1]
                 attempt.commit, attempt.parent, attempt.edit = event.commit, event.parent, event.edit
+                attempt.screened, attempt.promoted = [], False  # its code is another now
             case events.Crashed():
                 self._crashed.add(event.commit)
             case events.Refused():
@@ -323,11 +352,18 @@ class Ledger:
                 self.attempts[event.number - 1].runs.append(event.score)
                 self.attempts[event.number - 1].taken.append(event.taken)
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
+            case events.Screened():
+                attempt, self.screening = self.attempts[event.number - 1], event.kind
+                (attempt.screened_again if event.during else attempt.screened).append((event.taken, event.score))
+                self.stale[True] = 0 if event.during else self.stale[True]
+                self.first_seed = event.seed if self.first_seed is None else self.first_seed
+            case events.Promoted():
+                self.attempts[event.number - 1].promoted = True
             case events.Verdict():
                 self._end_attempt(event)
             case events.InTurn():
                 self.in_turn.setdefault((event.number, event.edit), []).append((event.taken, event.score))
-                self.stale = 0
+                self.stale[False] = 0
             case events.Dropped():
                 self._drop(event.number)
             case events.Accepted():
@@ -340,6 +376,8 @@ class Ledger:
                 self._decide(held, event)
             case events.Rerun():
                 self.words.pop(event.number, None)
+                if self.attempts[event.number - 1].is_screened:
+                    self.attempts[event.number - 1].screened.clear()
             case events.Note():
                 self.notes.append((len(self.attempts) + 1, event.text))
             case events.Pause() | events.Resume():
@@ -377,7 +415,7 @@ class Ledger:
             if field.name not in ("number", "time"):
                 setattr(attempt, field.name, getattr(event, field.name))
         self.finished.append(attempt)
-        self.stale = 0 if attempt.status == "keep" else self.stale + 1
+        self.stale = {kind: 0 if attempt.status == "keep" else number + 1 for kind, number in self.stale.items()}
         self.words.pop(attempt.number, None)
         if attempt.status == "keep":
             self.kept.append(attempt)
@@ -393,12 +431,6 @@ class Ledger:
     def _spend(self, event: events.Attempt | events.Refused | events.Waited) -> None:
         if event.agent:
             self.spent_by.setdefault(event.agent, Spent()).add(event.tokens, event.dollars)
-
-
-def own_runs(attempt: Attempt) -> list[Run]:
-    """The runs of an attempt itself."""
-    taken = itertools.chain(attempt.taken, itertools.repeat(None))
-    return list(zip(taken, attempt.runs, strict=False))
 
 
 def is_a_miss(attempt) -> bool:

@@ -1,5 +1,6 @@
 """results.tsv in the user's checkout: five columns, one row an experiment. It follows from the journal."""
 
+import math
 import re
 from pathlib import Path
 
@@ -15,8 +16,8 @@ def header(metric: str) -> str:
 
 
 def row(attempt: Attempt) -> str:
-    """The line of an attempt that has its verdict."""
-    score = 0.0 if attempt.score is None else attempt.score
+    """The line of an attempt that has its verdict. A score on the first kind of --tiers compares with no other row."""
+    score = 0.0 if attempt.score is None else math.nan if attempt.is_screened else attempt.score
     columns = [short(attempt.commit), f"{score:.6f}", f"{attempt.memory_gb:.1f}", attempt.status or ""]
     return "\t".join([*columns, one_line(attempt.description)]) + "\n"
 

@@ -26,9 +26,9 @@ from autoresearch.runner.connect import connect
 from autoresearch.runner.local import Local
 from autoresearch.runner.machine import remove
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
-from autoresearch.runner.places import Place, choose_kind, idle_in_words, places_of
+from autoresearch.runner.places import Place, choose_kinds, places_of, seats_in_words
 from autoresearch.task import Facts
-from autoresearch.text import count, one_line
+from autoresearch.text import one_line
 
 LOOK = 1.0  # seconds between two looks at which nodes there are
 AGAIN = 10.0  # seconds after which a seat that was lost or could not be set up is tried again
@@ -51,9 +51,11 @@ class Worker:
 
 @dataclasses.dataclass
 class Fleet:
-    """A cluster that this process is connected to. kind: what the run uses. say: told what a person should know."""
+    """A cluster that this process is connected to. kinds: what the run uses, the one that decides last. say: told what
+    a person should know.
+    """
 
-    kind: str
+    kinds: tuple[str, ...]
     seat_cpus: int | None
     say: Callable[..., None]
     cluster: "Cluster | None" = None
@@ -76,19 +78,17 @@ class Fleet:
         return places_of(ray.nodes(), self.seat_cpus)
 
     def in_words(self) -> str:
-        places = self.places()
-        ours = [place for place in places if place.kind == self.kind]
-        nodes = len({place.node_id for place in ours})
-        idle = idle_in_words(places, self.kind)
-        return f"{count(len(ours), 'seat')} of {self.kind} on {count(nodes, 'node')}" + (idle and f"; idle: {idle}")
+        return seats_in_words(self.places(), self.kinds)
 
 
-async def join(asked: str, seat_cpus: int | None, kind: str, say: Callable[..., None]) -> Fleet:
-    """Connect to a cluster. asked: auto, or host:port. kind: of the run's seats so far. Raises UserError."""
+async def join(asked: str, seat_cpus: int | None, kinds: tuple[str, ...], say: Callable[..., None]) -> Fleet:
+    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; none: those it has most of. Raises
+    UserError.
+    """
     await connect(asked)
     import ray
 
-    return Fleet(choose_kind(places_of(ray.nodes(), seat_cpus), kind), seat_cpus, say)
+    return Fleet(choose_kinds(places_of(ray.nodes(), seat_cpus), kinds), seat_cpus, say)
 
 
 class Cluster:
@@ -102,15 +102,15 @@ class Cluster:
         self.settings, self.confined = home.settings, home.confined
         self.home.share = 1
         self.seats: Sequence[Seat] = []  # another list after each change: who waits for one sees it
-        self.facts = Facts()
-        self.marks: list[Fingerprint] = []  # of this machine, and of the first node
+        self.marks: dict[str, Fingerprint] = {}  # by kind: of the first node
+        self.facts_of: dict[str, Facts] = {}  # by kind: of the first seat
         self._workers: dict[int, Worker] = {}  # by number of the seat
         self._opening: dict[tuple[str, int], asyncio.Task] = {}  # by place
         self._aside: dict[tuple[str, int], tuple[str, float]] = {}  # why a place is not used, and until when
         self._trained: dict[str, Worker] = {}  # by name of the trial: what its training saved is there
         self._bringing: set[asyncio.Task] = set()
         self._changed = asyncio.Event()
-        self._described: list[Facts] = []
+        self._described: dict[str, Facts] = {}  # by kind, before anything that takes long
         self._opened = False
         self._watching: asyncio.Task | None = None
 
@@ -122,33 +122,39 @@ class Cluster:
 
         if self.task.link or has_submodules(self.repo, self.base):
             raise UserError("a game with `link` in program.md, or with git submodules, does not run on a cluster yet")
-        self.marks = [fingerprint()]
+        self.mark, kinds = fingerprint(), self.fleet.kinds
         self._bundle = ray.put(bundle_of(self.repo, self.base))
         self._watching = asyncio.create_task(self._watch())
-        await self._until(lambda: bool(self._described), NO_SEAT)
-        require(self._described[0])
-        show(self._described[0])
-        await self._until(lambda: bool(self.seats), None)
+        await self._until(lambda: len(self._described) == len(kinds), NO_SEAT)
+        require(self._described[kinds[-1]])
+        show(self._described[kinds[-1]])
+        await self._until(lambda: not self._lacking(), None)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._until(lambda: not self._opening, None), LATE)
-        require(self.facts)
-        self.home.facts, self._opened = self.facts, True
-        return self.facts
+        facts = self.facts_of[kinds[-1]]
+        require(facts)
+        self.home.facts, self._opened = facts, True
+        return facts
+
+    def _lacking(self) -> list[str]:
+        """Kinds of which there is no seat."""
+        there = {seat.kind for seat in self.seats}
+        return [kind for kind in self.fleet.kinds if kind not in there]
 
     async def _until(self, true: Callable[[], bool], seconds: float | None) -> None:
         """Wait for something, and give up where no seat can come of it any more. Raises UserError."""
         try:
             async with asyncio.timeout(seconds):
                 while not true():
-                    if not self._opening and not self.seats and self._aside:
+                    if not self._opening and self._aside and (lacking := self._lacking()):
                         why = "\n".join(f"  {text}" for text in sorted({text for text, _ in self._aside.values()}))
-                        raise UserError(f"no seat of the cluster can be used:\n{why}")
+                        raise UserError(f"no seat of {' or '.join(lacking)} can be used:\n{why}")
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
             raise UserError(
-                f"no seat of {self.fleet.kind} could be had within {seconds:.0f} s: other work may have them. See what "
-                "does: `uv run --group cluster ray status`"
+                f"no seat of {' or '.join(self._lacking())} could be had within {seconds:.0f} s: other work may have "
+                "them. See what does: `uv run --group cluster ray status`"
             ) from None
 
     async def _watch(self) -> None:
@@ -157,7 +163,7 @@ class Cluster:
 
         while True:
             with contextlib.suppress(ray.exceptions.RayError):  # it does not answer just now
-                self._look({place.key: place for place in self.fleet.places() if place.kind == self.fleet.kind})
+                self._look({place.key: place for place in self.fleet.places() if place.kind in self.fleet.kinds})
             await asyncio.sleep(LOOK)
 
     def _look(self, places: dict[tuple[str, int], Place]) -> None:
@@ -201,7 +207,7 @@ class Cluster:
         """Why a place cannot be a seat; empty if it can."""
         place = worker.place
         mark = await worker.call("fingerprint")
-        if why := self._objection(mark):
+        if why := self._objection(mark, place.kind):
             return why
         device = {"OMP_NUM_THREADS": str(place.cores)} if place.cores else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         run = f"{self.repo.tag}-{hashlib.sha256(f'{self.base} {self.folder}'.encode()).hexdigest()[:12]}"
@@ -213,25 +219,24 @@ class Cluster:
         described: Outcome = await worker.call("describe")
         if described.fault:
             return described.fault
-        self._described.append(described.result)
+        self._described.setdefault(place.kind, described.result)
         self._changed.set()
         opened: Outcome = await opening
         if opened.fault:
             return opened.fault
         facts: Facts = opened.result
-        if not self.seats and self.facts == Facts():
-            self.facts = facts
-        for name in ("profile", "data", "device", "time_budget", "game"):
-            ours, theirs = getattr(self.facts, name), getattr(facts, name)
-            if ours != theirs:
-                return f"it has {name} {theirs}, the run {ours}"
-        if len(self.marks) == 1:
-            self.marks.append(mark)
+        for kind, first in self.facts_of.items():
+            for name in ("profile", "data", "time_budget", "game", *(["device"] if kind == place.kind else [])):
+                ours, theirs = getattr(first, name), getattr(facts, name)
+                if ours != theirs:
+                    return f"it has {name} {theirs}, the run {ours}"
+        self.facts_of.setdefault(place.kind, facts)
+        self.marks.setdefault(place.kind, mark)
         return ""
 
-    def _objection(self, mark: Fingerprint) -> str:
+    def _objection(self, mark: Fingerprint, kind: str) -> str:
         """Why a node's trials would not compare, or could not run; empty where nothing speaks against it."""
-        home, *others = self.marks
+        home = self.mark
         if mark.code != home.code:
             return "its code of the loop is another than here: bring its checkout to the same state (git pull)"
         if mark.python != home.python:
@@ -240,7 +245,7 @@ class Cluster:
             return f"it has torch {mark.torch or 'not at all'}, this machine {home.torch}: `uv sync` in its checkout"
         if self.confined and not mark.sandbox:
             return "trials cannot be confined there, and are here: it has neither Landlock nor bubblewrap"
-        for first in others:
+        if first := self.marks.get(kind):
             for name in ("torch", "driver") if first.driver else ("torch", "processor"):
                 if (theirs := getattr(mark, name)) != (ours := getattr(first, name)):
                     return f"it has the {name} {theirs or 'unknown'}, the first node {ours or 'unknown'}"
@@ -265,8 +270,8 @@ class Cluster:
         del self._workers[worker.seat.number]
         self.seats = [seat for seat in self.seats if seat.number != worker.seat.number]
         self._put_aside(worker, why)
-        if not self.seats:
-            self.fleet.say("no seat is left: waiting until a node joins; Ctrl-C ends the loop", "yellow")
+        if (kind := worker.place.kind) in self._lacking():
+            self.fleet.say(f"no seat of {kind} is left: waiting until a node joins; Ctrl-C ends the loop", "yellow")
 
     # -- jobs
 

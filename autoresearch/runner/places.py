@@ -1,4 +1,5 @@
-"""Which seats a cluster has, and which of them one run can use: those of one kind of device, since only those compare.
+"""Which seats a cluster has, and which of them one run can use: those of one kind of device, since only those compare,
+or of the two of --tiers, which are compared each with its own.
 
 A kind is what Ray says of a node: its resource `kind:NAME` where somebody gave it one, else the type of its GPUs, else
 the number of cores of a seat.
@@ -6,6 +7,7 @@ the number of cores of a seat.
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 
 from autoresearch import UserError
@@ -53,31 +55,48 @@ def named(resources: dict, prefix: str) -> str:
     return min((name.removeprefix(prefix) for name in resources if name.startswith(prefix)), default="")
 
 
-def choose_kind(places: Sequence[Place], before: str = "") -> str:
-    """The kind that a run uses: that of the run, `before`, else the one with most seats. Raises UserError."""
+def tiers_of(said: str) -> tuple[str, ...]:
+    """The kinds that --tiers names. A comma before a blank is part of a name. Raises UserError."""
+    kinds = tuple(kind.strip() for kind in re.split(r",(?! )", said))
+    if len(kinds) != 2 or "" in kinds:
+        raise UserError(
+            f"--tiers takes two kinds of devices, as --tiers H100,H200: the first screens edits, the last decides; not "
+            f"{said!r}. To use one kind alone, leave it out"
+        )
+    if kinds[0] == kinds[1]:
+        raise UserError(f"--tiers names {kinds[0]} twice: one kind alone is used without it")
+    return kinds
+
+
+def choose_kinds(places: Sequence[Place], asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """The kinds that a run uses: those asked for, or else the one with most seats. Raises UserError."""
     kinds = collections.Counter(place.kind for place in places)
-    if before:
-        if before not in kinds:
+    for kind in asked:
+        if kind not in kinds:
             there = f"it has {in_words(kinds)}" if kinds else "it has no seat at all"
             raise UserError(
-                f"the run trains on {before}, and the cluster has none of that kind now: {there}. Start a node of that "
-                "kind (docs/cluster.md) and type the same again, or begin another run with --tag NEW"
+                f"the run trains on {', then '.join(asked)}, and the cluster has none of {kind} now: {there}. Start a "
+                "node of that kind (docs/cluster.md) and type the same again, or begin another run with --tag NEW"
             )
-        return before
+    if asked:
+        return tuple(asked)
     if not kinds:
         raise UserError(
             "the cluster has no seat: no node with a GPU, or with as many cores as --seat-cpus says. Start one, on its "
             "machine: `uv run --group cluster ray start --address=HOST:6379` (docs/cluster.md)"
         )
-    return min(kinds, key=lambda kind: (-kinds[kind], kind))
+    return (min(kinds, key=lambda kind: (-kinds[kind], kind)),)
 
 
-def idle_in_words(places: Sequence[Place], kind: str) -> str:
-    """Which seats the run leaves idle, and why; empty where there are none."""
-    others = collections.Counter(place.kind for place in places if place.kind != kind)
-    if not others:
-        return ""
-    return f"{in_words(others)}: scores compare only between devices of one kind, and this run is on {kind}"
+def seats_in_words(places: Sequence[Place], kinds: Sequence[str]) -> str:
+    """Which seats the run uses, and which it leaves idle and why."""
+    parts = []
+    for kind, role in zip(kinds, ("screening: ", "verdicts: ") if kinds[1:] else ("",), strict=True):
+        ours = [place.node_id for place in places if place.kind == kind]
+        parts.append(f"{role}{count(len(ours), 'seat')} of {kind} on {count(len(set(ours)), 'node')}")
+    others = collections.Counter(place.kind for place in places if place.kind not in kinds)
+    why = f"scores compare only between devices of one kind, and this run is on {' and '.join(kinds)}"
+    return "; ".join(parts + ([f"idle: {in_words(others)}: {why}"] if others else []))
 
 
 def in_words(kinds: collections.Counter[str]) -> str:

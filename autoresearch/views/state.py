@@ -107,7 +107,7 @@ class Row:
 
     number: int
     status: str  # keep, discard, crash; waiting: it has no verdict yet
-    score: float | None
+    score: float | None  # on the kind of device that decides
     gain: float | None  # over the champion of its time, as the judge saw it: positive is better. None for the baseline
     error: float  # standard error of that gain, from the noise known at its verdict; 0 where none was known
     seconds: float | None
@@ -231,12 +231,12 @@ class Record:
         standing = base.score if attempt.standing is None and base else attempt.standing
         if not attempt.is_baseline and attempt.score is not None and standing is not None:
             gain = self.sign * (standing - attempt.score)
-            runs = 1 / max(1, len(attempt.runs)) + 1 / max(1, attempt.standing_runs)
+            runs = 1 / max(1, len(attempt.own)) + 1 / max(1, attempt.standing_runs)
             error = (attempt.noise or 0.0) * math.sqrt(runs)
         return Row(
             attempt.number,
             attempt.status or "waiting",
-            attempt.score,
+            None if attempt.is_screened else attempt.score,
             gain,
             error,
             (attempt.seconds or {}).get("wall"),

@@ -41,7 +41,8 @@ class Nodes:
         self.cluster.wait_for_nodes(timeout=120)
 
     def add(self, kind: str):
-        return self.cluster.add_node(num_cpus=1, wait=False, resources={f"kind:{kind}": 1}, **self.usual)
+        own = {"resources": {f"kind:{kind}": 1}, "env_vars": {"KIND": kind}}
+        return self.cluster.add_node(num_cpus=1, wait=False, **own, **self.usual)
 
     def kill(self, name: str) -> None:
         """End the raylet of a node with SIGKILL, and start another one."""
@@ -86,7 +87,7 @@ def on_nodes(toy, nodes, tmp_path) -> Toy:
     toy.write(
         "program.md",
         PROGRAM.replace("limit: 20", "limit: 200").replace(
-            "  metric", f"  env: [MARK]\n  readable: ['{toy.go.parent}']\n  metric"
+            "  metric", f"  env: [MARK, KIND]\n  readable: ['{toy.go.parent}']\n  metric"
         ),
     )
     toy.commit()
@@ -199,6 +200,57 @@ def test_a_loop_that_is_killed_leaves_no_trial_and_the_same_command_goes_on(on_n
     assert sorted(verdicts(toy)) == [1, 2, 3]
 
 
+def of_kind(toy: Toy, fast: int, slow: int, wait: bool = False) -> dict:
+    """A planned edit with a score for each kind of node. wait: on the slow one its trial ends when `go` is there."""
+    before = "import os, time\nSLOW = os.environ.get('KIND') == 'slow'\n"
+    if wait:
+        before += (
+            f"while __name__ == '__main__' and SLOW and not os.path.exists({str(toy.go)!r}):\n    time.sleep(0.05)\n"
+        )
+    return {"files": {"solver.py": solver(f"{slow} if SLOW else {fast}", before)}, "say": f"{fast} and {slow}"}
+
+
+@pytest.mark.slow
+def test_tiers_screen_on_the_first_kind_and_decide_on_the_last(on_nodes):
+    """Fails where scores of two kinds meet, where what loses the screening costs a trial on the last kind, where a keep
+    comes from the first kind, or where a loop that was killed screens again."""
+    toy = on_nodes
+    toy.write("solver.py", of_kind(toy, 1, 101)["files"]["solver.py"])
+    toy.commit()
+    toy.plan_steps(
+        e2=[of_kind(toy, 0, 200)],  # loses the screening
+        e3=[of_kind(toy, 5, 7)],  # looks good there alone
+        e4=[of_kind(toy, 2, 103, wait=True)],
+        e5=[of_kind(toy, 3, 104)],
+    )
+    night = *toy.agent, "--tiers", "fast,slow"
+    process = toy.start(*night, "--experiments", "4")
+    wait_for(lambda: [entry for entry in toy.journal("promoted") if entry["number"] == 4], 90)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    toy.go.touch()
+    output = toy.run(*night, "--experiments", "5")
+    assert "screening: 2 seats of fast on 2 nodes; verdicts: 1 seat of slow on 1 node" in output
+    toy.require_whole(in_order=False)
+    assert verdicts(toy) == {
+        1: ("keep", 101), 2: ("discard", 0), 3: ("discard", 7), 4: ("keep", 103), 5: ("keep", 104)
+    }  # fmt: skip
+    assert [row[1] for row in toy.rows()] == ["101.000000", "nan", "7.000000", "103.000000", "104.000000"]
+    kinds = {seat["node"]: seat["kind"] for entry in toy.journal("seats") for seat in entry["seats"]}
+    where = [(number, kinds[node]) for number, node in ran(toy)]
+    assert [kind for number, kind in where if number == 2] == ["fast"]
+    screened = [(entry["number"], entry["score"]) for entry in toy.journal("screened")]
+    assert [score for number, score in screened if number == 4] == [2]  # once, and not after the kill
+    (lost,) = [entry["reason"] for entry in toy.journal("verdict") if entry["number"] == 2]
+    assert lost.startswith("in the screening on fast: 0 is 1 worse than the champion's 1")
+    other = toy.run(*toy.agent, "--tiers", "slow,fast", expect=2)
+    assert "began with --tiers fast,slow" in other
+    assert "has none of gone now: it has 2 seats of fast, 1 seat of slow" in toy.run(
+        *toy.agent, "--tiers", "fast,gone", "--tag", "new", expect=2
+    )
+
+
 def test_without_cluster_no_ray_is_imported(toy):
     toy.plan_steps(otherwise=[step(2)])
     code = "import sys, loop\ntry:\n    loop.main()\nfinally:\n    print('Ray is here:', 'ray' in sys.modules)\n"
@@ -214,6 +266,9 @@ def test_what_to_type_where_there_is_no_cluster_or_no_ray(toy, refused, monkeypa
     assert "no cluster runs on this machine" in refused(*night, "--cluster", "auto", RAY_TMPDIR=str(tmp_path))
     assert "takes auto or HOST:PORT" in refused(*night, "--cluster", "somewhere")
     assert "leave --gpus and --workers out" in refused(*night, "--cluster", "auto", "--workers", "2")
+    assert "goes with --cluster" in refused(*night, "--tiers", "fast,slow")
+    assert "takes two kinds" in refused(*night, "--cluster", "auto", "--tiers", "fast")
+    assert "names fast twice" in refused(*night, "--cluster", "auto", "--tiers", "fast,fast")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else find(name, *more))
     assert "Type: uv run --group cluster loop.py --cluster auto" in refused(*night, "--cluster", "auto")

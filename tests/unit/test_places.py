@@ -3,7 +3,7 @@
 import pytest
 
 from autoresearch import UserError
-from autoresearch.runner.places import choose_kind, idle_in_words, places_of
+from autoresearch.runner.places import choose_kinds, places_of, seats_in_words, tiers_of
 
 
 def node(name: str, alive: bool = True, **resources: float) -> dict:
@@ -41,11 +41,25 @@ def test_nodes_of_one_machine_have_names_of_their_own():
 
 def test_a_run_takes_the_kind_with_most_seats_and_stays_with_its_own():
     places = places_of(NODES)
-    assert choose_kind(places) == "H100"
-    assert choose_kind(places, before="A100") == "A100"
-    assert idle_in_words(places, "H100").startswith("1 seat of A100, 1 seat of CPU, 8 cores, 1 seat of lab: scores")
-    assert not idle_in_words(places[:2], "H100")
-    with pytest.raises(UserError, match="none of that kind now: it has 1 seat of A100"):
-        choose_kind(places[2:], before="H100")
+    assert choose_kinds(places) == ("H100",)
+    assert choose_kinds(places, ["A100"]) == ("A100",)
+    idle = "idle: 1 seat of A100, 1 seat of CPU, 8 cores, 1 seat of lab: scores compare only"
+    assert seats_in_words(places, ["H100"]).startswith(f"2 seats of H100 on 1 node; {idle}")
+    assert seats_in_words(places[:2], ["H100"]) == "2 seats of H100 on 1 node"
+    with pytest.raises(UserError, match="none of H100 now: it has 1 seat of A100"):
+        choose_kinds(places[2:], ["H100"])
     with pytest.raises(UserError, match="no seat"):
-        choose_kind([])
+        choose_kinds([])
+
+
+def test_tiers_are_two_kinds_that_are_there():
+    places = places_of(NODES)
+    assert tiers_of("CPU, 8 cores,H100") == ("CPU, 8 cores", "H100")  # a comma before a blank is part of a name
+    assert choose_kinds(places, ["A100", "H100"]) == ("A100", "H100")
+    used = seats_in_words(places[:3], ["A100", "H100"])
+    assert used == "screening: 1 seat of A100 on 1 node; verdicts: 2 seats of H100 on 1 node"
+    with pytest.raises(UserError, match="none of B200 now"):
+        choose_kinds(places, ["A100", "B200"])
+    for said, why in (("H100", "takes two kinds"), ("A,B,C", "takes two kinds"), ("A,", "two"), ("A,A", "twice")):
+        with pytest.raises(UserError, match=why):
+            tiers_of(said)
