@@ -128,7 +128,7 @@ async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -
         raise UserError("--cluster takes the seats that the cluster has; leave --gpus and --workers out")
     assert options.cluster
     kinds = run.choose_kinds(() if options.tiers is None else tiers_of(options.tiers))
-    fleet = await cluster.join(options.cluster, options.seat_cpus, kinds, run.console.line)
+    fleet = await cluster.join(options.cluster, options.seat_cpus, kinds, run.console.line, run.ledger.aside)
     at_end.push_async_callback(fleet.close)
     run.kind, run.tiers = fleet.kinds[-1], fleet.kinds if fleet.kinds[1:] else ()
     return fleet

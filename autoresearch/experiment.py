@@ -192,6 +192,8 @@ class Experiments:
         it looked good there, then on the last.
         """
         tiers = self.run.tiers
+        if seat.node in self.ledger.aside:
+            return False
         return not tiers or seat.kind == tiers[-1 if attempt and attempt.promoted else 0]
 
     def room_for_new(self, waiting: Sequence[Attempt], idle: Sequence[Seat]) -> tuple[int, int]:

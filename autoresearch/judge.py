@@ -8,6 +8,7 @@ very code, and with the rules that were not chosen.
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 
 from autoresearch import UserError
@@ -20,7 +21,9 @@ TURNS, TURN_MARGIN = 3, 2.0  # runs of each, and standard errors that the gain i
 # an edit is given up after one, two, three and more turns: one says little against it.
 MOST_TURNS, SURE, ENOUGH, HOPELESS = 10, 3.7, 3.0, (-0.7, 0.0, 0.5, 0.8)
 STALE = 10  # verdicts after which a champion whose scores are noisy is measured again
+ODD, SPREADS = 0.15, 4.0  # of `odd_ones`: by how much of the middle one, and how many times what is usual
 NEARLY_NOTHING = 1e-12  # a time or a speed that is less counts as this
+NORMAL = 1.4826  # standard deviations of a normal distribution in its median distance from the median
 PRIOR_RUNS = 3  # what a prior about the noise is worth, in runs
 
 
@@ -147,6 +150,19 @@ def step_of(
     if before <= 0:
         return 0.0
     return math.log(before / after) if after > 0 else math.inf
+
+
+def odd_ones(paces: Sequence[float]) -> list[int]:
+    """Places of those whose pace is another than that of the rest: seconds that identical code took, or steps that it
+    made, on devices that should be alike.
+
+    Further from the median than ODD of it, and than SPREADS times the standard deviation, as the median distance tells
+    it, which a few odd ones do not change. Of two nobody can say which is odd.
+    """
+    logs = [math.log(max(pace, NEARLY_NOTHING)) for pace in paces]
+    middle = statistics.median(logs)
+    spread = statistics.median(abs(value - middle) for value in logs) * NORMAL
+    return [place for place, value in enumerate(logs) if abs(value - middle) > max(ODD, SPREADS * spread)]
 
 
 def margin(rule: KeepRule, noise: float, scores: Sequence[float], champion: Sequence[float]) -> float:

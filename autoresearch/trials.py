@@ -8,6 +8,7 @@ experiment.py's business, by the rules of judge.py.
 import asyncio
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,13 +27,14 @@ from autoresearch.judge import (
     judge_turns,
     mean,
     noise_of_turns,
+    odd_ones,
     step_of,
 )
 from autoresearch.record import events
 from autoresearch.record.conditions import alike, if_comparable
 from autoresearch.record.ledger import HELD, Attempt
 from autoresearch.run import Run
-from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat
+from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Job, Measurement, Phase, Seat, SeatLost
 from autoresearch.text import digits, duration, to_type
 
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
@@ -41,6 +43,7 @@ BESIDE = 5  # times that a champion runs again because others take more or less 
 BASELINES, SHORT = 5, 60.0  # runs of a baseline that takes less than so many seconds, in other repositories
 FIRST_TURN, FIRST_ALONE = 100, 200  # the seeds of runs in turn, and of the champion alone, are the run's plus these
 BUSY = 0.05  # of a time, from one run to the next: above it a person is told
+LONG_ENOUGH = 10.0  # seconds of training; what is shorter says more of the start of a program than of the machine
 SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
 Tell = Callable[[Phase], None]
@@ -147,11 +150,13 @@ class Trials:
         seconds: that it took.
         """
         times = self.baseline_runs or (BASELINES if seconds < SHORT and not self.task.referee else 2)
-        seats = self.seats_from(seat)
-        for first in range(len(attempt.own) + 1, times + 1, len(seats)):
+        first = len(attempt.own) + 1
+        while first <= times:
             if first > 2 and not self.baseline_runs and len({score for _, score in attempt.own}) == 1:
                 break  # it has no noise
+            seats = self.seats_from(seat)
             numbers = range(first, min(first + len(seats), times + 1) if self.baseline_runs else first + len(seats))
+            first = numbers.stop
             for number, measured in zip(numbers, await self.baseline(attempt, numbers, seats), strict=True):
                 self.require_undisturbed(attempt, measured)
                 if measured.score is None:
@@ -181,15 +186,34 @@ class Trials:
                 task.cancel()
             await asyncio.wait(tasks)
             raise
+        await self.put_aside_odd_ones([seat for *_, seat, _ in runs], results)
+        if seats[0].node in self.ledger.aside:
+            raise SeatLost(f"{seats[0].node} is put aside")  # what it measured before does not count either
         for (name, seed, seat, _), measured in zip(runs, results, strict=True):
-            await self.count(attempt, seed, measured, seat)
+            if seat.node not in self.ledger.aside:
+                await self.count(attempt, seed, measured, seat)
             if name != str(attempt.number):
                 self.run.runner.tidy(name, keep_weights=False)
         return results
 
+    async def put_aside_odd_ones(self, seats: Sequence[Seat], results: Sequence[Measurement]) -> None:
+        """Use those nodes of a cluster no more on which the baseline ran at another pace than on the rest."""
+        if not all(seat.node for seat in seats) or any(measured.score is None for measured in results):
+            return
+        seconds = [measured.seconds.get(TRAIN, 0.0) for measured in results]
+        steps = [measured.figures.get("num_steps", 0.0) for measured in results]
+        paces, unit = (steps, "steps") if self.task.referee and all(steps) else (seconds, "s")  # all have the same time
+        if statistics.median(seconds) < LONG_ENOUGH:
+            return
+        for place in odd_ones(paces):
+            reason = f"its run of the baseline is not like those of its kind: {paces[place]:,.0f} {unit}, "
+            reason += f"{statistics.median(paces):,.0f} in the middle of {len(paces)}"
+            await self.run.record(events.Aside(node=seats[place].node, reason=reason))
+
     def seats_from(self, seat: Seat) -> list[Seat]:
         """All seats of its kind, that one first."""
-        return [seat, *(other for other in self.run.runner.seats if other is not seat and other.kind == seat.kind)]
+        others = (other for other in self.run.runner.seats if other is not seat and other.kind == seat.kind)
+        return [seat, *(other for other in others if other.node not in self.ledger.aside)]
 
     # -- in turn with the champion
 

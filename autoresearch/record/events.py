@@ -56,6 +56,15 @@ class Seats(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Aside(Event):
+    """A node of a cluster is used no more in this run: what it measured does not compare."""
+
+    name = "aside"
+    node: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Game(Event):
     """What the run runs on: profile, device, data, time budget, as the task describes them."""
 
@@ -349,7 +358,7 @@ class Stop(Event):
 KINDS: dict[str, type[Event]] = {
     kind.name: kind
     for kind in (
-        Run, Start, Seats, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured,
+        Run, Start, Seats, Aside, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured,
         Screened, Promoted, Quarantine, Verdict, InTurn, Dropped, Accepted, Verified, Note, Pause, Resume, Held,
         Approved, Rejected, Stop,
     )

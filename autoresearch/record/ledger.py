@@ -137,6 +137,7 @@ class Ledger:
         self.in_turn: dict[tuple[int, int], list[Run]] = {}  # by number of the code, and of the edit it ran for, or 0
         self.stale = {False: 0, True: 0}  # verdicts since the champion ran last; True: on the first kind of --tiers
         self.screening = ""  # the first kind of --tiers
+        self.aside: dict[str, str] = {}  # why a node of a cluster is used no more, by its name
         self.dropped: list[Attempt] = []  # what was kept and taken back by a person
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
         self.verified: list[events.Verified] = []
@@ -326,6 +327,8 @@ class Ledger:
                 self.run, self.task, self.facts = event, task_of(event.task), None
             case events.Start():
                 self.started, self.called, self.cost_rejected = event, None, ""
+            case events.Aside():
+                self.aside[event.node] = event.reason
             case events.Game():
                 self.facts = Facts.of(event.facts)
             case events.Attempt():

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,13 @@ class Worker:
 @dataclasses.dataclass
 class Fleet:
     """A cluster that this process is connected to. kinds: what the run uses, the one that decides last. say: told what
-    a person should know.
+    a person should know. aside: why a node is not used, by its name; the loop adds to it.
     """
 
     kinds: tuple[str, ...]
     seat_cpus: int | None
     say: Callable[..., None]
+    aside: Mapping[str, str]
     cluster: "Cluster | None" = None
 
     def runner(self, *arguments: Any) -> "Cluster":
@@ -81,14 +82,16 @@ class Fleet:
         return seats_in_words(self.places(), self.kinds)
 
 
-async def join(asked: str, seat_cpus: int | None, kinds: tuple[str, ...], say: Callable[..., None]) -> Fleet:
-    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; none: those it has most of. Raises
-    UserError.
+async def join(
+    asked: str, seat_cpus: int | None, kinds: tuple[str, ...], say: Callable[..., None], aside: Mapping[str, str]
+) -> Fleet:
+    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; none: those it has most of. The rest
+    is as Fleet has it. Raises UserError.
     """
     await connect(asked)
     import ray
 
-    return Fleet(choose_kinds(places_of(ray.nodes(), seat_cpus), kinds), seat_cpus, say)
+    return Fleet(choose_kinds(places_of(ray.nodes(), seat_cpus), kinds), seat_cpus, say, aside)
 
 
 class Cluster:
@@ -163,13 +166,14 @@ class Cluster:
 
         while True:
             with contextlib.suppress(ray.exceptions.RayError):  # it does not answer just now
-                self._look({place.key: place for place in self.fleet.places() if place.kind in self.fleet.kinds})
+                places = (place for place in self.fleet.places() if place.kind in self.fleet.kinds)
+                self._look({place.key: place for place in places if place.node not in self.fleet.aside})
             await asyncio.sleep(LOOK)
 
     def _look(self, places: dict[tuple[str, int], Place]) -> None:
         """Give up the seats whose places are gone, and make seats of new ones."""
         for worker in [worker for worker in self._workers.values() if worker.place.key not in places]:
-            self._lose(worker, "the node is gone")
+            self._lose(worker, self.fleet.aside.get(worker.place.node, "the node is gone"))
         known = {*self._opening, *(worker.place.key for worker in self._workers.values())}
         now = asyncio.get_running_loop().time()
         for key, place in places.items():

@@ -200,6 +200,33 @@ def test_a_loop_that_is_killed_leaves_no_trial_and_the_same_command_goes_on(on_n
     assert sorted(verdicts(toy)) == [1, 2, 3]
 
 
+@pytest.mark.slow
+def test_a_slow_node_is_put_aside(on_nodes, nodes):
+    """Fails where a node that is slower than its kind keeps its seat, or what it measured counts; or where a loop that
+    is started again takes it back."""
+    toy = on_nodes
+    slow = nodes.cluster.add_node(
+        num_cpus=1, wait=True, resources={"kind:fast": 1}, env_vars={"KIND": "lame"}, **nodes.usual
+    )
+    try:
+        before = "import os, time\nLAME = os.environ['KIND'] == 'lame'\n"
+        before += "if __name__ == '__main__':\n    time.sleep(30 if LAME else 11)\n"
+        toy.write("solver.py", solver("7 if LAME else 1", before))
+        toy.commit()
+        toy.plan_steps(otherwise=[step(2)])
+        night = *toy.agent, "--baseline-runs", "4"
+        output = toy.run(*night, "--experiments", "1")
+        (aside,) = toy.journal("aside")
+        assert slow.node_id.startswith(aside["node"].partition("/")[2])
+        assert f"a seat is not used: {aside['node']}: its run of the baseline is not like those of its kind" in output
+        assert verdicts(toy) == {1: ("keep", 1)}
+        toy.run(*night, "--experiments", "4")
+        assert all(node != aside["node"] for number, node in ran(toy) if number > 1)
+        assert aside["node"] not in {seat["node"] for seat in toy.journal("seats")[-1]["seats"]}
+    finally:
+        nodes.cluster.remove_node(slow)
+
+
 def of_kind(toy: Toy, fast: int, slow: int, wait: bool = False) -> dict:
     """A planned edit with a score for each kind of node. wait: on the slow one its trial ends when `go` is there."""
     before = "import os, time\nSLOW = os.environ.get('KIND') == 'slow'\n"

@@ -18,6 +18,7 @@ from autoresearch.judge import (
     mean,
     noise_of_turns,
     noise_scale,
+    odd_ones,
     standard_error,
     step_of,
 )
@@ -91,6 +92,22 @@ def test_without_a_champion_it_becomes_the_champion(scores, noise, lines):
 def test_the_noise_is_in_the_unit_of_the_score(groups, prior, factor):
     scaled = noise_scale([[factor * score for score in scores] for scores in groups], factor * prior)
     assert scaled == pytest.approx(factor * noise_scale(groups, prior), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("paces", "odd"),
+    [
+        ([10.0, 10.1, 15.0], [2]),
+        ([1500, 1000, 1510, 1490], [1]),
+        ([10.0, 10.1, 9.9, 10.0, 15.0, 15.1, 10.0], [4, 5]),  # several do not hide one another
+        ([10.0, 11.0, 10.1], []),  # what is this little off can be noise
+        ([10.0, 13.0, 17.0, 22.0], []),  # all differ: that is how it is there
+        ([10.0, 20.0], []),  # nobody can say which
+        ([10.0], []),
+    ],
+)
+def test_devices_that_are_not_like_the_rest(paces, odd):
+    assert odd_ones(paces) == odd and odd_ones([0.01 * pace for pace in paces]) == odd
 
 
 def test_the_noise_of_replicates():
