@@ -120,7 +120,7 @@ class Loop:
         self.seats = await self.run.take_seats()
         await self.experiments.settle(self.waiting(), bool(self.proposing))
         for attempt in self.waiting():
-            if self.fault or self.ledger.paused or self.reason_to_end(spending=False):  # a trial costs nothing more
+            if self.fault or self.ledger.paused or self.reason_to_end(spending=False):
                 return
             if not (idle := self.idle()):
                 return
@@ -152,12 +152,12 @@ class Loop:
         asked = start(self.stop.reaches(self.stop.level + 1))
         told = start(self.run.told(self.seats))
         thinks = self.proposing and not self.proposing.cancelling()
-        left = self.limits.seconds_left() if thinks or self.held() or self.lacks_seats() else None
+        left = self.limits.seconds_left(self.ledger) if thinks or self.held() or self.lacks_seats() else None
         await first_of([*tasks, asked, told], left)
         asked.cancel()
         if not told.cancel():
             self.look_at(told)
-        if self.proposing and (self.stop.level or self.limits.seconds_left() == 0):
+        if self.proposing and (self.stop.level or self.limits.seconds_left(self.ledger) == 0):
             cancel(self.proposing)
         if self.stop.now():
             for task, _ in self.trials.values():

@@ -28,7 +28,7 @@ from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS, recorded_run, root_of
 from autoresearch.run import Run, open_run
 from autoresearch.runner.local import Local, sandbox_in_words
-from autoresearch.runner.places import tiers_of
+from autoresearch.runner.places import prices_of, require_known, tiers_of
 from autoresearch.task import Task, edit_hash
 from autoresearch.text import count, digits, one_line, short, to_type
 from autoresearch.verify import Verification, lines_of
@@ -70,8 +70,9 @@ async def night(loop: type, options: Research) -> int:
     stop = StopRequest(console.line)
     limits = Limits(options.experiments, options.hours, options.max_cost, options.max_tokens)
     gate = gate_of(options.approve)
-    if options.tiers is not None and not options.cluster:
-        raise UserError("--tiers names kinds of devices of a cluster: it goes with --cluster auto|HOST:PORT")
+    if (options.tiers is not None or options.seat_price) and not options.cluster:
+        name = "--seat-price" if options.tiers is None else "--tiers"
+        raise UserError(f"{name} names kinds of devices of a cluster: it goes with --cluster auto|HOST:PORT")
     agents, agents_in_words, filler = agents_of(options)
     say = partial(console.line, style="yellow")
     listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
@@ -93,7 +94,7 @@ async def night(loop: type, options: Research) -> int:
         ahead = options.lookahead
         if ahead is None:
             ahead = int(any(agent.retries for agent in agents) and not run.task.is_timed)
-        open_ended = options.max_cost is None and any(hasattr(agent, "model") for agent in agents)
+        spends = bool(run.prices) or any(hasattr(agent, "model") for agent in agents)
         shown = {
             "agent": agents_in_words,
             "cluster": fleet.in_words() if fleet else "",
@@ -102,7 +103,8 @@ async def night(loop: type, options: Research) -> int:
             "hooks": ", ".join(hooks_of(run.root)),
             "until": str(limits),
             "waits": f"for your word: {gate}" if str(gate) else "",
-            "cost": "not limited: --max-cost USD would" if open_ended else "",
+            "seats": seat_prices(run),
+            "cost": "not limited: --max-cost USD would" if spends and options.max_cost is None else "",
         }
         settings = options.settings()
         make = fleet.runner if fleet else Local
@@ -127,11 +129,22 @@ async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -
     if options.gpus is not None or options.workers is not None:
         raise UserError("--cluster takes the seats that the cluster has; leave --gpus and --workers out")
     assert options.cluster
+    prices = prices_of(options.seat_price)
     kinds = run.choose_kinds(() if options.tiers is None else tiers_of(options.tiers))
     fleet = await cluster.join(options.cluster, options.seat_cpus, kinds, run.console.line, run.ledger.aside)
     at_end.push_async_callback(fleet.close)
+    require_known(prices, fleet.places())
+    run.prices = {kind: price for kind, price in prices.items() if kind in fleet.kinds}
     run.kind, run.tiers = fleet.kinds[-1], fleet.kinds if fleet.kinds[1:] else ()
     return fleet
+
+
+def seat_prices(run: Run) -> str:
+    """What the first screen says of what seats cost."""
+    kinds = run.tiers or (run.kind,)
+    priced = [f"${run.prices[kind]:g} an hour for each of {kind}" for kind in kinds if kind in run.prices]
+    free = [f"{kind} has no price" for kind in kinds if kind not in run.prices]
+    return ", ".join(priced + free) if priced else ""
 
 
 def timing(task: Task, ahead: int, seats: int) -> str:

@@ -76,7 +76,7 @@ class Limits:
 
     experiments: int | None = None  # of the whole run, the baseline included
     hours: float | None = None  # of this call
-    dollars: float | None = None  # of the whole run, as far as they are known
+    dollars: float | None = None  # of the whole run, as far as they are known: of proposals, and of seats with a price
     tokens: int | None = None  # the same
     began: float = dataclasses.field(default_factory=time.monotonic)
     warned: set[str] = dataclasses.field(default_factory=set)
@@ -90,6 +90,7 @@ class Limits:
         """By option: (what was used, what may be, both in words). tokens, dollars: what is not in the record yet."""
         spent = ledger.spent
         spent.add(tokens, dollars)
+        cost = spent.dollars + ledger.account.dollars(time.time())
         hours = (time.monotonic() - self.began) / 3600
         budgets = {
             "--experiments": (
@@ -98,7 +99,7 @@ class Limits:
                 f"{len(ledger.finished)} of {self.experiments} experiments",
             ),
             "--hours": (hours, self.hours, f"{hours:.1f} of {self.hours or 0:g} hours"),
-            "--max-cost": (spent.dollars, self.dollars, f"${spent.dollars:.2f} of ${self.dollars or 0:g}"),
+            "--max-cost": (cost, self.dollars, f"${cost:.2f} of ${self.dollars or 0:g}"),
             "--max-tokens": (spent.tokens, self.tokens, f"{spent.tokens:,} of {self.tokens or 0:,} tokens"),
         }
         return {option: (used, most, words) for option, (used, most, words) in budgets.items() if most is not None}
@@ -107,23 +108,29 @@ class Limits:
         """Whether the run may have one more experiment than were begun."""
         return self.experiments is None or len(ledger.attempts) < self.experiments
 
-    def seconds_left(self) -> float | None:
-        """Until the hours are over, at least 0; None where they are not limited."""
-        return None if self.hours is None else max(0.0, self.began + 3600 * self.hours - time.monotonic())
+    def seconds_left(self, ledger: Ledger) -> float | None:
+        """Until the hours are over, or the seats that there are have cost what they may; at least 0. None where neither
+        is limited.
+        """
+        left = [] if self.hours is None else [max(0.0, self.began + 3600 * self.hours - time.monotonic())]
+        dollars, rate = self.dollars_left(ledger), ledger.account.dollars_an_hour
+        return min(left + ([3600 * dollars / rate] if dollars is not None and rate else []), default=None)
 
     def dollars_left(self, ledger: Ledger) -> float | None:
-        return None if self.dollars is None else max(0.0, self.dollars - ledger.spent.dollars)
+        spent = ledger.spent.dollars + ledger.account.dollars(time.time())
+        return None if self.dollars is None else max(0.0, self.dollars - spent)
 
     def reached(
         self, ledger: Ledger, spending: bool = True, tokens: int | None = 0, dollars: float | None = 0.0
     ) -> str | None:
         """Why the night is over, or None.
 
-        spending: whether what would come next has to be paid for; a trial has not. tokens, dollars: what the proposal
-        that goes on has taken so far.
+        spending: whether what would come next has to be paid for; a trial has not, but for its seat. tokens, dollars:
+        what the proposal that goes on has taken so far.
         """
+        free = () if spending else ("--max-tokens", *(() if ledger.account.dollars_an_hour else ("--max-cost",)))
         for option, (used, allowed, words) in self.used(ledger, tokens or 0, dollars or 0.0).items():
-            if not spending and option.startswith("--max-"):
+            if option in free:
                 continue
             if used >= allowed and option == "--experiments":
                 has = count(int(allowed), "experiment")

@@ -75,7 +75,9 @@ class Research(Begins):
     experiments: int | None = option("Stop when the run has this many, the baseline included.", min=1)
     hours: float | None = option("Start no experiment after this many hours.", min=0)
     max_cost: float | None = option(
-        "Start no experiment when the run's proposals have cost this.", min=0, metavar="USD"
+        "Start no experiment when the run's proposals, and its seats with --seat-price, have cost this.",
+        min=0,
+        metavar="USD",
     )
     max_tokens: int | None = option("Start no experiment when they have taken this many tokens.", min=1)
     agent: str = option(
@@ -121,6 +123,12 @@ class Research(Begins):
         "Of --cluster: two kinds of devices. Edits are screened on the first; those that look good there are tried on "
         "the second, which decides.",
         metavar="KIND,KIND",
+    )
+    seat_price: list[str] = option(
+        "Of --cluster: dollars an hour for a seat of that kind, which count for --max-cost; again, or with commas, for "
+        "more.",
+        metavar="KIND=USD",
+        default=(),
     )
     brief_tokens: int = option("How much the agent is told.", min=4000, default=BRIEF_TOKENS)
     seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)

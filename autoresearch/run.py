@@ -66,6 +66,7 @@ class Run:
         self.gpus: str | None = None
         self.kind = ""  # of the devices of a cluster that decide what is kept
         self.tiers: tuple[str, ...] = ()  # of --tiers: the kind that screens edits, and that one
+        self.prices: dict[str, float] = {}  # of --seat-price: dollars an hour, by kind
         self._noted: Sequence[Seat] = []  # the seats that the record has
         self.waits_for_room = False  # and the user has been told
         self.code = code_hash()
@@ -254,7 +255,11 @@ class Run:
         """The seats that there are now; into the record, where they are a cluster's and others than before."""
         seats = self.runner.seats
         if self.kind and seats is not self._noted:
-            said = [{"number": seat.number, "node": seat.node, "kind": seat.kind} for seat in seats]
+            said = [
+                {"number": seat.number, "node": seat.node, "kind": seat.kind}
+                | ({"price": self.prices[seat.kind]} if seat.kind in self.prices else {})
+                for seat in seats
+            ]
             await self.record(events.Seats(seats=said))
             self._noted = seats
         return seats

@@ -209,6 +209,7 @@ class Trials:
             reason = f"its run of the baseline is not like those of its kind: {paces[place]:,.0f} {unit}, "
             reason += f"{statistics.median(paces):,.0f} in the middle of {len(paces)}"
             await self.run.record(events.Aside(node=seats[place].node, reason=reason))
+            self.console.line(f"  {seats[place].node} is put aside: {reason}", "yellow")
 
     def seats_from(self, seat: Seat) -> list[Seat]:
         """All seats of its kind, that one first."""

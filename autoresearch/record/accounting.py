@@ -46,6 +46,7 @@ class Worker:
     free: float  # it was idle last, or became so
     node: str = ""  # of a cluster, as the next one
     kind: str = ""
+    price: float = 0.0  # dollars an hour
     busy: Busy | None = None
     gone: bool = False  # what it ran has not been said to be over
 
@@ -61,13 +62,15 @@ class Use:
     there: float = 0.0
     busy: float = 0.0
     trials: int = 0  # that it ran, to whatever end
+    dollars: float = 0.0  # for the time that it was there
 
     @property
     def share(self) -> float | None:
         return min(1.0, self.busy / self.there) if self.there > 0 else None
 
     def __add__(self, other: "Use") -> "Use":
-        return Use(self.there + other.there, self.busy + other.busy, self.trials + other.trials)
+        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Use(*(one + more for one, more in zip(mine, theirs, strict=True)))
 
 
 class Account:
@@ -203,11 +206,14 @@ class Account:
 
     def _seat(self, seats: Iterable[dict], time: float) -> None:
         """Seats have come or gone. Those that the session began with get their names."""
-        there = {seat["number"]: Worker(seat["number"], time, time, seat["node"], seat["kind"]) for seat in seats}
+        there = {
+            seat["number"]: Worker(seat["number"], time, time, seat["node"], seat["kind"], seat.get("price", 0.0))
+            for seat in seats
+        }
         for number, worker in list(self.workers.items()):
             seat = there.pop(number, None)
             if seat and worker.name in (seat.name, (number, "", "")):
-                worker.node, worker.kind = seat.node, seat.kind
+                worker.node, worker.kind, worker.price = seat.node, seat.kind, seat.price
                 continue
             if seat:
                 there[number] = seat
@@ -232,7 +238,11 @@ class Account:
 
     def _was_there(self, worker: Worker, time: float) -> None:
         self.covered += time - worker.since
-        self._use(worker).there += time - worker.since
+        self.uses[worker.name] = self._use(worker) + self._presence(worker, time)
+
+    def _presence(self, worker: Worker, time: float) -> Use:
+        there = time - worker.since
+        return Use(there, dollars=there * worker.price / 3600)
 
     def _use(self, worker: Worker) -> Use:
         return self.uses.setdefault(worker.name, Use())
@@ -328,8 +338,17 @@ class Account:
             until = self._until(now)
             for worker in self.workers.values():
                 busy = until - worker.busy.began if worker.busy else 0.0
-                uses[worker.name] = uses.get(worker.name, Use()) + Use(until - worker.since, busy)
+                uses[worker.name] = uses.get(worker.name, Use()) + self._presence(worker, until) + Use(busy=busy)
         return uses
+
+    def dollars(self, now: float | None = None) -> float:
+        """What the seats have cost, as far as they have a price."""
+        return math.fsum(use.dollars for use in self.used(now).values())
+
+    @property
+    def dollars_an_hour(self) -> float:
+        """What the seats that are there cost."""
+        return math.fsum(worker.price for worker in self.workers.values()) if self.began is not None else 0.0
 
     def session(self, now: float) -> float:
         """Seconds by the clock since the open session began."""

@@ -52,7 +52,7 @@ class Seats(Event):
     """The seats of a cluster: as the loop began, and whenever some have come or gone."""
 
     name = "seats"
-    seats: Sequence[dict]  # of each: number, node, kind
+    seats: Sequence[dict]  # of each: number, node, kind; price in dollars an hour, where one was given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -76,7 +76,7 @@ class Fleet:
     def places(self) -> list[Place]:
         import ray
 
-        return places_of(ray.nodes(), self.seat_cpus)
+        return [place for place in places_of(ray.nodes(), self.seat_cpus) if place.node not in self.aside]
 
     def in_words(self) -> str:
         return seats_in_words(self.places(), self.kinds)
@@ -91,7 +91,12 @@ async def join(
     await connect(asked)
     import ray
 
-    return Fleet(choose_kinds(places_of(ray.nodes(), seat_cpus), kinds), seat_cpus, say, aside)
+    fleet = Fleet(kinds, seat_cpus, say, aside)
+    fleet.kinds = choose_kinds(fleet.places(), kinds)
+    here = {place.node for place in places_of(ray.nodes(), seat_cpus)}
+    for node in (node for node in aside if node in here):
+        say(f"{node} stays aside: {aside[node]}", "yellow")
+    return fleet
 
 
 class Cluster:
@@ -166,8 +171,7 @@ class Cluster:
 
         while True:
             with contextlib.suppress(ray.exceptions.RayError):  # it does not answer just now
-                places = (place for place in self.fleet.places() if place.kind in self.fleet.kinds)
-                self._look({place.key: place for place in places if place.node not in self.fleet.aside})
+                self._look({place.key: place for place in self.fleet.places() if place.kind in self.fleet.kinds})
             await asyncio.sleep(LOOK)
 
     def _look(self, places: dict[tuple[str, int], Place]) -> None:
@@ -263,7 +267,7 @@ class Cluster:
         text, before = f"{worker.place.node}: {why}", self._aside.get(worker.place.key, ("",))[0]
         self._aside[worker.place.key] = text, until
         ray.kill(worker.actor)
-        if text != before:
+        if text != before and worker.place.node not in self.fleet.aside:  # then it has been said
             self.fleet.say(f"a seat is not used: {text}", "yellow")
         self._changed.set()
 

@@ -7,6 +7,7 @@ the number of cores of a seat.
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -66,6 +67,31 @@ def tiers_of(said: str) -> tuple[str, ...]:
     if kinds[0] == kinds[1]:
         raise UserError(f"--tiers names {kinds[0]} twice: one kind alone is used without it")
     return kinds
+
+
+def prices_of(said: Iterable[str]) -> dict[str, float]:
+    """By kind, the dollars an hour for a seat that --seat-price names. Raises UserError."""
+    prices = {}
+    for part in (part for text in said for part in re.split(r",(?! )", text)):
+        kind, _, price = part.rpartition("=")
+        try:
+            prices[kind.strip()] = dollars = float(price)
+        except ValueError:
+            dollars = -1.0
+        if not kind.strip() or not 0 <= dollars < math.inf:
+            raise UserError(
+                f"--seat-price takes the kind of a seat and dollars an hour, as --seat-price H100=2.5, not {part!r}"
+            )
+    return prices
+
+
+def require_known(prices: Iterable[str], places: Sequence[Place]) -> None:
+    """UserError for a price of a kind that the cluster has not: it would count for nothing."""
+    kinds = collections.Counter(place.kind for place in places)
+    for kind in prices:
+        if kind not in kinds:
+            there = in_words(kinds)
+            raise UserError(f"--seat-price names {kind}, and the cluster has no seat of that kind: it has {there}")
 
 
 def choose_kinds(places: Sequence[Place], asked: Sequence[str] = ()) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS
 from autoresearch.task import Stages
 from autoresearch.text import count, digits, duration, one_line, short, signed, to_type
-from autoresearch.views.panel import until
+from autoresearch.views.panel import cost_in_words, until
 from autoresearch.views.report import UNSAID, barren, categories, crashes, interval, near_misses, seconds_of_verify
 from autoresearch.views.state import Row, State
 
@@ -89,8 +89,8 @@ def failures(state: State) -> str:
 
 def cost(state: State) -> str:
     """What proposals and trials took."""
-    spent, fresh = state.spent, seconds_of_verify(state)
-    parts = [spent.words()] if spent.tokens or spent.dollars or spent.unknown_dollars else []
+    fresh, dollars = seconds_of_verify(state), cost_in_words(state)
+    parts = [dollars] if dollars else []
     parts += [f"{duration(state.record.seconds)} of experiments"]
     parts += [f"{duration(fresh)} of verify"] if fresh else []
     return "; ".join(parts)

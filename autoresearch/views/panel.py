@@ -103,10 +103,10 @@ def rows_of(state: State, verdicts: int, bar: int, seats: int = SEATS) -> Iterat
         hour = f"; {state.per_hour:.{0 if state.per_hour >= 10 else 1}f} an hour" if state.per_hour else ""
         yield "so far", Text(f"{count(state.experiments, 'experiment')}: {counts}{rate}{hour}")
     spent = state.spent
-    if spent.tokens or spent.dollars or spent.unknown_dollars:
+    if cost := cost_in_words(state):
         limit = None if spent.unknown_dollars else state.limits.get("max-cost")
         left = f"; ${max(0.0, limit.allowed - limit.used):.2f} left" if limit else ""
-        yield "cost", Text(spent.words() + left)
+        yield "cost", Text(cost + left)
     if state.running:
         yield "until", Text(until(state))
     parts = [
@@ -124,6 +124,13 @@ def named(name: str, texts: Iterable[Text]) -> Iterator[tuple[str, Text]]:
     for text in texts:
         yield name, text
         name = ""
+
+
+def cost_in_words(state: State) -> str:
+    """What proposals and seats have cost; empty where nothing has."""
+    spent = state.spent
+    parts = [spent.words()] if spent.tokens or spent.dollars or spent.unknown_dollars else []
+    return "; ".join(parts + ([f"seats ${state.seat_dollars:.2f}"] if state.seat_dollars else []))
 
 
 def seats_in_words(state: State) -> str:

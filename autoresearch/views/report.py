@@ -302,6 +302,8 @@ def cost(state: State) -> list[str]:
         ["tokens", known(f"{spent.tokens:,}", spent.unknown_tokens, spent.proposals)],
         ["dollars", known(f"{spent.dollars:.2f}", spent.unknown_dollars, spent.proposals)],
     ]
+    if state.seat_dollars:
+        rows.append(["dollars, seats", f"{state.seat_dollars:.2f}"])
     return ["## What it cost", table(["", ""], rows), *seats(state), *where_the_time_went(state)]
 
 
@@ -316,11 +318,12 @@ def seats(state: State) -> list[str]:
     for kind, used in sorted(kinds.items()):
         nodes, total = len({node for node, _ in used if node}), sum((use for _, use in used), Use())
         share = "" if total.share is None else f"{total.share:.0%}"
-        rows.append([kind, str(len(used)), str(nodes or 1), f"{total.there / 3600:.2f} h", share, str(total.trials)])
+        row = [kind, str(len(used)), str(nodes or 1), f"{total.there / 3600:.2f} h", share, str(total.trials)]
+        rows.append(row + [f"{total.dollars:.2f}"] * bool(state.seat_dollars))
     hour = f" {state.per_hour:.1f} experiments came to a verdict an hour." if state.per_hour else ""
     return [
         f"Seats that ever were there, and how much of their time they ran trials.{hour}",
-        table(["kind", "seats", "nodes", "time", "busy", "trials"], rows),
+        table(["kind", "seats", "nodes", "time", "busy", "trials"] + ["dollars"] * bool(state.seat_dollars), rows),
     ]
 
 

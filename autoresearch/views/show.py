@@ -59,6 +59,8 @@ def show_end(run: Run, reason: str) -> None:
     run.console.line(f"{count(len(run.ledger.finished), 'experiment')}: {counts}")
     if spent.tokens or spent.dollars or spent.unknown_dollars:
         run.console.line(f"proposals took {spent.words()}")
+    if dollars := run.ledger.account.dollars():
+        run.console.line(f"seats cost ${dollars:.2f}")
     if kept:
         run.console.line(
             f"{run.task.metric} {digits(kept[0].score)} -> {digits(kept[-1].score)}, "

@@ -361,6 +361,7 @@ class State:
     trials: list[TrialState]  # that run
     seats: list[SeatState]
     busy: float | None  # share of the time of all seats, those that are gone included
+    seat_dollars: float  # that the seats have cost, as far as they have a price
     thinking: Thinking | None
     waiting: Waiting | None
     proposals: int
@@ -411,9 +412,11 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
     spent = ledger.spent
     since = None if not running else now.since if now else at - account.session(at)
     hours = (at - since) / 3600 if since else 0.0
-    used = {"experiments": experiments, "hours": hours, "max-cost": spent.dollars, "max-tokens": spent.tokens}
-    limits = {name: Used(used[name], allowed) for name, allowed in (now.limits if now else {}).items() if name in used}
     uses = account.used(present)
+    total = sum(uses.values(), Use())
+    cost = spent.dollars + total.dollars
+    used = {"experiments": experiments, "hours": hours, "max-cost": cost, "max-tokens": spent.tokens}
+    limits = {name: Used(used[name], allowed) for name, allowed in (now.limits if now else {}).items() if name in used}
     trials = now.trials if now else []
     running_on = {trial.worker: trial.number for trial in trials}
     seats = [
@@ -452,7 +455,8 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         last=record.last,
         trials=[trial_of(trial, record, at) for trial in trials],
         seats=sorted(seats, key=lambda seat: seat.number),
-        busy=sum(uses.values(), Use()).share,
+        busy=total.share,
+        seat_dollars=total.dollars,
         thinking=now.thinking if now else None,
         waiting=Waiting(account.waits_for, account.waits_until) if away else None,
         **dataclasses.asdict(spent),

@@ -190,6 +190,7 @@ def facts_of(state: State) -> dict:
         "seconds": record.seconds,
         "seats": clean(seats_in_words(state)) if state.has_seats else None,
         "per_hour": state.per_hour,
+        "seat_dollars": state.seat_dollars,
         "tokens": spent.tokens if spent.tokens or not spent.unknown_tokens else None,
         "dollars": spent.dollars if spent.dollars or not spent.unknown_dollars else None,
     }

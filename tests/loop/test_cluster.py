@@ -213,14 +213,15 @@ def test_a_slow_node_is_put_aside(on_nodes, nodes):
         before += "if __name__ == '__main__':\n    time.sleep(30 if LAME else 11)\n"
         toy.write("solver.py", solver("7 if LAME else 1", before))
         toy.commit()
-        toy.plan_steps(otherwise=[step(2)])
+        toy.plan_steps(e2=[step(2)], e3=[step(3)])
         night = *toy.agent, "--baseline-runs", "4"
         output = toy.run(*night, "--experiments", "1")
         (aside,) = toy.journal("aside")
         assert slow.node_id.startswith(aside["node"].partition("/")[2])
-        assert f"a seat is not used: {aside['node']}: its run of the baseline is not like those of its kind" in output
+        said = "aside: its run of the baseline is not like those of its kind"
+        assert f"{aside['node']} is put {said}" in output
         assert verdicts(toy) == {1: ("keep", 1)}
-        toy.run(*night, "--experiments", "4")
+        assert f"{aside['node']} stays {said}" in toy.run(*night, "--experiments", "3")
         assert all(node != aside["node"] for number, node in ran(toy) if number > 1)
         assert aside["node"] not in {seat["node"] for seat in toy.journal("seats")[-1]["seats"]}
     finally:
@@ -278,6 +279,21 @@ def test_tiers_screen_on_the_first_kind_and_decide_on_the_last(on_nodes):
     )
 
 
+@pytest.mark.slow
+def test_the_budget_counts_what_seats_cost(on_nodes):
+    """Fails where a night goes on, or waits for its agent, when its seats have cost what they may."""
+    toy = on_nodes
+    toy.plan_steps(otherwise=[waits(toy, 2)])
+    toy.go.touch()
+    slow_agent = "--agent", "command", "--agent-command", "sleep 600"
+    limits = "--max-cost", "40", "--seat-price", "fast=3600"  # two dollars a second
+    output = toy.run(*toy.agent, *slow_agent, *limits)
+    assert "$3600 an hour for each of fast" in output and "are used up; a larger --max-cost goes on" in output
+    state = status(toy)
+    assert 40 <= state["seat_dollars"] < 80 and not state["dollars"]
+    toy.require_whole()
+
+
 def test_without_cluster_no_ray_is_imported(toy):
     toy.plan_steps(otherwise=[step(2)])
     code = "import sys, loop\ntry:\n    loop.main()\nfinally:\n    print('Ray is here:', 'ray' in sys.modules)\n"
@@ -293,7 +309,8 @@ def test_what_to_type_where_there_is_no_cluster_or_no_ray(toy, refused, monkeypa
     assert "no cluster runs on this machine" in refused(*night, "--cluster", "auto", RAY_TMPDIR=str(tmp_path))
     assert "takes auto or HOST:PORT" in refused(*night, "--cluster", "somewhere")
     assert "leave --gpus and --workers out" in refused(*night, "--cluster", "auto", "--workers", "2")
-    assert "goes with --cluster" in refused(*night, "--tiers", "fast,slow")
+    assert "--tiers names kinds of devices of a cluster" in refused(*night, "--tiers", "fast,slow")
+    assert "--seat-price names kinds of devices of a cluster" in refused(*night, "--seat-price", "fast=2")
     assert "takes two kinds" in refused(*night, "--cluster", "auto", "--tiers", "fast")
     assert "names fast twice" in refused(*night, "--cluster", "auto", "--tiers", "fast,fast")
     find = importlib.util.find_spec
