@@ -83,10 +83,7 @@ class Loop:
         """Whether something cannot run until a seat comes back: all nodes of a cluster are gone, or all of a kind."""
         if self.fault or self.reason_to_end():
             return False
-        seats = self.run.runner.seats
-        return not all(
-            any(self.experiments.suits(seat, attempt) for seat in seats) for attempt in (None, *self.waiting())
-        )
+        return self.experiments.tiers.lack(self.run.runner.seats, self.waiting())
 
     # -- propose
 
@@ -98,7 +95,7 @@ class Loop:
             return
         if self.returned:
             self.proposing = start(self.retry(self.returned[0]))
-        elif self.proposer.wanted(*self.experiments.room_for_new(self.waiting(), self.idle()), self.lookahead):
+        elif self.proposer.wanted(*self.experiments.tiers.room_for_new(self.waiting(), self.idle()), self.lookahead):
             self.proposing = start(self.run.with_room(self.proposer.next_attempt))
 
     async def retry(self, back: Returned) -> None:
@@ -127,7 +124,7 @@ class Loop:
             ready = await self.experiments.stands_on_champion(attempt)
             if ready is not True:
                 self.returned += [ready] if ready else []
-            elif seat := next((seat for seat in idle if self.experiments.suits(seat, attempt)), None):
+            elif seat := next((seat for seat in idle if self.experiments.tiers.suits(seat, attempt)), None):
                 work: Coroutine = self.run.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
                 self.trials[attempt.number] = start(work), seat
                 self.stop.trials = len(self.trials)

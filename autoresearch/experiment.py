@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch import Stopped, UserError, disk_is_full
@@ -23,6 +23,7 @@ from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Measurement, Seat, SeatLost
 from autoresearch.text import to_type
+from autoresearch.tiers import Tiers
 from autoresearch.trials import Disturbed, Tell, Trials, without_score
 
 LOSSES = 5  # times that a trial whose seat was lost runs again: an edit may be what takes its node down
@@ -60,7 +61,7 @@ class Experiments:
     ) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
-        self.gate = gate or Gate()
+        self.gate, self.tiers = gate or Gate(), Tiers(run, self.trials)
         self.losses: dict[int, int] = {}  # by number of an attempt: seats that were lost under it
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.ideas = Ideas(run.root / RUNS)
@@ -103,10 +104,10 @@ class Experiments:
         view = self.console.trial(attempt, again, seat=seat.number)
         try:
             if self.run.screens(seat):
-                verdict, measured = await self.trials.screen(attempt, seat, view)
+                verdict, measured = await self.tiers.screen(attempt, seat, view)
                 checked = Measurement()
                 if verdict.status == "keep":
-                    return await self.promote(attempt, verdict, measured, time.monotonic() - began)
+                    return await self.tiers.promote(attempt, verdict, measured, time.monotonic() - began)
             else:
                 measured = await self.trials.first(attempt, seat, view)
                 self.trials.require_undisturbed(attempt, measured)
@@ -186,30 +187,6 @@ class Experiments:
         await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED[0])))
 
     # -- run
-
-    def suits(self, seat: Seat, attempt: Attempt | None = None) -> bool:
-        """Whether an attempt, or an edit that is yet to come, can run on a seat: with --tiers on the first kind, until
-        it looked good there, then on the last.
-        """
-        tiers = self.run.tiers
-        if seat.node in self.ledger.aside:
-            return False
-        return not tiers or seat.kind == tiers[-1 if attempt and attempt.promoted else 0]
-
-    def room_for_new(self, waiting: Sequence[Attempt], idle: Sequence[Seat]) -> tuple[int, int]:
-        """(Attempts that wait for seats on which new edits run, such seats that are idle.) With --tiers what waits for
-        the last kind, beyond one for each of its seats, counts as well: more would only pile up.
-        """
-        last = sum(not self.suits(seat) for seat in self.run.runner.seats)
-        promoted = sum(attempt.promoted for attempt in waiting)
-        return len(waiting) - min(promoted, last), sum(map(self.suits, idle))
-
-    async def promote(self, attempt: Attempt, verdict: Verdict, measured: Measurement, wall: float) -> None:
-        """An attempt looked good on the first kind of --tiers, and waits for a seat of the last one."""
-        seconds = {**measured.seconds, "wall": round(wall, 3)}
-        await self.run.record(events.Promoted(number=attempt.number, reason=verdict.reason, seconds=seconds))
-        self.run.runner.tidy(str(attempt.number), keep_weights=False)
-        self.console.line(f"experiment {attempt.number}: it goes on to {self.run.tiers[-1]}: {verdict.reason}")
 
     def run_again(self, attempt: Attempt, reason: str, began: float, taken: float | None = None) -> None:
         """What was measured does not count, and the attempt waits to be run again."""

@@ -122,26 +122,6 @@ class Trials:
         lines = attempt.lines or 0
         return judge(scores, standing, self.ledger.noise(screened), lines, self.rule, self.task.lower_is_better, best)
 
-    # -- the first kind of --tiers
-
-    async def screen(self, attempt: Attempt, seat: Seat, view: Tell) -> tuple[Verdict, Measurement]:
-        """Run an attempt on the first kind of --tiers, if it has not: the judge's word, by the champion's scores there.
-        A baseline gets all its runs. Raises Disturbed.
-        """
-        measured = Measurement()
-        if not attempt.screened:
-            measured = await self.first(attempt, seat, view)
-            self.require_undisturbed(attempt, measured)
-            if measured.score is None:
-                return without_score(measured), measured
-            await self.champion_again(attempt, seat)
-        if attempt.is_baseline:
-            objection = await self.baseline_again(attempt, seat, sum(measured.seconds.values()))
-            if objection:
-                return objection, measured
-        verdict = self.judge(attempt, self.ledger.latest(attempt))
-        return dataclasses.replace(verdict, reason=f"in the screening on {seat.kind}: {verdict.reason}"), measured
-
     # -- the baseline
 
     async def baseline_again(self, attempt: Attempt, seat: Seat, seconds: float) -> Verdict | None:

@@ -90,6 +90,7 @@ class Attempt:
     screened: list[Run] = dataclasses.field(default_factory=list)  # with --tiers: its runs on the first kind
     screened_again: list[Run] = dataclasses.field(default_factory=list)  # those beside other edits, as their champion
     promoted: bool = False  # it looked good there, and goes on to the last kind
+    screening_seconds: float = 0.0  # that this took
 
     @property
     def is_screened(self) -> bool:
@@ -361,7 +362,11 @@ class Ledger:
                 self.stale[True] = 0 if event.during else self.stale[True]
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Promoted():
-                self.attempts[event.number - 1].promoted = True
+                attempt = self.attempts[event.number - 1]
+                attempt.promoted, attempt.screening_seconds = (
+                    True,
+                    attempt.screening_seconds + event.seconds.get("wall", 0.0),
+                )
             case events.Verdict():
                 self._end_attempt(event)
             case events.InTurn():

@@ -204,7 +204,8 @@ class Record:
     @functools.cached_property
     def seconds(self) -> float:
         """Seconds of all trials that have a verdict."""
-        return sum((attempt.seconds or {}).get("wall", 0.0) for attempt in self.ledger.finished)
+        finished = self.ledger.finished
+        return sum((attempt.seconds or {}).get("wall", 0.0) + attempt.screening_seconds for attempt in finished)
 
     @functools.cached_property
     def noise(self) -> float:
