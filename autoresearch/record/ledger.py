@@ -363,10 +363,8 @@ class Ledger:
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Promoted():
                 attempt = self.attempts[event.number - 1]
-                attempt.promoted, attempt.screening_seconds = (
-                    True,
-                    attempt.screening_seconds + event.seconds.get("wall", 0.0),
-                )
+                attempt.promoted = True
+                attempt.screening_seconds += event.seconds.get("wall", 0.0)
             case events.Verdict():
                 self._end_attempt(event)
             case events.InTurn():

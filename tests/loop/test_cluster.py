@@ -258,7 +258,7 @@ def test_tiers_screen_on_the_first_kind_and_decide_on_the_last(on_nodes):
     process.wait()
     process.stdout.close()
     toy.go.touch()
-    output = toy.run(*night, "--experiments", "5")
+    output = toy.run(*toy.agent, "--experiments", "5")  # its tiers are the run's
     assert "screening: 2 seats of fast on 2 nodes; verdicts: 1 seat of slow on 1 node" in output
     toy.require_whole(in_order=False)
     assert verdicts(toy) == {
