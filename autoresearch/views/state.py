@@ -306,7 +306,7 @@ class SeatState:
 
     @property
     def name(self) -> str:
-        return self.node or f"seat {self.number}"
+        return f"seat {self.number}" + (f", {self.node}" if self.node else "")
 
 
 @dataclasses.dataclass

@@ -413,8 +413,10 @@ def test_seats_are_shown_where_there_are_several(tmp_path):
     state = state_of(Record(ledger), now, 5, 4600.0)
     lines = lines_of(state)
     assert "  seats     20 of H100 on 20 nodes, 8% busy" in lines  # a half, and a whole hour, of twenty
-    assert "  now       node4, 100% busy: experiment 2: starting up, 32 min" in lines
-    assert "            node2, 50% busy: idle" in lines and "            and 5 seats more, 0 of them busy" in lines
+    assert "  now       seat 4, node4, 100% busy: experiment 2: starting up, 32 min" in lines
+    assert (
+        "            seat 2, node2, 50% busy: idle" in lines and "            and 5 seats more, 0 of them busy" in lines
+    )
     said = {seat["number"]: seat for seat in state.as_json()["seats"]}
     assert (said[4]["experiment"], said[4]["busy"], said[4]["kind"]) == (2, 1.0, "H100") and not said[3]["trials"]
     assert facts_of(state)["seats"] == "20 of H100 on 20 nodes, 8% busy" and facts_of(state)["per_hour"] == 1
