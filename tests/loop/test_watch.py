@@ -360,6 +360,7 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
                 "document.documentElement.scrollWidth <= innerWidth"
                 " && document.querySelector('#curve svg').clientWidth < innerWidth"
             )
+        assert ask("seats.hidden")  # one machine with one seat
         assert (
             ask("document.title") == "5 score · night"
             and ask("document.querySelector('h1').textContent") == "night: score, higher is better"
@@ -455,9 +456,10 @@ def test_the_page_in_a_browser(toy, watch, tmp_path):
 @pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")
 @pytest.mark.slow
 def test_a_person_says_yes_and_no_in_a_browser(toy, watch, tmp_path):
-    """Two edits wait; one is approved and one rejected, with the mouse."""
+    """Two edits wait; one is approved and one rejected, with the mouse. Each of the two workers has a line."""
     toy.plan_steps(e2=[step(5)], e3=[step(6)])
-    loop = toy.start(*toy.agent, "--approve", "edits", "--experiments", "3", "--baseline-runs", "1")
+    night = "--approve", "edits", "--experiments", "3", "--baseline-runs", "1", "--workers", "2"
+    loop = toy.start(*toy.agent, *night)
     wait_for(lambda: toy.journal("held")[1:], 60)
     page, chromium = watch("--writable"), browser.Browser(tmp_path / "profile")
     try:
@@ -475,6 +477,8 @@ def test_a_person_says_yes_and_no_in_a_browser(toy, watch, tmp_path):
             chromium.wait(f"!({item})")
 
         chromium.wait("held.children.length == 2")
+        lines = chromium.ask("[...seats.children].map(line => line.textContent.replace(/\\d+%/, 'N%')).join('; ')")
+        assert lines == "seat 0: idle · N% busy; seat 1: idle · N% busy"
         chromium.ask("window.prompt = question => question.includes('experiment 3') ? 'too <b>bold</b>' : ''")
         click("reject", 3)
         click("approve", 2)
