@@ -86,12 +86,12 @@ class Research(Begins):
         default="auto",
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
-    base_url: str | None = option("Of claude-api: any server with a Messages API.")
+    base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
     price: str | None = option(
-        "Of claude-api with --base-url: dollars for a million tokens of input and of output.", metavar="IN,OUT"
+        "With --base-url: dollars for a million tokens of input and of output.", metavar="IN,OUT"
     )
     thinking: str | None = option(
-        "Of claude-api: low, medium (the default), high, xhigh, max, off, or a budget in tokens for older models."
+        "With claude-api: low, medium (the default), high, xhigh, max, off, or a budget in tokens for older models."
     )
     agent_command: str | None = option("The program of --agent command.")
     agent_limit: float = option("Seconds for one proposal.", min=1, default=1800.0)
@@ -117,21 +117,21 @@ class Research(Begins):
         metavar="auto|HOST:PORT",
     )
     seat_cpus: int | None = option(
-        "Of --cluster: cores of one trial, on nodes without GPUs. Default: all that a node has.", min=1
+        "With --cluster: cores of one trial, on nodes without GPUs. Default: all that a node has.", min=1
     )
     tiers: str | None = option(
-        "Of --cluster: two kinds of devices. Edits are screened on the first; those that look good there are tried on "
+        "With --cluster: two kinds of devices. Edits are screened on the first; what looks good there is tried on "
         "the second, which decides.",
         metavar="KIND,KIND",
     )
     seat_price: list[str] = option(
-        "Of --cluster: dollars an hour for a seat of that kind, which count for --max-cost; again, or with commas, for "
+        "With --cluster: dollars an hour for a seat of that kind, counted by --max-cost; again, or with commas, for "
         "more.",
         metavar="KIND=USD",
         default=(),
     )
     brief_tokens: int = option("How much the agent is told.", min=4000, default=BRIEF_TOKENS)
-    seed: int = option("Of every trial: picking seeds is not research.", min=0, default=42)
+    seed: int = option("Seed of every trial; picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")
     baseline_runs: int | None = option(
         "How often the baseline is trained, to know the noise. Default: 2; in other repositories 5, where it takes "
@@ -175,7 +175,7 @@ class Plan(Confined):
         f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
-    base_url: str | None = option("Of claude-api: any server with a Messages API.")
+    base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
     agent_command: str | None = option("The program of --agent command.")
     yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
     force: bool = option("Replace the program.md that is there.", "--force", default=False)
@@ -198,7 +198,7 @@ class Called:
 
 @dataclasses.dataclass
 class Start(Called, Begins):
-    seed: int | None = option("Of every trial. Default: the run's, else 42.", min=0)
+    seed: int | None = option("Seed of every trial. Default: the run's, else 42.", min=0)
     keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
     baseline_runs: int | None = option(
         "How often the baseline is trained, to know the noise. Default: 1; in other repositories as for the loop.",
@@ -230,7 +230,7 @@ class Clean(Tagged):
 class Numbered(Trials):
     """Of commands about one experiment."""
 
-    number: int = argument("Of the experiment.", default=0, metavar="NUMBER", show_default=False)
+    number: int = argument("Number of the experiment.", default=0, metavar="NUMBER", show_default=False)
 
 
 @dataclasses.dataclass
@@ -271,7 +271,7 @@ class Ideas:
     )
     agent: str = option(f"Who searches: {', '.join(NAMES[:-2])}.", default="auto")
     model: str | None = option("The agent's model. Default: the agent's own.")
-    base_url: str | None = option("Of claude-api: any server with a Messages API.")
+    base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
     agent_command: str | None = option("The program of --agent command.")
     agent_limit: float = option("Seconds for the search.", min=1, default=1800.0)
 
@@ -326,7 +326,7 @@ class Track(Tagged):
 
 @dataclasses.dataclass
 class Watch(Tagged):
-    port: int = option("Of 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
+    port: int = option("Port on 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
     writable: bool = option(
         "The page also takes notes, a pause, a stop and your word, from whoever has its address.",
         "--writable",

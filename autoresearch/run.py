@@ -131,7 +131,7 @@ class Run:
             )
 
     def begin_anew(self, task: dict) -> None:
-        """Give a run in which nothing was measured the present program.md and commit: what was mended goes on."""
+        """Give a run in which nothing was measured the present program.md and commit: what was corrected goes on."""
         self.require_files()
         for attempt in self.ledger.pending:
             self.ledger.append(events.Verdict(number=attempt.number, status="crash", score=None, reason=ABANDONED[0]))

@@ -66,7 +66,7 @@ def digits(value: float | None) -> str:
         return "n/a"
     if value == 0 or (0.5 <= abs(value) < 1e15 and round(value, 9) == round(value)):
         return str(round(value))
-    return f"{value:.6f}" if abs(value) >= 1e-5 else f"{value:.3g}"
+    return f"{value:.6f}" if 1e-5 <= abs(value) < 1e15 else f"{value:.{3 if abs(value) < 1 else 7}g}"
 
 
 def signed(value: float | None) -> str:

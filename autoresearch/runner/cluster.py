@@ -289,7 +289,7 @@ class Cluster:
 
         if PREFLIGHT in job.phases:
             return await self.home.run(job, Seat(0), tell)
-        worker, folder = self._workers.get(seat.number), self.home.folder_of(job.name)
+        worker, folder = self._worker_of(seat), self.home.folder_of(job.name)
         if TRAIN in job.phases and worker:
             self._trained[job.name] = worker
             remove(folder)
@@ -313,6 +313,11 @@ class Cluster:
         put(folder, outcome.files)
         return outcome.result
 
+    def _worker_of(self, seat: Seat) -> Worker | None:
+        """None where the seat was lost; another one may have its number by now."""
+        worker = self._workers.get(seat.number)
+        return worker if worker and worker.seat is seat else None
+
     async def _follow(self, worker: Worker, job: Job, folder: Path, tell: Callable[[Phase], None]) -> None:
         """Bring what a running job says into the run's folder."""
         import ray
@@ -335,7 +340,7 @@ class Cluster:
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):
-            if worker := self._workers.get(seat.number):
+            if worker := self._worker_of(seat):
                 return await worker.call("quiet", most, limit)
         return False
 

@@ -110,6 +110,13 @@ def first(pattern: str, path: Path) -> str:
     return found[1].strip() if found else ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """What a call comes to that failed where nobody foresaw it."""
+
+    text: str
+
+
 # ----------------------------------------------------------------------------------------------
 # The actor
 
@@ -150,7 +157,11 @@ class Actor:
     async def _read(self) -> None:
         assert self._process and self._process.stdout
         async for number, answer in messages(self._process.stdout):
-            if waiting := self._answers.pop(number, None):
+            if not (waiting := self._answers.pop(number, None)):
+                continue
+            if isinstance(answer, Fault):
+                waiting.set_exception(RuntimeError(answer.text))
+            else:
                 waiting.set_result(answer)
         for waiting in self._answers.values():
             if not waiting.done():
@@ -342,7 +353,11 @@ async def serve(output: IO[bytes]) -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
 
     async def answer(number: int, name: str, arguments: tuple) -> None:
-        said = pickle.dumps((number, await getattr(node, name)(*arguments)))
+        try:
+            result = await getattr(node, name)(*arguments)
+        except Exception as error:  # else the caller would wait for ever
+            result = Fault(f"{type(error).__name__}: {error}")
+        said = pickle.dumps((number, result))
         output.write(HEAD.pack(len(said)) + said)
         output.flush()
 

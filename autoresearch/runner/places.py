@@ -95,7 +95,9 @@ def require_known(prices: Iterable[str], places: Sequence[Place]) -> None:
 
 
 def choose_kinds(places: Sequence[Place], asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """The kinds that a run uses: those asked for, or else the one with most seats. Raises UserError."""
+    """The kinds that a run uses: those asked for, or else the one with most seats, a GPU if there is one. Raises
+    UserError.
+    """
     kinds = collections.Counter(place.kind for place in places)
     for kind in asked:
         if kind not in kinds:
@@ -111,7 +113,8 @@ def choose_kinds(places: Sequence[Place], asked: Sequence[str] = ()) -> tuple[st
             "the cluster has no seat: no node with a GPU, or with as many cores as --seat-cpus says. Start one, on its "
             "machine: `uv run --group cluster ray start --address=HOST:6379` (docs/cluster.md)"
         )
-    return (min(kinds, key=lambda kind: (-kinds[kind], kind)),)
+    gpus = {place.kind for place in places if not place.cores}
+    return (min(kinds, key=lambda kind: (kind not in gpus, -kinds[kind], kind)),)
 
 
 def seats_in_words(places: Sequence[Place], kinds: Sequence[str]) -> str:

@@ -69,7 +69,7 @@ class Watch:
         self.repo, self.record, self.writable = repo, Record(ledger), writable
         self.folder = ledger.path.parent
         self.inode = ledger.path.stat().st_ino
-        self.rows: dict[int, dict] = {}  # of attempts that have their verdict: they stay as they are
+        self.rows: dict[int, dict] = {}  # of attempts that have their verdict, which a person may still change
         self.answered: tuple[object, bytes] = (None, b"")  # the last state: what it depends on, and as JSON
         self.lock = threading.Lock()
 
@@ -82,7 +82,7 @@ class Watch:
             now = {"running": state.running, "doing": list(map(dataclasses.asdict, doing(state))), "trials": running}
             if self.answered[0] != (record.size, now):
                 attempts = record.ledger.attempts
-                rows = [self.rows.get(attempt.number) or self._row(attempt, running) for attempt in attempts]
+                rows = [self._row(attempt, running) for attempt in attempts]
                 now["held"] = [{"number": number, "what": words} for number, words in state.held.items()]
                 now["seats"] = list(map(seat_of, state.seats)) if state.has_seats else []
                 now |= {"writable": self.writable, "paused": state.paused, "notes": list(map(clean, state.notes))}
@@ -159,6 +159,8 @@ class Watch:
         return look(ledger, self.record)
 
     def _row(self, attempt: Attempt, running: list[int]) -> dict:
+        if (known := self.rows.get(attempt.number)) and known["status"] == attempt.status:
+            return known
         row: dict = dataclasses.asdict(self.record.row(attempt))
         row |= {name: clean(row[name]) for name in ("description", "reason", "agent", "category")}
         row["commit"] = short(attempt.commit)
