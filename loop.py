@@ -11,14 +11,18 @@ how an attempt comes to its verdict in autoresearch/experiment.py, and the comma
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import time
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING
 
 from autoresearch import Stopped, cli
+from autoresearch.tasks import cancel, first_of, start
 
 if TYPE_CHECKING:  # commands.py builds these parts; `loop.py --help` need not wait for them
     import asyncio
 
+    from autoresearch.drafts import Draft
     from autoresearch.experiment import Experiments, Returned
     from autoresearch.limits import Limits
     from autoresearch.propose import Proposer
@@ -27,19 +31,29 @@ if TYPE_CHECKING:  # commands.py builds these parts; `loop.py --help` need not w
     from autoresearch.runner import Seat
 
 
+@dataclasses.dataclass
+class Trial:
+    task: asyncio.Task
+    seat: Seat
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+
 class Loop:
     """The loop over one run. One thread decides: proposals and experiments are tasks that take turns on it.
 
-    While trials run, one on each seat, an agent works on the next edit. lookahead: attempts to have ready.
+    While trials run, one on each seat, agents work on the next edits. lookahead: attempts to have ready. waves: have
+    more ready where several trials are about to end.
     """
 
     def __init__(
-        self, run: Run, proposer: Proposer, experiments: Experiments, limits: Limits, lookahead: int = 0
-    ) -> None:
+        self, run: Run, proposer: Proposer, experiments: Experiments, limits: Limits, lookahead: int = 0,
+        waves: bool = False,
+    ) -> None:  # fmt: skip
         self.run, self.ledger, self.stop = run, run.ledger, run.stop
-        self.proposer, self.experiments, self.limits, self.lookahead = proposer, experiments, limits, lookahead
-        self.proposing: asyncio.Task | None = None
-        self.trials: dict[int, tuple[asyncio.Task, Seat]] = {}  # by number of the attempt
+        self.proposer, self.experiments, self.limits = proposer, experiments, limits
+        self.lookahead, self.waves = lookahead, waves
+        self.proposals: dict[asyncio.Task, Draft] = {}
+        self.trials: dict[int, Trial] = {}  # by number of the attempt
         self.seats: Sequence[Seat] = []  # as they were when trials were started last
         self.returned: list[Returned] = []  # attempts that go back to their agents
         self.fault: BaseException | None = None  # what ends the night; what runs comes to its verdict first
@@ -51,10 +65,10 @@ class Loop:
                 try:
                     await self.start_trials()
                     if not (self.fault or self.reason_to_end()):
-                        self.start_proposal()
+                        self.start_proposals()
                 except Exception as fault:
                     self.end_with(fault)
-                if not (self.trials or self.proposing or self.held() or self.lacks_seats()):
+                if not (self.trials or self.proposals or self.held() or self.lacks_seats()):
                     break
                 await self.wait_for_something()
                 self.take_in()
@@ -87,27 +101,37 @@ class Loop:
 
     # -- propose
 
-    def start_proposal(self) -> None:
-        """Let an agent make an attempt: one that came back, else a new one where one is wanted."""
+    def start_proposals(self) -> None:
+        """Let agents make attempts: those that came back, then new ones where they are wanted."""
         for warning in self.limits.warnings(self.ledger):
             self.run.console.line(warning, "yellow")
-        if self.proposing or self.ledger.paused or self.experiments.gate.holds_proposals(self.ledger):
-            return
-        if self.returned:
-            self.proposing = start(self.retry(self.returned[0]))
-        elif self.proposer.wanted(*self.experiments.tiers.room_for_new(self.waiting(), self.idle()), self.lookahead):
-            self.proposing = start(self.run.with_room(self.proposer.next_attempt))
+        drafts, gate = self.proposer.drafts, self.experiments.gate
+        while self.proposer.has_place() and not (self.ledger.paused or gate.holds_proposals(self.ledger, len(drafts))):
+            room = self.experiments.tiers.room_for_new(self.waiting(), self.idle())
+            if self.returned:
+                draft = drafts.begin(self.returned.pop(0))
+            elif self.proposer.wanted(*room, max(self.lookahead, self.due()[0])):
+                draft = drafts.begin()
+            else:
+                return
+            self.proposals[start(self.make(draft))] = draft
 
-    async def retry(self, back: Returned) -> None:
-        try:
-            if not await self.run.with_room(lambda: self.proposer.retry(back)):
-                await self.experiments.conclude(back.verdict)
-        finally:  # cancelled, it runs again when the run goes on
-            self.returned.remove(back)
+    async def make(self, draft: Draft) -> None:
+        """An attempt of what is in the making, if something comes of it. Cancelled, one that came back runs again."""
+        if not (back := draft.back):
+            await self.run.with_room(lambda: self.proposer.next_attempt(draft))
+        elif not await self.run.with_room(lambda: self.proposer.retry(draft, back)):
+            await self.experiments.conclude(back.verdict)
+
+    def due(self) -> tuple[int, float | None]:
+        """(Trials that will be over when a proposal that is begun now is ready, seconds until the next one will be.)"""
+        trials = [trial for trial in self.trials.values() if self.experiments.tiers.suits(trial.seat)]
+        return self.proposer.drafts.due([trial.began for trial in trials]) if self.waves else (0, None)
 
     def waiting(self) -> list[Attempt]:
         """Attempts that can run next."""
-        away = {*self.trials, *(back.attempt.number for back in self.returned), *self.ledger.held, *self.ledger.words}
+        back = [*self.returned, *(draft.back for draft in self.proposals.values() if draft.back)]
+        away = {*self.trials, *(one.attempt.number for one in back), *self.ledger.held, *self.ledger.words}
         return [attempt for attempt in self.ledger.pending if attempt.number not in away]
 
     # -- try out
@@ -115,7 +139,7 @@ class Loop:
     async def start_trials(self) -> None:
         """Give seats that are idle what waits, but for what a person has to say yes to."""
         self.seats = await self.run.take_seats()
-        await self.experiments.settle(self.waiting(), bool(self.proposing))
+        await self.experiments.settle(self.waiting(), bool(self.proposals))
         for attempt in self.waiting():
             if self.fault or self.ledger.paused or self.reason_to_end(spending=False):
                 return
@@ -126,12 +150,12 @@ class Loop:
                 self.returned += [ready] if ready else []
             elif seat := next((seat for seat in idle if self.experiments.tiers.suits(seat, attempt)), None):
                 work: Coroutine = self.run.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
-                self.trials[attempt.number] = start(work), seat
+                self.trials[attempt.number] = Trial(start(work), seat)
                 self.stop.trials = len(self.trials)
 
     def idle(self) -> list[Seat]:
         """Seats without a trial."""
-        busy = [seat for _, seat in self.trials.values()]
+        busy = [trial.seat for trial in self.trials.values()]
         return [seat for seat in self.seats if seat not in busy]
 
     async def try_out(self, attempt: Attempt, seat: Seat) -> None:
@@ -143,33 +167,35 @@ class Loop:
     async def wait_for_something(self) -> None:
         """Wait until a task is over, the hours are, or the user asks to stop or has told the run something.
 
-        Cancel the proposal of a night that ends, and (level 2) the trials too.
+        Cancel the proposals of a night that ends, and (level 2) the trials too.
         """
-        tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
         asked = start(self.stop.reaches(self.stop.level + 1))
         told = start(self.run.told(self.seats))
-        thinks = self.proposing and not self.proposing.cancelling()
+        thinks = any(not task.cancelling() for task in self.proposals)
         left = self.limits.seconds_left(self.ledger) if thinks or self.held() or self.lacks_seats() else None
-        await first_of([*tasks, asked, told], left)
+        until = [seconds for seconds in (left, self.due()[1]) if seconds is not None]
+        await first_of([*self.tasks(), asked, told], min(until, default=None))
         asked.cancel()
         if not told.cancel():
             self.look_at(told)
-        if self.proposing and (self.stop.level or self.limits.seconds_left(self.ledger) == 0):
-            cancel(self.proposing)
+        if self.stop.level or self.limits.seconds_left(self.ledger) == 0:
+            cancel(*self.proposals)
         if self.stop.now():
-            for task, _ in self.trials.values():
-                cancel(task)
+            cancel(*self.tasks())
+
+    def tasks(self) -> list[asyncio.Task]:
+        return [*(trial.task for trial in self.trials.values()), *self.proposals]
 
     def take_in(self) -> None:
         """Take the tasks that are over off the lists, and note what went wrong in them."""
-        for number, (task, _) in list(self.trials.items()):
-            if task.done():
+        for number, trial in list(self.trials.items()):
+            if trial.task.done():
                 del self.trials[number]
-                self.look_at(task)
+                self.look_at(trial.task)
                 self.proposer.nothing_left = ""  # after a verdict there may be something to propose again
-        if self.proposing and self.proposing.done():
-            self.look_at(self.proposing)
-            self.proposing = None
+        for task in [task for task in self.proposals if task.done()]:
+            self.proposer.drafts.end(self.proposals.pop(task))
+            self.look_at(task)
         self.stop.trials = len(self.trials)
 
     def look_at(self, task: asyncio.Task) -> None:
@@ -177,17 +203,14 @@ class Loop:
             self.end_with(fault)
 
     def end_with(self, fault: BaseException) -> None:
-        """The night is over; trials come to their verdict first, an agent would think in vain."""
+        """The night is over; trials come to their verdict first, agents would think in vain."""
         self.fault = self.fault or fault
-        if self.proposing:
-            cancel(self.proposing)
+        cancel(*self.proposals)
 
     async def cancel_all(self) -> None:
         """End what still runs: only where the night itself failed."""
-        tasks = [task for task, _ in self.trials.values()] + ([self.proposing] if self.proposing else [])
-        for task in tasks:
-            cancel(task)
-        for task in tasks:
+        cancel(*self.tasks())
+        for task in self.tasks():
             await first_of([task])
 
     # -- an external agent (`loop.py try`)
@@ -201,7 +224,7 @@ class Loop:
         if attempt and champion and self.run.edit() not in (attempt.edit, champion.edit):
             await self.experiments.abandon(attempt)
             attempt = None
-        attempt = attempt or await self.stop.unless_asked(self.proposer.next_attempt())
+        attempt = attempt or await self.stop.unless_asked(self.proposer.next_attempt(self.proposer.drafts.begin()))
         if attempt:
             await self.until_verdict(attempt)
         return attempt
@@ -214,28 +237,6 @@ class Loop:
             with contextlib.suppress(Stopped):
                 await self.stop.unless_asked(self.run.with_room(lambda: self.experiments.try_out(attempt, seat)), 2)
         self.run.reset()
-
-
-# -- tasks. asyncio is imported where it is needed: `loop.py status` need not wait for it
-
-
-def start(work: Coroutine) -> asyncio.Task:
-    import asyncio
-
-    return asyncio.create_task(work)
-
-
-async def first_of(tasks: list[asyncio.Task], seconds: float | None = None) -> None:
-    """Wait until one of them is over, or the seconds are."""
-    import asyncio
-
-    await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-
-
-def cancel(task: asyncio.Task) -> None:
-    """Cancel a task once: it may take seconds to end its processes, and a second time would hurry it."""
-    if not task.cancelling():
-        task.cancel()
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from autoresearch.text import count, digits, one_line, short, signed
 BYTES_PER_TOKEN = 3  # of code and numbers; prose has more, so a brief never takes more tokens than estimated
 DATA_LIMIT = 4000  # bytes of what a trial printed
 NEAR_MISSES = 5
+COMBINE = "several near misses combined"  # what one of several proposals at once begins with
 NOTES = 10  # that are shown
 IDEAS, STARVED = 8, 3  # and of these
 REPLY_BYTES = 1500  # for what goes with a brief: how to reply
@@ -39,6 +40,16 @@ NEWEST = 8  # attempts that are told in full before older ones are told in short
 
 async def no_objection() -> str | None:
     return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Beside:
+    """Another proposal that is in the making."""
+
+    number: int
+    focus: str = ""  # what its agent was asked to begin with
+    description: str = ""  # what it has made so far, and what names that edit
+    edit: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +73,8 @@ class Brief:
     lessons: list[Lesson] = dataclasses.field(default_factory=list)
     ideas: list[Idea] = dataclasses.field(default_factory=list)  # that wait to be tested; and that were starved
     in_flight: list[Attempt] = dataclasses.field(default_factory=list)  # attempts without a verdict yet
+    beside: list[Beside] = dataclasses.field(default_factory=list)  # proposals in the making
+    focus: str = ""  # the kind of change to begin with, so that these are not alike
     notes: list[tuple[int, str]] = dataclasses.field(default_factory=list)  # of people, before which experiment
     refused: list[Refused] = dataclasses.field(default_factory=list)  # proposals for this number
     optimizer: str = ""  # what the optimizer knows, whose business constants are
@@ -204,11 +217,7 @@ class Brief:
             ]
         if advice := self.advice():
             parts += [f"## Stage: {self.stage}", advice]
-        if self.in_flight:
-            parts += [
-                "## In flight, without a verdict yet",
-                fence("\n".join(f"{a.number}. {headline(a)}" for a in self.in_flight), small),
-            ]
+        parts += self.not_alone(small)
         if self.lessons:
             lines = (f"L{lesson.number} (confirmed {lesson.confirmed}): {lesson.text}" for lesson in self.lessons)
             parts += ["## Lessons of this and earlier runs", fence(first(lines, self.share(10)), self.share(1))]
@@ -233,6 +242,27 @@ class Brief:
                 self.history(max(self.share(10), self.share(1) - used - REPLY_BYTES)),
             ]
         return parts
+
+    def not_alone(self, space: int) -> list[str]:
+        """What is tried and proposed beside this, and what to do so that this is something else."""
+        doing = [f"{a.number}. {headline(a)}" for a in self.in_flight]
+        for other in self.beside:
+            what = f"asked to begin with {other.focus}" if other.focus and not other.description else other.description
+            doing.append(f"{other.number}. in the making" + (f": {what}" if what else ""))
+        if not doing:
+            return []
+        each = max(60, space // len(doing) - 1)
+        parts = ["## In flight, without a verdict yet", fence("\n".join(one_line(one, each) for one in doing), space)]
+        if self.crash or self.refusal:
+            return parts
+        ask = "Try something else than these: another kind of change, or another idea of the same kind."
+        if self.focus:
+            ask += (
+                f" Those who are asked beside you know the same as you, so begin with {self.focus}; where you know of "
+            )
+            ask += "nothing there that has a reason to work, take what none of them has."
+        near = [f"{a.number}. {signed(change_of(a))} {headline(a)}" for a in self.near_misses()]
+        return [*parts, ask, *([fence("\n".join(near), space)] if self.focus == COMBINE else [])]
 
     def queue(self, space: int) -> list[str]:
         """The ideas that are offered next, and those that more memory or time could have made work."""

@@ -86,7 +86,10 @@ async def night(loop: type, options: Research) -> int:
         seats = [] if fleet else run.choose_seats(options.gpus, options.workers)
         pages = Pages(run)
         rule = rule_of(options.keep_rule, run.task.line_price)
-        proposer = Proposer(run, pages, agents, limits, filler, options.web_search, options.brief_tokens, rule)
+        proposer = Proposer(
+            run, pages, agents, limits, filler, options.web_search, options.brief_tokens, rule,
+            at_once=options.proposers,
+        )  # fmt: skip
         baseline_runs, repairs = options.baseline_runs, options.repairs
         experiments = Experiments(
             run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None, gate
@@ -111,7 +114,8 @@ async def night(loop: type, options: Research) -> int:
         await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown), make)
         run.note_start(options.keep_rule)
         try:
-            reason = await loop(run, proposer, experiments, limits, ahead).night()
+            waves = options.lookahead is None and not run.task.is_timed and len(run.runner.seats) > 1
+            reason = await loop(run, proposer, experiments, limits, ahead, waves).night()
         except Exception as error:
             with contextlib.suppress(OSError):  # the disk may be what failed
                 run.ledger.append(events.Stop(reason=events.FAULT + one_line(str(error))))
@@ -173,7 +177,7 @@ async def begin(loop: type, options: Start) -> int:
         await run.open(seats, settings, seed, lambda facts: first_screen(run, facts, shown))
         run.note_start(keep_rule, external=True)
         if run.ledger.champion is None and not stop.level:
-            baseline = next(iter(run.ledger.pending), None) or await proposer.next_attempt()
+            baseline = next(iter(run.ledger.pending), None) or await proposer.next_attempt(proposer.drafts.begin())
             await loop(run, proposer, experiments, Limits()).until_verdict(baseline)
         if champion := run.ledger.champion:
             for name in run.task.editable:

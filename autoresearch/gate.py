@@ -31,10 +31,10 @@ class Gate:
         spent = self.dollars is not None and ledger.spent.dollars - ledger.cleared >= self.dollars
         return spent and not any(held.what == "cost" for held in ledger.held.values())
 
-    def holds_proposals(self, ledger: Ledger) -> bool:
+    def holds_proposals(self, ledger: Ledger, in_the_making: int = 0) -> bool:
         """Whether nothing more is to be proposed until there is a word."""
         held = [held.what for held in ledger.held.values()]
-        return "cost" in held or held.count("edit") >= MOST
+        return "cost" in held or self.holds_cost(ledger) or held.count("edit") + in_the_making * self.edits >= MOST
 
     def __str__(self) -> str:
         cost = [] if self.dollars is None else [f"each ${self.dollars:g}"]

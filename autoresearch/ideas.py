@@ -93,12 +93,16 @@ those that are {OPEN}, from the top, yours before those of agents.
         with self.to_edit() as ideas:
             return ideas
 
-    def to_offer(self, pending: Sequence[Attempt] = ()) -> list[Idea]:
-        """Those that an agent is told: first what is open and in no pending attempt, then what was starved."""
+    def to_offer(self, pending: Sequence[Attempt] = (), first: int = 0) -> list[Idea]:
+        """Those that an agent is told: first what is open and in no pending attempt, then what was starved.
+
+        first: the place of the one that comes first, so that of several agents asked at once each begins with another.
+        """
         ideas, busy = self.read(), {number for attempt in pending for number in tested(attempt.ideas)}
         waiting = [idea for idea in ideas if idea.is_open and idea.number not in busy]
         waiting.sort(key=lambda idea: idea.source.startswith(AGENT))
-        return waiting + [idea for idea in ideas if idea.starved and not idea.is_open]
+        first %= max(1, len(waiting))
+        return waiting[first:] + waiting[:first] + [idea for idea in ideas if idea.starved and not idea.is_open]
 
     def add(self, text: str, expected: str = "", source: str = "") -> tuple[Idea, bool]:
         """(The idea, whether it is new): one that says the same is not added again. Raises UserError for no words."""

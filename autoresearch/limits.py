@@ -86,11 +86,10 @@ class Limits:
             if most is not None and not math.isfinite(most):
                 raise UserError(f"{option} takes a number, not {most}; leave it out for no limit")
 
-    def used(self, ledger: Ledger, tokens: int = 0, dollars: float = 0.0) -> dict[str, tuple[float, float, str]]:
+    def used(self, ledger: Ledger, tokens: float = 0, dollars: float = 0.0) -> dict[str, tuple[float, float, str]]:
         """By option: (what was used, what may be, both in words). tokens, dollars: what is not in the record yet."""
-        spent = ledger.spent
-        spent.add(tokens, dollars)
-        cost = spent.dollars + ledger.account.dollars(time.time())
+        tokens += ledger.spent.tokens
+        dollars += ledger.spent.dollars + ledger.account.dollars(time.time())
         hours = (time.monotonic() - self.began) / 3600
         budgets = {
             "--experiments": (
@@ -99,14 +98,14 @@ class Limits:
                 f"{len(ledger.finished)} of {self.experiments} experiments",
             ),
             "--hours": (hours, self.hours, f"{hours:.1f} of {self.hours or 0:g} hours"),
-            "--max-cost": (cost, self.dollars, f"${cost:.2f} of ${self.dollars or 0:g}"),
-            "--max-tokens": (spent.tokens, self.tokens, f"{spent.tokens:,} of {self.tokens or 0:,} tokens"),
+            "--max-cost": (dollars, self.dollars, f"${dollars:.2f} of ${self.dollars or 0:g}"),
+            "--max-tokens": (tokens, self.tokens, f"{tokens:,} of {self.tokens or 0:,} tokens"),
         }
         return {option: (used, most, words) for option, (used, most, words) in budgets.items() if most is not None}
 
-    def room(self, ledger: Ledger) -> bool:
-        """Whether the run may have one more experiment than were begun."""
-        return self.experiments is None or len(ledger.attempts) < self.experiments
+    def room(self, ledger: Ledger, in_the_making: int = 0) -> bool:
+        """Whether the run may have one more experiment than were begun, or are being proposed."""
+        return self.experiments is None or len(ledger.attempts) + in_the_making < self.experiments
 
     def seconds_left(self, ledger: Ledger) -> float | None:
         """Until the hours are over, or the seats that there are have cost what they may; at least 0. None where neither
@@ -121,12 +120,12 @@ class Limits:
         return None if self.dollars is None else max(0.0, self.dollars - spent)
 
     def reached(
-        self, ledger: Ledger, spending: bool = True, tokens: int | None = 0, dollars: float | None = 0.0
+        self, ledger: Ledger, spending: bool = True, tokens: float | None = 0, dollars: float | None = 0.0
     ) -> str | None:
         """Why the night is over, or None.
 
         spending: whether what would come next has to be paid for; a trial has not, but for its seat. tokens, dollars:
-        what the proposal that goes on has taken so far.
+        what is in the making has taken so far, or will have.
         """
         free = () if spending else ("--max-tokens", *(() if ledger.account.dollars_an_hour else ("--max-cost",)))
         for option, (used, allowed, words) in self.used(ledger, tokens or 0, dollars or 0.0).items():

@@ -101,7 +101,14 @@ class Research(Begins):
         "How often an edit that crashed in its first minute goes back to the agent.", min=0, default=1
     )
     lookahead: int | None = option(
-        "Proposals to have ready while a trial runs. Default: 1 for agents that take time to think, else 0.", min=0
+        "Proposals to have ready while trials run. Default: 1 for agents that take time to think, else 0; of several "
+        "seats as many as will be free by the time that a proposal is ready.",
+        min=0,
+    )
+    proposers: int | None = option(
+        "Proposals in the making at once, at most; there are as many as seats are idle or about to be. Default: one "
+        "for each seat, up to 16.",
+        min=1,
     )
     gpus: str | None = option(
         "GPUs to use, by their numbers in nvidia-smi: a trial at a time on each. Default: the first, or those of the "

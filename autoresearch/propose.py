@@ -1,12 +1,15 @@
-"""From the record to an edit: choose an agent, brief it, check its edit, commit it.
+"""From the record to an edit: choose an agent, brief it, check its edit, commit it. Several at once, where seats wait.
 
-An edit that is refused goes back to its agent with the reason. Which agents may be asked now is known to roster.py.
+An edit that is refused (refusal.py) goes back to its agent with the reason. Which agents may be asked now is known to
+roster.py, what is in the making to drafts.py.
 """
 
 import asyncio
 import contextlib
 import dataclasses
 import itertools
+import math
+import time
 
 import git
 
@@ -19,12 +22,13 @@ from autoresearch.agents import (
     AgentUnavailable,
     NothingLeft,
     Proposal,
+    categories_of,
 )
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.external import External
-from autoresearch.brief import Brief, change_of
-from autoresearch.constants import Value, as_it_counts, change, read_code
-from autoresearch.editable import in_folder
+from autoresearch.brief import Beside, Brief
+from autoresearch.constants import change, read_code
+from autoresearch.drafts import AT_ONCE, Draft, Drafts, focus_of
 from autoresearch.experiment import Returned
 from autoresearch.ideas import Ideas
 from autoresearch.judge import RULES, KeepRule, margin
@@ -34,27 +38,27 @@ from autoresearch.offered import offered
 from autoresearch.pages import Pages
 from autoresearch.program import read_agenda, read_stages
 from autoresearch.record import events
-from autoresearch.record.ledger import ABANDONED, Attempt, is_a_miss
+from autoresearch.record.ledger import Attempt
 from autoresearch.record.runs import RUNS
+from autoresearch.refusal import Refusals, as_recorded
 from autoresearch.roster import Roster
 from autoresearch.run import Run
-from autoresearch.runner import PREFLIGHT, Job, Seat
 from autoresearch.runner.logs import read_tail
-from autoresearch.text import one_line, short, signed
+from autoresearch.text import one_line, short
+from autoresearch.views.state import Thinking
 
 RETRIES = 3  # times that a refused edit goes back to its agent
 FAILURES = 5  # failed proposals in a row, before the loop gives up
-CLEAR = 2 * 2**0.5  # standard deviations of one score: a difference of two that is no chance
 
 
 class Proposer:
-    """Lets agents propose, one at a time.
+    """Lets agents propose.
 
     agents: of several the bandit chooses one for each experiment. limits: what they may take. fill: who proposes while
     none can be reached.
     web_search: whether agents may look outside. brief_tokens: how much they are told. rule: by which their edits are
     judged. external: the edit in the worktree is that of an external agent; it goes back to no one, and stays where it
-    is until its verdict.
+    is until its verdict. at_once: proposals in the making, at most; None: as many as there are seats, up to AT_ONCE.
     """
 
     def __init__(
@@ -68,29 +72,42 @@ class Proposer:
         brief_tokens: int = BRIEF_TOKENS,
         rule: KeepRule = RULES["margin"],
         external: bool = False,
+        at_once: int | None = None,
     ) -> None:
         self.run, self.ledger, self.repo, self.task, self.console = run, run.ledger, run.repo, run.task, run.console
-        self.pages, self.external = pages, external
-        self.roster = Roster(agents, fill, run.ledger, run.console)
+        self.pages, self.external, self.at_once = pages, external, at_once
+        self.roster, self.drafts = Roster(agents, fill, run.ledger, run.console), Drafts(run.ledger, run.repo)
+        self.refusals = Refusals(run, self.drafts)
         self.limits, self.web_search, self.brief_tokens = limits or Limits(), web_search, brief_tokens
         self.rule = rule
         self.lessons, self.ideas = Lessons(run.root / RUNS / "lessons.md"), Ideas(run.root / RUNS)
         self.ideas.catch_up()
         self.stages = read_stages(run.program)
         self.nothing_left = ""  # why no agent has a proposal, until the next verdict
-        self.failures = 0  # in a row
-        self.preflight_seconds: float | None = None  # that the last one took
-        self.base: Attempt | None = None  # the champion that the worktree was given to the agent with
-        self.redone: int | None = None  # an attempt whose edit goes back without having run: it may be as it was
+        self.failures, self.failed_at = 0, 0.0  # in a row, and when the last one was counted
 
-    def wanted(self, waiting: int, idle: int, lookahead: int) -> bool:
-        """Whether there should be one more attempt: for a seat that is idle, or to have one when a trial is over.
+    def has_place(self) -> bool:
+        """Whether one more proposal may be in the making."""
+        return len(self.drafts) < (self.at_once or max(1, min(len(self.run.runner.seats), AT_ONCE)))
 
-        waiting: attempts that can run next. idle: seats without a trial. lookahead: attempts to have ready.
+    def wanted(self, waiting: int, idle: int, ahead: int) -> bool:
+        """Whether a new proposal should be begun: for a seat that is idle, or to have an attempt when a trial is over.
+
+        waiting: attempts that can run next. idle: seats without a trial. ahead: attempts to have ready.
         """
         if self.ledger.champion is None:
-            return not self.ledger.pending
-        return not self.nothing_left and waiting < max(idle, lookahead) and self.limits.room(self.ledger)
+            return not self.ledger.pending and not self.drafts
+        coming = waiting + len(self.drafts)
+        answers = not self.drafts or self.roster.fill or self.roster.ready(self.drafts)
+        return bool(coming < idle + ahead and not self.nothing_left and answers and self.has_room())
+
+    def has_room(self) -> bool:
+        """Whether the limits allow one more, when all that is in the making is paid for."""
+        new = sum(draft.back is None for draft in self.drafts)
+        tokens, dollars = self.drafts.expected(list(self.drafts))
+        return self.limits.room(self.ledger, new) and not self.limits.reached(
+            self.ledger, tokens=tokens, dollars=dollars
+        )
 
     def interrupted_edits(self) -> list[Attempt]:
         """Attempts of an external agent that were interrupted."""
@@ -102,86 +119,92 @@ class Proposer:
 
     # -- a new attempt
 
-    async def next_attempt(self) -> Attempt | None:
+    async def next_attempt(self, draft: Draft) -> Attempt | None:
         """The baseline first; then what an agent proposes. None when it proposed nothing that can run.
 
         Raises UserError when agents have failed too often.
         """
-        number = len(self.ledger.attempts) + 1
         if self.ledger.champion is None:
             base = self.ledger.base
-            return await self.commit_as(number, base, base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
+            return await self.commit_as(draft, base, base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
         roster = self.roster
         await asyncio.sleep(roster.seconds_to_wait())
-        self.reset()
-        ready = roster.ready()
-        agent = choose(ready or roster.agents, self.ledger, self.task.lower_is_better)
+        self.reset(draft)
+        others = self.drafts.beside(draft)
+        ready = roster.ready(others)
+        agent = choose(
+            ready or roster.agents, self.ledger, self.task.lower_is_better, [other.agent for other in others]
+        )
         if roster.fill and not ready:
             agent = roster.fill
+        draft.asked = time.monotonic()
         proposal, failure = None, None
         try:
-            proposal = await self.ask(number, agent)
+            proposal = await self.ask(draft, agent)
             roster.answered(agent)
         except AgentUnavailable as away:
-            self.reset()
+            self.reset(draft)
             roster.put_off(agent, away)
             return None
         except AgentBlocked as blocked:
-            self.reset()
+            self.reset(draft)
             roster.leave_out(agent, blocked)
             return None
         except NothingLeft as nothing:
-            if roster.exhaust(agent, str(nothing)):
+            assert draft.base
+            if roster.exhaust(agent, str(nothing), draft.base.commit):
                 self.nothing_left = str(nothing)
             return None
         except AgentFailed as failed:
             failure = failed
         if proposal:
             self.failures = 0
-            return await self.commit(number, proposal, agent.name)
-        self.reset()
+            return await self.commit(draft, proposal, agent.name)
+        self.reset(draft)
         if self.limits.reached(self.ledger):  # which ended it
             return None
-        self.failures += 1
+        if draft.began >= self.failed_at:  # those that were in the making together count as one
+            self.failures, self.failed_at = self.failures + 1, time.monotonic()
         if self.failures >= FAILURES:
             raise UserError(
-                f"{agent.name} failed {FAILURES} times in a row, the last time: {self.ledger.refused[-1].reason}. "
+                f"{agent.name} failed {FAILURES} times in a row, the last time: {draft.refused[-1].reason}. "
                 "What was measured is kept; see to the agent and run the same command again"
             )
         if failure:
             roster.put_off(agent, failure)
         return None
 
-    async def commit(self, number: int, proposal: Proposal, agent: str) -> Attempt:
-        assert self.base is not None
+    async def commit(self, draft: Draft, proposal: Proposal, agent: str) -> Attempt:
+        assert draft.base is not None
         description = proposal.description or f"edit of {', '.join(self.task.editable)} without a description"
         proposal = dataclasses.replace(proposal, description=description)
-        commit = await self.run.with_room(lambda: self.repo.commit(self.task.editable, description))
-        attempt = await self.commit_as(number, commit, self.base.commit, proposal, agent)
+        commit = await self.run.with_room(lambda: draft.worktree.commit(self.task.editable, description))
+        attempt = await self.commit_as(draft, commit, draft.base.commit, proposal, agent)
         profile, device = self.run.facts.profile or "", self.run.facts.device or ""
-        learn = (proposal.lesson, profile, device, self.repo.tag, number)
+        learn = (proposal.lesson, profile, device, self.repo.tag, attempt.number)
         await self.run.with_room(lambda: self.lessons.learn(*learn))
         await self.run.with_room(lambda: self.ideas.follow(attempt, self.repo.tag))
-        where = f"{agent}, run {self.repo.tag}, experiment {number}"
+        where = f"{agent}, run {self.repo.tag}, experiment {attempt.number}"
         await self.run.with_room(lambda: self.ideas.hear(attempt.ideas, where))
         return attempt
 
-    async def commit_as(self, number: int, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
-        """Record a commit as an attempt."""
+    async def commit_as(self, draft: Draft, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
+        """Record a commit as an attempt, which gets its number in the same step."""
         made, beside = self.changed_constants(parent, commit)
-        attempt = events.Attempt(
-            number=number,
-            commit=commit,
-            parent=parent,
-            **dataclasses.asdict(proposal),
-            agent=agent,
-            edit=self.run.edit(),
-            lines=self.run.lines(commit) - self.run.lines(parent),
-            constants=made,
-            beside=beside,
-            preflight=self.preflight_seconds,
-        )
-        await self.run.record(attempt)
+        lines, edit = self.run.lines(commit) - self.run.lines(parent), self.run.edit(draft.worktree.folder)
+
+        def record() -> int:
+            number = self.drafts.number(draft)
+            self.ledger.append(
+                events.Attempt(
+                    number=number, commit=commit, parent=parent, **dataclasses.asdict(proposal), agent=agent, edit=edit,
+                    lines=lines, constants=made, beside=beside, preflight=draft.preflight,
+                )
+            )  # fmt: skip
+            self.drafts.committed(draft, number)
+            return number
+
+        number = await self.run.with_room(record)
         await self.run.with_room(lambda: self.repo.remember(number, commit))
         return self.ledger.attempts[number - 1]
 
@@ -193,7 +216,7 @@ class Proposer:
 
     # -- an edit that its agent redoes
 
-    async def retry(self, back: Returned) -> bool:
+    async def retry(self, draft: Draft, back: Returned) -> bool:
         """Let an agent redo the edit of an attempt, under the same number. False if it made none that can be run."""
         attempt, agent = back.attempt, self.agent_of(back.attempt)
         if agent is None:
@@ -210,9 +233,9 @@ class Proposer:
         proposal, others = None, self.roster.fill or len(self.roster.agents) > 1
         while agent in self.roster.ready() or not others:
             await asyncio.sleep(self.roster.seconds_to_wait())
-            self.reset()
+            self.reset(draft)
             try:
-                proposal = await self.ask_to_redo(back, agent)
+                proposal = await self.ask_to_redo(draft, back, agent)
                 break
             except AgentUnavailable as failure:
                 self.roster.put_off(agent, failure, "its verdict is final, and another" if others else None)
@@ -228,149 +251,102 @@ class Proposer:
             except AgentFailed:
                 break
         if proposal is None:
-            self.reset()
+            self.reset(draft)
             return False
         times = f"-{attempt.repairs + 1}" if attempt.repairs else ""
         name = f"{attempt.number}-crashed{times}" if back.crashed else f"{attempt.number}-on-{short(attempt.parent)}"
         await self.run.with_room(lambda: self.repo.remember(name, attempt.commit))
         self.roster.answered(agent)
         kept = {name: getattr(proposal, name) or getattr(attempt, name) for name in ("description", "ideas")}
-        await self.commit(attempt.number, dataclasses.replace(proposal, **kept), agent.name)
+        await self.commit(draft, dataclasses.replace(proposal, **kept), agent.name)
         return True
 
-    async def ask_to_redo(self, back: Returned, agent: Agent) -> Proposal | None:
+    async def ask_to_redo(self, draft: Draft, back: Returned, agent: Agent) -> Proposal | None:
         attempt, commit = back.attempt, back.attempt.commit
         if back.crashed:
             if attempt.parent != self.ledger.champion_commit:  # another was kept meanwhile
                 commit = self.run.on_champion(attempt)
             if commit:
-                self.repo.take_up(commit, self.task.editable)
-                return await self.ask(attempt.number, agent, attempt, back.reason)
+                draft.worktree.take_up(commit, self.task.editable)
+                return await self.ask(draft, agent, attempt, back.reason)
         advice = f"{back.reason}. Make it again, on top of the champion. It was:\n\n{self.run.diff(attempt)}"
-        return await self.ask(attempt.number, agent, refusal=advice)
+        return await self.ask(draft, agent, refusal=advice)
 
     # -- asking
 
     async def ask(
-        self, number: int, agent: Agent, crashed: Attempt | None = None, crash: str = "", refusal: str | None = None
+        self, draft: Draft, agent: Agent, crashed: Attempt | None = None, crash: str = "", refusal: str | None = None
     ) -> Proposal | None:
-        """An edit that stands in the worktree, on top of `base`, and can be run; None if each was refused.
+        """An edit that stands in the draft's worktree, on top of `base`, and can be run; None if each was refused.
 
         A refused one goes back to it, with the reason. crashed, crash: the attempt that is to be repaired, and why.
         refusal: why an edit that it made before is refused. Raises AgentFailed, NothingLeft, UserError.
         """
-        self.base = self.ledger.champion
-        assert self.base is not None
-        self.redone = number if refusal and not crashed else None
+        draft.agent, draft.base = agent.name, self.ledger.champion
+        assert draft.base is not None
+        draft.redone = draft.number if refusal and not crashed else None
         for _ in range(1 if self.external else 1 + RETRIES):
-            said, failed = Proposal(), None
-            self.console.proposing(number, agent.name)
+            draft.proposal, failed = Proposal(), None
+            self.thinks(draft)
             try:
-                said = await agent.propose(self.brief(number, refusal, crashed, crash), self.repo.worktree)
-                refusal = await self.refusal(number)
+                brief = self.brief(draft, refusal, crashed, crash)
+                draft.proposal = await agent.propose(brief, draft.worktree.folder)
+                draft.tokens, draft.dollars = draft.proposal.tokens or 0, draft.proposal.dollars or 0.0
+                refusal = await self.refusals.of(draft)
             except AgentUnavailable:
                 raise
             except AgentStopped as stopped:
                 self.note_spent(agent, stopped.tokens, stopped.dollars)
                 raise asyncio.CancelledError from None
             except asyncio.CancelledError:
-                self.note_spent(agent, said.tokens, said.dollars)
+                self.note_spent(agent, draft.proposal.tokens, draft.proposal.dollars)
                 raise
             except AgentFailed as failure:
                 refusal, failed = str(failure), failure
-                said = Proposal(tokens=failure.tokens, dollars=failure.dollars)
+                draft.proposal = Proposal(tokens=failure.tokens, dollars=failure.dollars)
             except git.GitError as failure:  # an agent can leave git in disorder
                 refusal = str(failure)
                 self.run.require_room()
                 if not self.external:
-                    self.repo.reset(self.repo.worktree, self.base.commit)
+                    draft.worktree.reset(draft.base.commit)
             finally:
-                self.console.proposed()
+                self.thinks(draft, False)
             if refusal is None:
-                return said
-            refusal = keys.scrub(refusal)
+                return draft.proposal
+            refusal, said = keys.scrub(refusal), draft.proposal
             self.ledger.append(
                 events.Refused(
-                    number=number, reason=refusal, description=said.description, agent=agent.name, tokens=said.tokens,
-                    dollars=said.dollars,
+                    number=draft.number, reason=refusal, description=said.description, agent=agent.name,
+                    tokens=said.tokens, dollars=said.dollars,
                 )
             )  # fmt: skip
-            self.console.line(f"experiment {number}: refused: {one_line(refusal)}", "yellow")
+            draft.refused.append(self.ledger.refused[-1])
+            draft.tokens, draft.dollars = 0, 0.0
+            self.console.line(f"experiment {draft.number}: refused: {one_line(refusal)}", "yellow")
             if failed:
                 raise failed
             if self.run.stop.level or self.limits.reached(self.ledger):
                 return None
             if not self.external and agent.retries:
-                self.repo.restore_all_but(self.task.editable)
+                draft.worktree.restore_all_but(self.task.editable)
             elif not self.external:
-                self.repo.reset(self.repo.worktree, self.base.commit)
+                draft.worktree.reset(draft.base.commit)
         return None
+
+    def thinks(self, draft: Draft, at_work: bool = True) -> None:
+        """Show that a draft's agent is at work, or is not any more."""
+        draft.thinks_since = time.time() if at_work else None
+        at_work_now = [one for one in self.drafts if one.thinks_since]
+        self.console.thinking([Thinking(one.number, one.agent, one.thinks_since or 0.0) for one in at_work_now])
 
     def note_spent(self, agent: Agent, tokens: int | None, dollars: float | None) -> None:
         """What a proposal took that was interrupted."""
         if tokens:
             self.ledger.append(events.Waited(reason="interrupted", agent=agent.name, tokens=tokens, dollars=dollars))
 
-    async def refusal(self, number: int) -> str | None:
-        """Why the edit in the worktree cannot be run, or None: rules first, then a short rehearsal of the model."""
-        assert self.base is not None
-        changed = self.repo.changed(self.base.commit)
-        if objection := self.task.objection(self.repo.worktree, changed, self.run.originals):
-            return objection
-        names = in_folder(self.task.editable, self.repo.worktree)
-        files, champion = (
-            {name: (self.repo.worktree / name).read_bytes() for name in names},
-            self.run.files(self.base.commit),
-        )
-        for name, content in files.items():
-            before = champion.get(name, b"").decode(errors="replace")
-            if keys.found(content.decode(errors="replace")) > keys.found(before):
-                return f"{name} holds something that looks like a key; it must not be in git"
-        if earlier := self.tried_before(self.run.edit()):
-            if earlier.commit == self.base.commit:
-                return "only comments or layout changed, so it would score as the champion does"
-            return f"the same edit was tried before, as experiment {earlier.number} ({earlier.status or 'it crashed'})"
-        if refusal := self.refusal_of_constants(champion, files):
-            return refusal
-        if not self.task.preflight:
-            return None
-        job = Job(str(number), files, self.run.seed, (PREFLIGHT,))
-        seat = next(iter(self.run.runner.seats), Seat(0))  # a cluster may have none just now
-        measured = await self.run.runner.run(job, seat, lambda phase: None)
-        self.preflight_seconds = measured.seconds.get(PREFLIGHT)
-        self.run.require_room()
-        return measured.reason or None
-
-    def refusal_of_constants(self, champion: dict[str, bytes], files: dict[str, bytes]) -> str | None:
-        """Why an edit tells nothing new: of what does not count here, or of constants, as one that clearly lost."""
-        gpu = self.run.facts.gpu
-        known = self.task.referee and self.run.facts.profile in ("gpu", "cpu")  # `test` runs on either
-        if known and as_it_counts(champion, gpu) == as_it_counts(files, gpu):
-            where, has = ("without", "one") if gpu else ("with", "none")
-            return f"the edit changes only what counts {where} a GPU (`a if GPU else b`), and this run has {has}"
-        before = read_code(champion, gpu)
-        made = as_recorded(change(before, read_code(files, gpu)))
-        least = CLEAR * self.ledger.noise()
-        for attempt in reversed(self.ledger.finished if made else []):
-            same = attempt.beside == before.rest and attempt.constants == made
-            if not same or not is_a_miss(attempt) or attempt.number == self.redone:
-                continue
-            moved = change_of(attempt)
-            if moved is not None and (moved if self.task.lower_is_better else -moved) > least:
-                earlier = f"experiment {attempt.number}, and clearly lost: {signed(moved)} {self.task.metric}"
-                return f"the same change of constants was tried before, as {earlier}"
-        return None
-
-    def tried_before(self, edit: str) -> Attempt | None:
-        """The earlier attempt that did the same."""
-        for attempt in self.ledger.attempts:
-            if attempt.edit == edit and attempt.reason not in ABANDONED and attempt.number != self.redone:
-                return attempt
-        return self.ledger.repaired.get(edit)
-
-    def brief(self, number: int, refusal: str | None = None, crashed: Attempt | None = None, crash: str = "") -> Brief:
+    def brief(self, draft: Draft, refusal: str | None = None, crashed: Attempt | None = None, crash: str = "") -> Brief:
         """Told anew for each proposal: a program.md edited in the night counts from the next one on."""
-        run, ledger, champion = self.run, self.ledger, self.base
+        run, ledger, champion, number = self.run, self.ledger, draft.base, draft.number
         assert champion is not None
         try:
             self.stages = read_stages(run.program)
@@ -381,9 +357,9 @@ class Proposer:
         names = itertools.chain([str(number)], (f"{number}-{again}" for again in itertools.count(2)))
         folder = next(folder for name in names if not (folder := proposals / name).exists())
         folder.mkdir(parents=True)
-        unfinished = (attempt for attempt in ledger.pending if attempt.number != number)
-        files = run.files(champion.commit)
-        return Brief(
+        unfinished = [attempt for attempt in ledger.pending if attempt.number != number]
+        files, others = run.files(champion.commit), self.drafts.beside(draft)
+        brief = Brief(
             number,
             self.task,
             read_agenda(run.program),
@@ -394,17 +370,18 @@ class Proposer:
             api=self.api(),
             gained=run.repo.diff(ledger.base, champion.commit, self.task.editable),
             attempts=list(ledger.finished),
-            in_flight=list(unfinished),
+            in_flight=unfinished,
+            beside=[Beside(other.number, other.focus, other.proposal.description, other.edit) for other in others],
             noise=ledger.noise(),
             margin=margin(self.rule, ledger.noise(), [0.0], ledger.scores(champion)),
             line_price=self.rule.line_price,
             stages=self.stages,
             lessons=self.lessons.for_profile(run.facts.profile or ""),
-            ideas=self.ideas.to_offer(ledger.pending),
+            ideas=self.ideas.to_offer(ledger.pending, first=len(others)),
             notes=list(ledger.notes),
-            refused=[event for event in ledger.refused if event.number == number],
+            refused=list(draft.refused),
             refusal=refusal,
-            remade=self.redone == number and not self.repo.changed(champion.commit),
+            remade=draft.redone == number and not draft.worktree.changed(champion.commit),
             crash=crash or None,
             crash_log=run.runner.log(str(crashed.number)) if crashed else "",
             web_search=self.web_search,
@@ -412,11 +389,26 @@ class Proposer:
             transcript=folder,
             pages=self.pages.folder,
             look=lambda wanted: read_tail(self.pages.path(wanted)) or f"there is no experiment {wanted}",
-            check=lambda: self.refusal(number),
-            redone=crashed is not None or self.redone == number,
-            dollars=self.limits.dollars_left(ledger),
-            must_end=lambda tokens, dollars: self.limits.reached(ledger, tokens=tokens, dollars=dollars),
+            check=lambda: self.refusals.of(draft),
+            redone=draft.back is not None,
+            dollars=self.dollars_left(others),
+            must_end=lambda tokens, dollars: self.must_end(draft, tokens, dollars),
         )
+        if not draft.back and not draft.focus:
+            draft.focus = focus_of(categories_of(brief), len(brief.near_misses()), ledger.finished, unfinished, others)
+        return dataclasses.replace(brief, focus=draft.focus)
+
+    def dollars_left(self, others: list[Draft]) -> float | None:
+        """That a proposal may cost, when the others in the making are paid for."""
+        left = self.limits.dollars_left(self.ledger)
+        _, dollars = self.drafts.expected(others)
+        return left if left is None or math.isinf(dollars) else max(0.0, left - dollars)
+
+    def must_end(self, draft: Draft, tokens: int | None, dollars: float | None) -> str | None:
+        """Why a proposal that has taken so much must end: a limit, which all in the making reach together."""
+        draft.tokens, draft.dollars = tokens or 0, dollars or 0.0
+        tokens, dollars = self.drafts.taken()
+        return self.limits.reached(self.ledger, tokens=tokens, dollars=dollars)
 
     def api(self) -> str:
         """What prepare.py offers, in this project's own game."""
@@ -426,12 +418,7 @@ class Proposer:
             return offered(self.repo.read(self.ledger.base, "prepare.py"), self.run.facts)
         return ""
 
-    def reset(self) -> None:
-        """The worktree to the champion, unless somebody works in it."""
+    def reset(self, draft: Draft) -> None:
+        """A draft's worktree to the champion, unless somebody works in it."""
         if not self.external:
-            self.run.reset()
-
-
-def as_recorded(made: dict[str, tuple[Value, Value]] | None) -> dict[str, list] | None:
-    """What became of constants, in the form that it has in the journal."""
-    return None if made is None else {name: list(values) for name, values in made.items()}
+            self.run.reset(draft.place)

@@ -1,10 +1,10 @@
 """Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in worktrees of its own.
 
-The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`; trials of this project's own game
-run in a `stage` (of other repositories in a Checkout, see runner/), one for each seat, which holds the commit that
-the run began with and, of an attempt, the editable files alone. All stand on a detached HEAD, so the branch moves only
-when something is kept (and can be checked out elsewhere); every attempt, kept or not, stays reachable under
-refs/autoresearch/<tag>/<number>.
+The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`, `worktree-1` and so on, one for each
+proposal in the making. Trials of this project's own game run in a `stage` (of other repositories in a Checkout, see
+runner/), one for each seat, which holds the commit that the run began with and, of an attempt, the editable files
+alone. All stand on a detached HEAD, so the branch moves only when something is kept (and can be checked out elsewhere);
+every attempt, kept or not, stays reachable under refs/autoresearch/<tag>/<number>.
 """
 
 import contextlib
@@ -114,6 +114,10 @@ class RunRepo:
         elif not self._has(self.worktree):
             self._take_over(self.worktree, champion)
 
+    def agents_worktree(self, place: int) -> "Worktree":
+        """That of the proposal at a place; the first one is `worktree`."""
+        return Worktree(self, self.worktree.with_name(f"worktree-{place}") if place else self.worktree)
+
     def stage(self, name: str) -> "Stage":
         """A worktree of that name in which trials run."""
         return self.stages.setdefault(name, Stage(self, self.worktree.with_name(name)))
@@ -219,38 +223,6 @@ class RunRepo:
                     f"switch that checkout first: `git -C {path} switch --detach`"
                 )
 
-    def changed(self, champion: str) -> list[str]:
-        """Paths in the worktree that differ from the champion, new ones included, ignored ones not.
-
-        Commits that an agent made there itself are taken back first, their changes kept as files.
-        """
-        tree = self._tree()
-        if not (Path(tree.git_dir) / "HEAD").read_text().startswith(champion):
-            tree.git.checkout("--quiet", "--detach")
-        tree.git.reset("--quiet", champion)
-        return [entry[3:].encode(errors="replace").decode() for entry in status_of(tree)]
-
-    def take_up(self, commit: str, paths: tuple[str, ...]) -> None:
-        """Put the paths, as they are in a commit, into the worktree."""
-        self._tree().git.checkout(commit, "--", *pathspecs(paths))
-
-    def restore_all_but(self, paths: tuple[str, ...]) -> None:
-        """Take back every change in the worktree outside the given paths."""
-        others = pathspecs(paths, "exclude", "top")
-        tree = self._tree()
-        if tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others):
-            tree.git.checkout("HEAD", "--", ":/", *others)
-        tree.git.clean("-ffdxq", "--", ":/", *others)
-
-    def commit(self, paths: tuple[str, ...], message: str) -> str:
-        """Commit the given paths in the worktree."""
-        tree = self._tree()
-        if any(map(is_glob, paths)):
-            paths = tuple(f":(literal){entry[3:]}" for entry in status_of(tree, *pathspecs(paths)))
-        tree.git.add("--all", "--", *paths)
-        tree.git.execute([*COMMIT, "--message", message])
-        return tree.git.rev_parse("HEAD")
-
     def remember(self, name: int | str, commit: str) -> None:
         """Keep an attempt's commit, or one that `verify` made, reachable for good."""
         self.repository.git.update_ref(f"refs/autoresearch/{self.tag}/{name}", commit)
@@ -296,14 +268,53 @@ class RunRepo:
         """Which of the paths differ, in the user's checkout, from its last commit."""
         return [entry[3:] for entry in status_of(self.repository, *pathspecs(paths))]
 
-    def _tree(self) -> git.Repo:
-        return Repository(self.worktree)
-
 
 def status_of(tree: git.Repo, *paths: str) -> list[str]:
     """Changed and new files, each as two letters (staged, not staged), a blank and the path."""
     listing = tree.git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", *paths)
     return [entry for entry in listing.split("\0") if entry]
+
+
+class Worktree:
+    """A worktree in which an agent edits."""
+
+    def __init__(self, repo: RunRepo, folder: Path) -> None:
+        self.repo, self.folder = repo, folder
+
+    def reset(self, commit: str) -> None:
+        self.repo.reset(self.folder, commit)
+
+    def changed(self, champion: str) -> list[str]:
+        """Paths that differ from the champion, new ones included, ignored ones not.
+
+        Commits that an agent made there itself are taken back first, their changes kept as files.
+        """
+        tree = Repository(self.folder)
+        if not (Path(tree.git_dir) / "HEAD").read_text().startswith(champion):
+            tree.git.checkout("--quiet", "--detach")
+        tree.git.reset("--quiet", champion)
+        return [entry[3:].encode(errors="replace").decode() for entry in status_of(tree)]
+
+    def take_up(self, commit: str, paths: tuple[str, ...]) -> None:
+        """Put the paths there, as they are in a commit."""
+        Repository(self.folder).git.checkout(commit, "--", *pathspecs(paths))
+
+    def restore_all_but(self, paths: tuple[str, ...]) -> None:
+        """Take back every change outside the given paths."""
+        others = pathspecs(paths, "exclude", "top")
+        tree = Repository(self.folder)
+        if tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others):
+            tree.git.checkout("HEAD", "--", ":/", *others)
+        tree.git.clean("-ffdxq", "--", ":/", *others)
+
+    def commit(self, paths: tuple[str, ...], message: str) -> str:
+        """Commit the given paths."""
+        tree = Repository(self.folder)
+        if any(map(is_glob, paths)):
+            paths = tuple(f":(literal){entry[3:]}" for entry in status_of(tree, *pathspecs(paths)))
+        tree.git.add("--all", "--", *paths)
+        tree.git.execute([*COMMIT, "--message", message])
+        return tree.git.rev_parse("HEAD")
 
 
 class Stage:

@@ -1,14 +1,16 @@
 """The agents of a run, and which of them may be asked now.
 
-One that cannot be reached is asked again later: all waiting for agents is here. One that only a person can help is left
-out, where there are others. One that has nothing left to try is asked again when the champion is another.
+One that cannot be reached is asked again later: all waiting for agents is here. Until it answers it is asked for one
+proposal at a time. One that only a person can help is left out, where there are others. One that has nothing left to
+try is asked again when the champion is another.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from autoresearch import keys
 from autoresearch.agents import Agent, AgentBlocked, AgentFailed, AgentUnavailable
+from autoresearch.drafts import Draft
 from autoresearch.record import events
 from autoresearch.record.ledger import Ledger
 from autoresearch.text import duration, one_line
@@ -28,10 +30,11 @@ class Roster:
         self._call_again: dict[str, float] = {}  # and when that is
         self._exhausted: dict[str, str] = {}  # by agent: the champion from which it has nothing left
 
-    def ready(self) -> list[Agent]:
-        """The agents that may be called now."""
-        now = time.monotonic()
-        return [a for a in self.agents if now >= self._call_again.get(a.name, 0.0) and not self.is_exhausted(a)]
+    def ready(self, drafts: Iterable[Draft] = ()) -> list[Agent]:
+        """The agents that may be called now. drafts: what is in the making."""
+        now, at_work = time.monotonic(), {draft.agent for draft in drafts}
+        waited = (a for a in self.agents if now >= self._call_again.get(a.name, 0.0) and not self.is_exhausted(a))
+        return [a for a in waited if a.name not in self._patience or not at_work & {a.name, ""}]
 
     def is_exhausted(self, agent: Agent) -> bool:
         """Whether an agent has said that nothing is left to be tried from this champion."""
@@ -47,13 +50,19 @@ class Roster:
     def answered(self, agent: Agent) -> None:
         """An agent has proposed something."""
         self._patience.pop(agent.name, None)
+        self._call_again.pop(agent.name, None)
 
     def put_off(self, agent: Agent, failure: AgentFailed, instead: str | None = None) -> None:
         """An agent is called again later: when its service said, else after a wait that is longer each time.
 
-        instead: who or what goes on meanwhile, in words. Default: another agent that is ready, or the filler.
+        instead: who or what goes on meanwhile, in words. Default: another agent that is ready, or the filler. Where
+        several proposals fail together the first one counts.
         """
         passes = isinstance(failure, AgentUnavailable)
+        if time.monotonic() < self._call_again.get(agent.name, 0.0):
+            if isinstance(failure, AgentUnavailable):
+                self.note_spent(agent, failure)
+            return
         usual, named = self._patience.get(agent.name, PATIENCE[0]), (failure.again or 0.0) if passes else 0.0
         if passes:
             self.console.unreachable(agent.name, str(failure), again=agent.name in self._patience)
@@ -75,6 +84,9 @@ class Roster:
 
     def leave_out(self, agent: Agent, blocked: AgentBlocked) -> None:
         """Go on with the others without an agent that only a person can help. Raises `blocked` where it is the last."""
+        if agent not in self.agents:  # another proposal of it came first
+            self.note_spent(agent, blocked)
+            return
         reason = keys.scrub(str(blocked))
         self.ledger.append(
             events.Waited(reason=reason, agent=agent.name, tokens=blocked.tokens, dollars=blocked.dollars)
@@ -87,13 +99,21 @@ class Roster:
         names = ", ".join(other.name for other in others)
         self.console.line(f"{agent.name} is left out, and {names} goes on: {one_line(reason, 300)}", "yellow")
 
-    def exhaust(self, agent: Agent, reason: str) -> bool:
-        """An agent has proposed all that it can from this champion. Whether none of the agents has anything left."""
+    def note_spent(self, agent: Agent, failure: AgentUnavailable | AgentBlocked) -> None:
+        """Record what a call took that failed like one before it."""
+        if failure.tokens:
+            reason, taken = keys.scrub(str(failure)), {"tokens": failure.tokens, "dollars": failure.dollars}
+            self.ledger.append(events.Waited(reason=reason, agent=agent.name, **taken))
+
+    def exhaust(self, agent: Agent, reason: str, champion: str) -> bool:
+        """An agent has proposed all that it can from a champion. Whether none of the agents has anything left."""
         if agent is self.fill:
             self.fill = None
             self.ledger.append(events.Waited(reason=reason, seconds=self.seconds_to_wait(), agent=self.agents[0].name))
             return False
-        self._exhausted[agent.name] = self.ledger.champion_commit
+        if champion != self.ledger.champion_commit or agent not in self.agents:  # others were in the making beside it
+            return False
+        self._exhausted[agent.name] = champion
         if others := ", ".join(other.name for other in self.agents if not self.is_exhausted(other)):
             self.console.line(f"{agent.name}: {one_line(reason)}; {others} goes on until something is kept", "yellow")
         return not others

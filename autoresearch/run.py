@@ -300,9 +300,10 @@ class Run:
         """The branch to the champion. An agent may be at work in the worktree."""
         self.repo.stand_at(self.ledger.champion_commit, keep_edit=True)
 
-    def reset(self) -> None:
-        """Branch and worktree to the champion."""
-        self.repo.stand_at(self.ledger.champion_commit)
+    def reset(self, place: int = 0) -> None:
+        """The branch to the champion, and the worktree of the proposal at a place."""
+        self.advance()
+        self.repo.agents_worktree(place).reset(self.ledger.champion_commit)
 
     def files(self, commit: str) -> dict[str, bytes]:
         """The editable files as they are in a commit."""

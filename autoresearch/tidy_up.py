@@ -13,7 +13,7 @@ from autoresearch.repo import open_repository
 from autoresearch.runner.machine import disk_usage, remove
 from autoresearch.text import count
 
-FOLDERS = ("worktree", "scratch", "stage*", "caches*", "reference")  # of a run: all that can be made again
+FOLDERS = ("worktree*", "scratch", "stage*", "caches*", "reference")  # of a run: all that can be made again
 
 
 def folders_of(run: Path) -> list[Path]:

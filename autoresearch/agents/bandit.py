@@ -11,23 +11,27 @@ from collections.abc import Sequence
 
 from autoresearch.agents import Agent
 from autoresearch.agents.hybrid import SHARE, Informed
-from autoresearch.record.ledger import Ledger
+from autoresearch.record.ledger import Ledger, Spent
 
 LATEST = 9  # trials of a pair that count for its shares
 
 
-def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool) -> Agent:
-    """The agent of the next experiment; the first of equals. The same record gives the same choice."""
+def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool, at_work: Sequence[str] = ()) -> Agent:
+    """The agent of the next experiment; the first of equals. The same record gives the same choice.
+
+    at_work: whose proposals are in the making, by name, each as a turn that has gained nothing yet.
+    """
     if len(agents) == 1:
         return agents[0]
     for agent in agents:
         if isinstance(agent, Informed):
             other = next(other for other in agents if other is not agent)
-            theirs = [attempt.agent for attempt in ledger.attempts if attempt.agent in (agent.name, other.name)]
+            had = (*(attempt.agent for attempt in ledger.attempts), *at_work)
+            theirs = [name for name in had if name in (agent.name, other.name)]
             behind = theirs[-LATEST:].count(agent.name) < SHARE * (len(theirs[-LATEST:]) + 1)
             refused = any(event.agent == agent.name for event in ledger.refused)  # of this experiment
             return agent if behind and not refused else other
-    turns = {agent.name: turns_of(ledger, agent.name) for agent in agents}
+    turns = {agent.name: turns_of(ledger, agent.name) + at_work.count(agent.name) for agent in agents}
     if min(turns.values()) == 0:
         return min(agents, key=lambda agent: turns[agent.name])
     gains = {agent.name: gain_of(ledger, agent.name, lower_is_better) for agent in agents}
@@ -59,7 +63,7 @@ def gain_of(ledger: Ledger, name: str, lower_is_better: bool) -> float:
 
 def costs(agents: Sequence[Agent], ledger: Ledger, turns: dict[str, int]) -> list[float]:
     """The cost of each agent: in dollars if all are known and above zero, else in turns."""
-    spent = [ledger.spent_by[agent.name] for agent in agents]
+    spent = [ledger.spent_by.get(agent.name, Spent()) for agent in agents]
     if all(one.dollars > 0 and not one.unknown_dollars for one in spent):
         return [one.dollars for one in spent]
     return [float(turns[agent.name]) for agent in agents]

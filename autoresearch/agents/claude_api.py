@@ -136,7 +136,7 @@ class ClaudeAPI:
         self.unasked = thinking is None and self.official  # it thinks because we think that it should
         self.thinking = thinking_settings(USUAL_THINKING if self.unasked else thinking)
         self.prices = prices
-        self.paused: Conversation | None = None  # whose last request failed: it goes on from there
+        self.paused: list[Conversation] = []  # whose last request failed: they go on from there
         self.has_key = any(map(os.environ.get, KEYS))
         if not self.has_key and not self.base_url:
             raise UserError(
@@ -161,16 +161,16 @@ class ClaudeAPI:
 
     async def propose(self, brief: Brief, folder: Path) -> Proposal:
         async with self.client() as client:  # of this proposal: no connection outlives it
-            conversation, self.paused = self.paused, None
-            if conversation and conversation.fits(brief):
-                conversation.go_on(client, brief)
+            if conversation := next((paused for paused in self.paused if paused.fits(brief)), None):
+                self.paused.remove(conversation)
+                conversation.go_on(client, brief, folder)
             else:
                 conversation = Conversation(self, client, brief, folder)
             try:
                 return await self.answer_of(conversation)
             except AgentUnavailable:
-                if not conversation.out_of_time:
-                    self.paused = conversation.pause()
+                if not conversation.out_of_time and (paused := conversation.pause()):
+                    self.paused.append(paused)
                 raise
 
     async def answer_of(self, conversation: "Conversation") -> Proposal:
@@ -298,8 +298,8 @@ class Conversation:
         """Whether it may answer this brief: for a new edit, or for the same attempt that is made again."""
         return brief.redone == self.brief.redone and (not brief.redone or brief.number == self.brief.number)
 
-    def go_on(self, client: anthropic.AsyncAnthropic, brief: Brief) -> None:
-        same, self.brief, self.client = brief.sources == self.brief.sources, brief, client
+    def go_on(self, client: anthropic.AsyncAnthropic, brief: Brief, folder: Path) -> None:
+        same, self.brief, self.client, self.folder = brief.sources == self.brief.sources, brief, client, folder
         self.deadline = now() + self.agent.limit
         if same:
             for name, content in self.files.items():

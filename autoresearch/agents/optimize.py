@@ -3,7 +3,9 @@
 The score is taken as a sum over the constants, quadratic in each one's logarithm, with noise. Bayesian linear
 regression says what is known of it after the attempts so far, and a proposal follows one draw from that (Thompson 1933,
 "On the Likelihood that One Unknown Probability Exceeds Another"): what is uncertain is tried as long as it may be good.
-A proposal moves up to MOVES constants, by the steps that `sweep` would take.
+A proposal moves up to MOVES constants, by the steps that `sweep` would take. Several at once are as many draws, which
+spread as far as the knowledge leaves open (Kandasamy et al. 2018, "Parallelised Bayesian Optimisation via Thompson
+Sampling"); none is an edit that waits for its verdict, or is proposed beside it.
 
 It needs numpy, no model and no key. All it knows is in the record, so after a kill it goes on as it would have.
 """
@@ -60,7 +62,7 @@ class Optimize:
         if not moves:
             raise NothingLeft("optimize found no constant to vary: upper-case names that are given a number")
         known = [*(attempt for attempt in brief.attempts if not attempt.was_outrun), *brief.in_flight]
-        contents = {attempt.edit for attempt in known}
+        contents = {one.edit for one in (*known, *brief.beside)}
         refused = {event.description for event in brief.refused}
         model = Model(brief, sources)
         draws = self.draws(model, moves, brief.number)

@@ -24,8 +24,8 @@ class Sweep:
         """Draw a constant and a step. A direction that was just kept is followed first."""
         draw = random.Random(f"{self.seed} {brief.number} {brief.champion.commit}")
         known = [*(attempt for attempt in brief.attempts if not attempt.was_outrun), *brief.in_flight]
-        tried = {*(attempt.description for attempt in known), *(event.description for event in brief.refused)}
-        contents = {attempt.edit for attempt in known}
+        tried = {one.description for one in (*known, *brief.refused, *brief.beside)}
+        contents = {one.edit for one in (*known, *brief.beside)}
         sources = {name: (folder / name).read_bytes() for name in brief.sources}
         moves = [
             (constant, new)

@@ -288,7 +288,7 @@ class Cluster:
         import ray
 
         if PREFLIGHT in job.phases:
-            return await self.home.run(job, Seat(0), tell)
+            return await self.home.run(job, Seat(seat.number), tell)
         worker, folder = self._worker_of(seat), self.home.folder_of(job.name)
         if TRAIN in job.phases and worker:
             self._trained[job.name] = worker

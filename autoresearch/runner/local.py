@@ -110,7 +110,7 @@ class Local:
         return list(dict.fromkeys(place for top in tops for place in (top / self.task.folder, top)))
 
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
-        stage = self._stage(None if PREFLIGHT in job.phases else seat)
+        stage = self._preflight_stage(seat) if PREFLIGHT in job.phases else self._stage(seat)
         if TRAIN in job.phases or PREFLIGHT in job.phases:
             stage.set(self.base, job.files, job.gone)
         folder = self.folder_of(job.name)
@@ -166,10 +166,14 @@ class Local:
         """Where the logs and figures of a trial are."""
         return self.folder / (name if "/" in name else f"trials/{name}")
 
-    def _stage(self, seat: Seat | None) -> Stage | Checkout:
-        """The worktree of a seat. Without one, that in which proposed edits are checked while trials run."""
-        name = name_of("stage", seat) if seat else "stage-preflight"
-        if self.task.referee or seat is None:
+    def _preflight_stage(self, seat: Seat) -> Stage:
+        """The worktree in which a proposed edit is checked while trials run. seat: its number is the proposal's."""
+        return self.repo.stage(name_of("stage-preflight", seat))
+
+    def _stage(self, seat: Seat) -> Stage | Checkout:
+        """The worktree of a seat."""
+        name = name_of("stage", seat)
+        if self.task.referee:
             return self.repo.stage(name)
         return self._checkouts.setdefault(name, Checkout(self.repo, name, self.task.link))
 
@@ -188,7 +192,7 @@ class Local:
         root = self.repo.root
         game = [Path(path) for path in self.facts.hidden]
         inside = [path.relative_to(root) for path in game if path.is_relative_to(root)]
-        stages = [self._stage(seat).folder for seat in (*self.seats, None)]
+        stages = [stage.folder, *(self._stage(seat).folder for seat in self.seats)]
         copies = [folder / path for folder in (*stages, self.repo.worktree) for path in inside if path.parts]
         hidden = [*game, *copies, *self.hidden]
         readable = list(self.facts.readable)

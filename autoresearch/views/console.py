@@ -118,18 +118,12 @@ class Console:
                     live.stop()
             (folder / "now.json").unlink(missing_ok=True)
 
-    def proposing(self, number: int, agent: str) -> None:
-        """The agent works on a proposal, until `proposed`."""
+    def thinking(self, thinking: list[Thinking]) -> None:
+        """These proposals are worked on, until it is said again."""
         if self._followed:
-            now = self._followed.now
-            now.trials = [trial for trial in now.trials if trial.number != number]  # it crashed, and is repaired
-            now.thinking = Thinking(number, agent, time.time())
-        self._changed()
-
-    def proposed(self) -> None:
-        """The agent does not work any more."""
-        if self._followed and self._followed.now.thinking:
-            self._followed.now.thinking = None
+            now, numbers = self._followed.now, {one.number for one in thinking}
+            now.trials = [trial for trial in now.trials if trial.number not in numbers]  # it crashed, and is repaired
+            now.thinking = thinking
             self._changed()
 
     def unreachable(self, agent: str, reason: str, again: bool) -> None:

@@ -149,7 +149,7 @@ def doing(state: State, bar: int, seats: int) -> Iterator[Text]:
     else:
         for trial in state.trials:
             yield trial_row(trial, state.time, bar)
-    if thinking := state.thinking:
+    for thinking in state.in_the_making:
         since = duration(state.time - thinking.since)
         yield Text(f"experiment {thinking.number}: {thinking.agent} is thinking, {since}")
     if waiting := state.waiting:
@@ -159,7 +159,7 @@ def doing(state: State, bar: int, seats: int) -> Iterator[Text]:
         yield Text(f"{words}: {to_type('approve')} {number}, or reject", "yellow")
     if state.paused:
         yield Text(f"paused: nothing new begins until {to_type('resume')}", "yellow")
-    elif state.running and not (state.trials or thinking or waiting or state.held):
+    elif state.running and not (state.trials or state.thinking or waiting or state.held):
         yield Text("between two steps")
 
 

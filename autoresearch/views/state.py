@@ -73,7 +73,7 @@ class Now:
     since: float  # when it was called
     limits: dict[str, float]  # by option, without dashes: experiments, hours, max-cost, max-tokens
     trials: list[Running] = dataclasses.field(default_factory=list)
-    thinking: Thinking | None = None
+    thinking: list[Thinking] = dataclasses.field(default_factory=list)  # proposals that are worked on
     stopping: bool = False  # it was asked to stop
     external: bool = False  # an external agent called it: it ends with its verdict
 
@@ -88,8 +88,8 @@ def read_now(folder: Path, pid: int) -> Now | None:
     found = read_json(folder / "now.json")
     try:
         trials = [Running(**trial) for trial in found["trials"]]
-        thinking = found["thinking"] and Thinking(**found["thinking"])
-        said = found["process"], found["since"], found["limits"], trials, thinking or None, found["stopping"]
+        thinking = [Thinking(**one) for one in found["thinking"]]
+        said = found["process"], found["since"], found["limits"], trials, thinking, found["stopping"]
         now = Now(*said, external=found.get("external", False))
     except (TypeError, KeyError):
         return None
@@ -363,7 +363,8 @@ class State:
     seats: list[SeatState]
     busy: float | None  # share of the time of all seats, those that are gone included
     seat_dollars: float  # that the seats have cost, as far as they have a price
-    thinking: Thinking | None
+    thinking: Thinking | None  # the first of these
+    in_the_making: list[Thinking]
     waiting: Waiting | None
     proposals: int
     tokens: int
@@ -458,7 +459,8 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         seats=sorted(seats, key=lambda seat: seat.number),
         busy=total.share,
         seat_dollars=total.dollars,
-        thinking=now.thinking if now else None,
+        thinking=now.thinking[0] if now and now.thinking else None,
+        in_the_making=now.thinking if now else [],
         waiting=Waiting(account.waits_for, account.waits_until) if away else None,
         **dataclasses.asdict(spent),
         limits=limits,

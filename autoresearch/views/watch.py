@@ -213,7 +213,7 @@ def doing(state: State) -> list[Doing]:
     for trial in state.trials:
         since = trial.since if trial.clock is None else trial.clock
         found.append(Doing(clean(f"{trial.label}: {trial.doing}"), since, trial.budget))
-    if thinking := state.thinking:
+    for thinking in state.in_the_making:
         found.append(Doing(clean(f"experiment {thinking.number}: {thinking.agent} is thinking"), thinking.since))
     if waiting := state.waiting:
         at = clock_time(waiting.until, state.time)

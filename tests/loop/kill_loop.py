@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import loop
-from autoresearch import experiment, pages, propose, repo, run
+from autoresearch import experiment, pages, refusal, repo, run
 from autoresearch.agents import command
 from autoresearch.record import journal, results
 from autoresearch.record.ledger import Ledger
@@ -130,8 +130,8 @@ STEPS = {
     "the worktree is reset": proposing("after", run.Run, "reset"),
     "the agent is told": proposing("before", command.CommandAgent, "propose"),
     "the agent has edited": proposing("after", command.CommandAgent, "propose"),
-    "the edit is looked at": proposing("after", propose.Proposer, "refusal"),
-    "the edit is committed": proposing("after", repo.RunRepo, "commit"),
+    "the edit is looked at": proposing("after", refusal.Refusals, "of"),
+    "the edit is committed": proposing("after", repo.Worktree, "commit"),
     "half an attempt is recorded": event("half", "attempt"),
     "the attempt is recorded": event("after", "attempt"),
     "the attempt has its reference": remembered("{}"),

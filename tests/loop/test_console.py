@@ -32,7 +32,7 @@ from autoresearch.text import ESCAPES
 from autoresearch.views import report
 from autoresearch.views.console import Console
 from autoresearch.views.panel import clock_time, lines_of, panel_of, sparkline
-from autoresearch.views.state import Now, Record, Running, read_now, state_of
+from autoresearch.views.state import Now, Record, Running, Thinking, read_now, state_of
 from autoresearch.views.watch import facts_of
 
 
@@ -233,20 +233,20 @@ def test_what_is_written_down_for_status(ledger, tmp_path, capsys):
             assert read_now(tmp_path, os.getpid()).limits == {"experiments": 9}
             view = console.trial(attempt(ledger, 1))
             view(Phase(TRAIN, str(tmp_path / "trials/1")))
-            console.proposing(2, "sweep")
+            console.thinking([Thinking(2, "sweep", time.time())])
             now = read_now(tmp_path, os.getpid())
             assert [(trial.number, trial.phase, trial.worker) for trial in now.trials] == [(1, TRAIN, 0)]
-            assert now.trials[0].log == tmp_path / "trials/1/train.log" and now.thinking.agent == "sweep"
+            assert now.trials[0].log == tmp_path / "trials/1/train.log" and now.thinking[0].agent == "sweep"
             other = console.trial(attempt(ledger, 2), "again, seed 43", seat=1)
             other(Phase(TRAIN, str(tmp_path / "trials/2-again")))
             view(Phase(SCORE, str(tmp_path / "trials/1")))
-            console.proposed()
+            console.thinking([])
             now = read_now(tmp_path, os.getpid())
             assert [(trial.label, trial.phase) for trial in now.trials] == [
                 ("experiment 1", SCORE),
                 ("experiment 2, again, seed 43", TRAIN),
             ]
-            assert now.thinking is None and not now.stopping
+            assert now.thinking == [] and not now.stopping
             stop.level = 1
             console.line("stopping")
             assert read_now(tmp_path, os.getpid()).stopping
@@ -333,11 +333,11 @@ def test_many_at_once(ledger, tmp_path):
 
     async def night() -> None:
         async with console.follow(ledger, tmp_path, Asked()):
-            console.proposing(5, "sweep")
+            console.thinking([Thinking(5, "sweep", time.time())])
             record = console._followed.record
             await asyncio.gather(*map(work, range(4)))
             assert record is not None and console._followed.record is record  # the journal has not grown
-            assert read_now(tmp_path, os.getpid()).thinking.number == 5
+            assert read_now(tmp_path, os.getpid()).thinking[0].number == 5
 
     asyncio.run(night())
     text = console._console.file.text

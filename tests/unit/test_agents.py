@@ -290,3 +290,13 @@ def test_several_agents_by_what_they_earn(tmp_path, dollars):
 
 def test_an_agent_alone_has_every_turn(tmp_path):
     assert turns(tmp_path, ["b"], 3, {"b": None}) == ["b"] * 3
+
+
+def test_what_is_in_the_making_counts_as_a_turn(tmp_path):
+    """Else all seats that are idle at once would go to the same agent."""
+    ledger, agents, at_work = Ledger(tmp_path), [Named("a"), Named("b")], []
+    ledger.append(Attempt(number=1, commit="1", parent="1", agent="loop"))
+    ledger.append(Verdict(number=1, status="keep", score=1.0))
+    for _ in range(4):
+        at_work.append(choose(agents, ledger, False, at_work).name)
+    assert at_work == ["a", "b", "a", "b"]

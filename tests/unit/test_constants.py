@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from autoresearch.constants import as_it_counts, change, read_code
-from autoresearch.propose import Proposer
+from autoresearch.refusal import Refusals
 from autoresearch.task import OWN_GAME, Facts
 
 SOURCE = b"""import torch
@@ -104,6 +104,5 @@ def test_an_edit_of_what_does_not_count_is_refused(old, new, profile, refused):
         task=OWN_GAME, ledger=SimpleNamespace(finished=[], noise=lambda: 0.0), repo=None, console=None, root=ROOT
     )
     run = SimpleNamespace(**vars(run), facts=Facts(profile=profile), program=ROOT / "program.md")
-    proposer = Proposer(run, pages=None, agents=[])
-    said = proposer.refusal_of_constants({"train.py": SOURCE}, edited(old, new))
+    said = Refusals(run, drafts=None).of_constants({"train.py": SOURCE}, edited(old, new), None)
     assert said == (refused and f"the edit changes {refused}")

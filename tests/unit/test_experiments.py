@@ -48,7 +48,7 @@ def test_of_two_that_beat_one_champion_only_the_first_is_kept(toy, monkeypatch):
                 if number > 1:
                     run.reset()
                     (run.repo.worktree / "solver.py").write_text(solver(value))
-                    commit = run.repo.commit(("solver.py",), f"set it to {value}")
+                    commit = run.repo.agents_worktree(0).commit(("solver.py",), f"set it to {value}")
                 parent = base
                 run.ledger.append(events.Attempt(number=number, commit=commit, parent=parent, description="x"))
                 run.ledger.append(events.Measured(number=number, seed=42, score=value))

@@ -1,0 +1,149 @@
+"""Proposals in the making: several at once, each in a worktree of its own, and none like another.
+
+A draft has the number that its experiment would have now. Numbers are given with the commit: whichever is committed
+first takes the lowest, and who had that takes its number in turn. So there are no gaps, whatever comes of a draft.
+"""
+
+import collections
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Collection, Iterator, Sequence
+
+from autoresearch.agents import Proposal
+from autoresearch.brief import COMBINE
+from autoresearch.experiment import Returned
+from autoresearch.record import events
+from autoresearch.record.ledger import Attempt, Ledger
+from autoresearch.repo import RunRepo, Worktree
+from autoresearch.runner import SCORE, TRAIN
+
+AT_ONCE = 16  # proposals in the making, at most, where nobody says how many
+LATEST = 9  # proposals, or trials, whose median says how long one takes
+COMBINE_OF = 4  # of so many in the making at once, one combines near misses
+
+
+@dataclasses.dataclass(eq=False)
+class Draft:
+    """One proposal in the making. back: the attempt that is redone, under its own number; None for a new one."""
+
+    number: int
+    place: int  # of its worktree
+    worktree: Worktree
+    back: Returned | None = None
+    began: float = dataclasses.field(default_factory=time.monotonic)
+    asked: float = math.inf  # when its agent was chosen
+    agent: str = ""
+    base: Attempt | None = None  # the champion that the worktree was given to the agent with
+    focus: str = ""  # the kind of change that its agent was asked to begin with
+    proposal: Proposal = dataclasses.field(default_factory=Proposal)  # what its agent has made so far
+    edit: str = ""  # names that edit
+    thinks_since: float | None = None  # by the clock; None: its agent is not at work
+    redone: int | None = None  # an attempt whose edit goes back without having run: it may be as it was
+    preflight: float | None = None  # seconds
+    tokens: int = 0  # taken so far, and not in the record yet
+    dollars: float = 0.0
+    refused: list[events.Refused] = dataclasses.field(default_factory=list)
+
+
+class Drafts:
+    """Those of one run, oldest first."""
+
+    def __init__(self, ledger: Ledger, repo: RunRepo) -> None:
+        self.ledger, self.repo = ledger, repo
+        self.all: list[Draft] = []
+        self.took: collections.deque[float] = collections.deque(maxlen=LATEST)  # seconds of the last ones
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def __iter__(self) -> Iterator[Draft]:
+        return iter(self.all)
+
+    def begin(self, back: Returned | None = None) -> Draft:
+        used, places = {draft.number for draft in self.all}, {draft.place for draft in self.all}
+        number = back.attempt.number if back else first_not_in(used, len(self.ledger.attempts) + 1)
+        place = first_not_in(places, 0)
+        draft = Draft(number, place, self.repo.agents_worktree(place), back)
+        draft.refused = [event for event in self.ledger.refused if event.number == number]
+        self.all.append(draft)
+        return draft
+
+    def end(self, draft: Draft) -> None:
+        self.all.remove(draft)
+
+    def beside(self, draft: Draft) -> list[Draft]:
+        return [other for other in self.all if other is not draft]
+
+    def number(self, draft: Draft) -> int:
+        """The number of a draft that is committed at this moment."""
+        return draft.number if draft.back else len(self.ledger.attempts) + 1
+
+    def committed(self, draft: Draft, number: int) -> None:
+        for other in self.beside(draft):
+            if other.number == number:
+                other.number = draft.number
+        draft.number, draft.tokens, draft.dollars = number, 0, 0.0
+        if not draft.back and draft.asked < math.inf:
+            self.took.append(time.monotonic() - draft.asked)
+
+    # -- when to begin one
+
+    def due(self, trials: Collection[float]) -> tuple[int, float | None]:
+        """(How many trials will be over by the time that a draft begun now is ready, seconds until the next will be.)
+
+        trials: when they began. Nothing is due until a proposal and a trial have shown how long they take.
+        """
+        trial = statistics.median([length for a in self.ledger.finished[-LATEST:] if (length := length_of(a))] or [0])
+        if not trial or not self.took:
+            return 0, None
+        to_wait = [began + trial - statistics.median(self.took) - time.monotonic() for began in trials]
+        return sum(left <= 0 for left in to_wait), min((left for left in to_wait if left > 0), default=None)
+
+    # -- what they take
+
+    def taken(self) -> tuple[int, float]:
+        """(Tokens, dollars) so far, beyond what is in the record."""
+        return sum(draft.tokens for draft in self.all), math.fsum(draft.dollars for draft in self.all)
+
+    def expected(self, drafts: Sequence[Draft]) -> tuple[float, float]:
+        """(Tokens, dollars) that drafts will have taken, each as a usual proposal of its agent, or of the dearest one
+        while it has none; infinite where none is recorded yet. What nobody knows counts as nothing.
+        """
+        known = {name: spent for name, spent in self.ledger.spent_by.items() if name != "loop"}
+        tokens, dollars = 0.0, 0.0
+        for draft in drafts:
+            spent = [known[draft.agent]] if draft.agent in known else [] if draft.agent else known.values()
+            tokens += max([draft.tokens, *(one.tokens / one.proposals for one in spent)] if spent else [math.inf])
+            dollars += max([draft.dollars, *(one.dollars / one.proposals for one in spent)] if spent else [math.inf])
+        return tokens, dollars
+
+
+def first_not_in(used: Collection[int], least: int) -> int:
+    while least in used:
+        least += 1
+    return least
+
+
+def length_of(attempt: Attempt) -> float:
+    """Seconds of an attempt's first run."""
+    return sum(attempt.seconds.get(phase) or 0.0 for phase in (TRAIN, SCORE))
+
+
+def focus_of(
+    categories: Sequence[str], near_misses: int, attempts: Sequence[Attempt], in_flight: Sequence[Attempt],
+    others: Sequence[Draft],
+) -> str:  # fmt: skip
+    """The kind of change that a draft begins with, so that several at once are not alike; empty where it is alone.
+
+    Of those that are least in flight the one that failed least.
+    """
+    if not others:
+        return ""
+    if near_misses > 1 and len(others) >= COMBINE_OF - 1 and COMBINE not in [other.focus for other in others]:
+        return COMBINE
+    busy = collections.Counter([*(attempt.category for attempt in in_flight), *(other.focus for other in others)])
+    failed = collections.Counter(attempt.category for attempt in attempts if attempt.status != "keep")
+    named = [name for name in categories if name != "other"]
+    return min(named, key=lambda name: (busy[name], failed[name]))

@@ -1,0 +1,91 @@
+"""Why an edit cannot be run, or would tell nothing new: rules first, then a short rehearsal of the model."""
+
+import dataclasses
+
+from autoresearch import keys
+from autoresearch.brief import change_of
+from autoresearch.constants import Value, as_it_counts, change, read_code
+from autoresearch.drafts import Draft, Drafts
+from autoresearch.editable import in_folder
+from autoresearch.record.ledger import ABANDONED, Attempt, is_a_miss
+from autoresearch.run import Run
+from autoresearch.runner import PREFLIGHT, Job, Seat
+from autoresearch.runner.local import name_of
+from autoresearch.text import signed
+
+CLEAR = 2 * 2**0.5  # standard deviations of one score: a difference of two that is no chance
+
+
+class Refusals:
+    """Those of one run. drafts: others in the making, none of which is to be alike."""
+
+    def __init__(self, run: Run, drafts: Drafts) -> None:
+        self.run, self.ledger, self.task, self.drafts = run, run.ledger, run.task, drafts
+
+    async def of(self, draft: Draft) -> str | None:
+        """Why the edit in a draft's worktree cannot be run, or None."""
+        assert draft.base is not None
+        folder = draft.worktree.folder
+        changed = draft.worktree.changed(draft.base.commit)
+        if objection := self.task.objection(folder, changed, self.run.originals):
+            return objection
+        files = {name: (folder / name).read_bytes() for name in in_folder(self.task.editable, folder)}
+        champion = self.run.files(draft.base.commit)
+        for name, content in files.items():
+            before = champion.get(name, b"").decode(errors="replace")
+            if keys.found(content.decode(errors="replace")) > keys.found(before):
+                return f"{name} holds something that looks like a key; it must not be in git"
+        draft.edit = self.run.edit(folder)
+        if refusal := self.of_repetition(draft) or self.of_constants(champion, files, draft.redone):
+            return refusal
+        if not self.task.preflight:
+            return None
+        seat = next(iter(self.run.runner.seats), Seat(0))  # a cluster may have none just now
+        seat = dataclasses.replace(seat, number=draft.place)
+        job = Job(name_of("preflight", seat), files, self.run.seed, (PREFLIGHT,))
+        measured = await self.run.runner.run(job, seat, lambda phase: None)
+        draft.preflight = measured.seconds.get(PREFLIGHT)
+        self.run.require_room()
+        return measured.reason or self.of_repetition(draft) or None  # another may have been committed meanwhile
+
+    def of_repetition(self, draft: Draft) -> str | None:
+        assert draft.base is not None
+        if earlier := self.tried_before(draft.edit, draft.redone):
+            if earlier.commit == draft.base.commit:
+                return "only comments or layout changed, so it would score as the champion does"
+            waits = earlier in self.ledger.pending and earlier.number != draft.number
+            became = earlier.status or ("which has no verdict yet" if waits else "it crashed")
+            return f"the same edit was tried before, as experiment {earlier.number} ({became})"
+        return None
+
+    def tried_before(self, edit: str, redone: int | None) -> Attempt | None:
+        """The earlier attempt that did the same. redone: the number of one whose edit may come again."""
+        for attempt in self.ledger.attempts:
+            if attempt.edit == edit and attempt.reason not in ABANDONED and attempt.number != redone:
+                return attempt
+        return self.ledger.repaired.get(edit)
+
+    def of_constants(self, champion: dict[str, bytes], files: dict[str, bytes], redone: int | None) -> str | None:
+        """Why an edit tells nothing new: of what does not count here, or of constants, as one that clearly lost."""
+        gpu = self.run.facts.gpu
+        known = self.task.referee and self.run.facts.profile in ("gpu", "cpu")  # `test` runs on either
+        if known and as_it_counts(champion, gpu) == as_it_counts(files, gpu):
+            where, has = ("without", "one") if gpu else ("with", "none")
+            return f"the edit changes only what counts {where} a GPU (`a if GPU else b`), and this run has {has}"
+        before = read_code(champion, gpu)
+        made = as_recorded(change(before, read_code(files, gpu)))
+        least = CLEAR * self.ledger.noise()
+        for attempt in reversed(self.ledger.finished if made else []):
+            same = attempt.beside == before.rest and attempt.constants == made
+            if not same or not is_a_miss(attempt) or attempt.number == redone:
+                continue
+            moved = change_of(attempt)
+            if moved is not None and (moved if self.task.lower_is_better else -moved) > least:
+                earlier = f"experiment {attempt.number}, and clearly lost: {signed(moved)} {self.task.metric}"
+                return f"the same change of constants was tried before, as {earlier}"
+        return None
+
+
+def as_recorded(made: dict[str, tuple[Value, Value]] | None) -> dict[str, list] | None:
+    """What became of constants, in the form that it has in the journal."""
+    return None if made is None else {name: list(values) for name, values in made.items()}
