@@ -85,6 +85,14 @@ def change(before: Code, after: Code) -> dict[str, tuple[Value, Value]] | None:
     return {name: (old, new) for name, (old, new) in pairs if (old, type(old)) != (new, type(new))}
 
 
+def with_change(files: Mapping[str, bytes], made: Mapping[str, Sequence], gpu: bool) -> dict[str, bytes] | None:
+    """The files with a change of constants made in them, as `change` has it; None where one is not as it was before."""
+    found = {name_among(files, constant): constant for constant in once(all_constants(files, gpu))}
+    if any(name not in found or found[name].value != old for name, (old, _) in made.items()):
+        return None
+    return with_texts(files, [(found[name], literal(new, found[name].text)) for name, (_, new) in made.items()])
+
+
 def all_constants(files: Mapping[str, bytes], gpu: bool) -> list[Constant]:
     """The constants of all files; none where one does not parse, or where that would take long."""
     if sum(map(len, files.values())) > LARGEST_READ:

@@ -138,6 +138,16 @@ class RunRepo:
                 raise
             return None
 
+    def put(self, files: Mapping[str, bytes], champion: str, like: str) -> str:
+        """Files on top of the champion, as a commit in the words of another. It stands in the scratch worktree."""
+        self.reset(self.scratch, champion)
+        for name, content in files.items():
+            (self.scratch / name).write_bytes(content)
+        tree = Repository(self.scratch)
+        tree.git.add("--", *files)
+        tree.git.execute([*COMMIT, "--reuse-message", like])
+        return tree.git.rev_parse("HEAD")
+
     def read(self, commit: str, path: str) -> bytes:
         """A file as it is in a commit."""
         return self.repository.commit(commit).tree[path].data_stream.read()

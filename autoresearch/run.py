@@ -21,6 +21,7 @@ from typing import TypeVar, cast
 import git
 
 from autoresearch import UserError, disk_is_full, inbox
+from autoresearch.constants import with_change
 from autoresearch.editable import among, in_folder, is_glob, may_edit
 from autoresearch.gate import in_words
 from autoresearch.limits import StopRequest
@@ -342,12 +343,19 @@ class Run:
         return self.repo.diff(attempt.parent, attempt.commit, self.task.editable)
 
     def on_champion(self, attempt: Attempt) -> str | None:
-        """An attempt's edit as a commit on top of the champion; None if git cannot apply it there, or not whole."""
-        commit = self.repo.move(attempt.commit, self.ledger.champion_commit)
+        """An attempt's edit as a commit on top of the champion; None if it cannot be applied there, or not whole.
+
+        What git cannot apply may be constants beside others that were changed: these are set by their names.
+        """
+        champion = self.ledger.champion_commit
+        commit = self.repo.move(attempt.commit, champion)
+        if not commit and attempt.constants:
+            files = with_change(self.files(champion), attempt.constants, self.facts.gpu)
+            commit = self.repo.put(files, champion, attempt.commit) if files else None
         return None if commit and self.task.fault(self.repo.scratch, self.originals) else commit
 
     def move(self, attempt: Attempt) -> bool:
-        """Put an attempt that has not run onto the present champion. False if git cannot apply its edit there."""
+        """Put an attempt that has not run onto the present champion. False if its edit cannot be applied there."""
         champion, commit = self.ledger.champion_commit, self.on_champion(attempt)
         if commit is None:
             return False

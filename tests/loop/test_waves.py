@@ -113,6 +113,28 @@ def test_of_two_winners_of_one_wave_both_gains_end_up_on_the_branch(two):  # noq
     require_nothing_lost_or_twice(two)
 
 
+@pytest.mark.parametrize(("second", "tip"), [((1, 4), ["3", "4"]), ((2, 4), ["2", "4"])])
+def test_winners_that_change_neighbouring_constants_are_combined(toy, second, tip):
+    """git cannot merge changes of lines that touch. Where the second changes the first one's constant, too, there is
+    nothing to combine: it goes back to its agent, who makes the same again on the new champion."""
+    journal = str(toy.runs / "journal.jsonl")
+
+    def both(a: int, b: int) -> dict:
+        knobs = f"KNOB_A = {a}\nKNOB_B = {b}"
+        text = WAITS.format(knobs=knobs, journal=journal, trials=3, score="KNOB_A + KNOB_B")
+        return {"files": {"solver.py": text}, "say": f"{a} and {b}"}
+
+    toy.write("solver.py", both(1, 1)["files"]["solver.py"])
+    toy.write("check.py", "")
+    toy.commit()
+    toy.plan_steps(e2=[both(3, 1)], e3=[both(*second)])
+    toy.run(*words(toy, "--experiments", "3", "--workers", "2"))
+    source = git(toy.folder, "show", f"{toy.tip()}:solver.py")
+    assert re.findall(r"^KNOB_. = (\d+)", source, re.MULTILINE) == tip
+    assert bool(toy.journal("moved")) == (tip == ["3", "4"])
+    require_nothing_lost_or_twice(toy)
+
+
 IN_THE_MAKING = (
     "the agent has edited",
     "the edit is looked at",
