@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # commands.py builds these parts; `loop.py --help` need not w
 
 @dataclasses.dataclass
 class Trial:
+    """An experiment that a seat is busy with."""
+
     task: asyncio.Task
     seat: Seat
     began: float = dataclasses.field(default_factory=time.monotonic)

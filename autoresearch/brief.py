@@ -251,8 +251,9 @@ class Brief:
             doing.append(f"{other.number}. in the making" + (f": {what}" if what else ""))
         if not doing:
             return []
-        each = max(60, space // len(doing) - 1)
-        parts = ["## In flight, without a verdict yet", fence("\n".join(one_line(one, each) for one in doing), space)]
+        each = max(60, space // len(doing))  # so that each is told in short, however many they are
+        listed = "\n".join(one_line(one, each) for one in doing)
+        parts = ["## In flight, without a verdict yet", fence(listed, 2 * space)]
         if self.crash or self.refusal:
             return parts
         ask = "Try something else than these: another kind of change, or another idea of the same kind."

@@ -114,7 +114,7 @@ async def night(loop: type, options: Research) -> int:
         await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown), make)
         run.note_start(options.keep_rule)
         try:
-            waves = options.lookahead is None and not run.task.is_timed and len(run.runner.seats) > 1
+            waves = options.lookahead is None and not run.task.is_timed and (fleet is not None or len(seats) > 1)
             reason = await loop(run, proposer, experiments, limits, ahead, waves).night()
         except Exception as error:
             with contextlib.suppress(OSError):  # the disk may be what failed

@@ -106,8 +106,8 @@ class Research(Begins):
         min=0,
     )
     proposers: int | None = option(
-        "Proposals in the making at once, at most; there are as many as seats are idle or about to be. Default: one "
-        "for each seat, up to 16.",
+        "Proposals in the making at once, at most: there are as many as seats are idle or about to be, and they cost "
+        "what they would one after the other. Default: one for each seat, up to 16.",
         min=1,
     )
     gpus: str | None = option(

@@ -31,15 +31,16 @@ task:
   direction: maximize
 ---
 """
-AGENT = "read -r a b number rest; echo 'sleep SECONDS; echo score: -'$number > solver.sh; echo set it to -$number"
+AGENT = "sleep THINKS; echo 'sleep SECONDS; echo score: -'$$ > solver.sh; echo set it to -$$"
 
 
-def make_game(folder: Path, seconds: float) -> None:
+def make_game(folder: Path, seconds: float, thinks: float) -> None:
     folder.mkdir()
     (folder / "program.md").write_text(PROGRAM)
     (folder / "solver.sh").write_text(f"sleep {seconds}; echo score: 0\n")
     (folder / ".gitignore").write_text("results.tsv\n")
-    (folder.parent / "agent.sh").write_text(AGENT.replace("SECONDS", str(seconds)) + "\n")
+    agent = AGENT.replace("SECONDS", str(seconds)).replace("THINKS", str(thinks))
+    (folder.parent / "agent.sh").write_text(agent + "\n")
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "game"]):
         subprocess.run(
             ["git", "-c", "user.name=Ada", "-c", "user.email=ada@example.org", *words], cwd=folder, check=True
@@ -70,7 +71,7 @@ class Nodes:
 
 def night(game: Path, trials: int, nodes: Nodes, kill: float | None) -> dict:
     """Run the loop. Its largest memory in MB, its processor time in seconds, and the kills."""
-    agent = ["--agent", "command", "--agent-command", f"sh {game.parent / 'agent.sh'}", "--lookahead", "2"]
+    agent = ["--agent", "command", "--agent-command", f"sh {game.parent / 'agent.sh'}"]
     limits = ["--experiments", str(trials + 1), "--baseline-runs", "1", "--repairs", "0", "--plain", "--tag", "bench"]
     words = [sys.executable, str(ROOT / "loop.py"), "--cluster", "auto", "--seat-cpus", "1", *agent, *limits]
     found = {"memory": 0.0, "processor": 0.0, "kills": 0}
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--seats", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--trials", type=int, default=20, help="of each seat")
     parser.add_argument("--seconds", type=float, default=20.0, help="that a trial waits")
+    parser.add_argument("--thinks", type=float, default=0.0, help="seconds that the agent takes for a proposal")
     parser.add_argument("--kill", type=float, help="seconds from one kill of a node to the next")
     options = parser.parse_args()
     failed = False
@@ -150,14 +152,15 @@ def main() -> None:
             }  # fmt: skip
             game, nodes = Path(name) / "game", Nodes(seats)
             try:
-                make_game(game, options.seconds)
+                make_game(game, options.seconds, options.thinks)
                 found = night(game, options.trials * seats, nodes, options.kill)
             finally:
                 nodes.cluster.shutdown()
             said = measure(game, seats, options.seconds)
         trials = said["verdicts"]
         print(
-            f"{seats} seats, {trials} trials of {options.seconds:g} s in {said['span']:.0f} s: "
+            f"{seats} seats, {trials} trials of {options.seconds:g} s, proposals of {options.thinks:g} s, in "
+            f"{said['span']:.0f} s: "
             f"{said['busy']:.1%} busy, speed-up {said['speed-up']:.1f}; "
             f"the loop took {found['processor'] / trials:.2f} s of processor a trial (git and agents included) and "
             f"{found['memory']:.0f} MB; {found['kills']} nodes killed, {said['reruns']} trials ran again, "

@@ -151,6 +151,8 @@ class Toy:
             f"{sys.executable} {agent} {self.plan}",
             "--lookahead",
             "0",
+            "--proposers",
+            "1",  # so that the plan's numbers are the experiments'
         ]
         folder.mkdir()
         git(folder, "init", "-q", "-b", "main")

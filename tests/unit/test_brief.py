@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from autoresearch.agents import Proposal, read_reply
-from autoresearch.brief import BYTES_PER_TOKEN, DATA_LIMIT, Brief, fence, page
+from autoresearch.brief import BYTES_PER_TOKEN, COMBINE, DATA_LIMIT, Beside, Brief, fence, page
 from autoresearch.ideas import Idea
 from autoresearch.keys import PLACE, scrub
 from autoresearch.lessons import SHOWN, Lesson, Lessons
@@ -406,3 +406,20 @@ def test_a_constant_that_was_tried_often_leaves_room_for_others():
     assert "C: #2" not in brief([outrun]).text()
     crashed = attempt(2, "crash", None, reason="training: no", constants={"C": [1, 2]}, standing=None)
     assert "C: #2 1 -> 2 crash" in brief([crashed]).text()
+
+
+def test_one_of_several_that_are_asked_at_once_is_told_of_the_others():
+    """Fails where it is not asked for something else, or where sixty-four others push one another out."""
+    others = [Beside(6, "schedule"), Beside(7, "", "smaller batches", "e"), Beside(8)]
+    told = brief([attempt(2)], in_flight=[attempt(5, None)], beside=others, focus="attention").text()
+    for line in ("5. [optimizer] change 5", "6. in the making: asked to begin with schedule", "8. in the making"):
+        assert f"\n{line}\n" in told, line
+    assert "7. in the making: smaller batches" in told and "Try something else than these" in told
+    assert "so begin with attention;" in told and "Near misses" not in told
+    near = brief([attempt(2, score=1.001)], beside=[Beside(6)], focus=COMBINE).text()
+    assert f"begin with {COMBINE}" in near and "\n2. +0.001000 [optimizer] change 2\n" in near
+    many = brief([attempt(2)], in_flight=[attempt(5 + i, None, description="word " * 50) for i in range(63)]).text()
+    assert all(f"\n{5 + i}. [optimizer] word" in many for i in range(63))
+    repaired = brief([attempt(2)], beside=others, focus="attention", crash="1 / 0").text()
+    assert "6. in the making" in repaired and "begin with attention" not in repaired
+    assert "## In flight" not in brief([attempt(2)]).text()
