@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from autoresearch.judge import KeepRule, judge, mean, noise_scale, standard_error
 
 NOISES, PRIOR, SLOTS = (0.0003, 0.0007, 0.002), 0.0007, 100
+HELPS = 0.2  # share of the proposals
 PRICE = 0.001 / 20
 
 
@@ -53,6 +54,7 @@ class Night:
     seed: int
     noise: float
     left: int = SLOTS
+    helps: float = HELPS
     groups: list[list[float]] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -70,7 +72,7 @@ class Night:
             self.proposals.geometric(1 / 6),
             self.proposals.geometric(1 / 4),
         )
-        effect = gain_of_size(size) if helps < 0.2 else -0.001 * math.exp(1.3 * size)
+        effect = gain_of_size(size) if helps < self.helps else -0.001 * math.exp(1.3 * size)
         return effect, 0 if kind < 0.5 else int(more) if kind < 0.8 else -int(fewer)
 
     def propose(self, champion: Code) -> tuple[Code, float]:
