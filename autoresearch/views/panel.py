@@ -19,6 +19,7 @@ COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
 WIDEST = 110  # columns
 BAR, SHORT_BAR = 24, 6  # columns of the bar, on a wide terminal and on one of eighty columns
 SEATS = 16  # that are shown, each in a row, where the height does not matter
+PROPOSALS = 3  # in the making, that are shown, each in a row
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -45,6 +46,7 @@ def panel_of(state: State, width: int, height: int | None = None) -> Panel:
     table.add_column(no_wrap=True, overflow="ellipsis", width=max(1, width - 14))
     seats = SEATS if height is None else max(2, height // 3)
     shown = min(seats, len(state.seats)) if state.has_seats else len(state.trials)
+    shown += min(PROPOSALS, max(0, len(state.in_the_making) - 1))
     verdicts = 8 if height is None else max(1, min(8, height - 16 - shown))
     for name, text in rows_of(state, verdicts, bar=BAR if width > 100 else SHORT_BAR, seats=seats):
         table.add_row(name, text)
@@ -149,9 +151,11 @@ def doing(state: State, bar: int, seats: int) -> Iterator[Text]:
     else:
         for trial in state.trials:
             yield trial_row(trial, state.time, bar)
-    for thinking in state.in_the_making:
+    for thinking in state.in_the_making[:PROPOSALS]:
         since = duration(state.time - thinking.since)
         yield Text(f"experiment {thinking.number}: {thinking.agent} is thinking, {since}")
+    if (more := len(state.in_the_making) - PROPOSALS) > 0:
+        yield Text(f"{count(more, 'more proposal')} in the making")
     if waiting := state.waiting:
         left = duration(waiting.until - state.time)
         yield Text(f"{waiting.agent} cannot be reached; next call in {left}", "yellow")
