@@ -127,7 +127,7 @@ class Brief:
             + " Change no other file. Do not run the training: the loop does it. Try one idea, with a reason to work; "
             "several near misses combined are one.",
             "An edit is refused if it touches another file, breaks the rules below, does the same as an earlier edit "
-            "(comments and layout do not count), or changes constants alone, and as an edit that clearly lost."
+            "(comments and layout do not count), or repeats a change of constants that clearly lost."
             + self.what_counts(),
             *self.commands(),
             *(["## What prepare offers to train.py", fence(self.api, self.share(8), "python")] if self.api else []),
@@ -188,9 +188,7 @@ class Brief:
         """
         parts, small = [self.standing()], self.share(16, DATA_LIMIT)
         if not self.crash and not self.refusal:
-            parts += [
-                "Say first which three edits come into question, each with the change that you expect; make the best."
-            ]
+            parts += ["First name three candidate edits, each with the change that you expect. Then make the best one."]
         if self.notes:
             notes = [f"- {text} (before experiment {number})" for number, text in self.notes[: -NOTES - 1 : -1]]
             parts += ["## Notes of the people who run this, newest first", first(notes, self.share(10))]

@@ -5,6 +5,7 @@ Cancelled, it leaves an attempt without a verdict, which runs again when the run
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import time
@@ -62,7 +63,7 @@ class Experiments:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
         self.gate, self.tiers = gate or Gate(), Tiers(run, self.trials)
-        self.losses: dict[int, int] = {}  # by number of an attempt: seats that were lost under it
+        self.losses = collections.Counter[int]()  # by number of an attempt: seats that were lost under it
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.ideas = Ideas(run.root / RUNS)
 
@@ -117,8 +118,8 @@ class Experiments:
         except Disturbed as disturbed:
             return self.run_again(attempt, str(disturbed), began, disturbed.taken)
         except SeatLost as lost:
-            times = self.losses[attempt.number] = self.losses.get(attempt.number, 0) + 1
-            if times <= LOSSES:
+            self.losses[attempt.number] += 1
+            if self.losses[attempt.number] <= LOSSES:
                 return self.run_again(attempt, f"{lost}: it runs again", began)
             measured = checked = Measurement()
             verdict = Verdict("crash", f"{lost}, as {LOSSES} times before")

@@ -6,6 +6,7 @@ experiment.py's business, by the rules of judge.py.
 """
 
 import asyncio
+import collections
 import dataclasses
 import itertools
 import statistics
@@ -63,8 +64,8 @@ class Trials:
     def __init__(self, run: Run, rule: KeepRule, baseline_runs: int | None = 1) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.rule, self.baseline_runs = rule, baseline_runs
-        self.suspensions: dict[int, int] = {}  # by number of an attempt
-        self.disturbances: dict[int, int] = {}
+        self.suspensions = collections.Counter[int]()  # by number of an attempt
+        self.disturbances = collections.Counter[int]()
         self.again = asyncio.Lock()  # held while the champion runs again
 
     async def first(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
@@ -370,16 +371,16 @@ class Trials:
         the whole attempt runs again. Not too often, though.
         """
         if measured.suspended:
-            times = self.suspensions[attempt.number] = self.suspensions.get(attempt.number, 0) + 1
-            if times <= SUSPENSIONS:
+            self.suspensions[attempt.number] += 1
+            if self.suspensions[attempt.number] <= SUSPENSIONS:
                 raise Disturbed(in_words(measured))
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
             self.disturbed(attempt, taken, "so that it came less far")
 
     def disturbed(self, attempt: Attempt, taken: float, why: str) -> None:
         """Raise Disturbed, if an attempt was not yet too often."""
-        times = self.disturbances[attempt.number] = self.disturbances.get(attempt.number, 0) + 1
-        if times <= DISTURBANCES:
+        self.disturbances[attempt.number] += 1
+        if self.disturbances[attempt.number] <= DISTURBANCES:
             raise Disturbed(f"{taken_in_words(taken)}, {why}: it runs again", taken)
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
@@ -405,7 +406,7 @@ class Trials:
         """Before an attempt that was disturbed runs again, wait for the others to be done: as long as it trains. Raises
         Stopped when the user asks to stop meanwhile.
         """
-        if self.disturbances.get(attempt.number):
+        if self.disturbances[attempt.number]:
             limit = self.run.facts.time_budget or 0.0
             self.console.line(f"  waiting until the machine is free, {duration(limit)} at most", "yellow")
             most = self.most_before(attempt) + (self.ledger.most_taken or 0.0)
