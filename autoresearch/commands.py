@@ -226,11 +226,9 @@ async def drop(options: Numbered) -> int:
         run.ledger.append(events.Dropped(number=options.number))
         run.reset()
         run.results.rebuild()
-        pages = Pages(run)
         for number in (options.number, *with_it):
-            pages.path(number).unlink(missing_ok=True)
+            Pages(run).path(number).unlink(missing_ok=True)  # it is written anew when the run goes on
             Ideas(run.root / RUNS).follow(run.ledger.attempts[number - 1], run.repo.tag)
-        pages.catch_up()
         champion = run.ledger.champion
         assert champion is not None
         also = f", and {', '.join(map(str, with_it))} with it, built on top" if with_it else ""
