@@ -43,10 +43,8 @@ def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
     }
     edited = repo.uncommitted(task.editable)
     if edited and not ledger.attempts:
-        shown["note"] = (
-            f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from "
-            f"{short(ledger.base)}"
-        )
+        uncommitted = f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from "
+        shown["note"] = "; ".join(filter(None, (facts.note, uncommitted + short(ledger.base))))
     done = count(len(ledger.finished), "experiment")
     title = f"autoresearch: run {repo.tag}, " + (f"continued after {done}" if ledger.attempts else "new")
     run.console.first_screen(title, {name: text for name, text in shown.items() if text})
