@@ -494,11 +494,11 @@ def test_times_are_compared_turn_by_turn(toy):
     output = toy.run_agent(4, "--baseline-runs", "5")
     assert toy.statuses() == ["keep", "discard", "keep", "discard"], output
     _, same, faster, slow = toy.journal("verdict")
-    assert same["reason"].startswith("in 1 turn with its champion it was 0.00% worse")
+    assert same["reason"].startswith("in 2 turns with its champion it was 0.00% worse")
     assert (
         "with its champion it was 13.93% better" in faster["reason"] and "worse than the champion's" in slow["reason"]
     )
     turns = [(entry["edit"], entry["number"]) for entry in toy.journal("in turn")]
-    assert turns[:4] == [(2, 2), (2, 1), (3, 3), (3, 1)] and len(turns) % 2 == 0 and turns[-1] == (3, 1)
+    assert turns[:6] == [(2, 2), (2, 1), (2, 2), (2, 1), (3, 3), (3, 1)] and len(turns) % 2 == 0 and turns[-1] == (3, 1)
     assert faster["score"] / faster["standing"] == pytest.approx(0.87)
     toy.require_whole()

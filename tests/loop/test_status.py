@@ -174,7 +174,7 @@ def test_a_loop_that_prepares_after_one_that_was_killed(tmp_path):
 
 def test_the_present_is_read_back_as_it_was_written(tmp_path):
     trial = Running(3, 1, "experiment 3", 6.0, "score", 7.0, str(tmp_path / "trials/3"))
-    now = Now(identify(os.getpid()), 5.0, {"hours": 8}, [trial], Thinking(4, "sweep", 8.0), True)
+    now = Now(identify(os.getpid()), 5.0, {"hours": 8}, [trial], [Thinking(4, "sweep", 8.0)], True)
     now.write(tmp_path)
     assert read_now(tmp_path, os.getpid()) == now
     assert read_now(tmp_path, 1) is None  # another process's
