@@ -29,6 +29,7 @@ def test_a_night_in_odd_surroundings(tmp_path, environment):
     toy.require_whole()
 
 
+@pytest.mark.slow
 def test_a_worktree_of_the_users_that_is_away_stays_known(toy, tmp_path):
     away = tmp_path / "disk/theirs"
     git(toy.folder, "worktree", "add", "-q", "--detach", str(away))
@@ -44,6 +45,7 @@ def test_a_worktree_of_the_users_that_is_away_stays_known(toy, tmp_path):
     assert git(away, "status", "--porcelain") == "M  solver.py"
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_leave_a_whole_table(toy):
     """Each shows all of its own rows, never some of both, and both go on."""
     other = Toy.__new__(Toy)
