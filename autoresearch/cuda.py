@@ -8,10 +8,9 @@ import ctypes
 import dataclasses
 import importlib.util
 import re
-import sysconfig
 from pathlib import Path
 
-from autoresearch.machine_facts import c_compiler, has_nvidia_card
+from autoresearch.machine_facts import c_compiler, has_nvidia_card, has_python_header
 
 LEAST_DRIVER = {12: 525, 13: 580}  # of NVIDIA's for Linux, by the CUDA that PyTorch was built with (its release notes)
 LEAST_CAPABILITY = 8  # Ampere, the first with bf16
@@ -78,7 +77,7 @@ def why_not(found: Driver | None) -> str:
         return f"{found.name} has no bf16, which came with the Ampere generation: use a newer GPU, {INSTEAD}"
     if c_compiler() is None:
         return f"there is no C compiler, which Triton needs: `apt install gcc g++`, {INSTEAD}"
-    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+    if not has_python_header():
         return f"there is no Python.h, which Triton needs: `apt install python3-dev`, {INSTEAD}"
     return ""
 

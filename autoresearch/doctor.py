@@ -14,7 +14,6 @@ import platform
 import shutil
 import socket
 import sys
-import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -234,7 +233,7 @@ def task(machine: Machine) -> Finding:
 
 def compiler(machine: Machine) -> Finding:
     """What Triton and Inductor compile with."""
-    from autoresearch.machine_facts import c_compiler
+    from autoresearch.machine_facts import c_compiler, has_python_header
     from autoresearch.runner.process import ask
 
     status = FAULT if machine.has_gpu() else WARNING
@@ -244,7 +243,7 @@ def compiler(machine: Machine) -> Finding:
         return Finding("compiler", status, f"there is no C compiler{use}", "apt install gcc g++")
     _, version = ask([program, "--version"], LIMIT)
     said = one_line(version.partition("\n")[0], 60)
-    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+    if not has_python_header():
         then = "apt install python3-dev    # or a Python of uv's own: uv python install 3.12"
         return Finding("compiler", status, f"{said}; there is no Python.h, which Triton needs{use}", then)
     return Finding("compiler", OK, f"{said}, Python.h")

@@ -95,6 +95,10 @@ def c_compiler() -> str | None:
     return next(filter(None, map(shutil.which, [chosen] if chosen else ["gcc", "clang"])), None)
 
 
+def has_python_header() -> bool:
+    return (Path(sysconfig.get_path("include")) / "Python.h").exists()
+
+
 def driver_version() -> str | None:
     """Of NVIDIA's driver, where there is one."""
     with contextlib.suppress(OSError, IndexError):

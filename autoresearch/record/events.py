@@ -177,11 +177,10 @@ class Rerun(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured(Event):
-    """A trial has its score."""
+class Ran(Event):
+    """A run that has a score; what it was for, its kinds say."""
 
-    name = "measured"
-    number: int
+    number: int  # of the code that ran
     seed: int
     score: float
     seconds: dict = dataclasses.field(default_factory=dict)
@@ -189,19 +188,21 @@ class Measured(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Screened(Event):
+class Measured(Ran):
+    """A trial has its score."""
+
+    name = "measured"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Screened(Ran):
     """With --tiers, a run on the first kind of device: of an edit that is new, or once more of its champion. All other
     runs are on the last kind, `Start.kind`.
     """
 
     name = "screened"
-    number: int  # of the code that ran
     during: int = 0  # number of the edit whose screening went on meanwhile, of the champion once more
     kind: str
-    seed: int
-    score: float
-    seconds: dict = dataclasses.field(default_factory=dict)
-    taken: float | None = None  # share of the processors that others took while it trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,19 +244,14 @@ class Verdict(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InTurn(Event):
+class InTurn(Ran):
     """A run of an edit or of its champion, in turn, before a gain that noise could explain is kept; or of the champion
     alone, so that a lucky score does not stand for ever.
     """
 
     name = "in turn"
-    number: int  # of the code that ran
     edit: int  # of the edit that it was run for; 0: the champion alone
     during: int = 0  # number of the edit whose trial went on meanwhile, of the champion alone
-    seed: int
-    score: float
-    seconds: dict = dataclasses.field(default_factory=dict)
-    taken: float | None = None  # share of the processors that others took while it trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -48,13 +48,14 @@ def describe(game: Game) -> dict:
     Ends the program where the game needs a GPU that cannot be used.
     """
     manifest, name = game.manifest(), game.profile.name
-    driver = cuda.driver()
+    chosen = bool(os.environ.get("AUTORESEARCH_PROFILE"))
+    driver = cuda.driver() if name == "gpu" or not chosen else None
     if name == "gpu" and (why := cuda.why_not(driver)):
         stop(why)
     return {
         "profile": name,
         "device": driver.name if driver and name == "gpu" else f"CPU, {os.cpu_count()} cores",
-        "note": cuda.note(name, bool(os.environ.get("AUTORESEARCH_PROFILE")), driver),
+        "note": cuda.note(name, chosen, driver),
         "machine": machine(),
         "data": game.data,
         "time_budget": game.profile.time_budget,
