@@ -181,8 +181,8 @@ class Account:
         if isinstance(told, int | float) and math.isfinite(told):
             self.last_time = told
             if self._time:
-                self._offset = max(self._offset, self._offset + self._time - (told + self._offset))
-            self._time = told + self._offset
+                self._offset = max(self._offset, self._time - told)
+            self._time = max(self._time, told + self._offset)  # which rounding could set back, too
         return self._time
 
     def _add(self, kind: str, seconds: float) -> None:

@@ -180,7 +180,10 @@ class ModelProcess:
         """The process's next word, one of these. Raises NoScore where it is another: see `why_not`."""
         try:
             self.channel.settimeout(max(1e-3, self.deadline - time.monotonic()))
-            said = self.channel.recv(64)
+            try:
+                said = self.channel.recv(64)
+            except ConnectionResetError:  # it ended with a question unread; its last word is there still
+                said = self.channel.recv(64)
         except TimeoutError:
             self.end()
             raise NoScore(

@@ -1,7 +1,7 @@
 """Where the seconds of a run went: made-up journals, and any sequence of events."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autoresearch.record.accounting import KINDS, Account, account
@@ -246,6 +246,20 @@ anything = st.fixed_dictionaries(
 
 
 @given(st.lists(anything, max_size=40), st.floats(0, 1e4) | st.none())
+@example(  # rounding set the clock back
+    [
+        {"event": name, "time": time}
+        for name, time in (
+            ("run", 8268.186910136164),
+            ("start", 0.0),
+            ("run", 3633.3864859740443),
+            ("run", 0.0),
+            ("start", 4483.0),
+            ("held", 1.6724573511687595),
+        )
+    ],
+    None,
+)
 def test_nothing_is_negative_nothing_is_lost_and_nothing_is_counted_twice(told, now):
     counted = Account()
     for fields in told:
