@@ -28,7 +28,6 @@ STRANGERS = {
     "ends at once": ("", ENDED),
     "ends after it was built": ("serve(0)", ENDED),
     "ends in the middle": ("serve(2)", ENDED),
-    "ends with a question unread": ("serve(1); time.sleep(0.2)", ENDED),
     "kills itself": ("serve(1); os.kill(os.getpid(), signal.SIGKILL)", ENDED),
     "closes the channel and stays": ("serve(1); channel.close(); time.sleep(60)", SILENT),
     "closes it one way": ("serve(1); channel.shutdown(socket.SHUT_WR); time.sleep(60)", ENDED),
@@ -39,7 +38,6 @@ STRANGERS = {
     "a packet too large": ("serve(1); channel.send(b'done' * 20_000)", BROKE),
     "the answer and more": ("serve(1); channel.send(b'done '); time.sleep(60)", BROKE),
     "another answer": ("serve(1); channel.send(b'ready')", BROKE),
-    "another answer, and a question unread": ("serve(1); channel.send(b'ready'); time.sleep(0.2)", BROKE),
     "an answer before its time": ("channel.send(b'done')", BROKE),
     "failed, and says more": ("serve(1); channel.send(b'failed of the people by the people')", BROKE),
     "a line that is none": ("serve(1); channel.send(b'failed ValueError -7')", BROKE),
@@ -93,6 +91,21 @@ def test_a_process_that_breaks_the_rules(trained, monkeypatch, code, reason):
     found = score_of(Stranger(trained), trained, trained.rows("val")[:64])
     assert found is None if reason is None else reason in found
     assert not any(path.name.startswith("model-") for path in trained.run_folder.iterdir())
+
+
+def test_the_last_word_of_a_process_that_ended_with_a_question_unread(trained, monkeypatch):
+    class Late(Stranger):
+        """Listens only when the process has ended."""
+
+        code = "serve(0); channel.send(b'failed ValueError 2'); time.sleep(1)"
+
+        def expect(self, *words, during):
+            if during == "it gave logits":
+                self.process.wait()
+            return super().expect(*words, during=during)
+
+    found = score_of(Late(trained), trained, trained.rows("val")[:64])
+    assert found == "the model cannot be scored: ValueError in line 2 of train.py while it gave logits"
 
 
 def test_random_bytes(trained, monkeypatch):
