@@ -1,7 +1,7 @@
-"""The command line. options.py says what each command takes, commands.py does what takes trials.
+"""The command line. options.py defines the options of each command; commands.py runs the commands that need trials.
 
-Exit codes: 0, or what a command says; 2 for bad use and for what only a person can put right; 130 for stopped at once.
-What only some commands need is imported by them: the first screen must not wait for it.
+Exit codes: 0, or what a command documents; 2 for wrong usage and for errors that only a person can fix; 130 for
+stopped at once. Each command imports what only it needs, so that the first screen appears quickly.
 """
 
 import dataclasses
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from autoresearch.ideas import Ideas as KnownIdeas
     from autoresearch.record.events import Approved, Rejected
 
-# Of the environment: they would send what is done in a worktree to the user's checkout. Hooks have them.
+# Environment variables that git sets for hooks. They would redirect work in a worktree to the user's checkout.
 GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
-DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages, by module, of watch and report
+DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages of watch and report, by module
 
 
 def group() -> typer.Typer:
@@ -70,7 +70,7 @@ app.add_typer(ideas, name="ideas")
 
 
 def taking(kind: type) -> Callable[[Callable], Callable]:
-    """Make a function of (context, options) one that typer reads: a keyword for each field of the dataclass `kind`."""
+    """Turn a function of (context, options) into a typer command with a keyword for each field of the dataclass."""
 
     def decorate(function: Callable) -> Callable:
         def call(context: typer.Context, **values):
@@ -96,8 +96,8 @@ def taking(kind: type) -> Callable[[Callable], Callable]:
 @app.callback(invoke_without_command=True)
 @taking(Research)
 def research(context: typer.Context, options: Research) -> None:
-    """Let an agent do language-model research: it edits train.py, each edit is trained for a fixed time, scored, and
-    kept or thrown away. The same command again continues the run."""
+    """Let an agent do language-model research: it edits train.py; each edit is trained for a fixed time, scored, and
+    kept or discarded. Run the same command again to continue the run."""
     if context.invoked_subcommand:
         return
     if options.detach:
@@ -110,8 +110,8 @@ def research(context: typer.Context, options: Research) -> None:
 @app.command()
 @taking(Plan)
 def plan(context: typer.Context, options: Plan) -> None:
-    """Set up another repository: look at it, propose what is edited, run and measured, prove that, and write
-    program.md. Exit code 1: what is proposed does not stand, and nothing is written."""
+    """Set up another repository: inspect it, propose what to edit, run and measure, check that this works, and write
+    program.md. Exit code 1: the check failed, and nothing was written."""
     from autoresearch.plan.command import run_plan
 
     run_to_end(run_plan(options))
@@ -120,8 +120,8 @@ def plan(context: typer.Context, options: Plan) -> None:
 @app.command()
 @taking(Check)
 def check(context: typer.Context, options: Check) -> None:
-    """Prove a program.md: run each of its commands, the baseline five times, and break each editable file once. Exit
-    code 1: it does not stand."""
+    """Check a program.md: run each of its commands, run the baseline five times, and break each editable file once.
+    Exit code 1: the check failed."""
     from autoresearch.plan.command import run_check
 
     run_to_end(run_check(options))
@@ -130,7 +130,7 @@ def check(context: typer.Context, options: Check) -> None:
 @app.command()
 @taking(Start)
 def start(context: typer.Context, options: Start) -> None:
-    """For an external agent (see program.md): begin a run or find it again, train the baseline, say where to edit."""
+    """For an external agent (see program.md): begin or continue a run, train the baseline, say which file to edit."""
     if options.apart:
         from autoresearch import commands
 
@@ -143,10 +143,10 @@ def start(context: typer.Context, options: Start) -> None:
 @app.command("try")
 @taking(Try)
 def try_(context: typer.Context, options: Try) -> None:
-    """For an external agent: run the edit that stands in the worktree, keep or discard it, and say so.
+    """For an external agent: run the edit in the worktree, keep or discard it, and report the verdict.
 
-    Exit code 0: kept. 1: discarded. 3: it crashed. 4: it was refused, and stands where it stood. 2: bad use, or a fault
-    that has to be put right first. 130: it was stopped; the same command goes on. With --background 0: it runs."""
+    Exit code 0: kept. 1: discarded. 3: crashed. 4: refused; the edit stays in the worktree. 2: wrong usage, or a fault
+    to fix first. 130: stopped; run the same command again to continue. With --background, 0: the trial is running."""
     if not options.message.strip():
         raise UserError(f'-m needs a description: {to_type("try")} -m "what and why"')
     if options.apart:
@@ -161,8 +161,8 @@ def try_(context: typer.Context, options: Try) -> None:
 @app.command()
 @taking(Wait)
 def wait(context: typer.Context, options: Wait) -> None:
-    """For an external agent: wait for the verdict on its edit, and say it as `try` does, with the same exit code. 5: it
-    has none yet."""
+    """For an external agent: wait for the verdict on its edit and report it as `try` does, with the same exit codes.
+    5: no verdict yet."""
     from autoresearch import calls
 
     try:
@@ -174,7 +174,7 @@ def wait(context: typer.Context, options: Wait) -> None:
 @app.command()
 @taking(Verify)
 def verify(context: typer.Context, options: Verify) -> None:
-    """Run baseline and champion again with fresh seeds, and say what the gain is. The same command again continues."""
+    """Run baseline and champion again with fresh seeds and report the gain. Run it again to continue."""
     from autoresearch import commands
 
     run_to_end(commands.run_verify(options))
@@ -183,7 +183,7 @@ def verify(context: typer.Context, options: Verify) -> None:
 @app.command()
 @taking(Numbered)
 def drop(context: typer.Context, options: Numbered) -> None:
-    """Take a keep back, and what was kept on top of it: the run goes on from the champion before it."""
+    """Undo a keep, and everything that was kept on top of it. The run continues from the champion before it."""
     from autoresearch import commands
 
     run_to_end(commands.drop(options))
@@ -192,7 +192,8 @@ def drop(context: typer.Context, options: Numbered) -> None:
 @app.command()
 @taking(Numbered)
 def accept(context: typer.Context, options: Numbered) -> None:
-    """Let an edit that was held back for its large gain run again, next, and be kept: you have looked at it."""
+    """Accept an edit that was held back for its large gain, after you have looked at it. It runs again as the next
+    experiment and can then be kept."""
     from autoresearch import commands
 
     run_to_end(commands.accept(options))
@@ -201,15 +202,15 @@ def accept(context: typer.Context, options: Numbered) -> None:
 @app.command()
 @taking(Clean)
 def clean(context: typer.Context, options: Clean) -> None:
-    """Remove worktrees, caches and the refs of single attempts of old runs, or of one, after asking. Journals, logs and
-    branches stay."""
+    """Remove worktrees, caches and the git refs of attempts, of all runs but the last or of one run, after asking.
+    Journals, logs and branches stay."""
     from autoresearch.tidy_up import clean as clean_up
 
     def agreed(question: str) -> bool:
         if options.yes:
             return True
         if not sys.stdin.isatty():
-            raise UserError(f"there is nobody to ask; {to_type('clean --yes')} removes them")
+            raise UserError(f"this is no terminal, so nobody can be asked; {to_type('clean --yes')} removes them")
         return typer.confirm(question)
 
     clean_up(root_of(Path.cwd()), options.tag, agreed, print)
@@ -222,24 +223,24 @@ def run_detached(tag: str | None) -> None:
     process, said = detach(loop_command(arguments(), folder.name), folder)
     print(said)
     if process:
-        print(f"\nIt goes on as process {process}, and prints to {folder / LOG}.")
+        print(f"\nIt runs in the background as process {process} and prints to {folder / LOG}.")
         for command, words in (
-            ("status", "how it stands"),
-            ("logs -f", "what it prints"),
+            ("status", "shows its state"),
+            ("logs -f", "shows what it prints"),
             ("stop", "stops it after the running experiment"),
         ):
             print(f"  {to_type(f'{command} --tag {folder.name}'):<50} {words}")
 
 
 # ----------------------------------------------------------------------------------------------
-# Ideas: what is to be tried
+# Ideas: what could be tried
 
 
 @ideas.callback(invoke_without_command=True)
 @taking(Ideas)
 def ideas_(context: typer.Context, options: Ideas) -> None:
-    """What could be tried, for agents of all runs: list it, add to it, let an agent search for more. It stands in
-    .autoresearch/ideas.md, which you may edit. Exit code 1 of a search: it found nothing new."""
+    """Ideas for the agents of all runs: list them, add one, or let an agent search for more. They are kept in
+    .autoresearch/ideas.md, which you may edit. Exit code 1: a search found nothing new."""
     if context.invoked_subcommand:
         return
     if options.search is None:
@@ -251,7 +252,7 @@ def ideas_(context: typer.Context, options: Ideas) -> None:
 
 @ideas.command("list")
 def list_ideas(context: typer.Context) -> None:
-    """All ideas, with source, expected effect and state."""
+    """List all ideas, with source, expected effect and state."""
     known = known_ideas()
     known.catch_up()
     print(clean_text("\n".join(map(str, known.read()))) or f"no ideas yet; add one: {to_type('ideas add')} TEXT")
@@ -260,21 +261,21 @@ def list_ideas(context: typer.Context) -> None:
 @ideas.command("add")
 @taking(AddIdea)
 def add_idea(context: typer.Context, options: AddIdea) -> None:
-    """Add an idea. Agents are offered it before those of agents."""
+    """Add an idea. Agents are offered your ideas before those of other agents."""
     idea, is_new = known_ideas().add(options.text, options.expect, options.source)
     print(
-        f"I{idea.number}: agents are offered it from the next brief on" if is_new else f"that is known already:\n{idea}"
+        f"I{idea.number}: agents see it from the next brief on" if is_new else f"this idea is known already:\n{idea}"
     )
 
 
 @ideas.command("drop")
 @taking(DropIdea)
 def drop_idea(context: typer.Context, options: DropIdea) -> None:
-    """Offer an idea to no agent any more."""
+    """Stop offering an idea to agents."""
     from autoresearch.shared_lines import named
 
     if not (number := named("I", options.idea) or named("I", f"I{options.idea}")):
-        raise UserError(f"{options.idea!r} is no idea; name one by its number, as I3")
+        raise UserError(f"{options.idea!r} is not the number of an idea; give a number such as I3")
     print(f"dropped: {known_ideas().drop(number).text}")
 
 
@@ -291,8 +292,8 @@ def known_ideas() -> "KnownIdeas":
 @app.command()
 @taking(Status)
 def status(context: typer.Context, options: Status) -> None:
-    """How a run stands: champion, what runs, the last verdicts, costs, where the time went. Of a loop in any process,
-    and of one that has ended."""
+    """Show the state of a run: champion, what is running, the last verdicts, costs, where the time went. Works for a
+    loop in any process, and for a run that has ended."""
     from autoresearch.views.panel import print_state
     from autoresearch.views.state import look
 
@@ -306,7 +307,7 @@ def status(context: typer.Context, options: Status) -> None:
 @app.command("stop")
 @taking(Stop)
 def stop_(context: typer.Context, options: Stop) -> None:
-    """Ask a running loop to stop after its experiment, as Ctrl-C does. Exit code 1: no loop is running."""
+    """Stop a running loop after the current experiment, as Ctrl-C does. Exit code 1: no loop is running."""
     from autoresearch.background import ask_to_stop
 
     folder = folder_of(options.tag)
@@ -319,43 +320,43 @@ def stop_(context: typer.Context, options: Stop) -> None:
 @app.command()
 @taking(Note)
 def note(context: typer.Context, options: Note) -> None:
-    """Tell the agent something, also while a loop runs: it stands in the next briefs, and in the record."""
+    """Tell the agent something, even while a loop runs: the note is in all later briefs, and in the journal."""
     from autoresearch.inbox import leave, text_of
     from autoresearch.record.events import Note as Message
 
     recorded = recorded_run(options.tag)
     leave(recorded.ledger.path.parent, Message(text=text_of(options.text)))
-    print(f"run {recorded.tag}: the next brief has it")
+    print(f"run {recorded.tag}: the note is in the next brief")
 
 
 @app.command()
 @taking(Tagged)
 def pause(context: typer.Context, options: Tagged) -> None:
-    """Begin nothing new until `resume`: what runs comes to its verdict, and the loop waits."""
+    """Pause a run: running trials finish, and the loop starts nothing new until `resume`."""
     from autoresearch.inbox import leave
     from autoresearch.record.events import Pause
 
     recorded = recorded_run(options.tag)
     leave(recorded.ledger.path.parent, Pause())
-    print(f"run {recorded.tag} pauses when what runs has its verdict; {to_type('resume')} --tag {recorded.tag} goes on")
+    print(f"run {recorded.tag} pauses when its trials are done; to resume: {to_type('resume')} --tag {recorded.tag}")
 
 
 @app.command()
 @taking(Tagged)
 def resume(context: typer.Context, options: Tagged) -> None:
-    """End a pause."""
+    """Resume a paused run."""
     from autoresearch.inbox import leave
     from autoresearch.record.events import Resume
 
     recorded = recorded_run(options.tag)
     leave(recorded.ledger.path.parent, Resume())
-    print(f"run {recorded.tag} goes on" + ("" if is_at_work(recorded) else f", as soon as a loop runs: {to_type()}"))
+    print(f"run {recorded.tag} resumes" + ("" if is_at_work(recorded) else f" when you start the loop: {to_type()}"))
 
 
 @app.command()
 @taking(Approve)
 def approve(context: typer.Context, options: Approve) -> None:
-    """Say yes to what waits for your word (--approve): an edit, a keep, more cost."""
+    """Approve what waits for your decision (--approve): an edit, a keep, or more cost."""
     from autoresearch.record.events import Approved
 
     answer_held(options, Approved(number=options.number), "approved")
@@ -364,12 +365,12 @@ def approve(context: typer.Context, options: Approve) -> None:
 @app.command()
 @taking(Reject)
 def reject(context: typer.Context, options: Reject) -> None:
-    """Say no to what waits for your word. The agent is told why."""
+    """Reject what waits for your decision. The agent is told why."""
     from autoresearch.inbox import text_of
     from autoresearch.record.events import Rejected
 
     if not options.message.strip():
-        raise UserError(f'the agent is to know why: {to_type("reject")} {options.number} -m "why"')
+        raise UserError(f'-m needs a reason for the agent: {to_type("reject")} {options.number} -m "why"')
     answer_held(options, Rejected(number=options.number, reason=text_of(options.message)), "rejected")
 
 
@@ -380,7 +381,7 @@ def answer_held(options: Approve, word: "Approved | Rejected", said: str) -> Non
     recorded = recorded_run(options.tag)
     require_held(recorded.ledger, options.number)
     leave(recorded.ledger.path.parent, word)
-    print(f"experiment {options.number} is {said}" + ("" if is_at_work(recorded) else f"; {to_type()} goes on with it"))
+    print(f"experiment {options.number} is {said}" + ("" if is_at_work(recorded) else f"; to continue: {to_type()}"))
 
 
 def is_at_work(recorded: Recorded) -> bool:
@@ -392,15 +393,15 @@ def is_at_work(recorded: Recorded) -> bool:
 @app.command()
 @taking(Logs)
 def logs(context: typer.Context, options: Logs) -> None:
-    """What a detached loop has printed."""
+    """Show what a detached loop has printed."""
     from autoresearch.background import LOG, read_along
 
     folder = folder_of(options.tag)
     if not options.trial and not (folder / LOG).exists():
         raise UserError(
-            f"run {folder.name} was not detached, so what its loop printed is in its terminal. `{to_type('status')} "
-            f"--tag {folder.name}` says how it stands, `{to_type('logs')} --trial --tag {folder.name}` what its trial "
-            "prints"
+            f"run {folder.name} was not detached, so its output is in its terminal. `{to_type('status')} "
+            f"--tag {folder.name}` shows its state, `{to_type('logs')} --trial --tag {folder.name}` the output of its "
+            "trial"
         )
     try:
         for line in read_along(folder, options.follow, options.trial):
@@ -414,7 +415,7 @@ def logs(context: typer.Context, options: Logs) -> None:
 @app.command()
 @taking(Report)
 def report(context: typer.Context, options: Report) -> None:
-    """Write a short paper of a run, from its record alone: what was kept and is worth, what did not help, the cost."""
+    """Write a short report of a run from its journal: what was kept, what it is worth, what did not help, the cost."""
     from autoresearch.repo import RunRepo, open_repository
     from autoresearch.views.report import write_report
     from autoresearch.views.state import look
@@ -432,8 +433,8 @@ def report(context: typer.Context, options: Report) -> None:
 @app.command()
 @taking(Tagged)
 def digest(context: typer.Context, options: Tagged) -> None:
-    """A run in ten lines, for the morning after: the best score and whether it is verified, what worked, what did not,
-    the cost, and what to look at next."""
+    """Sum up a run in ten lines: the best score and whether it is verified, what worked, what did not, the cost, and
+    what to look at next."""
     from autoresearch.views.digest import digest
     from autoresearch.views.state import look
 
@@ -443,7 +444,7 @@ def digest(context: typer.Context, options: Tagged) -> None:
 @app.command()
 @taking(Track)
 def track(context: typer.Context, options: Track) -> None:
-    """Send a run to a tracker, from its record: what it lacks of it, and, while a loop runs, each new verdict."""
+    """Send a run to an experiment tracker: all experiments it lacks and, while a loop runs, each new one."""
     from autoresearch.repo import RunRepo, open_repository
     from autoresearch.views.track import require_tracker, track
 
@@ -456,11 +457,11 @@ def track(context: typer.Context, options: Track) -> None:
 
 @app.command()
 def mcp(context: typer.Context) -> None:
-    """A server of the Model Context Protocol, on standard input and output: an agent's tools to run the experiments."""
+    """Start a Model Context Protocol server on standard input and output, with tools to run the experiments."""
     import importlib.util
 
     if importlib.util.find_spec("mcp") is None:
-        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` brings it")
+        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` installs it")
     from autoresearch.mcp_server import serve
 
     serve(inspect.getfile(context.obj))
@@ -469,8 +470,8 @@ def mcp(context: typer.Context) -> None:
 @app.command()
 @taking(Watch)
 def watch(context: typer.Context, options: Watch) -> None:
-    """Show a run live in a browser: curve, table, the diff of each attempt, the running log. It only reads, but
-    for --writable; Ctrl-C ends it."""
+    """Show a run live in a browser: curve, table, the diff of each attempt, the running log. Read-only without
+    --writable. Ctrl-C ends it."""
     if importlib.util.find_spec("plotly") is None:  # which the browser asks for later
         raise ModuleNotFoundError(name="plotly")
     from autoresearch.repo import RunRepo, open_repository
@@ -484,7 +485,7 @@ def watch(context: typer.Context, options: Watch) -> None:
 @app.command()
 @taking(Tagged)
 def results(context: typer.Context, options: Tagged) -> None:
-    """Write results.tsv again, from the journal."""
+    """Rewrite results.tsv from the journal."""
     from autoresearch.record.results import Results
 
     recorded = recorded_run(options.tag)
@@ -497,8 +498,8 @@ def results(context: typer.Context, options: Tagged) -> None:
 @app.command()
 @taking(Doctor)
 def doctor(context: typer.Context, options: Doctor) -> None:
-    """Check this machine: what a run needs here, whether it is there, and what to type where it is not. Seconds. Exit
-    code 1: something is missing."""
+    """Check whether this machine has what a run needs, and show how to fix what is missing. Takes seconds. Exit code 1:
+    something is missing."""
     from autoresearch.doctor import main
 
     if code := main(options.settings(), options.as_json, options.plain):
@@ -509,7 +510,7 @@ def doctor(context: typer.Context, options: Doctor) -> None:
 
 
 def run_to_end(work: Coroutine[Any, Any, int]) -> None:
-    """Run a command on the one thread that decides, and end with its exit code."""
+    """Run a command in asyncio's event loop, and end with its exit code."""
     import asyncio
 
     from autoresearch import suspension
@@ -518,7 +519,7 @@ def run_to_end(work: Coroutine[Any, Any, int]) -> None:
         with asyncio.Runner(loop_factory=suspension.event_loop) as runner:
             code = runner.run(work)
     except Stopped:
-        print("stopped before the first experiment; the same command goes on", file=sys.stderr)
+        print("stopped before the first experiment; run the same command again to continue", file=sys.stderr)
         code = 130
     end_with(code)
 
@@ -529,25 +530,25 @@ def end_with(code: int) -> None:
 
 
 def program_of(loop: type) -> str:
-    """What runs this program again: loop.py, or the command that was installed."""
+    """The path that starts this program again: loop.py, or the installed command."""
     called = os.path.abspath(sys.argv[0])
     return inspect.getfile(loop) if os.path.basename(called) == "loop.py" else called
 
 
 def arguments() -> list[str]:
-    """What this program was called with. `run` may be said, and need not."""
+    """The arguments of this program, without an optional leading `run`."""
     return sys.argv[2:] if sys.argv[1:2] == ["run"] else sys.argv[1:]
 
 
 def main(loop: type) -> None:
-    """The program. loop: the class Loop of loop.py, which imports this module and not the other way round."""
+    """Entry point. loop: the class Loop of loop.py (passed in because loop.py imports this module)."""
     try:
         require_linux()
         for name in GIT_PLACES:
             os.environ.pop(name, None)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # a terminal that has no … is no reason to end a night
+                stream.reconfigure(errors="replace")  # a terminal that cannot print … must not end a run
         app(arguments(), obj=loop)
     except UserError as error:
         print(f"error: {keys.scrub(str(error))}", file=sys.stderr)
@@ -560,12 +561,12 @@ def main(loop: type) -> None:
 
 
 def in_words(error: Exception) -> str:
-    """What to tell a person of a fault of the machine; empty for one that nobody expected."""
+    """The message for an error of the machine; empty for an error that nobody expected."""
     if isinstance(error, ModuleNotFoundError) and error.name in DRAWING:
         with_them = " ".join(f"--with {package}" for package in DRAWING.values())
         return (
-            f"this draws with {DRAWING[error.name]}, which the light command does not bring. Install it again with "
-            f"all that draws: `uv tool install {with_them} PATH_OR_URL`, where you had it from"
+            f"this needs {DRAWING[error.name]}, which the light installation does not include. Install again with "
+            f"the drawing packages: `uv tool install {with_them} PATH_OR_URL`, from where you installed it before"
         )
     lost = "Nothing that was recorded is lost"
     if disk_is_full(error):
@@ -575,6 +576,6 @@ def in_words(error: Exception) -> str:
             f"{error.filename} cannot be written: {error.strerror}. {lost}: correct its permissions and run the same "
             "command again"
         )
-    if type(error).__name__ == "GitCommandError":  # whose class is not imported for this
-        return f"git failed: {error}\n{lost}: put that right and run the same command again"
+    if type(error).__name__ == "GitCommandError":  # by name: importing git for this would take long
+        return f"git failed: {error}\n{lost}: fix that and run the same command again"
     return ""

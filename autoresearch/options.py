@@ -1,4 +1,4 @@
-"""The options of each command: a dataclass, whose fields carry their help. cli.py makes a command line of them."""
+"""The options of each command: a dataclass whose fields carry their help texts. cli.py turns it into a command line."""
 
 import dataclasses
 from pathlib import Path
@@ -11,12 +11,12 @@ from autoresearch.agents import NAMES
 
 
 def option(help: str, *names: str, default: Any = None, **more) -> Any:
-    """A field of a dataclass of options. names: where the option is not called like the field."""
+    """A field of an options dataclass. names: given if the option is not named like the field."""
     return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
 
 
 def argument(help: str, default: Any = None, **more) -> Any:
-    """The same, of what stands in the command without an option's name. default: `...` for one that must be there."""
+    """The same for a positional argument. default: `...` if it is required."""
     return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
 
 
@@ -27,27 +27,27 @@ class Tagged:
 
 @dataclasses.dataclass
 class Confined:
-    """Of commands that run other people's code."""
+    """Options of commands that run other people's code."""
 
     sandbox: str = option(
-        "auto: confine trials where the kernel can. require: refuse to run where it cannot. off: trust the agent's "
-        "code.",
+        "auto: run trials in a sandbox if the kernel supports it. require: refuse to run without one. off: trust the "
+        "agent's code.",
         default="auto",
     )
-    plain: bool = option("One line an event, no live view.", "--plain", default=False)
+    plain: bool = option("Print one line per event, no live view.", "--plain", default=False)
 
 
 @dataclasses.dataclass
 class Trials(Confined, Tagged):
-    """Of commands that run trials."""
+    """Options of commands that run trials."""
 
 
 @dataclasses.dataclass
 class Game:
-    """Which game is played."""
+    """Which game is played: profile and data."""
 
-    profile: str | None = option("gpu, cpu or test. Default: gpu where there is one, else cpu.")
-    data: str | None = option("climbmix, sotu or a folder. Default: the profile's.")
+    profile: str | None = option("gpu, cpu or test. Default: gpu if there is a GPU, else cpu.")
+    data: str | None = option("climbmix, sotu or a folder. Default: depends on the profile.")
 
     def settings(self) -> dict[str, str]:
         """Environment variables of the game. A folder's path must mean the same from the worktree."""
@@ -59,105 +59,107 @@ class Game:
 
 @dataclasses.dataclass
 class Begins(Game, Trials):
-    """Of commands that can begin a run."""
+    """Options of commands that can begin a run."""
 
 
 KEEP_RULE = (
-    "margin: a gain must exceed half of what noise does to it, and the price of the lines that it adds. strict: any "
-    "gain."
+    "margin: a gain must exceed half its standard error and the price of the added lines. strict: any gain is kept."
 )
 
 
 @dataclasses.dataclass
 class Research(Begins):
-    """Of the loop itself."""
+    """Options of the loop itself."""
 
-    experiments: int | None = option("Stop when the run has this many, the baseline included.", min=1)
+    experiments: int | None = option("Stop when the run has this many experiments, including the baseline.", min=1)
     hours: float | None = option("Start no experiment after this many hours.", min=0)
     max_cost: float | None = option(
-        "Start no experiment when the run's proposals, and its seats with --seat-price, have cost this.",
+        "Start no experiment once the run's proposals (and its seats, with --seat-price) have cost this much.",
         min=0,
         metavar="USD",
     )
-    max_tokens: int | None = option("Start no experiment when they have taken this many tokens.", min=1)
+    max_tokens: int | None = option("Start no experiment once the proposals have used this many tokens.", min=1)
     agent: str = option(
-        f"Who proposes: {', '.join(NAMES)}; auto: the first that is ready. NAME:MODEL for a certain model. A,B: both, "
-        "the better one more often. optimize+NAME: it varies constants, NAME changes code.",
+        f"Who proposes the edits: {', '.join(NAMES)}; auto: the first that is ready. NAME:MODEL selects a model. A,B: "
+        "both, the better one more often. optimize+NAME: optimize varies constants, NAME changes code.",
         default="auto",
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
     base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
     price: str | None = option(
-        "With --base-url: dollars for a million tokens of input and of output.", metavar="IN,OUT"
+        "With --base-url: price of a million input and a million output tokens, in dollars.", metavar="IN,OUT"
     )
     thinking: str | None = option(
         "With claude-api: low, medium (the default), high, xhigh, max, off, or a budget in tokens for older models."
     )
-    agent_command: str | None = option("The program of --agent command.")
-    agent_limit: float = option("Seconds for one proposal.", min=1, default=1800.0)
+    agent_command: str | None = option("The program that --agent command runs.")
+    agent_limit: float = option("Time limit for one proposal, in seconds.", min=1, default=1800.0)
     web_search: bool = option("Let the agent search the web when it is stuck.", "--web-search", default=False)
-    fill: str | None = option("sweep: proposes while the agent cannot be reached.")
+    fill: str | None = option("sweep: let sweep propose while the agent cannot be reached.")
     repairs: int = option(
         "How often an edit that crashed in its first minute goes back to the agent.", min=0, default=1
     )
     lookahead: int | None = option(
-        "Proposals to have ready while trials run. Default: 1 for agents that take time to think, else 0; of several "
-        "seats as many as will be free by the time that a proposal is ready.",
+        "Proposals to have ready while trials run. Default: 1 for agents that take time to think, else 0; with several "
+        "seats, as many as will be free by the time a proposal is ready.",
         min=0,
     )
     proposers: int | None = option(
-        "Proposals in the making at once, at most: there are as many as seats are idle or about to be, and they cost "
-        "what they would one after the other. Default: one for each seat, up to 16.",
+        "Maximum number of proposals in progress at once. The loop asks for as many as there are seats that are idle "
+        "or about to be; they cost the same as one after the other. Default: one per seat, up to 16.",
         min=1,
     )
     gpus: str | None = option(
-        "GPUs to use, by their numbers in nvidia-smi: a trial at a time on each. Default: the first, or those of the "
-        "run.",
+        "GPUs to use, by their nvidia-smi numbers; each runs one trial at a time. Default: those of the run, or the "
+        "first.",
         "--gpus",
         "--gpu",
         metavar="0,1,..",
     )
-    workers: int | None = option("Trials at a time, without GPUs. Default: 1, or as the run has it.", min=1)
+    workers: int | None = option("Number of trials at a time, without GPUs. Default: that of the run, or 1.", min=1)
     cluster: str | None = option(
-        "Run trials on the nodes of a Ray cluster: that of this machine, or the one there. `uv run --group cluster` "
+        "Run trials on a Ray cluster. auto: the cluster that this machine belongs to. `uv run --group cluster` "
         "installs Ray.",
         metavar="auto|HOST:PORT",
     )
     seat_cpus: int | None = option(
-        "With --cluster: cores of one trial, on nodes without GPUs. Default: all that a node has.", min=1
+        "With --cluster: cores per trial on nodes without GPUs. Default: all cores of the node.", min=1
     )
     tiers: str | None = option(
-        "With --cluster: two kinds of devices. Edits are screened on the first; what looks good there is tried on "
-        "the second, which decides.",
+        "With --cluster: two kinds of devices. Edits are screened on the first; those that look good run on the "
+        "second, which decides.",
         metavar="KIND,KIND",
     )
     seat_price: list[str] = option(
-        "With --cluster: dollars an hour for a seat of that kind, counted by --max-cost; again, or with commas, for "
-        "more.",
+        "With --cluster: price of a seat of that kind in dollars per hour, counted by --max-cost. Repeat, or separate "
+        "with commas, for several kinds.",
         metavar="KIND=USD",
         default=(),
     )
-    brief_tokens: int = option("How much the agent is told.", min=4000, default=BRIEF_TOKENS)
+    brief_tokens: int = option("Maximum size of the agent's brief, in tokens.", min=4000, default=BRIEF_TOKENS)
     seed: int = option("Seed of every trial; picking seeds is not research.", min=0, default=42)
     keep_rule: str = option(KEEP_RULE, default="margin")
     baseline_runs: int | None = option(
-        "How often the baseline is trained, to know the noise. Default: 2; in other repositories 5, where it takes "
+        "How often the baseline is trained, to estimate the noise. Default: 2; in other repositories 5 if it takes "
         "less than a minute.",
         min=1,
     )
     approve: str | None = option(
-        "Wait for `approve NUMBER` or `reject NUMBER` before an edit is tried, before a keep counts, or each time that "
-        "so many dollars are spent; other work goes on.",
+        "Wait for `approve NUMBER` or `reject NUMBER` before an edit is tried, before a keep counts, or each time this "
+        "many dollars are spent. Other work continues meanwhile.",
         metavar="edits|keeps|cost:USD",
     )
     notify: str | None = option(
-        "Called with one JSON line on its standard input on each keep, stop and fault.", metavar="COMMAND"
+        "Command to call on each keep, stop and fault, with one JSON line on its standard input.", metavar="COMMAND"
     )
     track: str | None = option(
-        "Send the run to a tracker while it goes on; uv run --extra installs it.", metavar="trackio|wandb|mlflow"
+        "Send the run to an experiment tracker as it runs; `uv run --extra NAME` installs it.",
+        metavar="trackio|wandb|mlflow",
     )
     detach: bool = option(
-        "Go on in the background, also when the terminal is closed: see status, logs, stop.", "--detach", default=False
+        "Run in the background, even after the terminal is closed. See also: status, logs, stop.",
+        "--detach",
+        default=False,
     )
 
 
@@ -166,26 +168,32 @@ class Plan(Confined):
     goal: str = dataclasses.field(
         default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
     )
-    edit: list[str] = option("A file that experiments may change, or a pattern; again for more.", "--edit", default=())
-    time: str | None = option("The score is the time that this command takes.", metavar="COMMAND")
-    size: str | None = option("The score is the size of this file, or of what fits this pattern.", metavar="FILE")
-    score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
-    metric: str | None = option("The name that it prints. Default: the only one.")
-    direction: str | None = option("minimize or maximize.")
-    train: str | None = option("Builds or trains before each score. Empty: nothing does.", metavar="COMMAND")
-    guard: str | None = option(
-        "Must succeed before anything is kept. Default: the tests. Empty: none.", metavar="COMMAND"
+    edit: list[str] = option(
+        "A file that experiments may change, or a pattern. Repeat for more.", "--edit", default=()
     )
-    setup: str | None = option("Runs once, with your rights. Empty: nothing.", metavar="COMMAND")
-    time_limit: float | None = option("Seconds for each command. Default: ten times what it takes.", min=1)
+    time: str | None = option("The score is the running time of this command.", metavar="COMMAND")
+    size: str | None = option("The score is the size of this file, or of the files matching it.", metavar="FILE")
+    score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
+    metric: str | None = option("Name of the score among what is printed. Default: the only name printed.")
+    direction: str | None = option("minimize or maximize.")
+    train: str | None = option("Command to build or train before each score. Empty: none.", metavar="COMMAND")
+    guard: str | None = option(
+        "Command that must succeed before anything is kept. Default: the tests. Empty: none.", metavar="COMMAND"
+    )
+    setup: str | None = option(
+        "Command to run once, with your rights, before the first trial. Empty: none.", metavar="COMMAND"
+    )
+    time_limit: float | None = option(
+        "Time limit for each command, in seconds. Default: ten times what it takes.", min=1
+    )
     agent: str | None = option(
-        f"Who drafts a workload that is timed, where you name none: {', '.join(NAMES[:-1])}. Default: nobody."
+        f"Agent that drafts the workload to be timed if you name none: {', '.join(NAMES[:-1])}. Default: none."
     )
     model: str | None = option("The agent's model. Default: the agent's own.")
     base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
-    agent_command: str | None = option("The program of --agent command.")
-    yes: bool = option("Take what is proposed, and ask nothing.", "--yes", "-y", default=False)
-    force: bool = option("Replace the program.md that is there.", "--force", default=False)
+    agent_command: str | None = option("The program that --agent command runs.")
+    yes: bool = option("Accept what is proposed without asking.", "--yes", "-y", default=False)
+    force: bool = option("Replace the existing program.md.", "--force", default=False)
 
 
 @dataclasses.dataclass
@@ -195,12 +203,12 @@ class Check(Confined):
 
 @dataclasses.dataclass
 class Called:
-    """Of commands that an external agent calls."""
+    """Options of commands that an external agent calls."""
 
     background: bool = option(
-        "Return as soon as the trial runs; `loop.py wait` has its verdict.", "--background", default=False
+        "Return as soon as the trial runs; `loop.py wait` returns its verdict.", "--background", default=False
     )
-    apart: bool = option("This is the process that does it (calls.py).", "--apart", default=False, hidden=True)
+    apart: bool = option("This is the process that does the work (calls.py).", "--apart", default=False, hidden=True)
 
 
 @dataclasses.dataclass
@@ -208,24 +216,26 @@ class Start(Called, Begins):
     seed: int | None = option("Seed of every trial. Default: the run's, else 42.", min=0)
     keep_rule: str | None = option("margin or strict, as for the loop itself. Default: the run's, else margin.")
     baseline_runs: int | None = option(
-        "How often the baseline is trained, to know the noise. Default: 1; in other repositories as for the loop.",
+        "How often the baseline is trained, to estimate the noise. Default: 1; in other repositories as for the loop.",
         min=1,
     )
-    gpu: str | None = option("The GPU to use, by its number in nvidia-smi. Default: the run's, else the first.")
+    gpu: str | None = option("The GPU to use, by its nvidia-smi number. Default: the run's, else the first.")
 
 
 @dataclasses.dataclass
 class Try(Called, Trials):
-    message: str = option("What was changed, and why.", "--message", "-m", default="")
-    category: str = option("What kind of change it is, e.g. optimizer.", default="")
+    message: str = option("What you changed, and why.", "--message", "-m", default="")
+    category: str = option("The kind of change, e.g. optimizer.", default="")
     hypothesis: str = option("Why it should help.", default="")
-    predicted: float | None = option("The change of the metric that is expected.")
-    lesson: str = option("What the last verdicts taught, for later runs; L3: this edit tests lesson L3.", default="")
+    predicted: float | None = option("The change of the metric that you expect.")
+    lesson: str = option(
+        "What the last verdicts taught, for later runs. L3: this edit tests lesson L3.", default=""
+    )
     idea: list[str] = option(
-        "I3: this edit tests idea I3. 'WHAT | EXPECTED EFFECT | SOURCE': what another could test; again for more.",
+        "I3: this edit tests idea I3. 'WHAT | EXPECTED EFFECT | SOURCE': an idea for a later edit. Repeat for more.",
         default=(),
     )
-    as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
+    as_json: bool = option("Print one JSON object; everything else goes to standard error.", "--json", default=False)
 
 
 @dataclasses.dataclass
@@ -235,7 +245,7 @@ class Clean(Tagged):
 
 @dataclasses.dataclass
 class Numbered(Trials):
-    """Of commands about one experiment."""
+    """Options of commands about one experiment."""
 
     number: int = argument("Number of the experiment.", default=0, metavar="NUMBER", show_default=False)
 
@@ -243,56 +253,60 @@ class Numbered(Trials):
 @dataclasses.dataclass
 class Wait(Tagged):
     number: int | None = argument("The experiment. Default: the last one.", metavar="NUMBER", min=1)
-    seconds: float | None = option("How long. Default: until it has its verdict.", "--for", metavar="SECONDS", min=0)
-    as_json: bool = option("Print one JSON object, everything else to standard error.", "--json", default=False)
+    seconds: float | None = option(
+        "Wait at most this long. Default: until there is a verdict.", "--for", metavar="SECONDS", min=0
+    )
+    as_json: bool = option("Print one JSON object; everything else goes to standard error.", "--json", default=False)
 
 
 @dataclasses.dataclass
 class Verify(Trials):
-    runs: int = option("How often each code is trained, each time with another fresh seed.", min=2, default=3)
+    runs: int = option("How often each version is trained, each time with a fresh seed.", min=2, default=3)
     ablate: bool = option(
-        "Also leave out each kept change in turn: which of them carry the gain?", "--ablate", default=False
+        "Also leave out each kept change in turn, to see which of them contribute.", "--ablate", default=False
     )
     prune: bool = option(
-        "Ablate, then write a branch without the changes that do not, and run that too.", "--prune", default=False
+        "Ablate, then write a branch without the changes that contribute nothing, and run that too.",
+        "--prune",
+        default=False,
     )
 
 
 @dataclasses.dataclass
 class Status(Tagged):
     as_json: bool = option(
-        "Print one JSON object; autoresearch/views/state.py says what its keys mean.", "--json", default=False
+        "Print one JSON object; autoresearch/views/state.py explains its keys.", "--json", default=False
     )
-    plain: bool = option("Without colours and frames.", "--plain", default=False)
+    plain: bool = option("No colours or frames.", "--plain", default=False)
 
 
 @dataclasses.dataclass
 class Note(Tagged):
-    text: str = argument('What the agent is to know, e.g. "try smaller batches".', metavar="TEXT", default=...)
+    text: str = argument('What to tell the agent, e.g. "try smaller batches".', metavar="TEXT", default=...)
 
 
 @dataclasses.dataclass
 class Ideas:
     search: str | None = option(
-        "Let an agent search the web for ideas on this; those without a source are dropped.", metavar="TOPIC"
+        "Let an agent search the web for ideas on this topic; ideas without a source are dropped.", metavar="TOPIC"
     )
     agent: str = option(f"Who searches: {', '.join(NAMES[:-2])}.", default="auto")
     model: str | None = option("The agent's model. Default: the agent's own.")
     base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
-    agent_command: str | None = option("The program of --agent command.")
-    agent_limit: float = option("Seconds for the search.", min=1, default=1800.0)
+    agent_command: str | None = option("The program that --agent command runs.")
+    agent_limit: float = option("Time limit for the search, in seconds.", min=1, default=1800.0)
 
 
 @dataclasses.dataclass
 class AddIdea:
     text: str = argument('What to try, e.g. "one matrix for both embeddings".', metavar="TEXT", default=...)
-    source: str = option("Who had it, or where it is published.", default="by hand")
-    expect: str = option("The effect that it should have.", default="")
+    source: str = option("Whose idea it is, or where it was published.", default="by hand")
+    expect: str = option("The effect you expect.", default="")
 
 
 @dataclasses.dataclass
 class DropIdea:
-    idea: str = argument("Its number, as I3.", metavar="IDEA", default=...)
+    idea: str = argument("Number of the idea, such as I3.", metavar="IDEA", default=...)
 
 
 @dataclasses.dataclass
@@ -302,21 +316,25 @@ class Approve(Tagged):
 
 @dataclasses.dataclass
 class Reject(Approve):
-    message: str = option("Why: the agent is told.", "--message", "-m", default="")
+    message: str = option("Why you reject it; the agent is told.", "--message", "-m", default="")
 
 
 @dataclasses.dataclass
 class Stop(Tagged):
     now: bool = option(
-        "At once. The running experiment has no verdict, and runs again when the run goes on.", "--now", default=False
+        "Stop at once. The running experiment gets no verdict; it runs again when the run continues.",
+        "--now",
+        default=False,
     )
 
 
 @dataclasses.dataclass
 class Logs(Tagged):
-    follow: bool = option("Go on until the loop ends, or Ctrl-C.", "--follow", "-f", default=False)
+    follow: bool = option("Keep printing until the loop ends, or Ctrl-C.", "--follow", "-f", default=False)
     trial: bool = option(
-        "What the running trial prints instead; where none runs, the last one.", "--trial", default=False
+        "Print the output of the running trial instead, or of the last one if none is running.",
+        "--trial",
+        default=False,
     )
 
 
@@ -333,9 +351,9 @@ class Track(Tagged):
 
 @dataclasses.dataclass
 class Watch(Tagged):
-    port: int = option("Port on 127.0.0.1. Default: one that is free.", min=0, max=65535, default=0)
+    port: int = option("Port on 127.0.0.1. Default: a free one.", min=0, max=65535, default=0)
     writable: bool = option(
-        "The page also takes notes, a pause, a stop and your word, from whoever has its address.",
+        "Let anyone who has the page's address add notes, pause, stop, approve and reject.",
         "--writable",
         default=False,
     )
@@ -344,8 +362,8 @@ class Watch(Tagged):
 @dataclasses.dataclass
 class Doctor(Game):
     as_json: bool = option(
-        "Print one JSON object: `ready`, and of each of the `findings` name, status, said, next.",
+        "Print one JSON object: `ready`, and `findings`, each with name, status, said and next.",
         "--json",
         default=False,
     )
-    plain: bool = option("Without colours.", "--plain", default=False)
+    plain: bool = option("No colours.", "--plain", default=False)

@@ -1,4 +1,4 @@
-"""Tasks of the one thread. asyncio is imported where it is needed: `loop.py status` need not wait for it."""
+"""Helpers for asyncio tasks. asyncio is imported only where needed, so that `loop.py status` starts quickly."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def start(work: Coroutine) -> asyncio.Task:
 
 
 async def first_of(tasks: Iterable[asyncio.Task], seconds: float | None = None) -> None:
-    """Wait until one of them is over, or the seconds are."""
+    """Wait until one of the tasks is done, or the seconds have passed."""
     import asyncio
 
     await asyncio.wait(list(tasks), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
 
 
 def cancel(*tasks: asyncio.Task) -> None:
-    """Cancel each task once: it may take seconds to end its processes, and a second time would hurry it."""
+    """Cancel each task once: it may take seconds to end its processes, and a second cancel would cut that short."""
     for task in tasks:
         if not task.cancelling():
             task.cancel()

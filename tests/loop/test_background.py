@@ -69,7 +69,7 @@ def test_it_goes_on_when_the_terminal_is_closed(toy, background):
     terminal = background()
     terminal.wait_for("ended with 0")
     process = holder(toy.runs)
-    assert f"It goes on as process {process}" in terminal.text and "autoresearch: run night, new" in terminal.text
+    assert f"It runs in the background as process {process}" in terminal.text and "autoresearch: run night, new" in terminal.text
     assert "loop.py logs -f --tag night" in terminal.text
     wait_for((toy.runs / "trials/2/run/started").exists)
     again = toy.run(*toy.agent, "--detach", expect=2)  # one loop a tag

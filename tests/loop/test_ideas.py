@@ -42,7 +42,7 @@ def brief_of(toy, number: int) -> str:
 
 def test_added_and_dropped_by_hand(toy):
     assert "no ideas yet" in called(toy)
-    assert "I1: agents are offered it" in called(toy, "add", "raise  it", "--expect", "+1", "--source", "Ada, 2020")
+    assert "I1: agents see it" in called(toy, "add", "raise  it", "--expect", "+1", "--source", "Ada, 2020")
     assert "known already:\n- I1 (open): raise it" in called(toy, "add", "Raise it.")
     (toy.folder / ".autoresearch/ideas.md").open("a").write("- by my own hand\n")
     assert listed(toy) == {"I1": "(open): raise it", "I2": "(open): by my own hand"}

@@ -66,7 +66,7 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
         worktree = toy.runs / "worktree/solver.py"
         worktree.write_text(solver(2, before="import time\ntime.sleep(2.5)\n"))
         added = await client.call_tool("add_idea", {"words": "--tag x: two", "expected": "+1", "source": "Ada, 2020"})
-        assert "I1: agents are offered it" in said(added)
+        assert "I1: agents see it" in said(added)
         words = {"message": "--tag x; two", "category": "optimizer", "predicted": 1, "ideas": ["I1", "--x three"]}
         tried = await client.call_tool("try", words)
         assert not tried.is_error and tried.structured_content["number"] == 2, tried
@@ -89,7 +89,7 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
         assert [(row["number"], row["status"], row["description"]) for row in rows] == [(2, "keep", "--tag x; two")]
         assert "+VALUE = 2" in (await client.call_tool("attempt", {"number": 2})).structured_content["page"]
         assert "no attempt 7" in said(await client.call_tool("attempt", {"number": 7}))
-        assert "the next brief has it" in said(await client.call_tool("note", {"words": "--tag x: smaller"}))
+        assert "the note is in the next brief" in said(await client.call_tool("note", {"words": "--tag x: smaller"}))
         assert "no loop is running" in said(await client.call_tool("stop", {}))
 
     asked(toy, talk)

@@ -94,7 +94,7 @@ def test_keeps_wait_while_others_run(toy):
     assert toy.journal("held")[0]["number"] == 2 and toy.journal("verdict")[1]["number"] == 3
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
-    assert "goes on with it" in toy.run("approve", "2")
+    assert "is approved; to continue: " in toy.run("approve", "2")
     process = toy.start(*night, "4")
     wait_for(lambda: len(toy.journal("held")) == 2)
     toy.run("reject", "4", "-m", "not that")
