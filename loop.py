@@ -4,8 +4,9 @@
     uv run loop.py --experiments 5      # stop when the run has five experiments
     uv run loop.py --help               # all options, and the commands: start, try, verify, status, watch, report, ...
 
-The same command again continues the run. This file is the idea; how an edit is made stands in autoresearch/propose.py,
-how an attempt comes to its verdict in autoresearch/experiment.py, and the commands in autoresearch/cli.py.
+Run the same command again to continue. In autoresearch/, propose.py gets edits from agents, experiment.py runs and
+judges them, cli.py has the commands. A run is a branch and its journal; a night is one call of the loop. An attempt, a
+committed edit, gets a verdict: keep, discard or crash. A seat, a GPU or a share of the CPU, runs one trial at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from autoresearch import Stopped, cli
 from autoresearch.tasks import cancel, first_of, start
 
-if TYPE_CHECKING:  # commands.py builds these parts; `loop.py --help` need not wait for them
+if TYPE_CHECKING:  # commands.py builds these parts; importing them here would slow down `loop.py --help`
     import asyncio
 
     from autoresearch.drafts import Draft
@@ -33,7 +34,7 @@ if TYPE_CHECKING:  # commands.py builds these parts; `loop.py --help` need not w
 
 @dataclasses.dataclass
 class Trial:
-    """An experiment that a seat is busy with."""
+    """A running experiment and its seat."""
 
     task: asyncio.Task
     seat: Seat
@@ -41,10 +42,10 @@ class Trial:
 
 
 class Loop:
-    """The loop over one run. One thread decides: proposals and experiments are tasks that take turns on it.
+    """The loop over one run. Everything is decided in one thread, as asyncio tasks: proposals and experiments.
 
-    While trials run, one on each seat, agents work on the next edits. lookahead: attempts to have ready. waves: have
-    more ready where several trials are about to end.
+    While trials run, one on each seat, agents work on the next edits. lookahead: number of attempts to have ready.
+    waves: have more ready when several trials are about to end.
     """
 
     def __init__(
@@ -55,13 +56,13 @@ class Loop:
         self.proposer, self.experiments, self.limits = proposer, experiments, limits
         self.lookahead, self.waves = lookahead, waves
         self.proposals: dict[asyncio.Task, Draft] = {}
-        self.trials: dict[int, Trial] = {}  # by number of the attempt
-        self.seats: Sequence[Seat] = []  # as they were when trials were started last
+        self.trials: dict[int, Trial] = {}  # by attempt number
+        self.seats: Sequence[Seat] = []  # as of the last start of trials
         self.returned: list[Returned] = []  # attempts that go back to their agents
-        self.fault: BaseException | None = None  # what ends the night; what runs comes to its verdict first
+        self.fault: BaseException | None = None  # the error that ends the night; running trials finish first
 
     async def night(self) -> str:
-        """Propose and try out until a limit is reached, the user stops it or nothing is left. Returns why it ended."""
+        """Propose and try out until a limit is reached, the user stops or no agent has ideas left. Returns why."""
         try:
             while True:
                 try:
@@ -92,11 +93,11 @@ class Loop:
         return self.limits.reached(self.ledger, spending)
 
     def held(self) -> bool:
-        """Whether something waits for people."""
+        """Whether something waits for a person: the run is paused, or something needs approval."""
         return not self.fault and not self.reason_to_end() and bool(self.ledger.paused or self.ledger.held)
 
     def lacks_seats(self) -> bool:
-        """Whether something cannot run until a seat comes back: all nodes of a cluster are gone, or all of a kind."""
+        """Whether something cannot run because a cluster has lost all its nodes, or all of one kind."""
         if self.fault or self.reason_to_end():
             return False
         return self.experiments.tiers.lack(self.run.runner.seats, self.waiting())
@@ -104,7 +105,7 @@ class Loop:
     # -- propose
 
     def start_proposals(self) -> None:
-        """Let agents make attempts: those that came back, then new ones where they are wanted."""
+        """Let agents propose: first redo the edits that were returned, then new ones as needed."""
         for warning in self.limits.warnings(self.ledger):
             self.run.console.line(warning, "yellow")
         drafts, gate = self.proposer.drafts, self.experiments.gate
@@ -119,14 +120,14 @@ class Loop:
             self.proposals[start(self.make(draft))] = draft
 
     async def make(self, draft: Draft) -> None:
-        """An attempt of what is in the making, if something comes of it. Cancelled, one that came back runs again."""
+        """Turn a draft into an attempt, unless its proposal fails. A returned edit that is not redone is concluded."""
         if not (back := draft.back):
             await self.run.with_room(lambda: self.proposer.next_attempt(draft))
         elif not await self.run.with_room(lambda: self.proposer.retry(draft, back)):
             await self.experiments.conclude(back.verdict)
 
     def due(self) -> tuple[int, float | None]:
-        """(Trials that will be over when a proposal that is begun now is ready, seconds until the next one will be.)"""
+        """(How many trials will have ended when a proposal begun now is ready, seconds until one more will have.)"""
         trials = [trial for trial in self.trials.values() if self.experiments.tiers.suits(trial.seat)]
         return self.proposer.drafts.due([trial.began for trial in trials]) if self.waves else (0, None)
 
@@ -139,7 +140,7 @@ class Loop:
     # -- try out
 
     async def start_trials(self) -> None:
-        """Give seats that are idle what waits, but for what a person has to say yes to."""
+        """Start waiting attempts on idle seats, except those that need a person's approval."""
         self.seats = await self.run.take_seats()
         await self.experiments.settle(self.waiting(), bool(self.proposals))
         for attempt in self.waiting():
@@ -156,7 +157,7 @@ class Loop:
                 self.stop.trials = len(self.trials)
 
     def idle(self) -> list[Seat]:
-        """Seats without a trial."""
+        """Seats that run no trial."""
         busy = [trial.seat for trial in self.trials.values()]
         return [seat for seat in self.seats if seat not in busy]
 
@@ -167,9 +168,9 @@ class Loop:
     # -- wait
 
     async def wait_for_something(self) -> None:
-        """Wait until a task is over, the hours are, or the user asks to stop or has told the run something.
+        """Wait until a task ends, the time limit is reached, a message arrives or the user asks to stop.
 
-        Cancel the proposals of a night that ends, and (level 2) the trials too.
+        If the night is ending, cancel the proposals. If the user wants to stop now (level 2), cancel the trials too.
         """
         asked = start(self.stop.reaches(self.stop.level + 1))
         told = start(self.run.told(self.seats))
@@ -189,12 +190,12 @@ class Loop:
         return [*(trial.task for trial in self.trials.values()), *self.proposals]
 
     def take_in(self) -> None:
-        """Take the tasks that are over off the lists, and note what went wrong in them."""
+        """Remove the finished tasks from the lists, and note their errors."""
         for number, trial in list(self.trials.items()):
             if trial.task.done():
                 del self.trials[number]
                 self.look_at(trial.task)
-                self.proposer.nothing_left = ""  # after a verdict there may be something to propose again
+                self.proposer.nothing_left = ""  # after a verdict agents may have new ideas
         for task in [task for task in self.proposals if task.done()]:
             self.proposer.drafts.end(self.proposals.pop(task))
             self.look_at(task)
@@ -205,12 +206,12 @@ class Loop:
             self.end_with(fault)
 
     def end_with(self, fault: BaseException) -> None:
-        """The night is over; trials come to their verdict first, agents would think in vain."""
+        """End the night because of an error: running trials finish, proposals are cancelled."""
         self.fault = self.fault or fault
         cancel(*self.proposals)
 
     async def cancel_all(self) -> None:
-        """End what still runs: only where the night itself failed."""
+        """Cancel what still runs. There is something only if the night itself failed."""
         cancel(*self.tasks())
         for task in self.tasks():
             await first_of([task])
@@ -218,7 +219,7 @@ class Loop:
     # -- an external agent (`loop.py try`)
 
     async def try_edit(self) -> Attempt | None:
-        """One experiment: the edit that stands in the worktree, or one that was interrupted. None if it is refused."""
+        """Run one experiment: the edit in the worktree, or one that was interrupted. None if the edit is refused."""
         attempt, champion = None, self.ledger.champion
         for pending in self.proposer.interrupted_edits():
             if attempt is None and await self.experiments.stands_on_champion(pending) is True:
@@ -232,7 +233,7 @@ class Loop:
         return attempt
 
     async def until_verdict(self, attempt: Attempt) -> None:
-        """One trial, again where it was suspended, and the worktree back to the champion."""
+        """Try an attempt out until it has a verdict, and reset the worktree to the champion."""
         seat = self.run.runner.seats[0]
         self.stop.trials = 1
         while not attempt.status and not self.stop.level:

@@ -1,4 +1,4 @@
-"""Background: a loop that goes on when its terminal is closed, asking a running one to stop, and reading its logs."""
+"""Background: start a loop that outlives its terminal, ask a running loop to stop, and read its logs."""
 
 import datetime
 import os
@@ -28,10 +28,10 @@ POLL = 0.1  # seconds between two looks
 
 
 def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
-    """Start a loop in a session of its own, and wait for its first screen.
+    """Start a loop in its own session, and wait for its first screen.
 
-    words: the command. folder: of its run. Returns its process id, or None if it has ended well, and what it printed.
-    Raises UserError with its last words if it failed.
+    words: the command. folder: of its run. Returns its process id, or None if it has ended without an error, and what
+    it printed. Raises UserError with its error message if it failed.
     """
     with open_log(folder) as log:
         began = log.tell()
@@ -49,13 +49,13 @@ def detach(words: list[str], folder: Path) -> tuple[int | None, str]:
         log.seek(began)
         said = keys.scrub(log.read(TAIL).decode(errors="replace")).strip()
     if child.returncode:
-        nothing = f"the loop ended with exit code {child.returncode} and said nothing"
+        nothing = f"the loop ended with exit code {child.returncode} and printed nothing"
         raise UserError(said.rpartition("error: ")[2] or nothing)
     return (child.pid if child.returncode is None else None), said
 
 
 def open_log(folder: Path) -> BinaryIO:
-    """The log of a run's processes in the background, with a line for the one that begins."""
+    """Open the log of a run's background processes, and write a line for the new one."""
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     log = open(folder / LOG, "ab")  # noqa: SIM115
@@ -65,9 +65,9 @@ def open_log(folder: Path) -> BinaryIO:
 
 
 def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
-    """Send the signal to the process that holds the run's lock, and to no other.
+    """Send a signal to the process that holds the run's lock, and to no other.
 
-    Returns what will happen; None where no loop is running. Raises UserError where the holder is not known.
+    Returns what will happen, or None if no loop is running. Raises UserError if the holder is unknown.
     """
     if (process := holder(folder)) is None:
         return None
@@ -77,13 +77,13 @@ def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
         handle = None
     if handle is None or not has_open(process, folder / "lock"):
         raise UserError(
-            f"the lock of run {tag} is held, but not by process {process or 'unknown'} of this machine and user: "
-            "stop it where it runs"
+            f"the lock of run {tag} is held by process {process or 'unknown'}, which is not a process of yours on this "
+            "machine: stop the loop on the machine, and as the user, that runs it"
         )
     found = read_now(folder, process)
     asked = bool(found and found.stopping)
     try:
-        if now or not asked:  # a second SIGINT would mean now
+        if now or not asked:  # a second SIGINT would mean: stop now
             signal.pidfd_send_signal(handle, signal.SIGTERM if now else signal.SIGINT)
     except ProcessLookupError:
         return None
@@ -93,18 +93,17 @@ def ask_to_stop(folder: Path, tag: str, now: bool) -> str | None:
 
 
 def what_follows(found: Now | None, asked: bool, now: bool) -> str:
-    """What a loop does that was told to stop. asked: it had been asked before."""
+    """What happens after a request to stop. asked: there had been one before."""
     if now:
-        return "stops now; a running experiment has no verdict, and runs again when the run is continued"
+        return "stops now; a running experiment gets no verdict and runs again when the run is continued"
     if found and not found.trials:
         return "stops: no experiment is running"
-    several = found and len(found.trials) > 1
-    what = "the running experiments have their verdicts" if several else "the running experiment has its verdict"
-    return ("was asked before: it " if asked else "") + f"stops when {what}; --now stops it at once"
+    what = "experiments" if found and len(found.trials) > 1 else "experiment"
+    return ("was asked before: it " if asked else "") + f"stops after the running {what}; --now stops it at once"
 
 
 def has_open(process: int, path: Path) -> bool:
-    """Whether a process has a file open: another one that was given its number has not."""
+    """Whether a process has a file open: another process that was given the same id does not."""
     try:
         return any(os.path.samefile(file.path, path) for file in psutil.Process(process).open_files())
     except (psutil.Error, OSError):
@@ -116,9 +115,9 @@ def has_open(process: int, path: Path) -> bool:
 
 
 class Reader:
-    """New whole lines of a log that grows, fit for a terminal and without keys.
+    """Reads new complete lines of a growing log, cleaned for a terminal and without keys.
 
-    tail: only its end, of what it has already. start: the byte to begin with.
+    tail: of the existing log, read only the end. start: the byte to begin with.
     """
 
     def __init__(self, path: Path, tail: bool = True, start: int | None = None) -> None:
@@ -129,10 +128,10 @@ class Reader:
             self._skip = self._offset > 0  # it begins within a line
 
     def lines(self, rest: bool = False) -> list[str]:
-        """rest: a last line without an end as well."""
+        """rest: also return a last line that is not complete."""
         try:
             with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:  # it was written anew
+                if os.fstat(file.fileno()).st_size < self._offset:  # the log was rewritten
                     self._offset = 0
                 file.seek(self._offset)
                 raw = file.read(1 << 20)
@@ -149,7 +148,7 @@ class Reader:
         return [line[:LONGEST] for line in clean("\n".join(shown)).split("\n")] if shown else []
 
     def _without_key(self, line: str) -> str | None:
-        """The line; of a private key, which has several lines, one that says so, and None for those after it."""
+        """The line. Of a private key, which spans several lines: a placeholder for the first, None for the rest."""
         begins = not self._secret and "-----BEGIN" in line and "PRIVATE KEY" in line
         if not begins and not self._secret:
             return line
@@ -158,14 +157,14 @@ class Reader:
 
 
 def read_along(folder: Path, follow: bool, trial: bool) -> Iterator[str]:
-    """Lines of the loop's log, or of the running trial's, the newest last. With `follow` until the loop ends."""
+    """Lines of the loop's log, or of the running trial's, newest last. With `follow`, until the loop ends."""
     path = trial_log(folder) if trial else folder / LOG
     if trial and path:
         yield f"==> {path} <=="
     reader = Reader(path) if path else None
     yield from reader.lines(rest=not follow)[-LINES:] if reader else ()
     while follow:
-        ended = holder(folder) is None  # asked before the last look, so that nothing is missed
+        ended = holder(folder) is None  # checked before the last read, so that nothing is missed
         if reader:
             yield from reader.lines(rest=ended)
         if ended:
@@ -179,7 +178,7 @@ def read_along(folder: Path, follow: bool, trial: bool) -> Iterator[str]:
 
 
 def trial_log(folder: Path) -> Path | None:
-    """The log that the running trial writes; where none runs, that which was written last."""
+    """The log of the running trial, or the one written last if no trial is running."""
     process = holder(folder)
     if (now := read_now(folder, process) if process else None) and now.trials:
         return now.trials[0].log

@@ -1,8 +1,8 @@
-"""Calls of an external agent: `start` and `try` work in a process of their own, and `wait` reads what came of it.
+"""Calls of an external agent: `start` and `try` work in their own process, and `wait` reports the result.
 
 A tool call of a coding agent may be cut off after two minutes, and a trial takes six. So the command line only starts a
-process that holds the run's lock, follows it, and reads the verdict from the record. Whoever called may be killed: the
-process goes on, and `wait` has its verdict.
+process that holds the run's lock, follows it, and reads the verdict from the record. If the caller is killed, the
+process continues, and `wait` returns the verdict.
 """
 
 import os
@@ -28,10 +28,10 @@ from autoresearch.views.console import Console
 from autoresearch.views.show import answer_of, show_answer
 from autoresearch.views.state import State, look, read_now
 
-PATIENCE = 30.0  # seconds for a baseline to begin, before `start --background` returns: the data may take minutes
+PATIENCE = 30.0  # seconds that `start --background` waits for the baseline to begin: preparing data may take minutes
 KEPT, DISCARDED, CRASHED, REFUSED, RUNNING, STOPPED = 0, 1, 3, 4, 5, 130  # exit codes
-# Starts a program in a session of its own and says its process id. It is no child of the caller, whose children may be
-# ended with it.
+# Starts a program in its own session and prints its process id. The program is not a child of the caller, so it does
+# not end with the caller's children.
 STARTER = """import subprocess, sys
 words, null = sys.argv[1:], subprocess.DEVNULL
 print(subprocess.Popen(words, stdin=null, stdout=sys.stderr, start_new_session=True).pid)
@@ -39,7 +39,7 @@ print(subprocess.Popen(words, stdin=null, stdout=sys.stderr, start_new_session=T
 
 
 class Call:
-    """The process of a call, and what it prints. ledger: of its run. printed: bytes of the log before that."""
+    """The process of a call, and its output. ledger: of its run. printed: size of the log before the call."""
 
     def __init__(self, ledger: Ledger, process: int, printed: int) -> None:
         self.ledger, self.process, self.printed = ledger, process, printed
@@ -51,20 +51,20 @@ class Call:
             self.handle = None
 
     def ended(self, seconds: float = 0.0) -> bool:
-        """Whether it has, or does within so many seconds."""
+        """Whether the process has ended, or ends within so many seconds."""
         return self.handle is None or bool(select.select([self.handle], [], [], seconds)[0])
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
+        """Forward Ctrl-C to the process."""
         if self.handle is not None and not self.ended():
             signal.pidfd_send_signal(self.handle, signal.SIGINT)
 
     def number(self) -> int | None:
-        """The experiment that it tries out; None before it has one."""
+        """The number of the experiment that it runs; None before it has one."""
         return running_number(self.folder, self.process)
 
     def fault(self) -> str:
-        """What it said that is wrong; empty for nothing."""
+        """The error message that the process printed; empty if there is none."""
         with open(self.folder / LOG, "rb") as log:
             log.seek(self.printed)
             said = keys.scrub(log.read().decode(errors="replace"))
@@ -72,7 +72,7 @@ class Call:
         return found[1].strip() if found else ""
 
     def follow(self, console: Console, enough: Callable[[], object] = lambda: False) -> None:
-        """Print what it prints until it ends, or `enough` is true. Ctrl-C is passed on."""
+        """Print the process's output until it ends, or `enough` is true. Ctrl-C is forwarded."""
         before = signal.signal(signal.SIGINT, lambda *_: self.interrupt())
         try:
             with console.panel(self.look) as draw:
@@ -87,7 +87,7 @@ class Call:
 
     def print(self, console: Console, rest: bool = False) -> None:
         for line in self.reader.lines(rest):
-            if not line.startswith("error: "):  # which is said at the end
+            if not line.startswith("error: "):  # errors are printed at the end
                 console.line(line)
 
     def look(self) -> State | None:
@@ -102,11 +102,11 @@ def running_number(folder: Path, process: int) -> int | None:
 
 
 def launch(program: str, arguments: list[str], folder: Path) -> Call:
-    """Start this program with these arguments as the process of a call."""
+    """Start this program, with these arguments, as the process of a call."""
     tag = () if "--tag" in arguments else ("--tag", folder.name)
     words = [sys.executable, program, *arguments, *tag, "--apart"]
     ledger = Ledger(folder, repair=False)
-    ledger.called = None  # that was another call
+    ledger.called = None  # left from an earlier call
     with open_log(folder) as log:
         printed = log.tell()
         said = subprocess.run(
@@ -116,7 +116,7 @@ def launch(program: str, arguments: list[str], folder: Path) -> Call:
 
 
 def at_work(folder: Path) -> Call | None:
-    """The call that works on a run. UserError where a loop does that nobody called."""
+    """The call that is working on a run. Raises UserError if the loop itself is working on it."""
     while (process := holder(folder)) is not None:
         now = read_now(folder, process)
         if not process or (now and not now.external):
@@ -124,7 +124,7 @@ def at_work(folder: Path) -> Call | None:
         if now:
             log = folder / LOG
             return Call(Ledger(folder, repair=False), process, log.stat().st_size if log.exists() else 0)
-        time.sleep(POLL)  # it has just begun
+        time.sleep(POLL)  # it has just started
     return None
 
 
@@ -158,7 +158,7 @@ def try_edit(program: str, arguments: list[str], options: Try) -> int:
     if call := at_work(folder):
         join(call, recorded, console)
     elif recorded.ledger.paused:
-        raise UserError(f"run {recorded.tag} is paused by the people who run it: {to_type('resume')} goes on")
+        raise UserError(f"run {recorded.tag} is paused by its owner; to resume: {to_type('resume')}")
     elif recorded.ledger.champion is None:
         raise UserError(f"run {recorded.tag} has no baseline yet: {to_type('start')}")
     else:
@@ -172,14 +172,14 @@ def try_edit(program: str, arguments: list[str], options: Try) -> int:
     if number is None or (settled(ledger, number) is None):
         if fault := call.fault():
             raise UserError(fault)
-        console.line("stopped before its verdict; the same command goes on")
+        console.line("stopped before the verdict; run the same command again to continue")
         return STOPPED
     code = answer(recorded.root, ledger, number, console, options.as_json)
     return 0 if options.background and code != REFUSED else code
 
 
 def join(call: Call, recorded: Recorded, console: Console) -> None:
-    """Say that this very edit is tried out already. UserError where it is another one, and for the baseline."""
+    """Say that this edit is already being tried. Raises UserError if another edit is, or the baseline."""
     call.follow(console, call.number)
     number = call.number() or call.ledger.called
     attempt = call.ledger.attempts[number - 1] if number and number <= len(call.ledger.attempts) else None
@@ -188,10 +188,10 @@ def join(call: Call, recorded: Recorded, console: Console) -> None:
         raise UserError(f"the baseline is training on run {tag}: wait for it, `{to_type('wait')} --tag {tag}`")
     if edit_of(recorded.task, worktree) != attempt.edit and not call.ended():
         raise UserError(
-            f"an experiment is already running on tag {tag}, and its edit is another one: wait for the verdict on "
-            f"experiment {number}, `{to_type('wait')} --tag {tag}`, then edit"
+            f"another edit is already being tried on tag {tag}: wait for the verdict on experiment {number} with "
+            f"`{to_type('wait')} --tag {tag}`, then edit"
         )
-    console.line(f"this edit is being tried out already, as experiment {number}")
+    console.line(f"this edit is already being tried, as experiment {number}")
 
 
 def wait(options: Wait) -> int:
@@ -201,13 +201,13 @@ def wait(options: Wait) -> int:
     console = Console(plain=True, to_errors=options.as_json)
     ends = None if options.seconds is None else time.monotonic() + options.seconds
     while True:
-        process = holder(folder)  # asked before the record, so that nothing is missed
+        process = holder(folder)  # checked before reading the record, so that nothing is missed
         ledger.catch_up()
         now = read_now(folder, process) if process else None
         number = options.number or (running_number(folder, process) if process else None) or ledger.called
         number = number or (len(ledger.attempts) or None)
         known = number is not None and settled(ledger, number) is not None
-        # The edit that comes next is made where the call puts the champion: so not before it is done.
+        # The call still has to reset the worktree to the champion, where the next edit will be made.
         done = process is None or (known and (number < len(ledger.attempts) or bool(now and not now.external)))
         if done or (ends is not None and time.monotonic() >= ends):
             break
@@ -220,25 +220,25 @@ def wait(options: Wait) -> int:
     if number is None or number > len(ledger.attempts):
         raise UserError(f"run {recorded.tag} has no experiment {number or 1}")
     console.line(
-        f"experiment {number} has no verdict: its trial was interrupted. The command that began it goes on; "
-        f"`{to_type('logs')} --tag {recorded.tag}` says more"
+        f"experiment {number} has no verdict: its trial was interrupted. Run the command that began it again to "
+        f"continue; `{to_type('logs')} --tag {recorded.tag}` says more"
     )
     return STOPPED
 
 
 # ----------------------------------------------------------------------------------------------
-# What they say
+# What these commands print
 
 
 def settled(ledger: Ledger, number: int) -> str | None:
-    """The verdict on an experiment, `refused` where there is none to be; None where it has no verdict yet."""
+    """The verdict on an experiment, or `refused` if its edit was refused; None if there is no verdict yet."""
     if number <= len(ledger.attempts):
         return ledger.attempts[number - 1].status
     return "refused" if any(event.number == number for event in ledger.refused) else None
 
 
 def answer(root: Path, ledger: Ledger, number: int, console: Console, as_json: bool) -> int:
-    """Print the answer to an experiment that has its verdict. Returns the exit code that says the same."""
+    """Print the verdict on an experiment. Returns the corresponding exit code."""
     said = answer_of(root, ledger, number)
     if as_json:
         import json
@@ -250,7 +250,7 @@ def answer(root: Path, ledger: Ledger, number: int, console: Console, as_json: b
 
 
 def say(console: Console, state: State | None, number: int | None, tag: str | None, as_json: bool = False) -> None:
-    """Print how far an experiment is that has no verdict yet."""
+    """Print the progress of an experiment that has no verdict yet."""
     trial = next((trial for trial in (state.trials if state else []) if trial.number == number), None)
     doing = trial.doing if trial else "being checked" if state and state.thinking else "being prepared"
     left = None if trial is None or trial.left is None else round(trial.left)

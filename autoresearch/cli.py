@@ -183,7 +183,7 @@ def verify(context: typer.Context, options: Verify) -> None:
 @app.command()
 @taking(Numbered)
 def drop(context: typer.Context, options: Numbered) -> None:
-    """Undo a keep, and everything that was kept on top of it. The run continues from the champion before it."""
+    """Drop a keep, and everything that was kept on top of it. The run continues from the champion before it."""
     from autoresearch import commands
 
     run_to_end(commands.drop(options))

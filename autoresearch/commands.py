@@ -1,6 +1,6 @@
-"""The commands that run trials: each puts the parts together, hands them to the loop, and returns its exit code.
+"""The commands that run trials: each builds the parts, hands them to the loop, and returns its exit code.
 
-They run on the one thread that decides. `loop` is the class Loop of loop.py, which the command line hands down.
+They are coroutines of the one thread that decides everything. `loop` is the class Loop of loop.py (see cli.main).
 """
 
 import asyncio
@@ -51,7 +51,7 @@ async def opened(
     listeners: Sequence[Listener] = (),
     external: bool = False,
 ) -> AsyncIterator[Run]:
-    """A run, locked against other loops; inside, what goes on in it is shown, and told to listeners and hooks.
+    """Open a run and lock it against other loops. Its events go to the console, the listeners and the hooks.
 
     Raises UserError.
     """
@@ -65,14 +65,14 @@ async def opened(
 
 
 async def night(loop: type, options: Research) -> int:
-    """The loop, until it ends. loop: the class Loop of loop.py."""
+    """Run the loop until it ends. loop: the class Loop of loop.py."""
     console = Console(options.plain)
     stop = StopRequest(console.line)
     limits = Limits(options.experiments, options.hours, options.max_cost, options.max_tokens)
     gate = gate_of(options.approve)
     if (options.tiers is not None or options.seat_price) and not options.cluster:
         name = "--seat-price" if options.tiers is None else "--tiers"
-        raise UserError(f"{name} names kinds of devices of a cluster: it goes with --cluster auto|HOST:PORT")
+        raise UserError(f"{name} is about the devices of a cluster: use it with --cluster auto|HOST:PORT")
     agents, agents_in_words, filler = agents_of(options)
     say = partial(console.line, style="yellow")
     listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
@@ -101,13 +101,13 @@ async def night(loop: type, options: Research) -> int:
         shown = {
             "agent": agents_in_words,
             "cluster": fleet.in_words() if fleet else "",
-            "at once": count(len(seats), "trial") if len(seats) > 1 else "",
+            "parallel": count(len(seats), "trial") if len(seats) > 1 else "",
             "timing": timing(run.task, ahead, len(seats)),
             "hooks": ", ".join(hooks_of(run.root)),
             "until": str(limits),
-            "waits": f"for your word: {gate}" if str(gate) else "",
+            "approve": f"waits for your approval: {gate}" if str(gate) else "",
             "seats": seat_prices(run),
-            "cost": "not limited: --max-cost USD would" if spends and options.max_cost is None else "",
+            "cost": "no limit; set one with --max-cost USD" if spends and options.max_cost is None else "",
         }
         settings = options.settings()
         make = fleet.runner if fleet else Local
@@ -127,11 +127,11 @@ async def night(loop: type, options: Research) -> int:
 
 
 async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -> "Fleet":
-    """Connect to the cluster of --cluster, until the end of the night. Raises UserError."""
-    from autoresearch.runner import cluster  # which needs Ray
+    """Connect to the cluster of --cluster until the end of the night. Raises UserError."""
+    from autoresearch.runner import cluster  # needs Ray
 
     if options.gpus is not None or options.workers is not None:
-        raise UserError("--cluster takes the seats that the cluster has; leave --gpus and --workers out")
+        raise UserError("--cluster uses all seats of the cluster; omit --gpus and --workers")
     assert options.cluster
     prices = prices_of(options.seat_price)
     kinds = run.choose_kinds(() if options.tiers is None else tiers_of(options.tiers))
@@ -144,20 +144,20 @@ async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -
 
 
 def seat_prices(run: Run) -> str:
-    """What the first screen says of what seats cost."""
+    """The line of the first screen about the price of seats."""
     kinds = run.tiers or (run.kind,)
-    priced = [f"${run.prices[kind]:g} an hour for each of {kind}" for kind in kinds if kind in run.prices]
+    priced = [f"${run.prices[kind]:g} per hour for each {kind}" for kind in kinds if kind in run.prices]
     free = [f"{kind} has no price" for kind in kinds if kind not in run.prices]
     return ", ".join(priced + free) if priced else ""
 
 
 def timing(task: Task, ahead: int, seats: int) -> str:
-    """What the first screen says of a game that measures time."""
+    """The line of the first screen about a game whose metric is a time."""
     if not task.is_timed:
         return ""
     if ahead or seats > 1:
-        return f"what runs beside a trial disturbs {task.metric}; with --lookahead 0 and --workers 1 nothing does"
-    return f"nothing runs beside a trial, for {task.metric}'s sake; --lookahead 1 would let an agent think ahead"
+        return f"work in parallel disturbs {task.metric}; --lookahead 0 and --workers 1 avoid that"
+    return f"nothing runs in parallel, to keep {task.metric} accurate; --lookahead 1 lets an agent think ahead"
 
 
 async def begin(loop: type, options: Start) -> int:
@@ -172,7 +172,7 @@ async def begin(loop: type, options: Start) -> int:
         experiments = Experiments(run, rule_of(keep_rule, run.task.line_price), pages, baseline_runs)
         proposer = Proposer(run, pages, [], external=True)
         seed = run.ledger.seed if options.seed is None else options.seed
-        shown = {"agent": "the one that called this: an external agent"}
+        shown = {"agent": "external: the one that called this command"}
         settings = run.recorded_settings() | options.settings()
         await run.open(seats, settings, seed, lambda facts: first_screen(run, facts, shown))
         run.note_start(keep_rule, external=True)
@@ -188,7 +188,7 @@ async def begin(loop: type, options: Start) -> int:
 
 
 async def try_edit(loop: type, options: Try) -> int:
-    """What `try` does, in a process of its own: calls.py follows it, and says what the record has of it then."""
+    """The work of `try`, in its own process. calls.py starts and follows it, then reports from the record."""
     console = Console(options.plain)
     stop = StopRequest(console.line)
     async with opened(options.tag, options, console, stop, external=True) as run:
@@ -208,7 +208,7 @@ async def try_edit(loop: type, options: Try) -> int:
 
 @contextlib.contextmanager
 def opened_by_hand(options: Numbered) -> Iterator[Run]:
-    """A recorded run, locked against loops, for a person's word on one of its experiments. Raises UserError."""
+    """A recorded run, locked against loops, for a person's decision on one of its experiments. Raises UserError."""
     console = Console(options.plain)
     with open_run(recorded_run(options.tag).tag, options.sandbox, console, StopRequest(console.line)) as run:
         run.begin(keep_edit=True)
@@ -221,20 +221,20 @@ async def drop(options: Numbered) -> int:
         numbers = [attempt.number for attempt in run.ledger.kept]
         if options.number not in numbers[1:]:
             known = ", ".join(map(str, numbers[1:])) or "none"
-            raise UserError(f"experiment {options.number} is no keep that could be taken back; there are: {known}")
+            raise UserError(f"experiment {options.number} is not a keep that can be dropped; those that can: {known}")
         with_it = numbers[numbers.index(options.number) + 1 :]
         run.ledger.append(events.Dropped(number=options.number))
         run.reset()
         run.results.rebuild()
         for number in (options.number, *with_it):
-            Pages(run).path(number).unlink(missing_ok=True)  # it is written anew when the run goes on
+            Pages(run).path(number).unlink(missing_ok=True)  # written again when the run continues
             Ideas(run.root / RUNS).follow(run.ledger.attempts[number - 1], run.repo.tag)
         champion = run.ledger.champion
         assert champion is not None
-        also = f", and {', '.join(map(str, with_it))} with it, built on top" if with_it else ""
-        console.line(f"experiment {options.number} is taken back{also}")
+        also = f", and so are those built on top of it: {', '.join(map(str, with_it))}" if with_it else ""
+        console.line(f"experiment {options.number} is dropped{also}")
         said = f"experiment {champion.number}, {run.task.metric} {digits(champion.score)}, {short(champion.commit)}"
-        console.line(f"the champion is {said} on {run.repo.branch}; the run goes on from there")
+        console.line(f"the champion is {said} on {run.repo.branch}; the run continues from there")
     return 0
 
 
@@ -245,13 +245,13 @@ async def accept(options: Numbered) -> int:
         attempt = next((attempt for attempt in held if attempt.number == options.number), None)
         if attempt is None:
             known = ", ".join(str(other.number) for other in held) or "none"
-            raise UserError(f"experiment {options.number} is not held back; those that are: {known}")
+            raise UserError(f"experiment {options.number} is not held back; held back: {known}")
         champion, number = run.ledger.champion_commit, len(run.ledger.attempts) + 1
         commit = attempt.commit if attempt.parent == champion else run.on_champion(attempt)
         if commit is None:
             raise UserError(
-                f"the edit of experiment {options.number} does not apply to the present champion; `git show "
-                f"refs/autoresearch/{tag}/{options.number}` shows it, for an edit of your own"
+                f"the edit of experiment {options.number} does not apply to the current champion; to make it by hand, "
+                f"look at it: `git show refs/autoresearch/{tag}/{options.number}`"
             )
         edit, lines = edit_hash(run.files(commit)), run.lines(commit) - run.lines(champion)
         run.ledger.append(events.Accepted(number=number, held=options.number))
@@ -265,7 +265,7 @@ async def accept(options: Numbered) -> int:
         run.repo.remember(number, commit)
         Ideas(run.root / RUNS).follow(run.ledger.attempts[-1], tag)
         console.line(
-            f"experiment {options.number} runs again as experiment {number}, the next one when the run goes on"
+            f"experiment {options.number} runs again as experiment {number}, first when the run continues"
         )
     return 0
 
@@ -283,9 +283,9 @@ async def run_verify(options: Verify) -> int:
         shown = {
             "baseline": f"{short(kept[0].commit)}, {run.task.metric} {digits(kept[0].score)} in the run",
             "champion": f"{short(kept[-1].commit)}, {digits(kept[-1].score)}, {count(len(kept) - 1, 'change')} kept",
-            "runs": f"{options.runs} of each code, with fresh seeds, in turn",
+            "runs": f"{options.runs} of each version, with fresh seeds, in turn",
             "sandbox": sandbox_in_words(run.confined),
-            "to stop": "Ctrl-C: after the running one; twice: now. The same command continues",
+            "to stop": "Ctrl-C: after the current run; twice: now. Run the same command again to continue",
         }
         title = f"autoresearch: verify run {tag}"
         seats, settings = run.choose_seats(), run.recorded_settings()
@@ -299,12 +299,12 @@ async def run_verify(options: Verify) -> int:
         if said := doubt(run.ledger.kept):
             console.line(said, "red")
         if not finished:
-            console.line("stopped before all was run; the same command continues")
+            console.line("stopped before all runs were done; run the same command again to continue")
     return 130 if stop.now() else 0
 
 
 def agents_of(options: Research) -> tuple[list[Agent], str, Agent | None]:
-    """(The agents, what the first screen says of them, the one of --fill). Raises UserError."""
+    """(The agents, their description for the first screen, the agent of --fill). Raises UserError."""
     said = AgentOptions(
         options.agent, options.model, options.base_url, options.thinking, options.agent_command, options.agent_limit,
         options.web_search, options.seed, options.price,

@@ -1,7 +1,8 @@
 """One experiment, from its commit to its verdict: train and score, judge, guard and holdout, confirm, record.
 
-An experiment is a coroutine. What takes long, a job of the runner, is awaited; between two awaits nothing else happens.
-Cancelled, it leaves an attempt without a verdict, which runs again when the run goes on.
+`Experiments.decide` decides whether an edit is kept. An experiment is a coroutine; it awaits the jobs that it gives to
+the runner, and between two awaits no other task runs. If it is cancelled, its attempt has no verdict and runs again
+when the run is continued.
 """
 
 import asyncio
@@ -27,27 +28,27 @@ from autoresearch.text import to_type
 from autoresearch.tiers import Tiers
 from autoresearch.trials import Disturbed, Tell, Trials, without_score
 
-LOSSES = 5  # times that a trial whose seat was lost runs again: an edit may be what takes its node down
-EARLY = 60.0  # seconds: a trial that crashed before may be repaired and run again
+LOSSES = 5  # how often a trial runs again after losing its seat: the edit itself may crash the node
+EARLY = 60.0  # seconds: an edit that crashes earlier than this may be repaired and run again
 PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
 
 
 @dataclasses.dataclass
 class Returned:
-    """An attempt whose agent is asked to redo the edit, under the same number."""
+    """An attempt that goes back to its agent, which is asked to redo the edit under the same number."""
 
     attempt: Attempt
     reason: str
-    crashed: bool  # early in its trial; else its edit does not apply to the new champion
-    verdict: events.Verdict  # recorded if the agent does not
+    crashed: bool  # it crashed early in its trial; otherwise its edit does not apply to the new champion
+    verdict: events.Verdict  # recorded if the agent does not redo it
 
 
 class Experiments:
     """The experiments of one run.
 
-    rule: what is kept. baseline_runs: how often the baseline is trained; None: by what it takes. repairs: how often an
-    edit that crashed early goes back to its agent. can_retry: whether the agent of an attempt can make it anew. gate:
-    what waits for a word.
+    rule: when an edit is kept. baseline_runs: how often the baseline is trained; None: depends on how long it takes.
+    repairs: how often an edit that crashed early goes back to its agent. can_retry: whether the agent of an attempt can
+    redo it. gate: what needs a person's approval.
     """
 
     def __init__(
@@ -63,15 +64,15 @@ class Experiments:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
         self.gate, self.tiers = gate or Gate(), Tiers(run, self.trials)
-        self.losses = collections.Counter[int]()  # by number of an attempt: seats that were lost under it
+        self.losses = collections.Counter[int]()  # lost seats, by attempt number
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.ideas = Ideas(run.root / RUNS)
 
     async def stands_on_champion(self, attempt: Attempt) -> bool | Returned:
-        """Put an attempt that waited onto the champion, if it is not there yet.
+        """Rebase a waiting attempt onto the champion, unless it is built on it already.
 
-        True: it can be run. Returned: git cannot apply it there, and its agent is to redo the edit. False: nor can its
-        agent; it has its verdict.
+        True: it can run. Returned: git cannot apply it there, and its agent is asked to redo the edit. False: its agent
+        cannot redo it either; the attempt now has a verdict.
         """
         if attempt.parent == self.ledger.champion_commit or await self.run.with_room(lambda: self.run.move(attempt)):
             return True
@@ -85,11 +86,11 @@ class Experiments:
         return False
 
     async def try_out(self, attempt: Attempt, seat: Seat) -> Returned | None:
-        """Run an attempt to its verdict. It may have none: it goes back to its agent, or waits to be run again.
+        """Run an attempt until it has a verdict, unless it has to go back to its agent or to run again.
 
         Raises UserError when the baseline crashed.
         """
-        if attempt.status:  # a full disk came after the verdict
+        if attempt.status:  # it had its verdict already when the disk was full
             return None
         await self.console.before_trial(attempt, seat.number)
         waited = time.monotonic()
@@ -125,7 +126,7 @@ class Experiments:
             verdict = Verdict("crash", f"{lost}, as {LOSSES} times before")
         except asyncio.CancelledError:
             self.ledger.append(events.Interrupted(number=attempt.number))
-            self.console.line(f"  interrupted: experiment {attempt.number} runs again when the run goes on", "yellow")
+            self.console.line(f"  interrupted: experiment {attempt.number} runs again when you continue", "yellow")
             raise
         finally:
             view.close()
@@ -143,18 +144,18 @@ class Experiments:
             return None
         if not await self.conclude(event):
             number = self.ledger.champion.number if self.ledger.champion else 0
-            why = f"it beat the champion that it was built on, but experiment {number} was kept meanwhile: it is tested"
+            why = f"it beat the champion that it was built on, but experiment {number} was kept meanwhile: testing it"
             return self.run_again(attempt, f"{why} on top of that", began)
         if self.ledger.champion is None:
             raise UserError(
                 f"the baseline crashed: {verdict.reason}\nIts log is {self.log_of(attempt, measured, checked)}. "
-                f"Correct {', '.join(self.task.editable)} and commit it, or program.md, and run the same command "
-                f"again. Where neither is to blame: `{to_type('doctor')}` checks this machine"
+                f"Correct {', '.join(self.task.editable)} or program.md, commit it, and run the same command again. "
+                f"If neither is to blame, `{to_type('doctor')}` checks this machine"
             )
         return None
 
     async def settle(self, waiting: list[Attempt], proposing: bool) -> None:
-        """Act on what people said of what was held, and hold what has to be.
+        """Hold what needs approval, and act on what people have approved or rejected.
 
         waiting: attempts that could run next. proposing: whether an agent is at work.
         """
@@ -175,7 +176,7 @@ class Experiments:
                 reason = f"rejected: {no.reason} ({verdict.reason})"
                 verdict = dataclasses.replace(verdict, status="discard", reason=reason, holdout=None)
             if not await self.conclude(verdict):
-                why = "another experiment was kept while it waited for a word: it is tested on top of that"
+                why = "another experiment was kept while it waited for approval: testing it on top of that"
                 self.run_again(attempt, why, began)
 
     def log_of(self, attempt: Attempt, *measured: Measurement) -> Path:
@@ -184,13 +185,13 @@ class Experiments:
         return self.run.runner.log_path(str(attempt.number)).with_name(f"{failed}.log")
 
     async def abandon(self, attempt: Attempt) -> None:
-        """The verdict on an attempt that was interrupted and is not wanted any more."""
+        """Give up an interrupted attempt because its agent has gone on to another edit."""
         await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED[0])))
 
     # -- run
 
     def run_again(self, attempt: Attempt, reason: str, began: float, taken: float | None = None) -> None:
-        """What was measured does not count, and the attempt waits to be run again."""
+        """Discard what was measured; the attempt waits to run again."""
         seconds = round(time.monotonic() - began, 3)
         self.ledger.append(events.Rerun(number=attempt.number, reason=reason, seconds=seconds, taken=taken))
         self.console.line(f"  experiment {attempt.number}: {reason}", "yellow")
@@ -200,17 +201,17 @@ class Experiments:
     async def decide(
         self, attempt: Attempt, measured: Measurement, seat: Seat, tell: Tell
     ) -> tuple[Verdict, Measurement]:
-        """(The verdict on a trial, what its checks measured.) This is where it is decided that an edit is kept.
+        """Decide whether an edit is kept. Returns (the verdict, what guard and holdout measured).
 
-        Better than the champion by more than noise (judge.py), the guard and the holdout passed, and a gain that is too
-        large to be believed repeated with another seed; in other repositories a person looks at it then. Raises
-        Disturbed.
+        It is kept if it beats the champion by more than noise (judge.py) and passes the guard and the holdout. An
+        implausibly large gain must repeat with another seed; in other repositories a person then has to accept it.
+        Raises Disturbed.
         """
         nothing = Measurement()
         if measured.score is None:
             return without_score(measured), nothing
         standing = self.ledger.standing(attempt)
-        on_champion = attempt.parent == self.ledger.champion_commit  # else it runs again, on top of that
+        on_champion = attempt.parent == self.ledger.champion_commit  # if not, and it wins, it runs again on top of it
         if on_champion and self.trials.is_for_turns(attempt, standing):
             verdict = await self.trials.time_in_turn(attempt, seat)
         else:
@@ -250,7 +251,7 @@ class Experiments:
         checked: Measurement | None = None,
         wall: float = 0.0,
     ) -> events.Verdict:
-        """The last word on an attempt, as the record holds it. Without a measurement it never ran."""
+        """The journal event for a verdict. Without a measurement the attempt never ran."""
         crashed, (theirs, own) = verdict.status == "crash", self.ledger.turns(attempt.number)
         standing = theirs or self.ledger.standing(attempt)
         measured, checked = measured or Measurement(), checked or Measurement()
@@ -270,16 +271,16 @@ class Experiments:
         )
 
     async def conclude(self, verdict: events.Verdict) -> bool:
-        """Into the journal, into results.tsv, and the branch to the champion.
+        """Write the verdict to the journal and to results.tsv, and move the branch to the champion.
 
-        False, and nothing is done, for what beat a champion that has been replaced meanwhile.
+        Returns False and does nothing if the verdict is keep but the champion it beat has been replaced meanwhile.
         """
         attempt = self.ledger.attempts[verdict.number - 1]
         if not await self.run.with_room(lambda: self.record_unless_outrun(attempt, verdict)):
             return False
         await self.run.with_room(lambda: self.add_row(attempt))
         await self.run.with_room(self.run.advance)
-        with contextlib.suppress(OSError):  # it has its verdict, whatever is left lying about
+        with contextlib.suppress(OSError):  # a file that cannot be removed does not affect the verdict
             self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
         await self.run.with_room(lambda: self.pages.write(attempt))
         if attempt.status == "keep":
@@ -289,14 +290,14 @@ class Experiments:
         return True
 
     def record_unless_outrun(self, attempt: Attempt, verdict: events.Verdict) -> bool:
-        """Looks at the champion and writes in one step: others may have been kept while this waited for room."""
+        """Compare with the champion and write, without an await: another edit may have been kept during a wait."""
         if verdict.status == "keep" and attempt.parent != self.ledger.champion_commit:
             return False
         self.ledger.append(verdict)
         return True
 
     def add_row(self, attempt: Attempt) -> None:
-        """Into results.tsv. A file that cannot be written does not end a night: the journal has it all."""
+        """Add the row to results.tsv. A file that cannot be written does not end the night: the journal is complete."""
         behind = self.run.results.size is None
         try:
             self.run.results.add(attempt)
@@ -305,7 +306,7 @@ class Experiments:
                 raise
             if not behind:
                 self.console.line(
-                    f"results.tsv cannot be written: {error.strerror}. Its rows are in the journal; correct that, and "
-                    f"it is written with the next verdict, or by `{to_type('results')}`",
+                    f"results.tsv cannot be written: {error.strerror}. Its rows are safe in the journal. Once you have "
+                    f"fixed that, the next verdict writes it, or `{to_type('results')}` does",
                     "yellow",
                 )

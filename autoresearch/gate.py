@@ -1,6 +1,6 @@
-"""The gate: what waits for a person's word, `loop.py approve NUMBER` or `reject NUMBER -m why` (--approve).
+"""The gate (--approve): what has to wait for a person, who types `approve NUMBER` or `reject NUMBER -m why`.
 
-What is held is in the journal, and so is the word: both survive a restart, and other work goes on meanwhile.
+What waits is in the journal, and so is the decision: both survive a restart. Other work continues meanwhile.
 """
 
 import dataclasses
@@ -10,16 +10,16 @@ from autoresearch import UserError
 from autoresearch.record import events
 from autoresearch.record.ledger import Attempt, Ledger
 
-MOST = 5  # edits that wait for a word, before no more are proposed
+MOST = 5  # edits that wait for approval before no more are proposed
 
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """What waits for a word."""
+    """What needs approval."""
 
     edits: bool = False  # each edit, before its trial
     keeps: bool = False  # each keep, before the branch moves
-    dollars: float | None = None  # the next proposal, each time that so much was spent since the last word
+    dollars: float | None = None  # the next proposal, each time this much was spent since the last approval
 
     def holds_edit(self, ledger: Ledger, attempt: Attempt) -> bool:
         return self.edits and not attempt.is_baseline and attempt.number not in ledger.approved
@@ -32,7 +32,7 @@ class Gate:
         return spent and not any(held.what == "cost" for held in ledger.held.values())
 
     def holds_proposals(self, ledger: Ledger, in_the_making: int = 0) -> bool:
-        """Whether nothing more is to be proposed until there is a word."""
+        """Whether to propose nothing more until a person has decided."""
         held = [held.what for held in ledger.held.values()]
         return "cost" in held or self.holds_cost(ledger) or held.count("edit") + in_the_making * self.edits >= MOST
 
@@ -53,17 +53,17 @@ def gate_of(words: str | None) -> Gate:
 
 
 def require_held(ledger: Ledger, number: int) -> None:
-    """UserError where nothing of this number waits for a word."""
+    """Raises UserError if the experiment of this number does not wait for approval."""
     if number not in ledger.held:
-        known = "; ".join(map(in_words, ledger.held.values())) or "nothing waits"
-        raise UserError(f"experiment {number} does not wait for your word: {known}")
+        known = "; ".join(map(in_words, ledger.held.values())) or "nothing does"
+        raise UserError(f"experiment {number} does not wait for your approval: {known}")
 
 
 def in_words(held: events.Held) -> str:
-    """What waits."""
+    """What waits for approval, for a person to read."""
     what = {
-        "edit": "its edit waits for your word before it is tried",
-        "keep": "it would be kept, and waits for your word",
-        "cost": "it waits for your word before more is spent",
+        "edit": "its edit waits for your approval before it is tried",
+        "keep": "it would be kept, and waits for your approval",
+        "cost": "it waits for your approval before more is spent",
     }
-    return f"experiment {held.number}: {what.get(held.what, 'it waits for your word')}"
+    return f"experiment {held.number}: {what.get(held.what, 'it waits for your approval')}"

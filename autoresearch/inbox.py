@@ -1,7 +1,7 @@
-"""Inbox: what people tell a run from other processes. A note, a pause, a word on what waits for them.
+"""Inbox: messages from people to a run, sent by other processes: a note, a pause, an approval or a rejection.
 
-Each message is a file in .autoresearch/<tag>/inbox/. The process that holds the run's lock takes it into the journal;
-where nobody does, whoever leaves it. The journal knows the names of the files: nothing is taken in twice.
+Each message is a file in .autoresearch/<tag>/inbox/. The process that holds the run's lock writes it to the journal; if
+there is none, the sender takes the lock and writes it. The journal has the file names, so no message counts twice.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ LONGEST = 2000  # characters of a note or a reason
 
 
 def leave(folder: Path, message: events.Message) -> None:
-    """Tell a run, at work or not. folder: of the run."""
+    """Send a message to a run, whether a loop is working on it or not. folder: of the run."""
     name, box = f"{time.time_ns()}-{os.getpid()}", folder / "inbox"
     box.mkdir(exist_ok=True)
     part = box / f".{name}"
     part.write_text(json.dumps(events.to_json(dataclasses.replace(message, message=name)), ensure_ascii=False))
     part.replace(box / f"{name}.json")
     if holder(folder) is None:
-        with contextlib.suppress(UserError):  # a loop has just begun: then it takes it in
+        with contextlib.suppress(UserError):  # a loop has just started: it will write the message
             lock = Lock(folder, folder.name)
             try:
                 take_in(folder, Ledger(folder))
@@ -37,7 +37,7 @@ def leave(folder: Path, message: events.Message) -> None:
 
 
 def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
-    """Take what was left into the journal. Only for the process that holds the lock. Raises OSError."""
+    """Write the waiting messages to the journal. Only for the process that holds the lock. Raises OSError."""
     taken = []
     for path in sorted(folder.glob("inbox/*.json")):
         try:
@@ -52,8 +52,8 @@ def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
 
 
 def text_of(words: str) -> str:
-    """A note or a reason as it is kept. Raises UserError for an empty one."""
+    """The text of a note or a reason, cleaned. Raises UserError if it is empty."""
     text = " ".join(clean(words).split())[:LONGEST]
     if not text:
-        raise UserError('there is nothing to say in this; put it in quotes, e.g. "try smaller batches"')
+        raise UserError('the text is empty; put it in quotes, e.g. "try smaller batches"')
     return text

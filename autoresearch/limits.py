@@ -1,4 +1,4 @@
-"""When a night is over: what the user said beforehand, and Ctrl-C."""
+"""When a night ends: the limits that the user set, and Ctrl-C."""
 
 import asyncio
 import collections
@@ -13,16 +13,16 @@ from autoresearch import Stopped, UserError
 from autoresearch.record.ledger import Ledger
 from autoresearch.text import count
 
-WARN = 0.8  # of a budget: from here on the user is told
+WARN = 0.8  # share of a limit at which the user is warned
 Result = TypeVar("Result")
 
 
 class StopRequest:
     """Counts Ctrl-C: the first asks to stop after the running trials, the second to stop now. `level` is 0, 1 or 2.
 
-    SIGTERM and a closed terminal (SIGHUP) mean now. Signals closer than 0.3 s count once: a terminal sends Ctrl-C to
-    `uv` too, which passes it on. A signal only notes its time; the loop then changes `level`. Nothing is raised.
-    Made inside the running event loop.
+    SIGTERM and a closed terminal (SIGHUP) mean now. Two SIGINTs within 0.3 s count once: the terminal also sends Ctrl-C
+    to `uv`, which forwards it. The signal handler only notes the time; the event loop then changes `level`. Nothing is
+    raised. Create it inside the running event loop.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -32,9 +32,9 @@ class StopRequest:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._count, number)
-            signal.signal(number, lambda *_: self._arrived.append(time.monotonic()))  # the loop may be busy for a while
+            signal.signal(number, lambda *_: self._arrived.append(time.monotonic()))  # the event loop may be busy
         loop.add_signal_handler(
-            signal.SIGTSTP, say, "experiments are timed, so the loop does not pause; Ctrl-C stops it"
+            signal.SIGTSTP, say, "experiments are timed, so Ctrl-Z does not suspend the loop; Ctrl-C stops it"
         )
 
     def _count(self, number: int) -> None:
@@ -44,7 +44,7 @@ class StopRequest:
         elif self._last - previous > 0.3:
             self.level = min(2, self.level + 1)
             if self.level == 1 and self.trials:
-                self._say("stopping when the running experiment has its verdict; Ctrl-C again stops now")
+                self._say("stopping after the running experiment; press Ctrl-C again to stop now")
         self._change.set()
         self._change = asyncio.Event()
 
@@ -52,12 +52,12 @@ class StopRequest:
         return self.level >= 2
 
     async def reaches(self, level: int) -> None:
-        """Wait until the user has asked for this level."""
+        """Wait until `level` is at least this."""
         while self.level < level:
             await self._change.wait()
 
     async def unless_asked(self, work: Awaitable[Result], level: int = 1) -> Result:
-        """The result of some work, which is cancelled when the user asks to stop: then Stopped is raised."""
+        """Await some work and return its result. If the user asks to stop, cancel it and raise Stopped."""
         task, asked = asyncio.ensure_future(work), asyncio.ensure_future(self.reaches(level))
         try:
             await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
@@ -72,22 +72,22 @@ class StopRequest:
 
 @dataclasses.dataclass
 class Limits:
-    """What a night may take. None: as much as it likes."""
+    """The limits of a night. None: no limit."""
 
-    experiments: int | None = None  # of the whole run, the baseline included
+    experiments: int | None = None  # of the whole run, including the baseline
     hours: float | None = None  # of this call
-    dollars: float | None = None  # of the whole run, as far as they are known: of proposals, and of seats with a price
-    tokens: int | None = None  # the same
+    dollars: float | None = None  # of the whole run, as far as known: proposals, and seats that have a price
+    tokens: int | None = None  # of the whole run, as far as known
     began: float = dataclasses.field(default_factory=time.monotonic)
     warned: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self) -> None:
         for option, most in (("--hours", self.hours), ("--max-cost", self.dollars)):
             if most is not None and not math.isfinite(most):
-                raise UserError(f"{option} takes a number, not {most}; leave it out for no limit")
+                raise UserError(f"{option} takes a number, not {most}; omit it for no limit")
 
     def used(self, ledger: Ledger, tokens: float = 0, dollars: float = 0.0) -> dict[str, tuple[float, float, str]]:
-        """By option: (what was used, what may be, both in words). tokens, dollars: what is not in the record yet."""
+        """By option: (used, limit, both as text). tokens, dollars: spending that is not in the record yet."""
         tokens += ledger.spent.tokens
         dollars += ledger.spent.dollars + ledger.account.dollars(time.time())
         hours = (time.monotonic() - self.began) / 3600
@@ -104,12 +104,12 @@ class Limits:
         return {option: (used, most, words) for option, (used, most, words) in budgets.items() if most is not None}
 
     def room(self, ledger: Ledger, in_the_making: int = 0) -> bool:
-        """Whether the run may have one more experiment than were begun, or are being proposed."""
+        """Whether the run may have one more experiment, besides those begun and those being proposed."""
         return self.experiments is None or len(ledger.attempts) + in_the_making < self.experiments
 
     def seconds_left(self, ledger: Ledger) -> float | None:
-        """Until the hours are over, or the seats that there are have cost what they may; at least 0. None where neither
-        is limited.
+        """Seconds until the time limit, or until the present seats have used up the cost limit; at least 0. None if
+        neither is limited.
         """
         left = [] if self.hours is None else [max(0.0, self.began + 3600 * self.hours - time.monotonic())]
         dollars, rate = self.dollars_left(ledger), ledger.account.dollars_an_hour
@@ -122,10 +122,10 @@ class Limits:
     def reached(
         self, ledger: Ledger, spending: bool = True, tokens: float | None = 0, dollars: float | None = 0.0
     ) -> str | None:
-        """Why the night is over, or None.
+        """Why the night ends now, or None.
 
-        spending: whether what would come next has to be paid for; a trial has not, but for its seat. tokens, dollars:
-        what is in the making has taken so far, or will have.
+        spending: whether the next step costs money; a trial does not, except for its seat. tokens, dollars: what the
+        proposals in progress have used so far, or will use.
         """
         free = () if spending else ("--max-tokens", *(() if ledger.account.dollars_an_hour else ("--max-cost",)))
         for option, (used, allowed, words) in self.used(ledger, tokens or 0, dollars or 0.0).items():
@@ -133,15 +133,15 @@ class Limits:
                 continue
             if used >= allowed and option == "--experiments":
                 has = count(int(allowed), "experiment")
-                return f"the run has its {has}; a larger --experiments goes on, --tag NEW starts another"
+                return f"the run has its {has}; continue with a larger --experiments, or start another with --tag NEW"
             if used >= allowed and option == "--hours":
-                return f"{allowed:g} hours are over"
+                return f"the time limit of {allowed:g} hours is reached"
             if used >= allowed:
-                return f"{words} are used up; a larger {option} goes on"
+                return f"{words} are used up; continue with a larger {option}"
         return None
 
     def warnings(self, ledger: Ledger) -> list[str]:
-        """What the user should know before, each once: four fifths of a budget, or one that cannot be held."""
+        """Warnings, each given once: four fifths of a limit are used, or a limit cannot be enforced."""
         budgets = self.used(ledger)
         found = {
             option: f"{words} ({option})"
@@ -154,8 +154,8 @@ class Limits:
         ):
             if option in budgets and unknown:
                 found[option + " unknown"] = (
-                    f"{option} cannot hold the run: the agent did not say the {noun} of {count(unknown, 'proposal')}; "
-                    "--experiments and --hours can"
+                    f"{option} cannot be enforced: the agent did not report the {noun} of "
+                    f"{count(unknown, 'proposal')}; use --experiments or --hours"
                 )
         new = [text for name, text in found.items() if name not in self.warned]
         self.warned |= found.keys()

@@ -1,7 +1,7 @@
-"""From the record to an edit: choose an agent, brief it, check its edit, commit it. Several at once, where seats wait.
+"""From the record to an edit: choose an agent, brief it, check its edit, commit it. Several at once if seats are idle.
 
-An edit that is refused (refusal.py) goes back to its agent with the reason. Which agents may be asked now is known to
-roster.py, what is in the making to drafts.py.
+An edit that is refused (refusal.py) goes back to its agent with the reason. roster.py knows which agents may be asked
+now; drafts.py knows the proposals in progress.
 """
 
 import asyncio
@@ -47,18 +47,18 @@ from autoresearch.runner.logs import read_tail
 from autoresearch.text import one_line, short
 from autoresearch.views.state import Thinking
 
-RETRIES = 3  # times that a refused edit goes back to its agent
-FAILURES = 5  # failed proposals in a row, before the loop gives up
+RETRIES = 3  # how often a refused edit goes back to its agent
+FAILURES = 5  # failed proposals in a row before the loop gives up
 
 
 class Proposer:
-    """Lets agents propose.
+    """Gets edits from agents.
 
-    agents: of several the bandit chooses one for each experiment. limits: what they may take. fill: who proposes while
-    none can be reached.
-    web_search: whether agents may look outside. brief_tokens: how much they are told. rule: by which their edits are
-    judged. external: the edit in the worktree is that of an external agent; it goes back to no one, and stays where it
-    is until its verdict. at_once: proposals in the making, at most; None: as many as there are seats, up to AT_ONCE.
+    agents: if there are several, the bandit chooses one for each experiment. limits: of the night. fill: the agent that
+    proposes while none can be reached. web_search: whether agents may search the web. brief_tokens: size of a brief.
+    rule: by which their edits are judged. external: an external agent has made the edit in the worktree; a refused edit
+    goes back to no one, and the worktree stays as it is until the verdict. at_once: most proposals in progress; None:
+    as many as there are seats, up to AT_ONCE.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class Proposer:
         self.lessons, self.ideas = Lessons(run.root / RUNS / "lessons.md"), Ideas(run.root / RUNS)
         self.ideas.catch_up()
         self.stages = read_stages(run.program)
-        self.nothing_left = ""  # why no agent has a proposal, until the next verdict
-        self.failures, self.failed_at = 0, 0.0  # in a row, and when the last one was counted
+        self.nothing_left = ""  # why no agent can propose anything until the next verdict
+        self.failures, self.failed_at = 0, 0.0  # failures in a row, and when the last one was counted
 
     def has_place(self) -> bool:
-        """Whether one more proposal may be in the making."""
+        """Whether one more proposal may be in progress."""
         return len(self.drafts) < (self.at_once or max(1, min(len(self.run.runner.seats), AT_ONCE)))
 
     def wanted(self, waiting: int, idle: int, ahead: int) -> bool:
-        """Whether a new proposal should be begun: for a seat that is idle, or to have an attempt when a trial is over.
+        """Whether to begin a new proposal: for an idle seat, or to have an attempt ready when a trial ends.
 
         waiting: attempts that can run next. idle: seats without a trial. ahead: attempts to have ready.
         """
@@ -102,7 +102,7 @@ class Proposer:
         return bool(coming < idle + ahead and not self.nothing_left and answers and self.has_room())
 
     def has_room(self) -> bool:
-        """Whether the limits allow one more, when all that is in the making is paid for."""
+        """Whether the limits allow one more proposal, counting the expected cost of those in progress."""
         new = sum(draft.back is None for draft in self.drafts)
         tokens, dollars = self.drafts.expected(list(self.drafts))
         return self.limits.room(self.ledger, new) and not self.limits.reached(
@@ -110,19 +110,19 @@ class Proposer:
         )
 
     def interrupted_edits(self) -> list[Attempt]:
-        """Attempts of an external agent that were interrupted."""
+        """Interrupted attempts of external agents."""
         return [attempt for attempt in self.ledger.pending if attempt.agent in External.names]
 
     def agent_of(self, attempt: Attempt) -> Agent | None:
-        """The agent of an attempt, if it can make it anew."""
+        """The agent of an attempt, if it can redo the edit."""
         return next((agent for agent in self.roster.agents if agent.name == attempt.agent and agent.retries), None)
 
     # -- a new attempt
 
     async def next_attempt(self, draft: Draft) -> Attempt | None:
-        """The baseline first; then what an agent proposes. None when it proposed nothing that can run.
+        """The baseline first, then what an agent proposes. None if the agent proposed nothing that can run.
 
-        Raises UserError when agents have failed too often.
+        Raises UserError if agents have failed too often.
         """
         if self.ledger.champion is None:
             base = self.ledger.base
@@ -161,14 +161,14 @@ class Proposer:
             self.failures = 0
             return await self.commit(draft, proposal, agent.name)
         self.reset(draft)
-        if self.limits.reached(self.ledger):  # which ended it
+        if self.limits.reached(self.ledger):  # the limit ended the proposal
             return None
-        if draft.began >= self.failed_at:  # those that were in the making together count as one
+        if draft.began >= self.failed_at:  # simultaneous failures count as one
             self.failures, self.failed_at = self.failures + 1, time.monotonic()
         if self.failures >= FAILURES:
             raise UserError(
                 f"{agent.name} failed {FAILURES} times in a row, the last time: {draft.refused[-1].reason}. "
-                "What was measured is kept; see to the agent and run the same command again"
+                "Nothing that was measured is lost; fix the agent and run the same command again"
             )
         if failure:
             roster.put_off(agent, failure)
@@ -189,7 +189,7 @@ class Proposer:
         return attempt
 
     async def commit_as(self, draft: Draft, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
-        """Record a commit as an attempt, which gets its number in the same step."""
+        """Record a commit as an attempt. Its number is assigned without an await in between."""
         made, beside = self.changed_constants(parent, commit)
         lines, edit = self.run.lines(commit) - self.run.lines(parent), self.run.edit(draft.worktree.folder)
 
@@ -209,15 +209,15 @@ class Proposer:
         return self.ledger.attempts[number - 1]
 
     def changed_constants(self, parent: str, commit: str) -> tuple[dict[str, list] | None, str]:
-        """What an edit did to the constants, if nothing else, and a name for the code around them; as recorded."""
+        """The changed constants, if an edit changed nothing else, and a hash of the code around them; as recorded."""
         before, after = (read_code(self.run.files(one), self.run.facts.gpu) for one in (parent, commit))
         made = change(before, after)
         return (as_recorded(made), before.rest) if made else (None, "")
 
-    # -- an edit that its agent redoes
+    # -- an edit that goes back to its agent
 
     async def retry(self, draft: Draft, back: Returned) -> bool:
-        """Let an agent redo the edit of an attempt, under the same number. False if it made none that can be run."""
+        """Let an agent redo the edit of an attempt, under the same number. False if the result cannot be run."""
         attempt, agent = back.attempt, self.agent_of(back.attempt)
         if agent is None:
             return False
@@ -238,14 +238,14 @@ class Proposer:
                 proposal = await self.ask_to_redo(draft, back, agent)
                 break
             except AgentUnavailable as failure:
-                self.roster.put_off(agent, failure, "its verdict is final, and another" if others else None)
+                self.roster.put_off(agent, failure, "its verdict is final; another agent" if others else None)
             except AgentBlocked as blocked:
                 self.roster.leave_out(agent, blocked)
                 break
             except (AgentStopped, asyncio.CancelledError):
                 if back.crashed:
                     self.ledger.append(events.Interrupted(number=attempt.number))
-                    again = f"experiment {attempt.number} runs again when the run goes on"
+                    again = f"experiment {attempt.number} runs again when you continue"
                     self.console.line(f"  interrupted: {again}", "yellow")
                 raise
             except AgentFailed:
@@ -264,7 +264,7 @@ class Proposer:
     async def ask_to_redo(self, draft: Draft, back: Returned, agent: Agent) -> Proposal | None:
         attempt, commit = back.attempt, back.attempt.commit
         if back.crashed:
-            if attempt.parent != self.ledger.champion_commit:  # another was kept meanwhile
+            if attempt.parent != self.ledger.champion_commit:  # another edit was kept meanwhile
                 commit = self.run.on_champion(attempt)
             if commit:
                 draft.worktree.take_up(commit, self.task.editable)
@@ -277,10 +277,10 @@ class Proposer:
     async def ask(
         self, draft: Draft, agent: Agent, crashed: Attempt | None = None, crash: str = "", refusal: str | None = None
     ) -> Proposal | None:
-        """An edit that stands in the draft's worktree, on top of `base`, and can be run; None if each was refused.
+        """Ask an agent until the draft's worktree has an edit of `base` that can run; None if all were refused.
 
-        A refused one goes back to it, with the reason. crashed, crash: the attempt that is to be repaired, and why.
-        refusal: why an edit that it made before is refused. Raises AgentFailed, NothingLeft, UserError.
+        A refused edit goes back to the agent with the reason. crashed, crash: the attempt to repair, and why it
+        crashed. refusal: why its earlier edit was refused. Raises AgentFailed, NothingLeft, UserError.
         """
         draft.agent, draft.base = agent.name, self.ledger.champion
         assert draft.base is not None
@@ -304,7 +304,7 @@ class Proposer:
             except AgentFailed as failure:
                 refusal, failed = str(failure), failure
                 draft.proposal = Proposal(tokens=failure.tokens, dollars=failure.dollars)
-            except git.GitError as failure:  # an agent can leave git in disorder
+            except git.GitError as failure:  # an agent can leave git in a bad state
                 refusal = str(failure)
                 self.run.require_room()
                 if not self.external:
@@ -334,24 +334,24 @@ class Proposer:
         return None
 
     def thinks(self, draft: Draft, at_work: bool = True) -> None:
-        """Show that a draft's agent is at work, or is not any more."""
+        """Show whether a draft's agent is at work."""
         draft.thinks_since = time.time() if at_work else None
         at_work_now = [one for one in self.drafts if one.thinks_since]
         self.console.thinking([Thinking(one.number, one.agent, one.thinks_since or 0.0) for one in at_work_now])
 
     def note_spent(self, agent: Agent, tokens: int | None, dollars: float | None) -> None:
-        """What a proposal took that was interrupted."""
+        """Record what an interrupted proposal has used."""
         if tokens:
             self.ledger.append(events.Waited(reason="interrupted", agent=agent.name, tokens=tokens, dollars=dollars))
 
     def brief(self, draft: Draft, refusal: str | None = None, crashed: Attempt | None = None, crash: str = "") -> Brief:
-        """Told anew for each proposal: a program.md edited in the night counts from the next one on."""
+        """Write a fresh brief for each proposal: a program.md edited during the night counts from the next one on."""
         run, ledger, champion, number = self.run, self.ledger, draft.base, draft.number
         assert champion is not None
         try:
             self.stages = read_stages(run.program)
-        except UserError as error:  # edited in the night: not worth stopping for
-            self.console.line(f"{error}; the stages stay as they were", "yellow")
+        except UserError as error:  # edited during the night: not worth stopping for
+            self.console.line(f"{error}; the stages stay as before", "yellow")
         self.pages.catch_up()
         proposals = run.folder / "proposals"
         names = itertools.chain([str(number)], (f"{number}-{again}" for again in itertools.count(2)))
@@ -399,26 +399,26 @@ class Proposer:
         return dataclasses.replace(brief, focus=draft.focus)
 
     def dollars_left(self, others: list[Draft]) -> float | None:
-        """That a proposal may cost, when the others in the making are paid for."""
+        """What a proposal may cost, after subtracting the expected cost of the others in progress."""
         left = self.limits.dollars_left(self.ledger)
         _, dollars = self.drafts.expected(others)
         return left if left is None or math.isinf(dollars) else max(0.0, left - dollars)
 
     def must_end(self, draft: Draft, tokens: int | None, dollars: float | None) -> str | None:
-        """Why a proposal that has taken so much must end: a limit, which all in the making reach together."""
+        """Why a proposal that has used this much must end: the limit that all proposals in progress reach together."""
         draft.tokens, draft.dollars = tokens or 0, dollars or 0.0
         tokens, dollars = self.drafts.taken()
         return self.limits.reached(self.ledger, tokens=tokens, dollars=dollars)
 
     def api(self) -> str:
-        """What prepare.py offers, in this project's own game."""
+        """What prepare.py offers to train.py, in this project's own game."""
         if not self.task.referee:
             return ""
-        with contextlib.suppress(KeyError):  # there is none
+        with contextlib.suppress(KeyError):  # there is no prepare.py
             return offered(self.repo.read(self.ledger.base, "prepare.py"), self.run.facts)
         return ""
 
     def reset(self, draft: Draft) -> None:
-        """A draft's worktree to the champion, unless somebody works in it."""
+        """Reset a draft's worktree to the champion, unless it is an external agent's."""
         if not self.external:
             self.run.reset(draft.place)

@@ -1,6 +1,6 @@
-"""An open run: its folder, record and repository, held by this process alone, and the runner that its trials go to.
+"""An open run: its folder, journal and repository, locked by this process, and the runner that runs its trials.
 
-The loop and `verify` both work on one. All that a run knows is in its journal, so it can be killed at any moment.
+The loop and `verify` both work on one. Everything about a run is in its journal, so it can be killed at any moment.
 """
 
 import asyncio
@@ -39,12 +39,12 @@ from autoresearch.text import count, short, to_type
 from autoresearch.views.console import Console
 
 LOOK = 0.3  # seconds between two looks into the inbox
-ENOUGH_ROOM = 1 << 16  # bytes free on a disk that was full, before the loop goes on
+ENOUGH_ROOM = 1 << 16  # bytes that must be free before the loop continues after a full disk
 Result = TypeVar("Result")
 
 
 class Run:
-    """One run. root: the user's checkout. folder: of the run's record. program: the program.md that it follows."""
+    """One run. root: the user's checkout. folder: where the run's record is. program: the program.md it follows."""
 
     runner: Runner
 
@@ -65,11 +65,11 @@ class Run:
         self.confined, self.console, self.stop = confined, console, stop
         self.seed = ledger.seed
         self.gpus: str | None = None
-        self.kind = ""  # of the devices of a cluster that decide what is kept
-        self.tiers: tuple[str, ...] = ()  # of --tiers: the kind that screens edits, and that one
-        self.prices: dict[str, float] = {}  # of --seat-price: dollars an hour, by kind
-        self._noted: Sequence[Seat] = []  # the seats that the record has
-        self.waits_for_room = False  # and the user has been told
+        self.kind = ""  # on a cluster, the kind of device whose scores decide what is kept
+        self.tiers: tuple[str, ...] = ()  # of --tiers: the kind that screens edits, and the kind that decides
+        self.prices: dict[str, float] = {}  # of --seat-price: dollars per hour, by kind
+        self._noted: Sequence[Seat] = []  # the seats as last recorded in the journal
+        self.waits_for_room = False  # the disk is full, and the user has been told
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
 
@@ -85,9 +85,9 @@ class Run:
     # -- opening
 
     def begin(self, keep_edit: bool = False) -> None:
-        """Record a new run, or check that an old one can go on, and put branch and worktree in order.
+        """Record a new run, or check that an old one can continue, and put branch and worktree in order.
 
-        keep_edit: leave what stands in the worktree. Raises UserError.
+        keep_edit: keep the edit in the worktree. Raises UserError.
         """
         ledger, repo = self.ledger, self.repo
         asked = json.loads(json.dumps(dataclasses.asdict(self.task)))
@@ -98,61 +98,60 @@ class Run:
         if ledger.run is None:
             if tip is not None:
                 raise UserError(
-                    f"the branch {repo.branch} exists and was not made by this loop; choose another with --tag NEW, "
-                    f"or remove it: `git branch -D {repo.branch}`"
+                    f"the branch {repo.branch} exists but was not made by this loop; choose another tag with --tag "
+                    f"NEW, or remove the branch: `git branch -D {repo.branch}`"
                 )
             self.require_files()
             ledger.append(events.Run(tag=repo.tag, base=repo.head(), task=asked))
         elif ledger.run.task != {name: asked[name] for name in ledger.run.task if name in asked}:
             raise UserError(
-                f"the task in program.md is not the one that run {repo.tag} began with (a run of another version of "
-                "autoresearch may have had another scorer); put it back, or start another run with --tag NEW"
+                f"the task in program.md is not the one that run {repo.tag} began with (or the run is from another "
+                "version of autoresearch, with another scorer); restore it, or start another run with --tag NEW"
             )
         champion = ledger.champion_commit
         before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base, *left]
         before += [attempt.commit for attempt in ledger.dropped]
         if tip not in (None, champion, *before):
             raise UserError(
-                f"the branch {repo.branch} stands at {short(tip or '')}, not where the loop left it "
+                f"the branch {repo.branch} is at {short(tip or '')}, not where the loop left it "
                 f"({short(champion)}). "
-                f"To keep that work, name it: `git branch mine {short(tip or '')}`; then put the branch back: "
-                f"`git branch -f {repo.branch} {short(champion)}`"
+                f"To keep that work, give it a branch: `git branch mine {short(tip or '')}`; then move the branch "
+                f"back: `git branch -f {repo.branch} {short(champion)}`"
             )
         last = ledger.finished[-1] if ledger.finished else None
         discarded = last and last is not ledger.champion
         if keep_edit and discarded and (repo.worktree / ".git").exists() and self.edit() == last.edit:
-            keep_edit = False  # it was killed between its verdict and the reset
+            keep_edit = False  # the loop was killed between the verdict and the reset
         repo.stand_at(champion, keep_edit)
         for attempt in ledger.pending:
             repo.remember(attempt.number, attempt.commit)
         if not keep_edit and (fault := self.task.fault(repo.worktree, self.originals)):
             raise UserError(
-                f"{fault}, in the commit that the run starts from ({short(champion)}). Correct it, commit, and start "
-                "again"
+                f"{fault}, in the commit that the run starts from ({short(champion)}). Fix it, commit, and start again"
             )
 
     def begin_anew(self, task: dict) -> None:
-        """Give a run in which nothing was measured the present program.md and commit: what was corrected goes on."""
+        """Restart a run that has no score yet with the current program.md and commit, after the user fixed them."""
         self.require_files()
         for attempt in self.ledger.pending:
             self.ledger.append(events.Verdict(number=attempt.number, status="crash", score=None, reason=ABANDONED[0]))
         self.ledger.append(events.Run(tag=self.repo.tag, base=self.repo.head(), task=task))
 
     def require_files(self) -> None:
-        """UserError where the task names files that a new run would not find."""
+        """Raises UserError if the task names files that a new run would not find."""
         if fault := self.task.absent(self.repo.committed(self.repo.head()), self.repo.new(), self.root):
             raise UserError(fault)
 
     def choose_seats(self, gpus: str | None = None, workers: int | None = None) -> list[Seat]:
-        """Where trials run: one at a time on each GPU, or so many at a time. Default: as the run was started last.
+        """The seats of a run on this machine: one per GPU, or `workers`. Default: as when the run was last started.
 
-        Raises UserError for what would not compare with the run's scores.
+        Raises UserError if the scores would not be comparable with the run's.
         """
         started = self.ledger.started
         if started.kind and self.ledger.finished:
             raise UserError(
-                f"run {self.repo.tag} trains on {started.kind} of a cluster, and its scores do not compare with this "
-                "machine's; continue it with --cluster auto, or start another with --tag NEW"
+                f"run {self.repo.tag} trains on {started.kind} of a cluster, so its scores are not comparable with "
+                "this machine's; continue it with --cluster auto, or start another with --tag NEW"
             )
         if gpus is None and workers is None:
             gpus = started.gpus
@@ -165,33 +164,33 @@ class Run:
         if gpus is not None:
             seats = seats_of(gpus, 1)
             if workers not in (None, len(seats)):
-                raise UserError(f"--gpus {gpus} runs {count(len(seats), 'trial')} at a time; leave --workers out")
+                raise UserError(f"--gpus {gpus} runs {count(len(seats), 'trial')} at a time; omit --workers")
             return seats
         workers = workers or started.workers
         if self.ledger.finished and workers != started.workers:
             raise UserError(
-                f"run {self.repo.tag} has {count(started.workers, 'worker')}; another number of them trains at another "
-                f"speed, and the scores would not compare. Continue with --workers {started.workers}, or start another "
-                "run with --tag NEW"
+                f"run {self.repo.tag} has {count(started.workers, 'worker')}; with another number, trials run at "
+                f"another speed, and scores would not be comparable. Continue with --workers {started.workers}, or "
+                "start another run with --tag NEW"
             )
         return seats_of(None, workers)
 
     def choose_kinds(self, tiers: tuple[str, ...]) -> tuple[str, ...]:
-        """The kinds of devices of a run on a cluster: those asked for, else those that it has trained on so far; of a
-        new one none. Raises UserError.
+        """The kinds of devices of a run on a cluster: those asked for, else those used so far; none for a new run.
+        Raises UserError.
         """
         started, screening = self.ledger.started, self.ledger.screening
         if self.ledger.finished and not started.kind:
             raise UserError(
-                f"run {self.repo.tag} trains on this machine, and its scores do not compare with those of a cluster; "
+                f"run {self.repo.tag} trains on this machine, so its scores are not comparable with a cluster's; "
                 "continue it without --cluster, or start another with --tag NEW"
             )
         before = (*filter(None, [screening]), started.kind) if started.kind else ()
         if tiers and self.ledger.measured and tiers != before:
             began = f"with --tiers {','.join(before)}" if screening else f"without --tiers, on {started.kind}"
             raise UserError(
-                f"run {self.repo.tag} began {began}: what it has measured would not compare. Type the same again, or "
-                "start another run with --tag NEW"
+                f"run {self.repo.tag} began {began}, and its scores would not be comparable. Use the same option "
+                "again, or start another run with --tag NEW"
             )
         return tiers or before
 
@@ -207,10 +206,10 @@ class Run:
         show: Callable[[Facts], None],
         make: Callable[..., Runner] = Local,
     ) -> None:
-        """Set the game up and make sure that it is the one that the run began with.
+        """Create the runner, set up the game, and check that it is the one that the run began with.
 
-        settings: environment variables of the game. show: called with its facts before anything takes long. make: the
-        runner, of what Local takes. Raises UserError, and limits.Stopped when the user asks to stop.
+        settings: environment variables of the game. show: called with its facts before the slow steps. make: creates
+        the runner, with the arguments of Local. Raises UserError, and Stopped when the user asks to stop.
         """
         self.seed = seed
         settings = {**settings, "AUTORESEARCH_SEED": str(seed)}
@@ -223,19 +222,19 @@ class Run:
             self.ledger.append(events.Game(facts=dataclasses.asdict(facts)))
 
     def require_same_game(self, facts: Facts) -> None:
-        """A run's scores compare only on one profile, data set, seed and kind of device. Raises UserError."""
+        """Scores are comparable only for one profile, data set, seed and kind of device. Raises UserError."""
         if (game := self.ledger.facts) is None:
             return
         for name in ("profile", "data", "seed", "device", "time_budget", "game"):
             recorded, now = getattr(game, name), getattr(facts, name)
-            if recorded != now and not (name == "game" and now is None):  # the data may not be there yet
+            if recorded != now and not (name == "game" and now is None):  # None: the data is not prepared yet
                 raise UserError(
                     f"run {self.repo.tag} has {name} {recorded}, but now it would be {now}; results of two games are "
-                    "never mixed. Use the run's own settings, or start another with --tag NEW"
+                    "never mixed. Use the run's settings, or start another run with --tag NEW"
                 )
 
     def recorded_settings(self) -> dict[str, str]:
-        """The settings that the run was begun with, for `open`."""
+        """The settings that the run began with, for `open`."""
         recorded = {"AUTORESEARCH_PROFILE": self.facts.profile, "AUTORESEARCH_DATA": self.facts.data}
         return {name: value for name, value in recorded.items() if value}
 
@@ -250,10 +249,10 @@ class Run:
         )  # fmt: skip
         self.results.rebuild()
         if not self.take_in() and self.ledger.paused:
-            self.console.line(f"paused, as before: {to_type('resume')} --tag {self.repo.tag} goes on", "yellow")
+            self.console.line(f"still paused; to resume: {to_type('resume')} --tag {self.repo.tag}", "yellow")
 
     async def take_seats(self) -> Sequence[Seat]:
-        """The seats that there are now; into the record, where they are a cluster's and others than before."""
+        """The seats at this moment. Those of a cluster are recorded in the journal whenever they change."""
         seats = self.runner.seats
         if self.kind and seats is not self._noted:
             said = [
@@ -265,18 +264,18 @@ class Run:
             self._noted = seats
         return seats
 
-    # -- what people say meanwhile
+    # -- messages from people
 
     def take_in(self) -> bool:
-        """Take in what people have told the run, and say so. Whether there was something."""
+        """Write new messages from people to the journal and show them. Returns whether there were any."""
         for message in (taken := inbox.take_in(self.folder, self.ledger)):
             match message:
                 case events.Note():
                     self.console.line(f"a note for the agent: {message.text}")
                 case events.Pause():
-                    self.console.line(f"paused: {to_type('resume')} --tag {self.repo.tag} goes on", "yellow")
+                    self.console.line(f"paused; to resume: {to_type('resume')} --tag {self.repo.tag}", "yellow")
                 case events.Resume():
-                    self.console.line("the pause is over")
+                    self.console.line("resumed")
                 case events.Approved():
                     self.console.line(f"experiment {message.number}: approved", "green")
                 case events.Rejected():
@@ -284,36 +283,36 @@ class Run:
         return bool(taken)
 
     async def told(self, seats: Sequence[Seat]) -> None:
-        """Wait until people have told the run something, or its seats are not these any more."""
+        """Wait until a message from a person arrives, or the runner's seats have changed."""
         while not await self.with_room(self.take_in) and self.runner.seats is seats:  # noqa: ASYNC110  it is a file
             await asyncio.sleep(LOOK)
 
     def hold(self, held: events.Held) -> None:
-        """Something waits for a person's word from here on."""
+        """Record that something waits for approval from now on, and tell the user."""
         self.ledger.append(held)
         number, command = held.number, to_type()
-        self.console.line(f"{in_words(held)}: {command} approve {number}, or reject {number} -m why", "yellow")
+        self.console.line(f'{in_words(held)}: {command} approve {number}, or reject {number} -m "why"', "yellow")
         self.console.tell("held", number=number, what=held.what)
 
     # -- git
 
     def advance(self) -> None:
-        """The branch to the champion. An agent may be at work in the worktree."""
+        """Move the branch to the champion. The worktree stays: an agent may be at work in it."""
         self.repo.stand_at(self.ledger.champion_commit, keep_edit=True)
 
     def reset(self, place: int = 0) -> None:
-        """The branch to the champion, and the worktree of the proposal at a place."""
+        """Move the branch to the champion, and reset the worktree of the proposal at a place."""
         self.advance()
         self.repo.agents_worktree(place).reset(self.ledger.champion_commit)
 
     def files(self, commit: str) -> dict[str, bytes]:
-        """The editable files as they are in a commit."""
+        """The contents of the editable files in a commit."""
         globs = any(map(is_glob, self.task.editable))
         names = among(self.task.editable, self.repo.committed(commit) if globs else ())
         return {name: self.repo.read(commit, name) for name in names}
 
     def context(self) -> dict[str, bytes]:
-        """What else agents are shown, as the human committed it."""
+        """The other files that agents are shown, as the human committed them."""
         shown = self.task.context
         if not shown:
             return {}
@@ -326,26 +325,26 @@ class Run:
         return {name: self.repo.read(self.ledger.base, name) for name in names}
 
     def job(self, commit: str, name: str, seed: int, fresh_caches: bool = False) -> Job:
-        """Train and score the code of a commit."""
+        """A job that trains and scores the code of a commit."""
         files = self.files(commit)
         gone = tuple(original for original in self.originals if original not in files)
         return Job(name, files, seed, fresh_caches=fresh_caches, gone=gone)
 
     def edit(self, folder: Path | None = None) -> str:
-        """Names what the worktree's editable files do, apart from comments and layout. folder: another worktree."""
+        """A hash of what the worktree's editable files do, without comments and layout. folder: another worktree."""
         return edit_of(self.task, folder or self.repo.worktree)
 
     def lines(self, commit: str) -> int:
-        """Lines of code that the editable files have in a commit."""
+        """The number of lines of code in a commit's editable files."""
         return code_lines(self.files(commit))
 
     def diff(self, attempt: Attempt) -> str:
         return self.repo.diff(attempt.parent, attempt.commit, self.task.editable)
 
     def on_champion(self, attempt: Attempt) -> str | None:
-        """An attempt's edit as a commit on top of the champion; None if it cannot be applied there, or not whole.
+        """An attempt's edit as a commit on top of the champion; None if it cannot be applied completely.
 
-        What git cannot apply may be constants beside others that were changed: these are set by their names.
+        Where git fails because neighbouring constants have changed, the edit's constants are set by name.
         """
         champion = self.ledger.champion_commit
         commit = self.repo.move(attempt.commit, champion)
@@ -355,7 +354,7 @@ class Run:
         return None if commit and self.task.fault(self.repo.scratch, self.originals) else commit
 
     def move(self, attempt: Attempt) -> bool:
-        """Put an attempt that has not run onto the present champion. False if its edit cannot be applied there."""
+        """Rebase an attempt that has not run onto the current champion. False if its edit cannot be applied there."""
         champion, commit = self.ledger.champion_commit, self.on_champion(attempt)
         if commit is None:
             return False
@@ -366,12 +365,12 @@ class Run:
         self.repo.remember(number, commit)
         return True
 
-    # -- the disk, and what is trusted
+    # -- a full disk, and trusted code
 
     async def with_room(self, step: Callable[[], Result | Awaitable[Result]]) -> Result:
-        """Do a step. When the disk is full, or no process can be started, wait until that is over and do it again.
+        """Do a step. If the disk is full, or no process can be started, wait until that has changed and retry.
 
-        Raises OSError when asked to stop.
+        Raises OSError if the user asks to stop meanwhile.
         """
         wait = 0.0
         while True:
@@ -389,10 +388,10 @@ class Run:
                 if not self.waits_for_room:
                     self.waits_for_room = True
                     self.console.line(
-                        f"{full}: waiting until there is room. Nothing is lost; Ctrl-C ends the loop", "yellow"
+                        f"{full}: waiting until this changes. Nothing is lost; Ctrl-C ends the loop", "yellow"
                     )
                     self.console.tell("fault", reason=full)
-                wait = min(2 * wait, 60.0) or 1.0  # a quota may be full where the disk is not
+                wait = min(2 * wait, 60.0) or 1.0  # a quota may be full although the disk is not
                 until = asyncio.get_running_loop().time() + wait
                 while asyncio.get_running_loop().time() < until or not self.has_room():
                     with contextlib.suppress(TimeoutError):
@@ -400,45 +399,45 @@ class Run:
                         raise
 
     async def record(self, event: events.Event) -> None:
-        """Write an event; on a full disk, as soon as there is room."""
+        """Write an event to the journal; if the disk is full, as soon as there is room."""
         await self.with_room(lambda: self.ledger.append(event))
 
     def has_room(self) -> bool:
         return shutil.disk_usage(self.folder).free >= ENOUGH_ROOM
 
     def require_room(self) -> None:
-        """OSError on a full disk: a failure there says nothing about the edit, so it has no verdict and runs again."""
+        """Raises OSError if the disk is full: a crash then says nothing about the edit, which has to run again."""
         if not self.has_room():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
 
     def require_own_code(self) -> None:
-        """What decides must be what was started: an agent, which has the user's rights, might have changed it."""
+        """Check that the loop's code has not changed since it started: an agent has the user's permissions."""
         if code_hash() != self.code:
             raise UserError(
-                "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: see what "
-                "changed with `git diff`, and run the same command again to go on with what is there now"
+                "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: look at the "
+                "changes with `git diff`, and run the same command again to continue with the new code"
             )
 
 
 def edit_of(task: Task, folder: Path) -> str:
-    """Names what the editable files in a worktree do, apart from comments and layout."""
+    """A hash of what the editable files in a worktree do, without comments and layout."""
     paths = {name: folder / name for name in in_folder(task.editable, folder)}
     return edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in paths.items()})
 
 
 def code_hash() -> str:
-    """Names the contents of loop.py and autoresearch/, in which the installed command has loop.py."""
+    """A hash of loop.py and autoresearch/. (In an installed package loop.py lies inside autoresearch/.)"""
     here = Path(__file__).resolve().parent.parent
     paths = (*here.glob("loop.py"), *here.glob("autoresearch/**/*.py"))
     return contents_hash({str(path.relative_to(here)): path.read_bytes() for path in paths})
 
 
 # ----------------------------------------------------------------------------------------------
-# Opening one
+# Opening a run
 
 
 def ignore(repository: git.Repo, name: str) -> None:
-    """Let git overlook a file at the top of the user's checkout, without a change to any file of the repository."""
+    """Make git ignore a file at the top of the user's checkout, through .git/info/exclude."""
     if not repository.ignored(name):
         path = Path(repository.common_dir, "info/exclude")
         path.parent.mkdir(exist_ok=True)
@@ -456,7 +455,7 @@ def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopReq
     program = program_of(root, Path.cwd())
     task = read_task(program, root)
     if task.referee and importlib.util.find_spec("torch") is None:
-        raise UserError(f"the game of {root} needs torch, which is not here; in that folder, type: uv run loop.py")
+        raise UserError(f"the game of {root} needs torch, which is not installed; in that folder, type: uv run loop.py")
     tag = choose_tag(runs, tag)
     folder = runs / tag
     confined = choose_confinement(sandbox_mode)

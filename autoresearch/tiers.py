@@ -1,7 +1,7 @@
-"""Two kinds of devices (--tiers): new edits are screened on the first, and what looks good there is judged on the last.
+"""Two kinds of devices (--tiers): new edits are screened on the first; those that look good are judged on the last.
 
-Each kind is compared with its own scores alone: the record keeps what ran on the first kind apart (ledger.py), so that
-noise, champion and results.tsv are those of the last one.
+Scores are only compared within one kind. The record keeps runs on the first kind separate (ledger.py): noise, champion
+and results.tsv are about the last kind.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from autoresearch.trials import Tell, Trials, without_score
 
 
 class Tiers:
-    """Which seats an attempt can run on, and the screening. Without --tiers every seat will do."""
+    """Which seats an attempt can run on, and the screening. Without --tiers any seat will do."""
 
     def __init__(self, run: Run, trials: Trials) -> None:
         self.run, self.ledger, self.trials = run, run.ledger, trials
 
     def suits(self, seat: Seat, attempt: Attempt | None = None) -> bool:
-        """Whether an attempt, or an edit that is yet to come, can run on a seat: on one of the first kind until it
-        looked good there, then on one of the last.
+        """Whether an attempt (None: a future one) can run on a seat: on the first kind until it has looked good there,
+        then on the last kind.
         """
         kinds = self.run.tiers
         if seat.node in self.ledger.aside:
@@ -31,20 +31,20 @@ class Tiers:
         return not kinds or seat.kind == kinds[-1 if attempt and attempt.promoted else 0]
 
     def lack(self, seats: Sequence[Seat], waiting: Sequence[Attempt]) -> bool:
-        """Whether there is no seat for new edits, or for one of those that wait."""
+        """Whether there is no seat for new edits, or none for one of the waiting attempts."""
         return not all(any(self.suits(seat, attempt) for seat in seats) for attempt in (None, *waiting))
 
     def room_for_new(self, waiting: Sequence[Attempt], idle: Sequence[Seat]) -> tuple[int, int]:
-        """(Attempts that wait for seats on which new edits run, such seats that are idle.) What waits for the last
-        kind, beyond one for each of its seats, counts as well: more would only pile up.
+        """(How many attempts wait for the seats that new edits need, how many of these seats are idle.) Attempts that
+        wait for the last kind count too, if there are more than seats of that kind: they would only pile up.
         """
         last = sum(not self.suits(seat) for seat in self.run.runner.seats)
         promoted = sum(attempt.promoted for attempt in waiting)
         return len(waiting) - min(promoted, last), sum(map(self.suits, idle))
 
     async def screen(self, attempt: Attempt, seat: Seat, view: Tell) -> tuple[Verdict, Measurement]:
-        """Run an attempt on the first kind, if it has not: the judge's word, by the champion's scores there. A baseline
-        gets all its runs. Raises Disturbed.
+        """Run an attempt on the first kind, unless it has run there, and judge it by the champion's scores there. A
+        baseline gets all its runs. Raises Disturbed.
         """
         measured, trials = Measurement(), self.trials
         if not attempt.screened:
@@ -61,8 +61,8 @@ class Tiers:
         return dataclasses.replace(verdict, reason=f"in the screening on {seat.kind}: {verdict.reason}"), measured
 
     async def promote(self, attempt: Attempt, verdict: Verdict, measured: Measurement, wall: float) -> None:
-        """An attempt looked good on the first kind, and waits for a seat of the last one."""
+        """Promote an attempt that looked good on the first kind: it waits for a seat of the last kind."""
         seconds = {**measured.seconds, "wall": round(wall, 3)}
         await self.run.record(events.Promoted(number=attempt.number, reason=verdict.reason, seconds=seconds))
         self.run.runner.tidy(str(attempt.number), keep_weights=False)
-        self.run.console.line(f"experiment {attempt.number}: it goes on to {self.run.tiers[-1]}: {verdict.reason}")
+        self.run.console.line(f"experiment {attempt.number}: promoted to {self.run.tiers[-1]}: {verdict.reason}")

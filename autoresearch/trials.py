@@ -1,8 +1,8 @@
-"""The trials of an experiment: the first one, and those that say what its score is worth.
+"""The trials of an experiment: the first one, and further ones that show how reliable its score is.
 
-A baseline runs several times, a champion again after a while, an edit in turn with its champion where scores are noisy,
-and once more, with every row probed, where its gain is too good to be true. What is concluded from it all is
-experiment.py's business, by the rules of judge.py.
+A baseline runs several times; a champion runs again after a while; if scores are noisy, an edit takes turns with its
+champion; and if its gain is too good to be true, it runs once more with every row probed. experiment.py draws the
+conclusions, by the rules of judge.py.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ Tell = Callable[[Phase], None]
 
 
 class Disturbed(Exception):
-    """What was measured does not count: the text says why. taken: the share of the processors that others took."""
+    """What was measured does not count; the text says why. taken: share of the CPU that other programs used."""
 
     def __init__(self, why: str, taken: float | None = None) -> None:
         super().__init__(why)
@@ -59,7 +59,7 @@ class Disturbed(Exception):
 
 
 class Trials:
-    """The trials of one run. rule: what is kept. baseline_runs: of the baseline; None: by what it takes."""
+    """The trials of one run. rule: when an edit is kept. baseline_runs: None: depends on how long one takes."""
 
     def __init__(self, run: Run, rule: KeepRule, baseline_runs: int | None = 1) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
@@ -71,7 +71,7 @@ class Trials:
     async def first(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
         """Train and score an attempt with the run's seed.
 
-        A baseline whose time is measured runs on all seats at once: it is compared with edits that share the machine.
+        If the metric is a time, the baseline runs on all seats at once, because later edits will share the machine too.
         """
         seats, once = self.seats_from(seat), self.baseline_runs == 1
         if self.ledger.champion or not self.task.is_timed or len(seats) == 1 or once:
@@ -82,7 +82,7 @@ class Trials:
     async def measure(
         self, attempt: Attempt, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False
     ) -> Measurement:
-        """Train and score. What has a score counts among the attempt's runs from here on."""
+        """Train and score, and record the score as a run of the attempt."""
         measured = await self.train(attempt, name, seed, seat, tell, fresh_caches)
         await self.count(attempt, seed, measured, seat)
         return measured
@@ -94,25 +94,25 @@ class Trials:
         return await self.run.runner.run(self.run.job(code.commit, name, seed, fresh_caches), seat, tell)
 
     async def count(self, attempt: Attempt, seed: int, measured: Measurement, seat: Seat) -> None:
-        """Into the record, as a run of the attempt, if it has a score."""
+        """Record a measurement as a run of the attempt, if it has a score."""
         if measured.score is not None and not measured.suspended:
             run = run_of(attempt.number, seed, measured)
             screens = self.run.screens(seat)
             await self.run.record(events.Screened(kind=seat.kind, **run) if screens else events.Measured(**run))
 
     async def check(self, name: str, seed: int, seat: Seat, tell: Tell, fresh_caches: bool = False) -> Measurement:
-        """Guard and holdout of a trial that has its score. A guard that fails runs once more: some fail by chance."""
+        """Run guard and holdout after a trial. A guard that fails runs once more: some fail by chance."""
         job = Job(name, {}, seed, (GUARD, HOLDOUT), fresh_caches)
         measured = await self.run.runner.run(job, seat, tell)
         if measured.failed != GUARD or measured.suspended:
             return measured
         again = await self.run.runner.run(job, seat, tell)
         if again.failed != GUARD:
-            self.console.line(f"  the guard failed, and did not when it ran again: {measured.reason}", "yellow")
+            self.console.line(f"  the guard failed, but passed when it ran again: {measured.reason}", "yellow")
         return again
 
     def judge(self, attempt: Attempt, scores: list[float]) -> Verdict:
-        """The judge's word on scores of an attempt, against those of the champion that it was built on."""
+        """Judge the scores of an attempt against those of the champion that it was built on."""
         sign = 1 if self.task.lower_is_better else -1
         standing = self.ledger.standing(attempt)
         bases = itertools.takewhile(lambda kept: kept.commit != attempt.parent, self.ledger.kept)
@@ -126,33 +126,33 @@ class Trials:
     # -- the baseline
 
     async def baseline_again(self, attempt: Attempt, seat: Seat, seconds: float) -> Verdict | None:
-        """Train the baseline again, with other seeds, to know the noise. Why it does not stand, or None.
+        """Train the baseline again, with other seeds, to estimate the noise. Returns why it is rejected, or None.
 
-        seconds: that it took.
+        seconds: how long one run took.
         """
         times = self.baseline_runs or (BASELINES if seconds < SHORT and not self.task.referee else 2)
         first = len(attempt.own) + 1
         while first <= times:
             if first > 2 and not self.baseline_runs and len({score for _, score in attempt.own}) == 1:
-                break  # it has no noise
+                break  # there is no noise
             seats = self.seats_from(seat)
             numbers = range(first, min(first + len(seats), times + 1) if self.baseline_runs else first + len(seats))
             first = numbers.stop
             for number, measured in zip(numbers, await self.baseline(attempt, numbers, seats), strict=True):
                 self.require_undisturbed(attempt, measured)
                 if measured.score is None:
-                    return Verdict("crash", f"in its run {number}: {measured.reason}")
+                    return Verdict("crash", f"in run {number}: {measured.reason}")
         if self.task.is_timed and (noise := noise_of_turns([score for _, score in attempt.own], [])) > BUSY:
             seen = ENOUGH * noise / MOST_TURNS**0.5
             self.console.line(
-                f"  one run differs from the next by {noise:.0%}, so gains below {seen:.0%} will hardly be seen: "
-                "a quieter machine, longer work or `repeats` in program.md would help",
+                f"  one run differs from the next by {noise:.0%}, so gains below {seen:.0%} will rarely be detected: "
+                "use a quieter machine, a longer workload, or `repeats` in program.md",
                 "yellow",
             )
         return None
 
     async def baseline(self, attempt: Attempt, numbers: Sequence[int], seats: list[Seat]) -> list[Measurement]:
-        """Train the baseline on several seats at once. numbers: of its runs; the first has the run's seed."""
+        """Train the baseline on several seats at once. numbers: of these runs; number 1 has the run's seed."""
         runs = []
         for number, seat in zip(numbers, seats, strict=False):
             name = f"{attempt.number}-{number}" if number > 1 else str(attempt.number)
@@ -169,7 +169,7 @@ class Trials:
             raise
         await self.put_aside_odd_ones([seat for *_, seat, _ in runs], results)
         if seats[0].node in self.ledger.aside:
-            raise SeatLost(f"{seats[0].node} is put aside")  # what it measured before does not count either
+            raise SeatLost(f"{seats[0].node} is not used any more")  # its earlier measurements do not count either
         for (name, seed, seat, _), measured in zip(runs, results, strict=True):
             if seat.node not in self.ledger.aside:
                 await self.count(attempt, seed, measured, seat)
@@ -178,36 +178,36 @@ class Trials:
         return results
 
     async def put_aside_odd_ones(self, seats: Sequence[Seat], results: Sequence[Measurement]) -> None:
-        """Use those nodes of a cluster no more on which the baseline ran at another pace than on the rest."""
+        """Stop using cluster nodes on which the baseline ran at another speed than on the rest."""
         if not all(seat.node for seat in seats) or any(measured.score is None for measured in results):
             return
         seconds = [measured.seconds.get(TRAIN, 0.0) for measured in results]
         steps = [measured.figures.get("num_steps", 0.0) for measured in results]
-        paces, unit = (steps, "steps") if self.task.referee and all(steps) else (seconds, "s")  # all have the same time
+        paces, unit = (steps, "steps") if self.task.referee and all(steps) else (seconds, "s")  # all have equal time
         if statistics.median(seconds) < LONG_ENOUGH:
             return
         for place in odd_ones(paces):
-            reason = f"its run of the baseline is not like those of its kind: {paces[place]:,.0f} {unit}, "
-            reason += f"{statistics.median(paces):,.0f} in the middle of {len(paces)}"
+            reason = f"its baseline run had {paces[place]:,.0f} {unit}, "
+            reason += f"against a median of {statistics.median(paces):,.0f} over {len(paces)} seats of its kind"
             await self.run.record(events.Aside(node=seats[place].node, reason=reason))
-            self.console.line(f"  {seats[place].node} is put aside: {reason}", "yellow")
+            self.console.line(f"  {seats[place].node} is not used any more: {reason}", "yellow")
 
     def seats_from(self, seat: Seat) -> list[Seat]:
-        """All seats of its kind, that one first."""
+        """All seats of the same kind, the given one first."""
         others = (other for other in self.run.runner.seats if other is not seat and other.kind == seat.kind)
         return [seat, *(other for other in others if other.node not in self.ledger.aside)]
 
-    # -- in turn with the champion
+    # -- taking turns with the champion
 
     def is_for_turns(self, attempt: Attempt, standing: list[float]) -> bool:
-        """Whether an edit is judged by runs in turn alone: where a time is measured, unless the difference is clear."""
+        """Whether an edit is judged only by taking turns: if the metric is a time and the difference is not clear."""
         if not standing or not self.task.is_timed or not self.repeats_runs or not (noise := self.ledger.noise()):
             return False
         return could_be_noise(abs(mean(standing) - mean(attempt.runs)), noise, attempt.runs, standing)
 
     async def time_in_turn(self, attempt: Attempt, seat: Seat) -> Verdict:
-        """Run edit and champion in turn, beginning with the run that the edit has had, until it is clear which is
-        faster: the speed of a machine drifts.
+        """Run edit and champion in turn until it is clear which is faster: the speed of a machine drifts. The edit's
+        first run is its first turn.
         """
         champion, lower = self.ledger.champion, self.task.lower_is_better
         assert champion
@@ -224,9 +224,9 @@ class Trials:
         return verdict
 
     async def in_turn(self, attempt: Attempt, seat: Seat) -> Verdict | None:
-        """Where scores are noisy, run champion and edit in turn before a gain that noise could explain is kept.
+        """If noise could explain a gain, run champion and edit in turn before it is kept.
 
-        A machine that is busy for a while is so for both. Why it is not kept, or None.
+        A machine that is busy for a while then affects both. Returns why the edit is not kept, or None.
         """
         champion, standing, noise = self.ledger.champion, self.ledger.standing(attempt), self.ledger.noise()
         assert champion
@@ -234,7 +234,7 @@ class Trials:
         _, timed = self.ledger.turns(attempt.number)
         if timed or not self.repeats_runs or not could_be_noise(gain, noise, attempt.runs, standing):
             return None
-        said = f"noise could explain a gain of {digits(gain)}: it runs {TURNS} times in turn with its champion"
+        said = f"noise could explain a gain of {digits(gain)}: edit and champion run {TURNS} times in turn"
         self.console.line(f"  {said}", "yellow")
         for turn in range(1, TURNS + 1):
             for code in (champion, attempt):
@@ -246,7 +246,7 @@ class Trials:
         return None if last.status == "keep" else Verdict("discard", f"in turn with its champion: {last.reason}")
 
     async def turn(self, code: Attempt, attempt: Attempt, turn: int, seed: int, seat: Seat) -> Verdict | None:
-        """Run an edit or its champion in turn. Why the edit is not kept, or None."""
+        """Run one turn of an edit or its champion. Returns why the edit is not kept, or None."""
         name = f"{attempt.number}-turn-{turn}-{code.number}"
         view = self.console.trial(attempt, again=f"turn {turn}, experiment {code.number}", seat=seat.number)
         measured = await self.train(code, name, seed, seat, view)
@@ -260,22 +260,21 @@ class Trials:
 
     @property
     def repeats_runs(self) -> bool:
-        """Whether code runs again to know its score better. Not in this project's own game, whose trials are long and
-        go by the margin alone; and `strict` keeps any gain.
+        """Whether code runs again to measure its score better. Not in this project's own game, where trials are long
+        and only the margin counts; and not with `strict`, which keeps any gain.
         """
         return bool(self.rule.margin) and not self.task.referee
 
     async def champion_again(self, attempt: Attempt, seat: Seat) -> None:
-        """Measure the champion again where its score says too little about an attempt that has just run: others took
-        clearly more of the one than of the other, or scores are noisy and many went by: a lucky one does not stand for
-        ever, nor does one from an hour in which the machine was less busy. Raises Disturbed where the two still do not
-        compare.
+        """Measure the champion again if its score is no fair comparison for an attempt that has just run: because the
+        machine was clearly more or less busy then, or because scores are noisy and the champion's is old, so that one
+        lucky score does not last forever. Raises Disturbed if the two are still not comparable.
         """
-        async with self.again:  # of several workers one at a time: the next may find its run good enough
+        async with self.again:  # one worker at a time: the next may be able to use the same run
             await self.champion_again_now(attempt, seat)
 
     async def champion_again_now(self, attempt: Attempt, seat: Seat) -> None:
-        """The same, when no other worker does it."""
+        """The same, while holding the lock."""
         champion = self.ledger.champion
         if champion is None or attempt.parent != champion.commit:
             return
@@ -285,9 +284,9 @@ class Trials:
         stale = self.repeats_runs and self.ledger.stale[screened] >= STALE and self.ledger.noise(screened)
         if not (unlike or stale):
             return
-        self.ledger.stale[screened] = 0  # only one of several workers does it
+        self.ledger.stale[screened] = 0  # so that only one of several workers does it
         name, seed = f"{champion.number}-alone-{beside + 1}", self.run.seed + FIRST_ALONE + beside + 1
-        why = "now that others take more or less of the machine" if unlike else "its score may have been luck"
+        why = "the machine is more or less busy now" if unlike else "its score may have been luck"
         view = self.console.trial(champion, again=f"the champion again: {why}", seat=seat.number)
         try:
             measured = await self.train(champion, name, seed, seat, view)
@@ -301,10 +300,10 @@ class Trials:
                 again = events.Screened(kind=seat.kind, during=during, **run)
             await self.run.record(again)
             if unlike and self.is_unlike(attempt, champion):
-                self.disturbed(attempt, attempt.last_taken or 0.0, "and no run of its champion compares")
+                self.disturbed(attempt, attempt.last_taken or 0.0, "and no run of its champion is comparable")
 
     def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
-        """Whether no run of the champion had about as much of the machine as an attempt had."""
+        """Whether the machine was clearly more or less busy during an attempt than during all runs of the champion."""
         taken, most = attempt.last_taken, self.ledger.most_taken
         runs = self.ledger.runs_of(champion, attempt.is_screened)
         if taken is None or most is None or alike(runs, taken, most):
@@ -314,10 +313,10 @@ class Trials:
     # -- quarantine
 
     async def confirm(self, attempt: Attempt, score: float, gain: float, seat: Seat) -> Verdict | None:
-        """Quarantine: a gain larger than any honest step is believed only twice. Why it is not kept, or None.
+        """Quarantine: an implausibly large gain has to repeat in a second trial. Returns why it is not kept, or None.
 
-        The second trial has another seed, no compile cache of the run's, and every row of both splits probed. Where the
-        task does not say what is too large, judge.py does; a score that nobody guards is then held back for a person.
+        The second trial has another seed, does not share the run's compile cache, and probes every row of both splits.
+        If the task does not say what is implausible, judge.py does; a person then has to accept the edit.
         """
         largest, bounds, lower = self.run.facts.implausible_gain, self.task.range, self.task.lower_is_better
         standing = mean(self.ledger.standing(attempt))
@@ -328,7 +327,7 @@ class Trials:
             doubted = not self.task.referee and is_far_outside(step, steps)
             if doubted and not settled:
                 ref, drop = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"drop {attempt.number}"
-                said = f"a large gain: see what it changes, `git show {ref}`; `{to_type(drop)}` takes it back"
+                said = f"a large gain: look at what it changes, `git show {ref}`; `{to_type(drop)}` drops it"
                 self.console.line(f"  {said}", "yellow")
         else:
             doubted = gain > largest
@@ -336,8 +335,7 @@ class Trials:
             return None
         self.ledger.append(events.Quarantine(number=attempt.number, gain=gain, score=score))
         self.console.line(
-            f"  {digits(score)} is {digits(gain)} better: too good to be believed once; it runs again with another "
-            "seed",
+            f"  {digits(score)} is {digits(gain)} better, which is suspiciously good: it runs again with another seed",
             "yellow",
         )
         name, seed = f"{attempt.number}-again", self.run.seed + 1
@@ -357,64 +355,64 @@ class Trials:
                 ref, accept = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"accept {attempt.number}"
                 return Verdict(
                     "discard",
-                    f"{HELD}: it gains {digits(gain)}, by far the largest step of this run towards the best there can "
-                    f"be; see what it changes, `git show {ref}`, and if that is sound `{to_type(accept)}`",
+                    f"{HELD}: it gains {digits(gain)}, by far the largest step of this run towards the best possible "
+                    f"score; look at what it changes, `git show {ref}`, and if that is sound, `{to_type(accept)}`",
                 )
             return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
         finally:
             self.run.runner.tidy(name, keep_weights=False)
 
-    # -- suspended, or beside the work of others
+    # -- suspended, or disturbed by other programs
 
     def require_undisturbed(self, attempt: Attempt, measured: Measurement) -> None:
-        """Raise Disturbed for a trial that was suspended, or of which others took clearly more than of its champion:
-        the whole attempt runs again. Not too often, though.
+        """Raise Disturbed if a trial was suspended, or if other programs used clearly more of the CPU than during its
+        champion's trials: the whole attempt then runs again, a limited number of times.
         """
         if measured.suspended:
             self.suspensions[attempt.number] += 1
             if self.suspensions[attempt.number] <= SUSPENSIONS:
                 raise Disturbed(in_words(measured))
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
-            self.disturbed(attempt, taken, "so that it came less far")
+            self.disturbed(attempt, taken, "so it made less progress")
 
     def disturbed(self, attempt: Attempt, taken: float, why: str) -> None:
-        """Raise Disturbed, if an attempt was not yet too often."""
+        """Raise Disturbed, unless the attempt has been disturbed too often already."""
         self.disturbances[attempt.number] += 1
         if self.disturbances[attempt.number] <= DISTURBANCES:
             raise Disturbed(f"{taken_in_words(taken)}, {why}: it runs again", taken)
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
-        """Whether others took clearly more of an attempt's trial than ever of its champion's."""
+        """Whether other programs used clearly more during an attempt's trial than during any of its champion's."""
         return self.ledger.most_taken is not None and taken > self.most_before(attempt) + self.ledger.most_taken
 
     def most_before(self, attempt: Attempt) -> float:
-        """The largest share that others took of a run of the champion that an attempt was built on."""
+        """The largest share that other programs used during a run of the champion that an attempt was built on."""
         base = self.ledger.base_of(attempt)
         runs = self.ledger.runs_of(base, attempt.is_screened) if base else ()
         return max((taken or 0.0 for taken, _ in runs), default=0.0)
 
     def note(self, attempt: Attempt) -> str:
-        """What a verdict says of the machine; empty where others left it alone."""
+        """A note for the verdict that the machine was busy; empty if it was not."""
         taken, most = attempt.last_taken, self.ledger.most_taken
         if taken is None or most is None or taken <= most:
             return ""
         base = self.ledger.base_of(attempt)
         unlike = base and not alike(self.ledger.runs_of(base), taken, most)
-        return taken_in_words(taken) + (", clearly more than of its champion" if unlike else "")
+        return taken_in_words(taken) + (", clearly more than for its champion" if unlike else "")
 
     async def wait_for_quiet(self, attempt: Attempt, seat: Seat) -> None:
-        """Before an attempt that was disturbed runs again, wait for the others to be done: as long as it trains. Raises
-        Stopped when the user asks to stop meanwhile.
+        """Before a disturbed attempt runs again, wait until the machine is free, at most as long as a training takes.
+        Raises Stopped when the user asks to stop meanwhile.
         """
         if self.disturbances[attempt.number]:
             limit = self.run.facts.time_budget or 0.0
-            self.console.line(f"  waiting until the machine is free, {duration(limit)} at most", "yellow")
+            self.console.line(f"  waiting until the machine is free, at most {duration(limit)}", "yellow")
             most = self.most_before(attempt) + (self.ledger.most_taken or 0.0)
             await self.run.stop.unless_asked(self.run.runner.quiet(seat, most, limit))
 
 
 def run_of(number: int, seed: int, measured: Measurement) -> dict[str, Any]:
-    """What the record holds of a run of the code of that number, which has a score."""
+    """The event fields of a run that has a score. number: whose code it ran."""
     fields = {"seed": seed, "score": measured.score, "seconds": dict(measured.seconds), "taken": measured.taken}
     return {"number": number, **fields}
 
@@ -422,7 +420,7 @@ def run_of(number: int, seed: int, measured: Measurement) -> dict[str, Any]:
 def without_score(measured: Measurement) -> Verdict:
     """The verdict on a trial without a score."""
     if measured.suspended:
-        return Verdict("crash", f"{in_words(measured)}, as {SUSPENSIONS} times before")
+        return Verdict("crash", f"{in_words(measured)}, after {SUSPENSIONS} earlier suspensions")
     return Verdict("crash", measured.reason)
 
 
@@ -431,4 +429,4 @@ def in_words(measured: Measurement) -> str:
 
 
 def taken_in_words(taken: float) -> str:
-    return f"other programs took {taken:.0%} of the processors while it trained"
+    return f"other programs used {taken:.0%} of the CPU while it trained"

@@ -1,6 +1,6 @@
-"""Verify: train a run's baseline and champion again with fresh seeds, and on request the champion without its parts.
+"""Verify: train a run's baseline and champion again with fresh seeds, and optionally the champion without its parts.
 
-What follows from these runs is in record/findings.py.
+record/findings.py draws the conclusions from these runs.
 """
 
 import dataclasses
@@ -22,33 +22,33 @@ FRESH = 1000  # the seeds of `verify` are the run's seed plus this, and on
 
 @dataclasses.dataclass(frozen=True)
 class Code:
-    """A commit that is run again, and what it is called in the record."""
+    """A commit that runs again, and its name in the record."""
 
     name: str  # baseline, champion, without N, pruned
     commit: str
 
 
 def plan(codes: Sequence[Code], seed: int, runs: int) -> list[tuple[Code, int]]:
-    """What to run, with which seed: all codes in turn, so that a machine that changes its speed changes it for all."""
+    """What to run, with which seed: all codes in turn, so that a drift of the machine's speed affects them all."""
     return [(code, seed + FRESH + number) for number in range(runs) for code in codes]
 
 
 def is_done(ledger: Ledger, code: Code, seed: int) -> bool:
-    """Whether this code has its score of that seed, beside the present champion. What failed runs once more."""
+    """Whether this code has a score with this seed since the current champion. What failed runs once more."""
     wanted = code.commit, ledger.champion_commit, seed
     return any((run.commit, run.champion, run.seed) == wanted and run.score is not None for run in ledger.verified)
 
 
 class Verification:
-    """Runs codes of a run again, each so many times, and records each as it ends. Cancelling it ends what runs."""
+    """Runs codes again, each so many times, and records each result as it ends. If cancelled, it ends what runs."""
 
     def __init__(self, run: "Run", runs: int) -> None:
         self.run, self.runs = run, runs
 
     async def __call__(self, ablate: bool, prune: bool) -> bool:
-        """Baseline and champion; what is left without each kept change; and without all that can go.
+        """Run baseline and champion; the champion without each kept change; and without all that contribute nothing.
 
-        False when the user stopped it.
+        Returns False if the user stopped it.
         """
         kept = self.run.ledger.kept
         codes = [Code(BASELINE, kept[0].commit), Code(CHAMPION, kept[-1].commit)]
@@ -63,7 +63,7 @@ class Verification:
         return findings(self.run.ledger, self.run.task.lower_is_better, self.run.task.line_price)
 
     def ablations(self) -> list[Code]:
-        """The champion without each kept change, where it can be left out. Where it cannot, the record says so."""
+        """The champion without each kept change that can be left out. The others are noted in the record."""
         run, codes = self.run, []
         ledger, champion = run.ledger, run.ledger.champion_commit
         kept = ledger.kept[1:]
@@ -81,7 +81,7 @@ class Verification:
         return codes
 
     async def prune(self, removable: list[Attempt]) -> bool:
-        """Run the champion without what can go, and make a branch of it. False when the user stopped it."""
+        """Run the champion without the changes that contribute nothing, and make a branch of it. False if stopped."""
         run = self.run
         names = ", ".join(str(attempt.number) for attempt in removable)
         commits = [attempt.commit for attempt in reversed(removable)]
@@ -102,7 +102,7 @@ class Verification:
         return True
 
     async def run_again(self, codes: list[Code]) -> bool:
-        """Run codes with fresh seeds, those that were not yet. False when the user stopped it."""
+        """Run codes with fresh seeds, as far as they have not run yet. False if the user stopped it."""
         run, champion = self.run, self.run.ledger.champion
         assert champion is not None
         planned = plan(codes, run.seed, self.runs)
@@ -141,7 +141,7 @@ class Verification:
     async def measure(
         self, code: Code, seed: int, place: tuple[str, int, int, float]
     ) -> tuple[Measurement, Measurement]:
-        """(One run of a code, its check on the holdout). place: among the runs to do, as Console.verifying wants it."""
+        """(One run of a code, its check on the holdout). place: its position among all runs, for Console.verifying."""
         run = self.run
         run.require_own_code()
         job = run.job(code.commit, f"verify/{code.name.replace(' ', '-')}-{seed}", seed)
@@ -160,7 +160,7 @@ class Verification:
 
 
 def lines_of(found: Findings | None) -> list[tuple[str, str]]:
-    """What was found, as (line, colour)."""
+    """The findings, as (line, colour)."""
     if found is None or found.gain is None:
         failed = [(f"  {line}", "yellow") for line in found.failed] if found else []
         return [("not enough scores yet to say anything", "yellow"), *failed]

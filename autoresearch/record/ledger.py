@@ -16,7 +16,7 @@ from autoresearch.text import count
 # In the reasons of attempts that have a verdict without a trial; the second ones are those of version 0.1.
 OUTRUN = "its edit does not apply to the new champion", "it does not go onto the champion any more"
 HELD = "held back"  # so begins the reason of a gain that is to be looked at by a person
-DROPPED = "taken back by a person"
+DROPPED = "dropped by a person"
 ABANDONED = (
     "its trial was interrupted, and another edit was tried instead",
     "its trial was interrupted, and its driver went on with another edit",
@@ -139,7 +139,7 @@ class Ledger:
         self.stale = {False: 0, True: 0}  # verdicts since the champion ran last; True: on the first kind of --tiers
         self.screening = ""  # the first kind of --tiers
         self.aside: dict[str, str] = {}  # why a node of a cluster is used no more, by its name
-        self.dropped: list[Attempt] = []  # what was kept and taken back by a person
+        self.dropped: list[Attempt] = []  # keeps that a person has dropped
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
         self.verified: list[events.Verified] = []
         self.refused: list[events.Refused] = []  # since the last attempt
@@ -440,7 +440,7 @@ class Ledger:
 
 
 def is_a_miss(attempt) -> bool:
-    """Whether an attempt, or a row of it, was discarded for its score, and not held back, taken back or rejected."""
+    """Whether an attempt, or a row of it, was discarded for its score, and not held back, dropped or rejected."""
     return attempt.status == "discard" and not attempt.reason.startswith((HELD, DROPPED, "rejected"))
 
 

@@ -95,7 +95,7 @@ async def join(
     fleet.kinds = choose_kinds(fleet.places(), kinds)
     here = {place.node for place in places_of(ray.nodes(), seat_cpus)}
     for node in (node for node in aside if node in here):
-        say(f"{node} stays aside: {aside[node]}", "yellow")
+        say(f"{node} is still not used: {aside[node]}", "yellow")
     return fleet
 
 

@@ -1,4 +1,4 @@
-"""The runner of this machine: one trial at a time on each GPU, or so many at a time on the CPU."""
+"""The runner of this machine: one trial at a time on each GPU, or a given number at a time on the CPU."""
 
 import asyncio
 import contextlib
@@ -27,11 +27,11 @@ from autoresearch.task import Facts, Task
 
 
 class Local:
-    """Runs jobs of one run as processes of this machine, each in a worktree of its seat.
+    """Runs the jobs of one run as processes on this machine, each in the worktree of its seat.
 
     base: the commit whose files trials run with. folder: of the run. settings: environment variables of the game.
-    confined: whether the sandbox holds trials. output: where the set-up prints. hidden: what no trial may read,
-    besides what the game says.
+    confined: whether trials run in the sandbox. output: where the set-up prints. hidden: paths that no trial may read,
+    besides those that the game names.
     """
 
     def __init__(
@@ -48,14 +48,14 @@ class Local:
     ) -> None:
         self.task, self.repo, self.base, self.folder, self.seats = task, repo, base, folder, seats
         self.settings, self.confined, self.output, self.hidden = settings, confined, output, hidden
-        self.facts, self.share = Facts(), len(seats)  # share: trials that have the machine's memory to share
+        self.facts, self.share = Facts(), len(seats)  # share: number of trials that share the machine's memory
         self._checkouts: dict[str, Checkout] = {}  # by name
         self._overfull: dict[str, Path] = {}  # by name of a trial that filled the disk: its caches
         for trial in (*folder.glob("trials/*"), *folder.glob("verify/*")):
             end_left_overs(trial)
 
     async def open(self, show: Callable[[Facts], None], require: Callable[[Facts], None]) -> Facts:
-        """See Runner. Also UserError for GPUs of different kinds."""
+        """See Runner. Also raises UserError for GPUs of different kinds."""
         stage = self._stage(self.seats[0])
         fresh = isinstance(stage, Checkout) and stage.prepare(self.base, self.task.setup or "")
         if not isinstance(stage, Checkout):
@@ -78,15 +78,15 @@ class Local:
             if other != self.facts.device:
                 raise UserError(
                     f"GPU {seat.device.get('CUDA_VISIBLE_DEVICES')} is a {other}, the first one a {self.facts.device}: "
-                    "scores compare only between GPUs of one kind. Give --gpus those of one kind, and the others a run "
-                    "of their own (--tag NEW)"
+                    "scores are only comparable between GPUs of the same kind. Name GPUs of one kind with --gpus, and "
+                    "use the others in another run (--tag NEW)"
                 )
         return self.facts
 
     async def _set_up_all(self, fresh: bool) -> None:
-        """Run another repository's set-up in the worktree of each seat, where it has not run; what it makes stays.
+        """Run another repository's set-up in the worktree of each seat, unless it has run there; its files stay.
 
-        fresh: it has not in the first one.
+        fresh: whether the first worktree still needs it.
         """
         for seat in self.seats:
             stage = self._stage(seat)
@@ -99,13 +99,13 @@ class Local:
             stage.seal()
 
     def _theirs(self, stage: Stage | Checkout) -> dict[str, str] | None:
-        """What the commands see of the user's shell; None for this project's own game."""
+        """The variables of the user's shell that the commands see; None for this project's own game."""
         if self.task.referee:
             return None
         return commands_environment(self.task, os.environ, self._places(stage))
 
     def _places(self, stage: Stage | Checkout) -> list[Path]:
-        """Where another repository's own programs may lie, the nearest first."""
+        """Folders that may hold another repository's own programs, nearest first."""
         tops = stage.folder, self.repo.root
         return list(dict.fromkeys(place for top in tops for place in (top / self.task.folder, top)))
 
@@ -115,7 +115,7 @@ class Local:
             stage.set(self.base, job.files, job.gone)
         folder = self.folder_of(job.name)
         settings = {**self.settings, **seat.device, "AUTORESEARCH_SEED": str(job.seed)}
-        if self.facts.profile:  # a trial must not look for itself: confined, it may not see the GPU
+        if self.facts.profile:  # a trial must not detect it: in the sandbox it may not see the GPU
             settings["AUTORESEARCH_PROFILE"] = self.facts.profile
         if self.facts.gpu and "CUDA_VISIBLE_DEVICES" not in seat.device:  # of several the one that was described
             settings["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
@@ -153,7 +153,7 @@ class Local:
         return ends_of(self.folder_of(name), limit, phases)
 
     def program_of(self, command: str) -> str:
-        """Where the program lies that a command starts."""
+        """The path of the program that a command starts."""
         path = (self._theirs(self._stage(self.seats[0])) or trial_environment(self.folder, self.folder, {}))["PATH"]
         words = re.findall(r"[^\s;&|()]+", command)
         word = next(itertools.dropwhile(lambda word: word == "env" or "=" in word, words), command)
@@ -167,7 +167,7 @@ class Local:
         return self.folder / (name if "/" in name else f"trials/{name}")
 
     def _preflight_stage(self, seat: Seat) -> Stage:
-        """The worktree in which a proposed edit is checked while trials run. seat: its number is the proposal's."""
+        """The worktree in which a proposed edit is checked while trials run. seat: has the proposal's number."""
         return self.repo.stage(name_of("stage-preflight", seat))
 
     def _stage(self, seat: Seat) -> Stage | Checkout:
@@ -179,14 +179,14 @@ class Local:
 
     @functools.cached_property
     def _above(self) -> list[str]:
-        """Committed files at the top of the user's checkout. The worktree, which has them too, lies below it, and tools
-        that look for settings upwards (cargo, pytest) give up where they find some that they may not read."""
+        """Committed files at the top of the user's checkout. The worktree lies below it, and tools that search parent
+        folders for settings (cargo, pytest) fail if they find files there that they may not read."""
         names = (name for name in self.repo.committed(self.base) if "/" not in name)
         files = (self.repo.root / name for name in sorted(names))
         return [str(path) for path in files if path.is_file() and not path.is_symlink()]
 
     def _confinement(self, stage: Stage | Checkout) -> dict[str, list[str]] | None:
-        """What the game says of files that trials need or must not see, their copies in a stage, and the record."""
+        """The paths that trials may read, and those hidden from them: as the game says, copies of these, the record."""
         if not self.confined:
             return None
         root = self.repo.root
@@ -209,25 +209,25 @@ def name_of(folder: str, seat: Seat) -> str:
 
 
 def seats_of(gpus: str | None, workers: int) -> list[Seat]:
-    """A seat for each GPU (numbers of nvidia-smi, with commas), else so many on the CPU. Raises UserError."""
+    """A seat for each GPU (nvidia-smi numbers, with commas), else `workers` seats on the CPU. Raises UserError."""
     if gpus is None:
         one = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
         share = {} if workers == 1 or "OMP_NUM_THREADS" in os.environ else one
         return [Seat(number, share) for number in range(workers)]
     names = [name.strip() for name in gpus.split(",")]
     if not all(re.fullmatch(r"\d+|(GPU|MIG)-[0-9A-Fa-f-]+", name) for name in names) or len(set(names)) < len(names):
-        raise UserError(f"--gpus takes numbers as nvidia-smi shows them, such as 0 or 0,1,2, not {gpus!r}")
+        raise UserError(f"--gpus takes nvidia-smi numbers, such as 0 or 0,1,2, not {gpus!r}")
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given and (others := [name for name in names if name not in given.split(",")]):
         raise UserError(
-            f"--gpus {gpus}: CUDA_VISIBLE_DEVICES leaves {given} to this process, without {', '.join(others)}; "
-            f"`--gpus {given}` takes these"
+            f"--gpus {gpus}: CUDA_VISIBLE_DEVICES allows this process only {given}, not {', '.join(others)}; "
+            f"type `--gpus {given}`"
         )
     order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     return [Seat(number, {"CUDA_VISIBLE_DEVICES": name, **order}) for number, name in enumerate(names)]
 
 
-FENCED = "AUTORESEARCH_FENCED"  # environment variable: who calls may not switch the sandbox off
+FENCED = "AUTORESEARCH_FENCED"  # environment variable: the caller may not switch the sandbox off
 
 
 def choose_confinement(mode: str) -> bool:
@@ -236,22 +236,22 @@ def choose_confinement(mode: str) -> bool:
         raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
     if mode == "off" and os.environ.get(FENCED):
         raise UserError(
-            f"{FENCED} is set, as .claude/settings.json does for agents that may call this without asking: then only a "
-            "person switches the sandbox off, in a shell of their own"
+            f"{FENCED} is set, as .claude/settings.json does for agents that may run this without asking. Only a "
+            "person can switch the sandbox off then, in their own shell"
         )
     if mode == "require" and not sandbox.method():
         raise UserError(
-            "--sandbox require: this kernel has no Landlock (Linux 5.19 or later, not switched off) and there is no "
-            "bubblewrap that works, so trials cannot be confined. Install bubblewrap, or --sandbox off if you trust "
-            "the agent's code"
+            "--sandbox require: this kernel has no Landlock (it needs Linux 5.19 or later, and can be disabled) and no "
+            "working bubblewrap was found, so trials cannot be confined. Install bubblewrap, or use --sandbox off if "
+            "you trust the agent's code"
         )
     return mode != "off" and sandbox.method() != ""
 
 
 def sandbox_in_words(confined: bool) -> str:
     if confined:
-        return f"{sandbox.method()}: trials read no home and no keys, write to their own folder, no network"
-    return "NONE: the agent's code runs with your rights (see --sandbox)"
+        return f"{sandbox.method()}: trials see no home folder and no keys, write to their own folder, no network"
+    return "NONE: the agent's code runs with your permissions (see --sandbox)"
 
 
 # ----------------------------------------------------------------------------------------------
@@ -259,30 +259,30 @@ def sandbox_in_words(confined: bool) -> str:
 
 
 async def describe(task: Task, folder: Path, environment: dict[str, str]) -> Facts:
-    """The facts of the game as the task itself states them. Raises UserError."""
+    """The facts of the game, as the task's `describe` command states them. Raises UserError."""
     if not task.describe:
         return Facts()
     code, said, errors = await watched(words_of(task, task.describe), folder, environment, subprocess.PIPE)
     last = (errors.decode(errors="replace").strip().splitlines() or [f"exit code {code}"])[-1]
-    if code == 2 and last.startswith("error: "):  # a fault that a person can put right
+    if code == 2 and last.startswith("error: "):  # an error that a person can fix
         raise UserError(last.removeprefix("error: "))
     try:
         if code:
             raise ValueError(last)
         return Facts.of(json.loads(said))
     except ValueError as error:
-        raise UserError(f"`{task.describe}` did not say what the run would use: {error}") from None
+        raise UserError(f"`{task.describe}` did not describe the game: {error}") from None
 
 
 async def set_up(task: Task, folder: Path, environment: dict[str, str], output: IO[str]) -> None:
-    """Run the task's set-up in the user's sight: this project's own prepares the data if they are missing."""
+    """Run the task's set-up, with its output shown. This project's own set-up prepares the data if missing."""
     if not task.setup:
         return
     code, *_ = await watched(words_of(task, task.setup), folder, environment, output)
     if code:
         raise UserError(
-            f"the set-up `{task.setup}` failed with exit code {code}; what it says above tells why. "
-            "Nothing is lost: run the same command again when that is put right"
+            f"the set-up `{task.setup}` failed with exit code {code}; its output above says why. "
+            "Nothing is lost: fix that and run the same command again"
         )
 
 
@@ -291,8 +291,8 @@ def words_of(task: Task, command: str) -> list[str]:
 
 
 async def make_virtual_environment(task: Task, folder: Path, environment: dict[str, str]) -> None:
-    """For a set-up that installs into a virtual environment: one of the worktree's own, so that the user's stays as it
-    is. What is installed in that can be imported all the same."""
+    """If the set-up installs packages, give the worktree its own virtual environment, so that the user's is not
+    changed. The user's packages can still be imported."""
     if not re.search(r"\b(pip3?|uv pip) install\b", task.setup or "") or (folder / ".venv").exists():
         return
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -305,8 +305,8 @@ async def make_virtual_environment(task: Task, folder: Path, environment: dict[s
 async def watched(
     words: list[str], folder: Path, environment: dict[str, str], output: IO[str] | int
 ) -> tuple[int, bytes, bytes]:
-    """(Exit code, output, errors) of a trusted command; the latter two only where the output is piped, else the user
-    sees them. Ends when cancelled.
+    """(Exit code, output, errors) of a trusted command. Without a pipe the user sees the output, and both are empty.
+    If cancelled, the command is ended.
     """
     require_program(words, folder, environment)
     errors = output if output == subprocess.PIPE else None
@@ -320,7 +320,7 @@ async def watched(
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)  # it says that it can go on
+                os.killpg(process.pid, signal.SIGINT)  # so that it can tell the user how to continue
             await asyncio.wait({asyncio.ensure_future(process.wait())}, timeout=GRACE_SECONDS)
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Say what a run is about to do, how it ended, and what `try` answers."""
+"""What is printed about a run: the first screen, how it ended, and the answer of `try`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
         "device": facts.device,
         "note": facts.note,
         "profile": facts.profile,
-        "data": facts.data and facts.data + ("" if facts.game else ", not prepared yet: that comes first"),
+        "data": facts.data and facts.data + ("" if facts.game else ", not prepared yet; this is done first"),
         "agent": more.get("agent"),
         "edits": ", ".join(task.editable),
         "trial": (task.score if task.train == NOTHING and task.score else task.train)
@@ -39,11 +39,11 @@ def first_screen(run: Run, facts: Facts, more: dict[str, str]) -> None:
         "branch": f"{repo.branch}, in its own worktree; your checkout is not touched",
         "record": f"results.tsv and {RUNS}/{repo.tag}/",
         **more,
-        "to stop": "Ctrl-C: after the running experiment; twice: now. The same command continues",
+        "to stop": "Ctrl-C: after the running experiment; twice: now. Same command again: continue",
     }
     edited = repo.uncommitted(task.editable)
     if edited and not ledger.attempts:
-        uncommitted = f"{', '.join(edited)} has uncommitted changes, which are not part of the run: it starts from "
+        uncommitted = f"{', '.join(edited)} has uncommitted changes, which the run ignores: it starts from commit "
         shown["note"] = "; ".join(filter(None, (facts.note, uncommitted + short(ledger.base))))
     done = count(len(ledger.finished), "experiment")
     title = f"autoresearch: run {repo.tag}, " + (f"continued after {done}" if ledger.attempts else "new")
@@ -67,7 +67,7 @@ def show_end(run: Run, reason: str) -> None:
 
 
 def answer_of(root: Path, ledger: Ledger, number: int) -> dict:
-    """What `try` has to say of an experiment that has its verdict, or whose edit was refused. root: the checkout."""
+    """The answer of `try` about an experiment that has a verdict, or whose edit was refused. root: the checkout."""
     assert ledger.run and ledger.task
     champion, folder, tag, editable = ledger.champion, ledger.path.parent, ledger.run.tag, ledger.task.editable
     common = {
@@ -81,7 +81,7 @@ def answer_of(root: Path, ledger: Ledger, number: int) -> dict:
         reason = ledger.refused[-1].reason
         if reason.startswith("nothing changed") and (elsewhere := edited_elsewhere(root, ledger)):
             reason += (
-                f"; the edit in your checkout's {', '.join(elsewhere)} is not what is tried: "
+                f"; you edited {', '.join(elsewhere)} in your checkout, which is not what is tried: "
                 f"edit {', '.join(common['edit'])}"
             )
         return {"verdict": "refused", "reason": reason, **common}

@@ -107,7 +107,7 @@ def test_detaching_what_cannot_run_says_why(toy, refused):
     assert refused("run", "--agent", "nobody").startswith("error: ")  # `run` may be said
     toy.plan_steps(otherwise=[step(2)])
     assert "autoresearch: run night, new" in toy.run(*toy.agent, "--hours", "0", "--detach")  # which is over at once
-    wait_for(lambda: "0 hours are over" in (toy.runs / "loop.log").read_text() and holder(toy.runs) is None)
+    wait_for(lambda: "the time limit of 0 hours is reached" in (toy.runs / "loop.log").read_text() and holder(toy.runs) is None)
     assert "was not detached" in refused("logs", "--tag", "other")
 
 

@@ -70,7 +70,7 @@ def test_an_edited_file_that_does_not_parse_in_the_repository(toy, refused):
     toy.write("solver.py", "def (:\n")
     toy.commit()
     output = refused()
-    assert "solver.py does not parse" in output and "(line 1)" in output and "Correct it, commit" in output
+    assert "solver.py does not parse" in output and "(line 1)" in output and "Fix it, commit" in output
     assert toy.journal("attempt") == []
     toy.write("solver.py", solver(1))
     toy.commit()

@@ -164,7 +164,7 @@ def test_the_hours_of_a_night_end_a_proposal(toy):
     with Models(lambda asked: SILENT) as models:
         process = toy.start(*USUAL, "--base-url", models.url, "--hours", "0.002", ANTHROPIC_API_KEY=KEY)
         output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "stopped: 0.002 hours are over" in output
+    assert process.returncode == 0 and "stopped: the time limit of 0.002 hours is reached" in output
     assert [entry["tokens"] for entry in toy.journal("waited")] == [1110] * len(models.asked)
 
 
@@ -174,7 +174,7 @@ def test_an_agent_that_only_a_person_can_help_is_left_out_and_named(toy):
     with Models(lambda asked: Fault(401, "authentication_error", "invalid x-api-key")) as models:
         output = run(toy, models, 3, "--agent", "claude-api,command", *toy.agent[2:])
     assert toy.statuses() == ["keep"] * 3 and len(models.asked) == 1
-    assert "claude-api is left out, and command goes on: " in output and "refused the key" in output
+    assert "claude-api is left out; continuing with command: " in output and "refused the key" in output
 
 
 @pytest.mark.slow

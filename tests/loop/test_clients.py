@@ -310,13 +310,13 @@ def test_a_client_that_is_too_old_is_refused_before_anything_runs(toy, fake, ref
             "--max-cost",
             "0.95",
             "$0.80 of $0.95 (--max-cost)",
-            "$1.00 of $0.95 are used up; a larger --max-cost goes on",
+            "$1.00 of $0.95 are used up; continue with a larger --max-cost",
         ),
         (
             "--max-tokens",
             "500",
             "400 of 500 tokens (--max-tokens)",
-            "500 of 500 tokens are used up; a larger --max-tokens goes on",
+            "500 of 500 tokens are used up; continue with a larger --max-tokens",
         ),
     ],
 )
@@ -343,7 +343,7 @@ def test_a_budget_that_cannot_be_held_says_so(toy):
     toy.plan_steps(e3=[{"files": {"solver.py": solver(6)}, "say": "up"}])
     output = toy.run_agent(3, "--max-cost", "1")
     assert (
-        "--max-cost cannot hold the run: the agent did not say the cost of 1 proposal; --experiments and --hours can"
+        "--max-cost cannot be enforced: the agent did not report the cost of 1 proposal; use --experiments or --hours"
         in output
     )
 

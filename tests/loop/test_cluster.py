@@ -218,10 +218,10 @@ def test_a_slow_node_is_put_aside(on_nodes, nodes):
         output = toy.run(*night, "--experiments", "1")
         (aside,) = toy.journal("aside")
         assert slow.node_id.startswith(aside["node"].partition("/")[2])
-        said = "aside: its run of the baseline is not like those of its kind"
-        assert f"{aside['node']} is put {said}" in output
+        said = ": its baseline run had "
+        assert f"{aside['node']} is not used any more{said}" in output
         assert verdicts(toy) == {1: ("keep", 1)}
-        assert f"{aside['node']} stays {said}" in toy.run(*night, "--experiments", "3")
+        assert f"{aside['node']} is still not used{said}" in toy.run(*night, "--experiments", "3")
         assert all(node != aside["node"] for number, node in ran(toy) if number > 1)
         assert aside["node"] not in {seat["node"] for seat in toy.journal("seats")[-1]["seats"]}
     finally:
@@ -288,7 +288,7 @@ def test_the_budget_counts_what_seats_cost(on_nodes):
     slow_agent = "--agent", "command", "--agent-command", "sleep 600"
     limits = "--max-cost", "40", "--seat-price", "fast=3600"  # two dollars a second
     output = toy.run(*toy.agent, *slow_agent, *limits)
-    assert "$3600 an hour for each of fast" in output and "are used up; a larger --max-cost goes on" in output
+    assert "$3600 per hour for each fast" in output and "are used up; continue with a larger --max-cost" in output
     state = status(toy)
     assert 40 <= state["seat_dollars"] < 80 and not state["dollars"]
     toy.require_whole()
@@ -308,9 +308,9 @@ def test_what_to_type_where_there_is_no_cluster_or_no_ray(toy, refused, monkeypa
     assert "uv run --group cluster ray start" in refused(*night, "--cluster", "127.0.0.1:1")
     assert "no cluster runs on this machine" in refused(*night, "--cluster", "auto", RAY_TMPDIR=str(tmp_path))
     assert "takes auto or HOST:PORT" in refused(*night, "--cluster", "somewhere")
-    assert "leave --gpus and --workers out" in refused(*night, "--cluster", "auto", "--workers", "2")
-    assert "--tiers names kinds of devices of a cluster" in refused(*night, "--tiers", "fast,slow")
-    assert "--seat-price names kinds of devices of a cluster" in refused(*night, "--seat-price", "fast=2")
+    assert "omit --gpus and --workers" in refused(*night, "--cluster", "auto", "--workers", "2")
+    assert "--tiers is about the devices of a cluster" in refused(*night, "--tiers", "fast,slow")
+    assert "--seat-price is about the devices of a cluster" in refused(*night, "--seat-price", "fast=2")
     assert "takes two kinds" in refused(*night, "--cluster", "auto", "--tiers", "fast")
     assert "names fast twice" in refused(*night, "--cluster", "auto", "--tiers", "fast,fast")
     find = importlib.util.find_spec

@@ -41,7 +41,7 @@ def game(tmp_path, environment) -> Game:
 def test_a_night_from_an_empty_cache(game):
     """With the default agent. (The nights of gaming/test_gaming.py begin so with an agent of their own.)"""
     output = game.run("--experiments", "2")
-    assert "not prepared yet: that comes first" in output and "ready: profile test, data sotu" in output
+    assert "not prepared yet; this is done first" in output and "ready: profile test, data sotu" in output
     assert game.statuses()[0] == "keep" and len(game.rows()) == 2
     for entry in game.journal("verdict"):
         assert 1.0 < entry["score"] < 4.0 and 0.2 < entry["memory_gb"] < 4.0

@@ -87,7 +87,7 @@ def test_the_edit_in_the_wrong_place_is_said_to_be_there(toy):
     toy.write("solver.py", solver(5))
     reason = attempt(toy, "-m", "raise it", expect=4)["reason"]
     assert (
-        "the edit in your checkout's solver.py is not what is tried: edit .autoresearch/night/worktree/solver.py"
+        "you edited solver.py in your checkout, which is not what is tried: edit .autoresearch/night/worktree/solver.py"
         in reason
     )
 
@@ -173,10 +173,10 @@ def test_in_the_background(toy, refused):
     assert (said["number"], said["verdict"]) == (2, "running")
     text = (toy.runs / "worktree/solver.py").read_text()
     edit(toy, 7)
-    assert "already running on tag night, and its edit is another one" in refused("try", "-m", "me too")
+    assert "another edit is already being tried on tag night" in refused("try", "-m", "me too")
     (toy.runs / "worktree/solver.py").write_text(text)
     process = toy.start("try", "-m", "slow")
-    assert "this edit is being tried out already, as experiment 2" in process.stdout.readline()
+    assert "this edit is already being tried, as experiment 2" in process.stdout.readline()
     release(toy, 2)
     assert "verdict:           keep" in process.communicate(timeout=60)[0] and process.returncode == 0
     edit(toy, "(")
@@ -195,7 +195,7 @@ def test_ctrl_c_stops_after_the_trial_and_twice_at_once(toy):
     process = toy.start("try", "-m", "slow")
     wait_for(lambda: started(toy, 2))
     process.send_signal(signal.SIGINT)
-    assert any("stopping when the running experiment has its verdict" in line for line in process.stdout)
+    assert any("stopping after the running experiment" in line for line in process.stdout)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(0.4)  # two that are closer are one
     process.send_signal(signal.SIGINT)

@@ -227,7 +227,7 @@ def waiting(toy):
 def test_one_interrupt_finishes_the_running_trial(toy, waiting):
     process, folder = waiting
     process.send_signal(signal.SIGINT)
-    assert "stopping when the running experiment has its verdict" in read_until(process, "stopping")
+    assert "stopping after the running experiment" in read_until(process, "stopping")
     (folder / "release").touch()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0 and "you asked it to stop" in output
@@ -311,7 +311,7 @@ def test_killed_in_the_middle_of_a_trial_nothing_is_lost(toy, waiting):
 def test_hours_end_the_night(toy):
     toy.plan_steps(otherwise=[step(2)])
     output = toy.run(*toy.agent, "--hours", "0")
-    assert "0 hours are over" in output
+    assert "the time limit of 0 hours is reached" in output
     assert toy.journal("attempt") == []
 
 
@@ -534,9 +534,9 @@ def test_lines_have_a_price_and_removing_them_is_worth_an_equal_score(toy):
     toy.run_agent(6)
     assert toy.statuses() == ["keep", "discard", "keep", "discard", "keep", "keep"]
     reasons = [entry["reason"] for entry in toy.journal("verdict")]
-    assert reasons[1] == "gain 1 is not above the 1.500000 that 3 lines more owe"
+    assert reasons[1] == "gain 1 is not above the 1.500000 required for 3 added lines"
     assert reasons[3] == "3 equals the champion's"
-    assert reasons[4] == "3 is as good as the champion's 3, with 3 lines less"
+    assert reasons[4] == "3 is as good as the champion's 3, with 3 lines removed"
     assert [entry["lines"] for entry in toy.journal("attempt")] == [0, 3, 3, 0, -3, -1]
     toy.require_whole()
 
@@ -568,7 +568,7 @@ def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
     assert toy.journal("verdict")[0]["noise"] == pytest.approx(0.5**0.5)
     if rule == "margin":
         assert (
-            toy.journal("verdict")[1]["reason"] == "gain 0.400000 is not above the 0.433013 that noise alone may bring"
+            toy.journal("verdict")[1]["reason"] == "gain 0.400000 is not above the noise margin of 0.433013"
         )
     toy.require_whole()
 

@@ -72,7 +72,7 @@ def test_a_neighbour_who_comes_and_goes_changes_no_verdict(busy):
         busy.run_agent(3)
     busy.run_agent(4)
     require_fair(busy)
-    notes = ["of the processors while it trained" in verdict["reason"] for verdict in busy.journal("verdict")]
+    notes = ["of the CPU while it trained" in verdict["reason"] for verdict in busy.journal("verdict")]
     assert all(notes[1:3])
 
 
@@ -94,13 +94,13 @@ def test_what_no_run_of_its_champion_compares_with_runs_again(busy):
             lines.append(line)
             if "the champion again" in line and not void:
                 beside.enter_context(neighbour())
-            if "no run of its champion compares" in line:
+            if "no run of its champion is comparable" in line:
                 beside.close()
                 void = True
         assert loop.wait(60) == 0, "".join(lines)
     require_fair(busy)
     [again] = [entry for entry in busy.journal("rerun") if entry["number"] == 2]
-    assert "no run of its champion compares" in again["reason"] and again["taken"] < 0.15
+    assert "no run of its champion is comparable" in again["reason"] and again["taken"] < 0.15
 
 
 def test_what_was_void_runs_again_when_the_neighbour_is_done(busy):

@@ -125,7 +125,7 @@ def test_two_workers(two):
     assert two.statuses() == ["keep"] * 3 and [float(row[1]) for row in two.rows()] == [2.0, 3.0, 5.0]
     assert {entry["worker"] for entry in two.journal("trial")} == {0, 1}
     assert [entry["number"] for entry in two.journal("trial")] == [1, 2, 3, 3]
-    assert "is tested on top of that" in two.journal("rerun")[0]["reason"]
+    assert "testing it on top of that" in two.journal("rerun")[0]["reason"]
     assert constants(two, two.tip()) == ["2", "3"] and two.journal("start")[0]["workers"] == 2
     text = (two.folder / "results.tsv").read_text()
     two.run("results")
@@ -166,7 +166,7 @@ def test_an_interrupt_while_one_trains_and_the_agent_thinks(two):
     process = two.start(*arguments)
     wait_for((two.folder.parent / "thinking").exists)
     process.send_signal(signal.SIGINT)
-    line = next(line for line in process.stdout if "stopping when the running experiment has its verdict" in line)
+    line = next(line for line in process.stdout if "stopping after the running experiment" in line)
     assert line
     with open(two.runs / "journal.jsonl", "a") as journal:
         journal.write('{"event": "go on", "time": 0}\n')
@@ -238,8 +238,8 @@ def test_gpus(cards):
     "gpus, message",
     [
         ("0,2", "GPU 2 is a card B, the first one a card A"),
-        ("zero", "--gpus takes numbers"),
-        ("0,0", "--gpus takes numbers"),
+        ("zero", "--gpus takes nvidia-smi numbers"),
+        ("0,0", "--gpus takes nvidia-smi numbers"),
     ],
 )
 def test_gpus_that_do_not_go_together(cards, refused, gpus, message):

@@ -295,7 +295,7 @@ def test_an_optimizer_with_nothing_left_is_asked_again_when_something_is_kept(to
     agent = [word if word != "command" else "optimize+command" for word in toy.agent]
     output = toy.run(*agent, "--experiments", "5", "--baseline-runs", "1")
     assert "optimize: optimize found no constant to vary" in output
-    assert "; command goes on until something is kept" in output
+    assert "; command continues until an edit is kept" in output
     assert [attempt["agent"] for attempt in toy.journal("attempt")[1:]] == [
         "command",
         "command",

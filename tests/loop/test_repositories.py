@@ -291,11 +291,11 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     assert reasons[7] == "score is 2000, which cannot be: the `range` in program.md is 0 to 1000"
     assert len(toy.journal("quarantine")) == 1
     toy.require_whole()
-    assert "experiment 2 is not held back; those that are: 6" in refused("accept", "2")
-    assert "no keep that could be taken back; there are: 2, 3, 4, 5, 7, 9" in refused("drop", "8")
-    assert "experiment 1 is no keep" in refused("drop", "1")
+    assert "experiment 2 is not held back; held back: 6" in refused("accept", "2")
+    assert "is not a keep that can be dropped; those that can: 2, 3, 4, 5, 7, 9" in refused("drop", "8")
+    assert "experiment 1 is not a keep" in refused("drop", "1")
     output = toy.run("drop", "7")
-    assert "experiment 7 is taken back, and 9 with it" in output and "experiment 5, score 5" in output
+    assert "experiment 7 is dropped, and so are those built on top of it: 9" in output and "experiment 5, score 5" in output
     assert toy.statuses()[6:] == ["discard", "crash", "discard"]
     assert toy.tip() == toy.journal("attempt")[4]["commit"]
     toy.require_results()
@@ -305,7 +305,7 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     output = toy.run_agent(12)
     assert toy.statuses()[9:] == ["keep", "discard", "discard"], output
     assert ideas.read_text() == "- I1 (kept, run night, experiment 10): dare more\n"
-    assert toy.rows()[9][1] == "900.000000" and "taken back by a person; it was" in toy.run("status", "--json")
+    assert toy.rows()[9][1] == "900.000000" and "dropped by a person; it was" in toy.run("status", "--json")
 
 
 @pytest.mark.slow
@@ -348,11 +348,11 @@ def test_a_flaky_guard_and_old_runs(toy, refused):
     toy.plan_steps(e2=[step(2)], e3=[step(30)], e4=[step(4)])
     output = toy.run_agent(3)
     assert toy.statuses() == ["keep", "keep", "discard"]
-    assert "the guard failed, and did not when it ran again: by chance" in output
+    assert "the guard failed, but passed when it ran again: by chance" in output
     said: list[str] = []
     tidy_up.clean(toy.folder, None, lambda question: True, said.append)
     assert said == ["there is nothing to remove: night is the last run; --tag night takes it too"]
-    assert "there is nobody to ask; " in refused("clean")
+    assert "nobody can be asked; " in refused("clean")
     branch = toy.tip()
     assert "3 refs of single attempts" in toy.run("clean", "--yes")
     assert not list(toy.runs.glob("stage*")) and not (toy.runs / "worktree").exists() and toy.references() == []
@@ -457,7 +457,7 @@ def test_what_prints_the_metric_runs_several_times(toy, command):
         "3.000000",
         "2.000000",
     ]
-    assert "the third one" in toy.journal("verdict")[1]["reason"] and "nothing runs beside a trial" in output
+    assert "the third one" in toy.journal("verdict")[1]["reason"] and "nothing runs in parallel" in output
     toy.require_whole()
 
 
@@ -470,7 +470,7 @@ def test_a_time_is_measured_with_all_workers_at_work(toy):
     toy.commit()
     toy.plan_steps(otherwise=[{"files": {"solver.py": code.format(2)}, "say": "two"}])
     output = toy.run(*toy.agent, "--experiments", "2", "--workers", "2")
-    assert "what runs beside a trial disturbs ops_per_s" in output
+    assert "work in parallel disturbs ops_per_s" in output
     runs = [entry["seed"] for entry in toy.journal("measured") if entry["number"] == 1]
     assert runs == [42, 43, 44, 45, 46, 47] and toy.statuses() == ["keep", "keep"]
     first = output.index("run 1 of the baseline"), output.index("run 2 of the baseline")

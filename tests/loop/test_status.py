@@ -106,9 +106,9 @@ def test_no_run(toy, refused):
 @pytest.mark.slow
 def test_stop_after_the_trial_and_at_once(toy, training):
     process, _ = training
-    assert "stops when the running experiment has its verdict" in toy.run("stop")
+    assert "stops after the running experiment" in toy.run("stop")
     wait_for(lambda: status(toy)["stopping"])
-    assert "was asked before: it stops when" in toy.run("stop")  # which changes nothing
+    assert "was asked before: it stops after" in toy.run("stop")  # which changes nothing
     assert process.poll() is None and status(toy)["trials"]
     assert "stops now" in toy.run("stop", "--now")
     process.communicate(timeout=60)
@@ -129,7 +129,7 @@ def test_stop_reaches_no_other_process(tmp_path):
         assert ask_to_stop(tmp_path, "night", now=True) is None  # nobody holds it
         with open(tmp_path / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            with pytest.raises(UserError, match=f"not by process {bystander.pid}"):
+            with pytest.raises(UserError, match=f"held by process {bystander.pid}, which is not"):
                 ask_to_stop(tmp_path, "night", now=True)
         assert bystander.poll() is None and alive(bystander.pid)
     finally:

@@ -32,11 +32,11 @@ def test_notes_and_a_pause_while_the_loop_runs(toy, refused):
     assert state["paused"] and state["running"] and state["notes"] == ["try smaller batches"]
     process.send_signal(signal.SIGINT)
     assert "a note for the agent: try smaller batches" in process.communicate(timeout=60)[0] and not process.returncode
-    assert len(toy.journal("attempt")) == 2 and "is paused by the people who run it" in refused("try", "-m", "x")
+    assert len(toy.journal("attempt")) == 2 and "is paused by its owner" in refused("try", "-m", "x")
     process = toy.start(*night)
-    assert any("paused, as before" in line for line in process.stdout)
+    assert any("still paused" in line for line in process.stdout)
     toy.run("resume")
-    assert "the pause is over" in process.communicate(timeout=60)[0]
+    assert "resumed" in process.communicate(timeout=60)[0]
     assert toy.statuses() == ["keep"] * 3
     assert "try smaller batches (before experiment 3)" in (toy.runs / "proposals/3/brief.md").read_text()
     toy.require_whole()
@@ -71,13 +71,13 @@ def test_edits_wait_and_the_agent_is_told_why_not(toy, refused):
     night = [*toy.agent, "--baseline-runs", "1", "--experiments"]
     process = toy.start(*night, "3", "--approve", "edits")
     wait_for(lambda: len(toy.journal("held")) == 2)  # and others go on being proposed
-    assert len(toy.journal("trial")) == 1 and "does not wait for your word" in refused("approve", "7")
-    assert "experiment 2: its edit waits for your word before it is tried" in toy.run("status")
-    assert "is to know why" in refused("reject", "2")
+    assert len(toy.journal("trial")) == 1 and "does not wait for your approval" in refused("approve", "7")
+    assert "experiment 2: its edit waits for your approval before it is tried" in toy.run("status")
+    assert "needs a reason" in refused("reject", "2")
     toy.run("reject", "2", "-m", "two is too few")
     toy.run("approve", "3")
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "waits     for your word: edits" in output
+    assert process.returncode == 0 and "approve   waits for your approval: edits" in output
     assert sorted(toy.statuses()) == ["crash", "keep", "keep"] and len(toy.journal("trial")) == 2
     toy.run(*night, "4")
     assert "rejected before its trial: two is too few" in (toy.runs / "proposals/4/brief.md").read_text()

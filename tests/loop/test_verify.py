@@ -155,7 +155,7 @@ def test_an_interrupted_verify_goes_on(night):
     wait_for(lambda: len(night.journal("verified")) >= 2)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "the same command continues" in output
+    assert process.returncode == 0 and "run the same command again to continue" in output
     assert 2 <= len(night.journal("verified")) < 6
     process = night.start("verify")
     wait_for(lambda: len(night.journal("verified")) >= 4)
