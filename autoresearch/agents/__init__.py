@@ -1,8 +1,8 @@
 """Agents: each turns a brief into an edit of the worktree and says what it did.
 
-An agent is any object of the form of `Agent` below: it edits the files in a folder, the run's worktree at the champion,
-and returns a Proposal. To add one, write a file here and its lines in choice.py. A program such as Claude Code needs
-no more than a row of the table in clients.py.
+An agent is any object with the methods of `Agent` below: it edits the files in a folder (a worktree at the champion)
+and returns a Proposal. To add one, write a module here, create it in choice.py (`make_agent`), and add its name to
+NAMES. For a command-line program such as Claude Code, a row of the table in clients.py and its name are enough.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ CATEGORIES_ELSEWHERE = (
     "simplification",
     "other",
 )
-MOST_IDEAS = 8  # with an edit
+MOST_IDEAS = 8  # in one proposal
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")  # environment variables that hold a key for a Messages API
 FIELDS = re.compile(
     r"[\W_]*(description|category|hypothesis|predicted|lesson|idea)[\W_]*:[\s*_]*(.*?)[\s*_`]*", re.IGNORECASE
@@ -66,13 +66,13 @@ class Proposal:
 
     description: str = ""  # what was changed, and why if there is room
     hypothesis: str = ""  # why it should help
-    predicted: float | None = None  # change of the metric that it expects
-    category: str = ""  # what kind of change it is
-    lesson: str = ""  # what the last verdicts taught, or `L3` where lesson 3 held again
-    ideas: Sequence[str] = ()  # `I3` where it tests idea 3, and new ones: `WHAT | EXPECTED EFFECT | SOURCE`
+    predicted: float | None = None  # expected change of the metric
+    category: str = ""  # the kind of change
+    lesson: str = ""  # what the last verdicts taught, or `L3` if the edit tests lesson 3
+    ideas: Sequence[str] = ()  # `I3` if the edit tests idea 3, and new ideas: `WHAT | EXPECTED EFFECT | SOURCE`
     tokens: int | None = None  # input and output together; None: not known
     dollars: float | None = None
-    transcript: str = ""  # folder of what the agent was told and what it said
+    transcript: str = ""  # folder with what the agent was told and what it answered
 
     def __post_init__(self) -> None:
         for name, limit in (("description", 300), ("hypothesis", 500), ("category", 40), ("lesson", 300)):
@@ -85,7 +85,7 @@ class Proposal:
 
 
 class AgentFailed(Exception):
-    """The agent proposed nothing this time. The text says why; the tokens and dollars are spent all the same."""
+    """The agent proposed nothing this time. The text says why; the tokens and dollars count as spent."""
 
     def __init__(self, reason: str, tokens: int | None = None, dollars: float | None = None) -> None:
         super().__init__(reason)
@@ -93,9 +93,9 @@ class AgentFailed(Exception):
 
 
 class AgentUnavailable(AgentFailed):
-    """It passes: a limit, an outage, a time-out. Worth another call later; it does not count as a failure.
+    """A temporary failure: a limit, an outage, a time-out. The agent is called again later; not counted as a failure.
 
-    again: seconds until its service will answer, where that says so.
+    again: seconds until the service will answer, if it says so.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class AgentUnavailable(AgentFailed):
 
 
 class AgentBlocked(UserError):
-    """Only a person can put it right: signed out, out of credit, no such model. What it spent is spent."""
+    """A problem that only a person can fix: signed out, out of credit, no such model. Tokens used count as spent."""
 
     def __init__(self, reason: str, tokens: int | None = None, dollars: float | None = None) -> None:
         super().__init__(reason)
@@ -123,13 +123,13 @@ class NothingLeft(Exception):
 
 class Agent(Protocol):
     name: str
-    retries: bool  # whether it reads why its edit was refused or crashed, and tries again
+    retries: bool  # whether it can fix an edit that was refused or crashed, when told why
 
     async def propose(self, brief: "Brief", folder: Path) -> Proposal:
         """Edit the task's files in `folder`.
 
-        Raises AgentFailed, AgentUnavailable, AgentBlocked and NothingLeft; failures.py tells the first three apart.
-        When cancelled it ends what it started, then raises AgentStopped if it knows of tokens that it spent, else
+        Raises AgentFailed, AgentUnavailable, AgentBlocked or NothingLeft; failures.py tells the first three apart. If
+        cancelled, it ends the processes it started, then raises AgentStopped if it knows how many tokens it spent, else
         CancelledError.
         """
         ...
@@ -152,12 +152,12 @@ AN_IDEA = "`WHAT TO TRY | EXPECTED EFFECT | SOURCE`"
 
 
 def categories_of(brief: "Brief") -> tuple[str, ...]:
-    """The kinds of change: of this project's own game, or of another repository."""
+    """The kinds of change: for this project's own game, or for another repository."""
     return CATEGORIES if brief.task.referee else CATEGORIES_ELSEWHERE
 
 
 def how_to_reply(brief: "Brief") -> str:
-    """How an agent that answers in text is asked to describe its edit, or what it did for no experiment."""
+    """How an agent that answers in text is asked to describe its edit (or, without an experiment, what it did)."""
     if not brief.number:
         return REPLY_TO_OTHERS
     return REPLY.format(
@@ -169,10 +169,10 @@ def how_to_reply(brief: "Brief") -> str:
 
 
 def read_reply(text: str, **more: object) -> Proposal:
-    """The proposal at the end of an agent's answer. more: fields of the Proposal that the answer does not hold.
+    """Read the proposal at the end of an agent's answer. more: fields of the Proposal that are not in the answer.
 
-    It is in `name: value` lines at the very end. Without a description there, the line before them is the description;
-    it may begin with a category: `[optimizer] a slower warm-down`.
+    It consists of `name: value` lines at the very end. If there is no description among them, the line before them is
+    the description; it may begin with a category: `[optimizer] a slower warm-down`.
     """
     said: dict[str, str] = {}
     last, ideas = "", []
@@ -201,10 +201,10 @@ def read_number(text: str) -> float | None:
 def price(
     model: str | None, provider: str, taken: int, made: int, cached: int, written: int = 0, requests: int = 1
 ) -> float | None:
-    """Dollars for tokens at public prices; None for a model that is not known.
+    """Dollars for tokens at public prices; None for an unknown model.
 
-    taken: input, including what was read from a cache and written to one; made: output. requests: over how many they
-    are spread. Long requests cost more a token, so each is priced by itself, here as one of equals.
+    taken: input tokens, including cache reads and writes; made: output tokens. requests: the number of requests. Long
+    requests cost more per token, so each is priced separately; here all are assumed to be equally long.
     """
     from genai_prices import Usage, calc_price  # takes a fifth of a second
 

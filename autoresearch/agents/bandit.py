@@ -1,9 +1,9 @@
-"""Which of several agents proposes next, decided by what each has gained and cost so far; of an optimizer and a model
-by their shares.
+"""Which of several agents proposes next, by what each has gained and cost so far. (For `optimize+NAME`: by fixed
+shares.)
 
 The rule is UCB1 (Auer, Cesa-Bianchi, Fischer 2002, "Finite-time Analysis of the Multiarmed Bandit Problem"): the mean
 reward, as a share of the best agent's, plus a bonus for agents that had few turns. The reward is the gain of kept edits
-per dollar where the cost of every agent is known, else per turn.
+per dollar if the cost of every agent is known, else per turn.
 """
 
 import math
@@ -13,13 +13,13 @@ from autoresearch.agents import Agent
 from autoresearch.agents.hybrid import SHARE, Informed
 from autoresearch.record.ledger import Ledger, Spent
 
-LATEST = 9  # trials of a pair that count for its shares
+LATEST = 9  # the latest trials of a pair, from which its shares are computed
 
 
 def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool, at_work: Sequence[str] = ()) -> Agent:
-    """The agent of the next experiment; the first of equals. The same record gives the same choice.
+    """The agent of the next experiment; on a tie, the first. The same record always gives the same choice.
 
-    at_work: whose proposals are in the making, by name, each as a turn that has gained nothing yet.
+    at_work: the names of agents with a proposal in progress; each counts as a turn that has gained nothing yet.
     """
     if len(agents) == 1:
         return agents[0]
@@ -47,12 +47,12 @@ def choose(agents: Sequence[Agent], ledger: Ledger, lower_is_better: bool, at_wo
 
 
 def turns_of(ledger: Ledger, name: str) -> int:
-    """How often an agent has proposed, refused proposals included."""
+    """How often an agent has proposed, including refused proposals."""
     return ledger.spent_by[name].proposals if name in ledger.spent_by else 0
 
 
 def gain_of(ledger: Ledger, name: str, lower_is_better: bool) -> float:
-    """The sum of what an agent's kept edits improved the metric by, as judged at the time."""
+    """The total gain of an agent's kept edits, as judged at the time."""
     sign = 1 if lower_is_better else -1
     return math.fsum(
         max(0.0, sign * (attempt.standing - attempt.score))
@@ -62,7 +62,7 @@ def gain_of(ledger: Ledger, name: str, lower_is_better: bool) -> float:
 
 
 def costs(agents: Sequence[Agent], ledger: Ledger, turns: dict[str, int]) -> list[float]:
-    """The cost of each agent: in dollars if all are known and above zero, else in turns."""
+    """The cost of each agent: in dollars if all costs are known and above zero, else in turns."""
     spent = [ledger.spent_by.get(agent.name, Spent()) for agent in agents]
     if all(one.dollars > 0 and not one.unknown_dollars for one in spent):
         return [one.dollars for one in spent]

@@ -1,4 +1,4 @@
-"""Which agents a run uses: those that the command line names or, with `auto`, one that is ready on this machine."""
+"""Which agents a run uses: those named on the command line or, with `auto`, one that is ready on this machine."""
 
 import dataclasses
 import os
@@ -14,14 +14,14 @@ class AgentOptions:
     """What the command line says about agents."""
 
     agent: str = "auto"  # NAME, NAME:MODEL, several with commas between them, or optimize+NAME
-    model: str | None = None  # of those that are named without one
+    model: str | None = None  # for agents named without a model
     base_url: str | None = None  # the server that claude-api calls
     thinking: str | None = None  # how much claude-api's model thinks: see claude_api.thinking_settings
     command: str | None = None  # the program that `command` runs
     limit: float = 1800.0  # seconds for one proposal
-    web_search: bool = False  # whether agents may search the web when nothing else helps
+    web_search: bool = False  # whether agents may search the web when they are stuck
     seed: int = 42  # of agents that choose at random
-    price: str | None = None  # IN,OUT: dollars for a million tokens of the server of claude-api
+    price: str | None = None  # IN,OUT: dollars per million tokens of claude-api's server
 
 
 def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
@@ -29,7 +29,7 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
     hybrid = "+" in options.agent
     names = [name.strip() for name in options.agent.split("+" if hybrid else ",")]
     if len(set(names)) < len(names) or "" in names:
-        raise UserError(f"--agent takes one agent, or different ones with commas between them, not {options.agent!r}")
+        raise UserError(f"--agent takes one agent, or several different ones with commas, not {options.agent!r}")
     if hybrid and (len(names) != 2 or names[0] != "optimize" or names[1] in ("auto", "sweep") or "," in options.agent):
         raise UserError(
             f"--agent optimize+NAME takes one agent with a model, e.g. optimize+claude-api, not {options.agent}"
@@ -38,7 +38,7 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
     if names == ["auto"]:
         name, reason = choose_ready(options)
         names = [name]
-        words.append(f"--agent auto: {reason}; --agent NAME chooses another")
+        words.append(f"--agent auto: {reason}; choose another with --agent NAME")
     agents = [make_agent(name, options) for name in names]
     kinds = {name.partition(":")[0] for name in names}
     for option, value, kind in (
@@ -50,16 +50,16 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
     ):
         if value and not kinds & kind:
             raise UserError(
-                f"{option} goes with --agent {' or '.join(sorted(kind))}, not with --agent {','.join(names)}"
+                f"{option} is for --agent {' or '.join(sorted(kind))}, not for --agent {','.join(names)}"
             )
     if kinds == {"sweep"}:
         words.insert(0, "no model: seeded local search over the constants")
     elif kinds == {"optimize"}:
-        words.insert(0, "no model: learns from all attempts what each constant does")
+        words.insert(0, "no model: learns the effect of each constant from all attempts")
     elif hybrid:
         words.insert(0, f"optimize varies constants; {names[1]} changes code, in {SHARE:.0%} of the trials")
     elif len(agents) > 1:
-        words.insert(0, "each as often as it earns")
+        words.insert(0, "the better one proposes more often")
     said = ", ".join(map(in_words, agents))
     if hybrid:
         from autoresearch.agents.optimize import Optimize
@@ -71,7 +71,7 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
 
 
 def in_words(agent: Agent) -> str:
-    """`claude-code (sonnet, version 2.1.332)`, as far as there is something to say."""
+    """`claude-code (sonnet, version 2.1.332)`, as far as known."""
     model = getattr(agent, "model", None) if ":" not in agent.name else None
     version = f"version {agent.version}" if isinstance(agent, Client) else None
     more = ", ".join(word for word in (model, version) if word)
@@ -79,11 +79,11 @@ def in_words(agent: Agent) -> str:
 
 
 def choose_ready(options: AgentOptions) -> tuple[str, str]:
-    """(The name of the agent that `auto` means here, why.)"""
+    """(The name of the agent that `auto` selects here, why.)"""
     if options.command:
-        return "command", "a program is given"
+        return "command", "--agent-command is given"
     if options.base_url or any(map(os.environ.get, KEYS)):
-        return "claude-api", "a server is given" if options.base_url else "a key for it is set"
+        return "claude-api", "--base-url is given" if options.base_url else "its key is set"
     too_old = ""
     for name, client in CLIENTS.items():
         if client.installed() and client.signed_in():
@@ -109,7 +109,7 @@ def make_agent(name: str, options: AgentOptions) -> Agent:
     if kind in CLIENTS:
         return Client(CLIENTS[kind], model or options.model, options.limit, options.web_search, name)
     if model:
-        raise UserError(f"{kind} takes no model; use --agent {kind}")
+        raise UserError(f"{kind} takes no model; type --agent {kind}")
     if kind == "sweep":
         from autoresearch.agents.sweep import Sweep
 
@@ -135,4 +135,4 @@ def read_prices(text: str) -> tuple[float, float]:
             return taken, made
     except ValueError:
         pass
-    raise UserError(f"--price takes dollars for a million tokens of input and of output, e.g. 3,15, not {text!r}")
+    raise UserError(f"--price takes dollars per million input and output tokens, e.g. 3,15, not {text!r}")

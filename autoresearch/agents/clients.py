@@ -1,8 +1,8 @@
-"""Agents that are programs of others: Claude Code, Codex, Gemini CLI, OpenCode. One row of CLIENTS each.
+"""Agents that are third-party programs: Claude Code, Codex, Gemini CLI, OpenCode. One row of CLIENTS each.
 
-Each is run headless in the run's worktree, with the brief on its standard input, and may read and edit there with its
-own file tools: no shell, and no permission is bypassed. It signs in with the user's own account or key and keeps its
-own settings. Its JSON output says what it answered and what that cost. failures.py says what its errors mean.
+Each runs headless in the run's worktree, with the brief on its standard input, and may read and edit there with its own
+file tools: no shell, and no permission is bypassed. It uses the user's own account or key, and its own settings. Its
+JSON output has its answer and the cost. failures.py knows what its errors mean.
 """
 
 import dataclasses

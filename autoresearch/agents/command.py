@@ -1,9 +1,9 @@
 """The `command` agent: any program that edits the files in its working folder.
 
-It reads the brief on its standard input, or in the file that AUTORESEARCH_BRIEF names. AUTORESEARCH_PAGES is a folder
-with a page on each earlier attempt, AUTORESEARCH_TRANSCRIPT one where it may leave files. Its last lines say what it
-did, as agents/__init__.py asks for; a last line alone is the description. It runs with the user's own environment,
-keys included, since it is the user's program, unlike the code that it writes. Keys are taken out of what it prints.
+It reads the brief on its standard input, or from the file that AUTORESEARCH_BRIEF names. AUTORESEARCH_PAGES is a folder
+with a page on each earlier attempt; AUTORESEARCH_TRANSCRIPT is one where it may leave files. Its last lines say what it
+did, in the format of agents/__init__.py; a single last line is the description. It runs with the user's environment,
+including keys, since it is the user's program, unlike the code that it writes. Keys are removed from its output.
 """
 
 import os
@@ -40,9 +40,10 @@ async def run_told(
     excess: Callable[[], str | None] = lambda: None,
     **more: str,
 ) -> tuple[Ended, Path]:
-    """Run a shell command with `text` on its standard input. (How it ended, the log of what it printed.)
+    """Run a shell command with `text` on its standard input. Returns (how it ended, the log of its output).
 
-    excess: asked twice a second for a reason to end it. more: environment variables. Leaves no process behind.
+    excess: called twice a second; returns a reason to end it, or None. more: environment variables. Leaves no process
+    behind.
     """
     told, log = brief.transcript / "brief.md", brief.transcript / "agent.log"
     told.write_text(keys.scrub(f"{text}\n{how_to_reply(brief)}"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The external agent: it has edited the worktree already, and said on the command line what it did (`loop.py try`)."""
+"""The external agent (`loop.py try`): it has already edited the worktree, and the command line says what it did."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from autoresearch.brief import Brief
 
 class External:
     name, retries = "external", True
-    names = (name, "driver")  # the second one in runs of version 0.1
+    names = (name, "driver")  # the second is its name in runs of version 0.1
 
     def __init__(self, proposal: Proposal) -> None:
         self.proposal = proposal

@@ -1,7 +1,7 @@
-"""What a failed call of an agent means: the one place that knows the words of all services and command lines.
+"""What a failed call of an agent means: the one place that knows the error messages of all services and command lines.
 
-A limit, an outage or a time-out passes by itself, and often the message says when. A person has to act where somebody
-is signed out, out of credit or asks for a model that is not there. All else is unknown.
+A limit, an outage or a time-out is temporary, and the message often says until when. A person has to act if the user is
+signed out or out of credit, or if the model does not exist. All other failures are unknown.
 """
 
 import datetime

@@ -1,8 +1,8 @@
-"""`--agent optimize+NAME`: the optimizer moves constants, an agent with a model changes code, and is told what the
+"""`--agent optimize+NAME`: the optimizer varies constants; an agent with a model changes code, and is told what the
 optimizer has learned.
 
-Ferreira et al. (2026, arXiv 2603.24647) let a model override CMA-ES, whose state it sees, in 30% of the trials of this
-game, and found more than with either alone.
+Ferreira et al. (2026, arXiv 2603.24647) let a model see the state of CMA-ES and override it in 30% of the trials of
+this game; together they found more than either alone.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ SHARE = 0.3  # of the trials that are the model's
 
 
 class Informed:
-    """An agent that is told the optimizer's state. By its name and its cost it is the agent itself."""
+    """Wraps an agent and tells it the optimizer's state. It has the name and the cost of the agent."""
 
     def __init__(self, agent: Agent, optimizer: Optimize) -> None:
         self.agent, self.optimizer = agent, optimizer

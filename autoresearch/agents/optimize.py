@@ -52,7 +52,7 @@ class Optimize:
             import numpy  # noqa: F401
         except ImportError:
             raise UserError(
-                "--agent optimize needs numpy: install it beside this program, or use --agent sweep"
+                "--agent optimize needs numpy: install it with this program, or use --agent sweep"
             ) from None
 
     async def propose(self, brief: Brief, folder: Path) -> Proposal:

@@ -1,6 +1,6 @@
 """The `sweep` agent: seeded local search over the constants of the editable files.
 
-It changes one constant at a time, by a step that fits its kind, and never makes the same edit twice. It needs no model
+It changes one constant at a time, by a step that suits its type, and never makes the same edit twice. It needs no model
 and no key: it is the control that any language model has to beat.
 """
 
@@ -21,7 +21,7 @@ class Sweep:
         self.seed = seed
 
     async def propose(self, brief: Brief, folder: Path) -> Proposal:
-        """Draw a constant and a step. A direction that was just kept is followed first."""
+        """Draw a constant and a step. A direction that was just kept is continued first."""
         draw = random.Random(f"{self.seed} {brief.number} {brief.champion.commit}")
         known = [*(attempt for attempt in brief.attempts if not attempt.was_outrun), *brief.in_flight]
         tried = {one.description for one in (*known, *brief.refused, *brief.beside)}
@@ -50,7 +50,7 @@ class Sweep:
 
 
 def continues(move: tuple[Constant, Value], attempts: list[Attempt]) -> bool:
-    """Whether a move goes further in the direction of the last attempt, which was kept and moved the same constant."""
+    """Whether the last attempt was kept and moved the same constant in the same direction."""
     constant, new = move
     last = attempts[-1] if attempts else None
     if last is None or last.status != "keep" or not last.description.startswith(f"{constant.name}: "):
@@ -63,7 +63,7 @@ def continues(move: tuple[Constant, Value], attempts: list[Attempt]) -> bool:
 
 
 def steps(value: Value) -> list:
-    """Neighbouring values that fit a constant's kind."""
+    """Neighbouring values that suit a constant's type."""
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, str):

@@ -250,7 +250,7 @@ def choose_confinement(mode: str) -> bool:
 
 def sandbox_in_words(confined: bool) -> str:
     if confined:
-        return f"{sandbox.method()}: trials see no home folder and no keys, write to their own folder, no network"
+        return f"{sandbox.method()}: trials see no home folder, keys or network, and write only to their folder"
     return "NONE: the agent's code runs with your permissions (see --sandbox)"
 
 

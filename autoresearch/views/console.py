@@ -1,9 +1,8 @@
-"""What a person sees of a run: the first screen, a panel with its state, one line for each event.
+"""The console: the first screen, a panel with the state of the run, and one line for each event.
 
-On a terminal the panel stays below the lines while they scroll. Elsewhere, with --plain or with NO_COLOR set, only
-the lines are printed, so that a log file reads well. `loop.py status` prints the same panel of a run in another
-process: both are drawn from a State. This console, which is told of every phase, writes the now.json from which other
-processes know the present.
+On a terminal the panel stays below the scrolling lines. Elsewhere, with --plain or with NO_COLOR set, only the lines
+are printed, so that a log file reads well. `loop.py status` prints the same panel for a run in another process: both
+are drawn from a State. The console also writes now.json, which tells other processes what the loop is doing.
 """
 
 import asyncio
@@ -44,7 +43,7 @@ class Stop(Protocol):
 
 
 class Console:
-    """Prints to standard output; with to_errors to standard error. No key is ever shown."""
+    """Prints to standard output, or with to_errors to standard error. Never shows a key."""
 
     def __init__(self, plain: bool = False, to_errors: bool = False) -> None:
         self.began = time.monotonic()
@@ -53,12 +52,12 @@ class Console:
         self.plain = plain or not draws
         self._followed: Followed | None = None
         self._live: rich.live.Live | None = None
-        self._announced: int | None = None  # the experiment that was announced last, if nothing was printed since
+        self._announced: int | None = None  # the experiment announced by the last line printed
 
     # -- lines
 
     def first_screen(self, title: str, facts: dict[str, str]) -> None:
-        """What is about to happen, before anything does."""
+        """Print what is about to happen."""
         if self.plain:
             self.line(title)
             for name, text in facts.items():
@@ -70,12 +69,12 @@ class Console:
             for name, text in facts.items():
                 table.add_row(name, escape(text))
             self._console.print(Panel(table, title=f"[bold]{escape(title)}[/]", title_align="left", expand=False))
-        self._note(anew=True)  # not before: --detach waits for it, and shows what was printed until then
+        self._note(anew=True)  # last: --detach waits for now.json, and shows what was printed until then
 
     def line(self, text: str, style: str = "") -> None:
         text, self._announced = keys.scrub(text), None
         self._note()
-        with contextlib.suppress(OSError):  # a log on a full disk, a terminal that is gone: no reason to end a night
+        with contextlib.suppress(OSError):  # a full disk or a closed terminal must not end the night
             if self.plain:
                 print(text, file=self.output, flush=True)
             else:
@@ -93,9 +92,9 @@ class Console:
         listeners: Sequence[Listener] = (),
         external: bool = False,
     ) -> AsyncIterator[None]:
-        """Inside, what goes on in a run is shown, told to the listeners, and written down for `status`.
+        """Inside this context, the run's events are shown, sent to the listeners, and written to now.json.
 
-        folder: of the run. external: an external agent called. An error that ends it is told, too.
+        folder: of the run. external: an external agent called. An error that ends the run is sent, too.
         """
         allowed = vars(limits) if limits else {}
         names = {"experiments": "experiments", "hours": "hours", "max-cost": "dollars", "max-tokens": "tokens"}
@@ -119,20 +118,20 @@ class Console:
             (folder / "now.json").unlink(missing_ok=True)
 
     def thinking(self, thinking: list[Thinking]) -> None:
-        """These proposals are worked on, until it is said again."""
+        """Show that agents are working on these proposals, until the next call."""
         if self._followed:
             now, numbers = self._followed.now, {one.number for one in thinking}
-            now.trials = [trial for trial in now.trials if trial.number not in numbers]  # it crashed, and is repaired
+            now.trials = [trial for trial in now.trials if trial.number not in numbers]  # crashed, now in repair
             now.thinking = thinking
             self._changed()
 
     def unreachable(self, agent: str, reason: str, again: bool) -> None:
-        """An agent cannot be reached. again: nor could it be the time before."""
+        """Report that an agent cannot be reached. again: neither could it the time before."""
         if not again:
             self.tell("fault", reason=one_line(f"{agent} cannot be reached: {keys.scrub(reason)}", 500))
 
     def trial(self, attempt: Attempt, again: str = "", seat: int = 0) -> "TrialView":
-        """Announce a trial; the view that comes back is told its phases. again: which repetition it is."""
+        """Announce a trial and return its view, to be called with its phases. again: describes a repetition."""
         self.line(f"experiment {attempt.number}: " + (again or one_line(attempt.description, 100)))
         self._announced = attempt.number
         label = f"experiment {attempt.number}" + (again and f", {again}")
@@ -148,7 +147,7 @@ class Console:
         if self._followed:
             now = self._followed.now
             now.trials = [trial for trial in now.trials if trial.number != attempt.number]
-        head = "  " if self._announced == attempt.number else f"experiment {attempt.number}: "  # others run beside it
+        head = "  " if self._announced == attempt.number else f"experiment {attempt.number}: "  # others run in parallel
         status = attempt.status or ""
         self.line(f"{head}{status}: {one_line(attempt.reason, 200)}  ({wall:.0f} s)", COLORS.get(status, ""))
         judged = {"status": status, "score": attempt.score, "before": attempt.standing, "figures": attempt.figures}
@@ -159,12 +158,12 @@ class Console:
         self._changed()
 
     async def before_trial(self, attempt: Attempt, worker: int) -> None:
-        """Wait for what the user wants to be done before an attempt runs."""
+        """Wait for the user's hook `before-trial`."""
         for listener in self._followed.listeners if self._followed else ():
             await listener.before_trial(self._notice("trial", worker=worker, **about(attempt)))
 
     def tell(self, event: str, **fields) -> None:
-        """Tell the listeners."""
+        """Send an event to the listeners."""
         for listener in self._followed.listeners if self._followed else ():
             listener.send(self._notice(event, **fields))
 
@@ -175,7 +174,7 @@ class Console:
         return {"event": event, "run": tag, "metric": metric, **fields}
 
     def ended(self, event: str, reason: str) -> None:
-        """Tell that the loop has ended, and how the run stands in a few lines."""
+        """Send the event that the loop has ended, with a digest of the run."""
         if not self._followed:
             return
         ledger = self._followed.ledger
@@ -190,7 +189,7 @@ class Console:
 
     @contextlib.contextmanager
     def panel(self, look: Callable[[], State | None]) -> Iterator[Callable[[], None]]:
-        """Inside, the panel of a run in another process stands below the lines. Yields what draws it anew."""
+        """Inside this context, the panel of a run in another process is shown. Yields a function to redraw it."""
         if self.plain:
             yield lambda: None
             return
@@ -203,7 +202,7 @@ class Console:
             yield live.refresh
 
     def show_trial(self, running: Running, ended: bool = False) -> None:
-        """A trial began a phase, or ended. A worker has one at a time."""
+        """Show that a trial began a phase, or ended. A worker has one trial at a time."""
         if self._followed:
             now = self._followed.now
             others = [trial for trial in now.trials if trial is not running]
@@ -214,7 +213,7 @@ class Console:
         self._changed()
 
     def _changed(self) -> None:
-        """What goes on is another thing now: write it down and draw it."""
+        """Something has changed: update now.json and the panel."""
         self._note(anew=True)
         if self.plain or not self._followed or not self._followed.ledger.run:
             return
@@ -238,7 +237,7 @@ class Console:
             self._draw()
 
     def _note(self, anew: bool = False) -> None:
-        """Write now.json where something is new, or the user has asked to stop since."""
+        """Write now.json if something has changed, or if the user has asked to stop."""
         if followed := self._followed:
             stopping = bool(followed.stop.level)
             if anew or (followed.written and followed.now.stopping != stopping):
@@ -253,14 +252,14 @@ class Console:
 
 @dataclasses.dataclass
 class Followed:
-    """A run that goes on in this process."""
+    """A run in this process."""
 
     ledger: Ledger
     folder: Path
     stop: Stop
     now: Now
     listeners: Sequence[Listener]
-    a_night: bool  # the loop works on it, not one call of an external agent
+    a_night: bool  # the loop is working on it, not a call of an external agent
     record: Record | None = None
     written: bool = False  # now.json exists
 
@@ -270,7 +269,7 @@ class Followed:
 
 
 def about(attempt: Attempt) -> dict:
-    """What is told of an attempt before it runs."""
+    """The fields of an attempt that are known before it runs."""
     return {
         "number": attempt.number,
         "commit": attempt.commit,
@@ -283,7 +282,7 @@ def about(attempt: Attempt) -> dict:
 
 
 class TrialView:
-    """Follows one trial: call it when a phase begins, and close it."""
+    """Shows one trial: call it when a phase begins, and close it."""
 
     def __init__(self, console: Console, running: Running) -> None:
         self.console, self.running = console, running

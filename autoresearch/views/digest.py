@@ -1,4 +1,4 @@
-"""Digest: a run in at most ten lines, for the morning after. From the record alone, like the report."""
+"""Digest: a run summed up in at most ten lines, from its record."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ LONG_WITHOUT = 10  # verdicts without a keep after which the agenda may need a p
 
 
 def digest(state: State) -> list[str]:
-    """What a person wants to know of a run: at most ten lines of plain text."""
+    """What a person wants to know about a run: at most ten lines of plain text."""
     return [one_line(f"{name}: {text}", WIDEST) for name, text in rows(state) if text]
 
 
@@ -51,7 +51,7 @@ def best(state: State) -> str:
 
 
 def verified(state: State) -> str:
-    """Whether the gain holds with fresh seeds; empty where there is none."""
+    """Whether the gain holds with fresh seeds; empty if there is no gain."""
     found, doubtful = state.record.findings, f"doubtful: {state.doubt}" if state.doubt else ""
     if len(state.record.kept) < 2:
         return ""
@@ -88,7 +88,7 @@ def failures(state: State) -> str:
 
 
 def cost(state: State) -> str:
-    """What proposals and trials took."""
+    """The cost of proposals and trials."""
     fresh, dollars = seconds_of_verify(state), cost_in_words(state)
     parts = [dollars] if dollars else []
     parts += [f"{duration(state.record.seconds)} of experiments"]

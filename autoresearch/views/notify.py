@@ -1,8 +1,8 @@
-"""Notify: what happens in a run is told to programs of the user's, one JSON line each, and nothing waits for them.
+"""Notify: call the user's programs on events of a run, with one JSON line each. The loop does not wait for them.
 
-`--notify COMMAND` is told of each keep, stop and fault, and of what waits for a word. hooks/ beside program.md holds
-executables: `before-trial`, `after-verdict`, `on-keep`, `on-stop`. Only `before-trial` is awaited, so that it can
-prepare the machine.
+`--notify COMMAND` is called on each keep, stop and fault, and when something waits for approval. The folder hooks/,
+next to program.md, holds executables: `before-trial`, `after-verdict`, `on-keep`, `on-stop`. Only `before-trial` is
+waited for, so that it can prepare the machine.
 """
 
 import asyncio
@@ -29,23 +29,23 @@ HOOKS = (BEFORE, *AFTER.values(), ENDED)
 
 
 class Listener:
-    """Is told what happens in a run."""
+    """Receives the events of a run."""
 
     def send(self, notice: dict) -> None:
-        """Take a notice, at once: who sends it goes on."""
+        """Accept a notice without blocking the sender."""
 
     async def before_trial(self, notice: dict) -> None:
         """Awaited before an attempt runs."""
 
     async def close(self) -> None:
-        """Let what was sent arrive."""
+        """Wait until everything sent has been delivered."""
 
 
 class Calls(Listener):
     """Calls programs in the background, one after the other, with a notice on their standard input.
 
-    Made inside a running event loop. say: told once of each program that fails. folder: where they run; by default
-    where the loop does.
+    Create it inside a running event loop. say: called once for each program that fails. folder: where they run; by
+    default the loop's current folder.
     """
 
     def __init__(self, say: Callable[[str], None], folder: Path | None = None) -> None:
@@ -55,7 +55,7 @@ class Calls(Listener):
         self._calls = asyncio.create_task(self._call_each())
 
     def add(self, name: str, words: Sequence[str], notice: dict) -> None:
-        """Call a program when its turn comes. name: what a person calls it."""
+        """Call a program when its turn comes. name: for messages."""
         self._waiting.put_nowait((name, words, stamped(notice)))
 
     async def close(self) -> None:
@@ -80,10 +80,10 @@ class Calls(Listener):
     def say_once(self, name: str, fault: str) -> None:
         if name not in self.failed:
             self.failed.add(name)
-            self.say(f"{name}: {fault}, and this is not said again")
+            self.say(f"{name}: {fault} (further failures are not reported)")
 
     async def _fault(self, words: Sequence[str], line: str) -> str | None:
-        """Why a notice did not arrive, or None."""
+        """Why a notice was not delivered, or None."""
         nowhere = asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(
@@ -111,7 +111,7 @@ class Calls(Listener):
 
 
 class Notifier(Calls):
-    """The command of --notify. Raises UserError where there is no such command."""
+    """The command of --notify. Raises UserError if there is no such command."""
 
     def __init__(self, command: str, say: Callable[[str], None]) -> None:
         try:
@@ -128,9 +128,9 @@ class Notifier(Calls):
 
 
 class Hooks(Calls):
-    """The executables in hooks/ of the user's checkout, as they are when the loop begins.
+    """The executables in hooks/ of the user's checkout, as they are when the loop starts.
 
-    One that changes later is not called: an agent, which has the user's rights, might have changed it.
+    A hook that changes later is not called: an agent, which has the user's permissions, might have changed it.
     """
 
     def __init__(self, root: Path, say: Callable[[str], None]) -> None:
@@ -158,18 +158,18 @@ class Hooks(Calls):
     def ready(self, name: str) -> bool:
         if name in self.found and hash_of(self.path(name)) != self.found[name]:
             del self.found[name]
-            self.say_once(f"hooks/{name}", "it changed since the loop began, so it is not called until the next begin")
+            self.say_once(f"hooks/{name}", "it changed after the loop started; it is called again after a restart")
         return name in self.found
 
 
 def hooks_of(root: Path) -> list[str]:
-    """The hooks that a checkout has."""
+    """The hooks in a checkout."""
     paths = (root / "hooks" / name for name in HOOKS)
     return [path.name for path in paths if path.is_file() and os.access(path, os.X_OK)]
 
 
 def hash_of(path: Path) -> str:
-    """Names a file's contents; empty where it cannot be read."""
+    """A hash of a file's contents; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         return contents_hash({path.name: path.read_bytes()})
     return ""
@@ -180,7 +180,7 @@ def stamped(notice: dict) -> dict:
 
 
 def without_keys(but: tuple[str, ...] = ()) -> dict[str, str]:
-    """This process's environment without what is a key by its name or its looks. but: how names begin that stay."""
+    """This process's environment without keys, recognised by name or value. but: prefixes of names that stay."""
     return {
         name: value
         for name, value in os.environ.items()

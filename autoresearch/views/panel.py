@@ -1,4 +1,4 @@
-"""A state in rows: the panel that a terminal shows, and the same as plain lines."""
+"""A State as text: the panel for a terminal, or the same as plain lines."""
 
 import collections
 import datetime
@@ -18,19 +18,19 @@ from autoresearch.views.state import Row, SeatState, State, TrialState
 COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
 WIDEST = 110  # columns
 BAR, SHORT_BAR = 24, 6  # columns of the bar, on a wide terminal and on one of eighty columns
-SEATS = 16  # that are shown, each in a row, where the height does not matter
-PROPOSALS = 3  # in the making, that are shown, each in a row
+SEATS = 16  # number of seats shown, one per row, if the height is not limited
+PROPOSALS = 3  # number of proposals in progress shown, one per row
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 def screen(to_errors: bool = False) -> tuple[rich.console.Console, bool]:
-    """Where to print, and whether it takes more than lines."""
+    """The console to print to, and whether it can show a panel."""
     console = rich.console.Console(highlight=False, stderr=to_errors)
     return console, console.is_terminal and not console.is_dumb_terminal and "NO_COLOR" not in os.environ
 
 
 def print_state(state: State, plain: bool = False) -> None:
-    """The panel of a run, once."""
+    """Print the panel of a run once."""
     console, draws = screen()
     if plain or not draws:
         print(keys.scrub("\n".join(lines_of(state))))
@@ -39,7 +39,7 @@ def print_state(state: State, plain: bool = False) -> None:
 
 
 def panel_of(state: State, width: int, height: int | None = None) -> Panel:
-    """The state as a panel that fits a terminal. height: of the terminal, of a panel that stays in it."""
+    """The state as a panel that fits a terminal. height: of the terminal, if the panel stays on it."""
     table = Table.grid(padding=(0, 2))
     width = min(width, WIDEST)
     table.add_column(style="bold", no_wrap=True, width=8)
@@ -63,7 +63,7 @@ def panel_of(state: State, width: int, height: int | None = None) -> Panel:
 
 
 def lines_of(state: State) -> list[str]:
-    """The same, one line a row, without bars."""
+    """The same as plain lines, without bars."""
     rows = rows_of(state, verdicts=8, bar=0)
     return [title_of(state), *(f"  {name:<10}{text.plain}".rstrip() for name, text in rows)]
 
@@ -76,8 +76,8 @@ def title_of(state: State) -> str:
 
 
 def rows_of(state: State, verdicts: int, bar: int, seats: int = SEATS) -> Iterator[tuple[str, Text]]:
-    """(name, text) of each row. verdicts, seats: how many are shown. bar: columns of the running trial's; 0 for no bar
-    and no curve."""
+    """(name, text) of each row. verdicts, seats: how many to show. bar: width of the progress bar; 0 for no bar and no
+    curve."""
     game = ", ".join(f"{name} {value}" for name, value in (("profile", state.profile), ("data", state.data)) if value)
     if state.device or game:
         yield "device", Text("; ".join(filter(None, (state.device, game))))
@@ -122,14 +122,14 @@ def rows_of(state: State, verdicts: int, bar: int, seats: int = SEATS) -> Iterat
 
 
 def named(name: str, texts: Iterable[Text]) -> Iterator[tuple[str, Text]]:
-    """Rows of which the first alone has the name."""
+    """Rows, with the name on the first one only."""
     for text in texts:
         yield name, text
         name = ""
 
 
 def cost_in_words(state: State) -> str:
-    """What proposals and seats have cost; empty where nothing has."""
+    """What proposals and seats have cost; empty if nothing has."""
     spent = state.spent
     parts = [spent.words()] if spent.tokens or spent.dollars or spent.unknown_dollars else []
     return "; ".join(parts + ([f"seats ${state.seat_dollars:.2f}"] if state.seat_dollars else []))
@@ -145,7 +145,7 @@ def seats_in_words(state: State) -> str:
 
 
 def doing(state: State, bar: int, seats: int) -> Iterator[Text]:
-    """What goes on now, a row each."""
+    """What is going on now, one row each."""
     if state.has_seats and state.running:
         yield from seat_rows(state, bar, seats)
     else:
@@ -155,20 +155,20 @@ def doing(state: State, bar: int, seats: int) -> Iterator[Text]:
         since = duration(state.time - thinking.since)
         yield Text(f"experiment {thinking.number}: {thinking.agent} is thinking, {since}")
     if (more := len(state.in_the_making) - PROPOSALS) > 0:
-        yield Text(f"{count(more, 'more proposal')} in the making")
+        yield Text(f"{count(more, 'more proposal')} in progress")
     if waiting := state.waiting:
         left = duration(waiting.until - state.time)
         yield Text(f"{waiting.agent} cannot be reached; next call in {left}", "yellow")
     for number, words in state.held.items():
         yield Text(f"{words}: {to_type('approve')} {number}, or reject", "yellow")
     if state.paused:
-        yield Text(f"paused: nothing new begins until {to_type('resume')}", "yellow")
+        yield Text(f"paused: nothing new starts until {to_type('resume')}", "yellow")
     elif state.running and not (state.trials or state.thinking or waiting or state.held):
         yield Text("between two steps")
 
 
 def seat_rows(state: State, bar: int, most: int) -> Iterator[Text]:
-    """Each seat, and what runs on it; the busy ones first where there is no room for all."""
+    """Each seat and what runs on it; if there is no room for all, busy ones first."""
     trials = {trial.worker: trial for trial in state.trials}
     seats = state.seats
     if len(seats) > most:
@@ -209,7 +209,7 @@ def verdict_row(row: Row) -> Text:
 
 
 def until(state: State) -> str:
-    """When the night will be over."""
+    """When the night will end."""
     words = {
         "experiments": lambda n: count(int(n), "experiment"),
         "hours": lambda n: f"{n:g} hours",
@@ -223,7 +223,7 @@ def until(state: State) -> str:
 
 
 def clock_time(then: float, now: float) -> str:
-    """`17:40`, and the day where it is another."""
+    """`17:40`, with the day if it is not today."""
     moment, today = (datetime.datetime.fromtimestamp(value) for value in (min(then, now + 3e9), now))
     if moment.date() == today.date():
         return f"{moment:%H:%M}"
@@ -231,7 +231,7 @@ def clock_time(then: float, now: float) -> str:
 
 
 def sparkline(values: list[float], lines: int = 2) -> list[str]:
-    """A curve in block characters, from the top line to the bottom one; the least value is one eighth high."""
+    """A curve in block characters, top line first; the smallest value is one eighth of a line high."""
     low, high = min(values), max(values)
     levels = [1 + round((8 * lines - 1) * (value - low) / (high - low)) if high > low else 1 for value in values]
     return ["".join(BLOCKS[min(8, max(0, level - 8 * line))] for level in levels) for line in reversed(range(lines))]

@@ -1,6 +1,6 @@
-"""Report: one short paper of a run, from its record alone. Markdown with two figures, and a PDF of the same.
+"""Report: a short paper about a run, from its record. Markdown with two figures, and optionally a PDF of it.
 
-Every number comes from the journal, diffs come from git. No sentence claims more than `verify` has shown.
+Every number comes from the journal, and diffs come from git. No sentence claims more than `verify` has shown.
 """
 
 import collections

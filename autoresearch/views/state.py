@@ -1,7 +1,7 @@
-"""State: what can be known of a run at one moment. Console, `status`, watch and report all draw from it.
+"""State: everything known about a run at one moment. Console, `status`, watch and report are all drawn from it.
 
 The past follows from the journal. The present is in .autoresearch/<tag>/now.json, which the loop's console writes
-whenever something begins or ends, and in the progress.json of trials that train. The lock says whether a loop runs.
+whenever something begins or ends, and in the progress.json of running trials. The lock tells whether a loop is running.
 """
 
 import collections
@@ -35,7 +35,7 @@ TYPICAL = 9  # trials from which the time of the next one is estimated
 
 
 # ----------------------------------------------------------------------------------------------
-# The present, as the loop says it
+# The present, from now.json
 
 
 @dataclasses.dataclass
@@ -98,7 +98,7 @@ def read_now(folder: Path, pid: int) -> Now | None:
 
 
 # ----------------------------------------------------------------------------------------------
-# The past, as the journal says it
+# The past, from the journal
 
 
 @dataclasses.dataclass
@@ -480,17 +480,17 @@ def champion_of(ledger: Ledger) -> Champion | None:
 
 
 def why_it_ended(ledger: Ledger) -> str:
-    """Why no loop is running any more; empty where none ever did."""
+    """Why the last loop ended; empty if none ever ran."""
     account = ledger.account
     if account.stopped_because or not ledger.attempts:
         return account.stopped_because
     if account.external:
         return "no trial is running; an external agent calls the next one"
-    return "it ended without a word: killed, or the machine went down"
+    return "it ended without recording a stop: it was killed, or the machine went down"
 
 
 def trial_of(trial: Running, record: Record, at: float) -> TrialState:
-    """How far a running trial is."""
+    """The progress of a running trial."""
     typical, after = record.typical
     state = TrialState(trial.number, trial.worker, trial.label, trial.phase, trial.since, trial.began, str(trial.log))
     state.node = trial.node

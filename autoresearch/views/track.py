@@ -1,11 +1,11 @@
-"""Track: a run, as its record has it, in an experiment tracker: Trackio, Weights & Biases or MLflow.
+"""Track: send a run's record to an experiment tracker: Trackio, Weights & Biases or MLflow.
 
-`loop.py track NAME` sends what a tracker lacks, goes on while a loop runs, and ends with it. `--track NAME` calls it
-beside the loop, in a process of its own: a tracker that fails, hangs or is slow holds nobody up. What was sent is noted
-in tracked.json of the run's folder, so nothing is sent twice.
+`loop.py track NAME` sends the experiments that the tracker lacks; while a loop is running it continues, and ends with
+the loop. `--track NAME` starts it as a separate process next to the loop, so that a tracker that fails, hangs or is
+slow delays nothing. tracked.json in the run's folder notes what was sent, so nothing is sent twice.
 
-A step is an experiment, in the order of the verdicts. Where each tracker keeps its data, and whether it needs an
-account, is its own affair: its environment variables count (WANDB_MODE=offline, MLFLOW_TRACKING_URI, TRACKIO_DIR).
+A step is an experiment, in the order of the verdicts. Where a tracker keeps its data, and whether it needs an account,
+depends on its own environment variables (WANDB_MODE=offline, MLFLOW_TRACKING_URI, TRACKIO_DIR).
 """
 
 import asyncio
@@ -181,12 +181,12 @@ def listed(digest: str) -> str:
 
 
 def require_tracker(name: str | None) -> str:
-    """Its name. UserError for a tracker that is not known or not installed."""
+    """The name of a tracker. Raises UserError if it is unknown or not installed."""
     if name not in TRACKERS:
         raise UserError(f"trackers are {', '.join(TRACKERS)}, not {name!r}")
     if importlib.util.find_spec(name) is None:
         raise UserError(
-            f"{name} is not installed: `uv run --extra {name} loop.py ...` brings it, or for the command "
+            f"{name} is not installed: `uv run --extra {name} loop.py ...` installs it, or for the command "
             f"autoresearch `uv tool install --with {name} PATH_OR_URL`"
         )
     return name

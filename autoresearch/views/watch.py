@@ -1,4 +1,4 @@
-"""Watch: a live page of one run, served to a browser on this machine. It reads; with --writable it also takes words.
+"""Watch: a live page of one run, served to a browser on this machine. Read-only, except with --writable.
 
     GET /TOKEN/             the page, watch.html
     GET /TOKEN/plotly.js    the library that draws the curve, out of the installed package
@@ -63,7 +63,7 @@ class Doing:
 
 
 class Watch:
-    """What the page asks for, of one run. Threads may call it: a lock keeps them one after the other."""
+    """Answers what the page asks for, about one run. Threads may call it: a lock serialises them."""
 
     def __init__(self, repo: RunRepo, ledger: Ledger, writable: bool = False) -> None:
         self.repo, self.record, self.writable = repo, Record(ledger), writable
@@ -127,7 +127,7 @@ class Watch:
         )
 
     def tell(self, what: str, text: str, number: int) -> str:
-        """Tell the run what a person said on the page. What will follow. Raises UserError."""
+        """Send the run a message from the page. Returns what will happen. Raises UserError."""
         if what == "stop":
             return ask_to_stop(self.folder, self.repo.tag, now=False) or "no loop is running"
         if what in ("approve", "reject"):
@@ -204,7 +204,7 @@ def seat_of(seat: SeatState) -> dict:
 
 
 def doing(state: State) -> list[Doing]:
-    """What the page says of the present. The same until something changes: the page itself counts the seconds."""
+    """What the page says is going on. It changes only on events: the page itself counts the seconds."""
     last = state.record.ledger.account.last_time
     if not state.running:
         paused = ", paused" if state.paused else ""
@@ -218,7 +218,7 @@ def doing(state: State) -> list[Doing]:
     if waiting := state.waiting:
         at = clock_time(waiting.until, state.time)
         found.append(Doing(clean(f"{waiting.agent} cannot be reached; next call at {at}"), last))
-    paused = [Doing("paused: nothing new begins")] if state.paused else []
+    paused = [Doing("paused: nothing new starts")] if state.paused else []
     stopping = [Doing("stopping after that")] if state.stopping else []
     return ((found + paused) or [Doing("between two steps")]) + stopping
 
@@ -365,9 +365,9 @@ def serve(watch: Watch, port: int) -> None:
             "leave that out for one that is free"
         ) from None
     with server:
-        print(f"run {watch.repo.tag}: {server.address}\nCtrl-C ends this page; the run does not notice", flush=True)
+        print(f"run {watch.repo.tag}: {server.address}\nCtrl-C closes this page; the run is not affected", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # uv passes it on a second time
-            print("\nthe page is closed; the run goes on as it was")
+            print("\nthe page is closed; the run is not affected")

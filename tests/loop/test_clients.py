@@ -358,7 +358,7 @@ def test_several_agents_have_their_turns(toy, fake):
     output = toy.run(*arguments, FAKE_DOES=sets("n") + answer, **fake)
     agents = [entry["agent"] for entry in toy.journal("attempt")[1:]]
     assert agents[:3] == ["command", "claude-code", "claude-code"]
-    assert "command, claude-code (version 2.1.197) (each as often as it earns)" in output
+    assert "command, claude-code (version 2.1.197) (the better one proposes more often)" in output
     toy.run("report")
     report = (toy.runs / "report/report.md").read_text()
     assert "| claude-code |" in report and "| command |" in report

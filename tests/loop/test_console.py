@@ -461,5 +461,5 @@ def test_of_many_proposals_in_the_making_the_first_ones_have_a_row(ledger):
     now = Now("process", 0.0, {}, thinking=[Thinking(number, "model", 990.0) for number in range(2, 8)])
     state = state_of(Record(ledger), now, 5, 1000.0)
     text = "\n".join(lines_of(state))
-    assert text.count("model is thinking, 10 s") == 3 and "3 more proposals in the making" in text
+    assert text.count("model is thinking, 10 s") == 3 and "3 more proposals in progress" in text
     assert state.thinking.number == 2 and len(state.in_the_making) == 6

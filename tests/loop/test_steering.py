@@ -27,7 +27,7 @@ def test_notes_and_a_pause_while_the_loop_runs(toy, refused):
     wait_for(lambda: toy.journal("pause"))
     (toy.runs / "trials/2/run/release").touch()
     wait_for(lambda: len(toy.journal("verdict")) == 2)
-    assert "paused: nothing new begins until" in toy.run("status")
+    assert "paused: nothing new starts until" in toy.run("status")
     state = json.loads(toy.run("status", "--json"))
     assert state["paused"] and state["running"] and state["notes"] == ["try smaller batches"]
     process.send_signal(signal.SIGINT)

@@ -75,7 +75,7 @@ def watch(toy):
     yield open_page
     for page in pages:
         if page.process.poll() is None:
-            assert "the page is closed; the run goes on as it was" in page.close()
+            assert "the page is closed; the run is not affected" in page.close()
 
 
 def contents(folder) -> dict:

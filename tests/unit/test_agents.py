@@ -219,20 +219,20 @@ def test_auto_takes_what_is_ready_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("CLAUDE_CODE_OAUTH_TOKEN", "x")
     _, said = make_agents(AgentOptions())
     assert said == (
-        "claude-code (version 2.1.197) (--agent auto: claude is installed and signed in; --agent NAME chooses another)"
+        "claude-code (version 2.1.197) (--agent auto: claude is installed and signed in; choose another with --agent NAME)"
     )
     monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
     _, said = make_agents(AgentOptions())
-    assert said.startswith("claude-api (claude-sonnet-5-5) (--agent auto: a key for it is set")
+    assert said.startswith("claude-api (claude-sonnet-5-5) (--agent auto: its key is set")
     _, said = make_agents(AgentOptions(command="true"))
-    assert said.startswith("command (--agent auto: a program is given")
+    assert said.startswith("command (--agent auto: --agent-command is given")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"agent": "nobody"}, "there is no agent 'nobody'; choose one of auto, claude-api, claude-code"),
-        ({"agent": "sweep,sweep"}, "different ones with commas between them"),
+        ({"agent": "sweep,sweep"}, "several different ones with commas"),
         ({"agent": "sweep:big"}, "sweep takes no model"),
         ({"agent": "sweep+claude-api"}, "--agent optimize+NAME takes one agent with a model"),
         ({"agent": "optimize+auto"}, "--agent optimize+NAME takes one agent with a model"),
@@ -240,13 +240,13 @@ def test_auto_takes_what_is_ready_and_says_so(tmp_path, monkeypatch):
         ({"agent": "optimize+codex+gemini"}, "--agent optimize+NAME takes one agent with a model"),
         ({"agent": "optimize+command"}, "--agent-command 'PROGRAM ARGUMENTS'"),
         ({"agent": "command"}, "--agent-command 'PROGRAM ARGUMENTS'"),
-        ({"agent": "sweep", "command": "true"}, "--agent-command goes with --agent command, not with --agent sweep"),
-        ({"agent": "sweep", "price": "3,15"}, "--price goes with --agent claude-api, not with --agent sweep"),
+        ({"agent": "sweep", "command": "true"}, "--agent-command is for --agent command, not for --agent sweep"),
+        ({"agent": "sweep", "price": "3,15"}, "--price is for --agent claude-api, not for --agent sweep"),
         (
             {"agent": "claude-api", "base_url": "http://127.0.0.1:1", "price": "3"},
-            "--price takes dollars for a million",
+            "--price takes dollars per million",
         ),
-        ({"agent": "sweep", "thinking": "high"}, "--thinking goes with --agent claude-api, not with --agent sweep"),
+        ({"agent": "sweep", "thinking": "high"}, "--thinking is for --agent claude-api, not for --agent sweep"),
     ],
 )
 def test_agents_that_cannot_be_had(options, message):

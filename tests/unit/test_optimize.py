@@ -157,4 +157,4 @@ def test_a_run_that_is_taken_up_again_goes_on_as_it_would_have(toy):
         output = toy.run("--agent", "optimize", "--experiments", number, "--baseline-runs", "1", "--tag", "parts")
     assert [row[1:] for row in toy.rows()] == [row[1:] for row in whole] and len(whole) == 9
     assert "keep" in {row[3] for row in whole[1:]}
-    assert "optimize (no model: learns from all attempts what each constant does)" in output
+    assert "optimize (no model: learns the effect of each constant from all attempts)" in output
