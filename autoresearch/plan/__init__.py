@@ -1,1 +1,1 @@
-"""Set a game up in somebody's repository: look at it (survey), draft a task (draft), and prove it (prove)."""
+"""Set up a task in another repository: inspect the repository (survey), draft a task (draft), and check it (prove)."""

@@ -1,4 +1,4 @@
-"""`plan` and `check`: set a game up in the repository around the current folder, or prove the one that is set up."""
+"""`plan` and `check`: set up a task in the repository around the current folder, or check the existing one."""
 
 import dataclasses
 import hashlib
@@ -36,7 +36,7 @@ ROOM = 10  # times longer than then
 
 
 async def run_check(options: Check) -> int:
-    """Prove the task of program.md. Exit code 1: it does not stand."""
+    """Check the task of program.md. Exit code 1: it failed."""
     console = Console(options.plain)
     root = root_of(Path.cwd())
     repository = open_repository(root)
@@ -48,7 +48,7 @@ async def run_check(options: Check) -> int:
         raise UserError(fault)
     console.line(f"{program}, on {base[:7]}; {sandbox_in_words(bench.confined)}")
     if edited := bench.repo.uncommitted(task.editable):
-        console.line(f"{', '.join(edited)} has uncommitted changes, which are not part of this", "yellow")
+        console.line(f"{', '.join(edited)} has uncommitted changes, which are ignored here", "yellow")
 
     async def work() -> Proof:
         runner = await bench.open(task, base)
@@ -58,12 +58,12 @@ async def run_check(options: Check) -> int:
         proof = await StopRequest(console.line).unless_asked(work())
     say_faults(console, proof)
     if not proof.faults:
-        console.line(f"it stands. Begin with: {to_type()}", "green")
+        console.line(f"it works. Start with: {to_type()}", "green")
     return 1 if proof.faults else 0
 
 
 async def run_plan(options: Plan) -> int:
-    """Write a program.md that was proved. Exit code 1: none could be."""
+    """Write a program.md that passed its check. Exit code 1: there is none."""
     console = Console(options.plain)
     root = root_of(Path.cwd())
     repository = open_repository(root)
@@ -71,10 +71,10 @@ async def run_plan(options: Plan) -> int:
     folder = "" if folder == "." else folder
     program = Path.cwd() / "program.md"
     if is_own_game(root):
-        raise UserError(f"this repository has its game: it needs no plan. Begin with: {to_type()}")
+        raise UserError(f"this repository has its own game and needs no plan. Start with: {to_type()}")
     if program.exists() and not options.force:
         raise UserError(
-            f"there is a program.md here; `{to_type('check')}` proves it, `{to_type('plan --force')}` makes another"
+            f"there is a program.md here; `{to_type('check')}` checks it, `{to_type('plan --force')}` replaces it"
         )
     bench = Workbench(repository, root, choose_confinement(options.sandbox), console.output, console.line)
     inside = f"{folder}/" if folder else ""
@@ -90,11 +90,12 @@ async def run_plan(options: Plan) -> int:
     if options.agent and not (wishes.time or wishes.size or wishes.score):
         goal = wishes.goal or ask(GOAL, None)
         drafted, wording = await workload_by(options, bench, found, goal, folder, console)
-        if ask("Is that the work that is to be faster?", "yes", ("yes", "no")) != "yes":
-            raise UserError("no workload then: say one with --time COMMAND")
+        if ask("Is this the work that should become faster?", "yes", ("yes", "no")) != "yes":
+            raise UserError("the workload was rejected: name one with --time COMMAND")
         if (
             wording
-            and ask("Does that say what you want? (else your own words stand alone)", "yes", ("yes", "no")) == "yes"
+            and ask("Does this say what you want? (if not, only your own words are used)", "yes", ("yes", "no"))
+            == "yes"
         ):
             goal = f"{goal.strip().rstrip('.')}. {wording}"
         wishes = dataclasses.replace(wishes, goal=goal, time=workload_of(found)[1])
@@ -104,7 +105,7 @@ async def run_plan(options: Plan) -> int:
     for note in sketch.notes:
         console.line(f"note       {note}", "yellow")
     if edited := bench.repo.uncommitted(sketch.task(program, folder).editable):
-        console.line(f"note       {', '.join(edited)} has uncommitted changes, which are not part of this", "yellow")
+        console.line(f"note       {', '.join(edited)} has uncommitted changes, which are ignored here", "yellow")
     console.line(f"sandbox    {sandbox_in_words(bench.confined)}")
 
     async def work() -> tuple[Draft, Proof]:
@@ -115,15 +116,15 @@ async def run_plan(options: Plan) -> int:
     if proof.faults:
         console.line("\n" + sketch.program().partition("\n# ")[0])
         say_faults(console, proof)
-        chosen = "" if wishes.time or wishes.score or wishes.size else "--time COMMAND names other work to be timed; "
-        console.line(f"nothing was written. Say it otherwise: {chosen}{to_type('plan --help')}", "red")
+        chosen = "" if wishes.time or wishes.score or wishes.size else "time another command with --time COMMAND, or "
+        console.line(f"nothing was written. To change the plan: {chosen}see {to_type('plan --help')}", "red")
         return 1
     program.write_text(sketch.program())
     for name, text in sketch.files.items():
         (Path.cwd() / name).write_text(text)
     console.line(f"\n{sketch.program()}")
     written = " ".join(["program.md", *sketch.files])
-    console.line(f"it stands, and is written: {written}. Read it, then:", "green")
+    console.line(f"it works, and is written to {written}. Read it, then type:", "green")
     console.line(f"  git add -f {written} && git commit -m 'Set up autoresearch' && {to_type()}")
     return 0
 
@@ -131,16 +132,16 @@ async def run_plan(options: Plan) -> int:
 async def workload_by(
     options: Plan, bench: Workbench, found: Survey, goal: str, folder: str, console: Console
 ) -> tuple[dict[str, str], str]:
-    """(The text of the workload that an agent drafts by its path, its wording of the goal), shown to the person.
+    """Let an agent draft a workload, and show it. Returns ({its path: its text}, the agent's wording of the goal).
 
     Raises UserError.
     """
     name, _ = workload_of(found)
     if os.path.lexists(name) and not options.force:
-        raise UserError(f"{name} is there already; remove it, or say --time COMMAND")
+        raise UserError(f"{name} exists already; remove it, or use --time COMMAND")
     said = AgentOptions(options.agent or "", options.model, options.base_url, command=options.agent_command)
     (agent, *_), in_words = make_agents(said)
-    console.line(f"workload   is drafted by {in_words}")
+    console.line(f"workload   drafted by {in_words}")
     with bench.opened():
         bench.repo.reset(bench.repo.scratch, bench.repo.head())
         work = draft_workload(agent, found, goal, bench.repo.scratch / folder, bench.folder / "agent")
@@ -153,7 +154,7 @@ async def workload_by(
 async def proved(
     bench: Workbench, sketch: Draft, program: Path, folder: str, wishes: Wishes, ask: "Asker"
 ) -> tuple[Draft, Proof]:
-    """Prove a draft; what is learned on the way goes into it: the metric, the output, a guard that fails."""
+    """Check a draft and complete it with what is learned: the metric, the output, whether the guard works."""
     once = None
     while True:
         base = bench.repo.snapshot({os.path.join(folder, name): text for name, text in sketch.files.items()})
@@ -169,35 +170,38 @@ async def proved(
             sketch = with_metric(sketch, once, wishes, ask)
         elif once.measured.failed == TRAIN and wishes.train is None and "score" in sketch.settings:
             sketch = sketch.without("train", "")
-            bench.say("note      it fails: nothing is built then (--train COMMAND names another)", "yellow")
+            bench.say("note      the build fails, so it is left out (name another with --train COMMAND)", "yellow")
         elif once.measured.score is not None and not sketch.is_tuned:
             took = once.figures.get("wall_seconds", 0.0)
             sketch = sketch.tuned(next(runs for runs, longest in RUNS if took < longest), once.output)
             if not once.output:
                 continue
-            bench.say("note      it printed the same each time: the scorer now wants that, whatever an edit does", "")
+            bench.say("note      it printed the same each time: the scorer now requires this output of every edit", "")
         else:
             break
     if task.metric == UNKNOWN and "holds no line" in once.measured.reason:
-        nothing = "the score command printed no figure, such as `accuracy: 0.93`; or say what takes long, with --time"
+        nothing = "the score command printed no figure, such as `accuracy: 0.93`; to time a command, use --time COMMAND"
         once = dataclasses.replace(once, measured=dataclasses.replace(once.measured, reason=nothing))
     if once.checked.failed == GUARD and wishes.guard is None:
         sketch = sketch.without("guard", "")
-        bench.say("note      it fails on the untouched code: no guard then (--guard COMMAND names another)", "yellow")
+        bench.say(
+            "note      the guard fails on the unchanged code, so it is left out (name another with --guard COMMAND)",
+            "yellow",
+        )
         runner.task = task = sketch.task(program, folder)
         once = dataclasses.replace(once, checked=Measurement())
     proof = await prove(bench, task, base, runner, once)
     if task.is_timed and (repeats := repeats_for(proof)) > 1:
         sketch = sketch.changed(repeats=repeats)
-        longer = f"a trial measures {repeats} times, about {duration(repeats * proof.seconds)}, and the median counts"
-        bench.say(f"note      it is noisy: {longer} (`repeats`); edits are compared with the champion turn by turn", "")
+        longer = f"a trial runs it {repeats} times, about {duration(repeats * proof.seconds)}, and takes the median"
+        bench.say(f"note      it is noisy: {longer} (`repeats`); edit and champion take turns", "")
     if not wishes.time_limit:
         slowest = max((*once.measured.seconds.values(), *once.checked.seconds.values()), default=0.0)
         limit = max(SHORTEST_LIMIT, math.ceil(ROOM * slowest / 10) * 10)
         if SCORER in sketch.files and task.metric == "seconds" and proof.scores and min(proof.scores) < START:
-            short = "that is hardly more than the start of a program: time one that has more to do"
+            short = "this is hardly more than the start-up of a program: time one with more work"
             if once.output == NOTHING_PRINTED:
-                proof.faults.append(f"{short}, and prints something that depends on it: --time COMMAND")
+                proof.faults.append(f"{short}, which prints something that depends on the work: --time COMMAND")
             else:
                 bench.say(f"note      {short}", "yellow")
         sketch = sketch.changed(time_limit=limit, score_limit=limit)
@@ -205,7 +209,7 @@ async def proved(
 
 
 def with_metric(sketch: Draft, once: Once, wishes: Wishes, ask: "Asker") -> Draft:
-    """The draft with the metric that its score command prints. Raises UserError where that is not clear."""
+    """The draft with the metric that its score command prints. Raises UserError if that is not clear."""
     names = list(once.figures)
     metric = names[0] if len(names) == 1 else ask("Which of these is the metric? (--metric)", None, names)
     rising = direction_of(wishes, metric).get("direction")
@@ -228,21 +232,21 @@ def read(path: Path) -> str:
 
 
 class Asker:
-    """Asks the person at the terminal. yes: takes what is proposed, and asks for nothing."""
+    """Asks the person at the terminal. yes: accept what is proposed without asking."""
 
     def __init__(self, yes: bool) -> None:
         self.yes = yes
         self.answers = sys.stdin.isatty() and sys.stdout.isatty()
 
     def __call__(self, question: str, proposed: str | None, choices: Sequence[str] = ()) -> str:
-        """The answer. proposed: what Enter means. Raises UserError where nobody can be asked."""
+        """Ask and return the answer. proposed: the answer of Enter. Raises UserError if nobody can be asked."""
         if self.yes and proposed is not None:
             return proposed
         if self.yes or not self.answers:
             among = f" ({', '.join(choices)})" if choices else ""
             raise UserError(
-                f"nobody is here to answer: {question}{among} Say it with an option, see `{to_type('plan --help')}`"
-                + ("" if self.yes else "; --yes takes what is proposed")
+                f"nobody can answer here: {question}{among} Answer with an option, see `{to_type('plan --help')}`"
+                + ("" if self.yes else "; --yes accepts what is proposed")
             )
         print(question)
         for number, choice in enumerate(choices, 1):

@@ -1,7 +1,7 @@
-"""From what a repository has, and what its owner says, to a task: the front matter, the agenda, and a scorer.
+"""Draft a task from a repository and the wishes of its owner: the front matter, the agenda, and a scorer.
 
-The scorer is a file of the repository that no experiment may edit. It runs the workload as a process of its own, so
-that nothing which the edited code prints is taken for the score.
+The scorer is a file in the repository that no experiment may edit. It runs the workload in a separate process, so that
+nothing the edited code prints can be taken for the score.
 """
 
 import dataclasses
@@ -85,15 +85,15 @@ print("bytes:", sum(os.path.getsize(path) for path in files))
 
 @dataclasses.dataclass(frozen=True)
 class Wishes:
-    """What the owner says; None where nothing was said."""
+    """What the owner wants; None: not specified."""
 
     goal: str = ""
     edit: Sequence[str] = ()
     setup: str | None = None
     train: str | None = None
     score: str | None = None  # a command that prints the metric
-    time: str | None = None  # one whose time is the score
-    size: str | None = None  # a file, or a pattern, whose bytes are
+    time: str | None = None  # a command whose time is the score
+    size: str | None = None  # a file, or a pattern, whose size is the score
     metric: str | None = None
     direction: str | None = None
     guard: str | None = None  # empty: none
@@ -102,15 +102,15 @@ class Wishes:
 
 @dataclasses.dataclass(frozen=True)
 class Draft:
-    """A task that is to be proved, and the files that it needs besides those of the repository."""
+    """A task that is to be checked, and the additional files that it needs."""
 
     goal: str
     settings: Mapping[str, object]  # of `task`
     files: Mapping[str, str]  # text by path, from the folder of program.md
-    notes: Sequence[str] = ()  # what was chosen without being said
+    notes: Sequence[str] = ()  # what was chosen by default
 
     def task(self, path: Path, folder: str) -> Task:
-        """As the loop reads it. path: of program.md. Raises UserError."""
+        """The task, as the loop reads it. path: of program.md. Raises UserError."""
         return check_task(dict(self.settings), path, folder)
 
     def without(self, name: str, note: str) -> "Draft":
@@ -122,8 +122,8 @@ class Draft:
         return dataclasses.replace(self, settings={**self.settings, **settings})
 
     def tuned(self, runs: int, output: str) -> "Draft":
-        """The same, with a scorer of so many runs, which wants the workload to print what it printed: its SHA-256,
-        empty where that was not the same each time."""
+        """The same, with a scorer of so many runs that requires this output of the workload. output: its SHA-256; empty
+        if the output was not the same each time."""
         text = self.files[SCORER].replace(FIRST_RUNS, f"\nRUNS = {runs}\n")
         if output:
             text = text.replace("\nEXPECTED = None ", f"\nEXPECTED = {output!r} ")
@@ -200,7 +200,7 @@ def draft(found: Survey, files: set[str], taken: set[str], wishes: Wishes, ask: 
     if wishes.time_limit:
         settings |= {"time_limit": wishes.time_limit, "score_limit": wishes.time_limit}
     if clash := sorted(set(made) & taken):
-        raise UserError(f"{clash[0]} is there already; remove it, or say --score with a command that prints the number")
+        raise UserError(f"{clash[0]} exists already; remove it, or use --score with a command that prints the number")
     return Draft(goal, settings, made, notes)
 
 
@@ -222,9 +222,9 @@ def scoring(
     if command is None:
         known = [*found.benchmarks, *([found.tests] if found.tests else [])]
         proposed = known[0] if known else None
-        command = ask("Which command is timed? (it should do the work that is to be faster)", proposed, known)
+        command = ask("Which command is timed? (it should do the work that should become faster)", proposed, known)
         if command == found.tests:
-            notes.append("what is timed is the tests: a workload of your own says more (--time COMMAND)")
+            notes.append("the tests are timed: a workload of your own would be better (--time COMMAND)")
     if found.language == "Python" and "PYTHONPATH" not in command:  # the checkout's code, not what may be installed
         command = f"PYTHONPATH={source_folder(files)} {command}"
     return {SCORER: TIME.format(command=repr(command))}, scored_by(wishes, "seconds")
@@ -247,10 +247,10 @@ def editable_of(found: Survey, goal: str, ask: Ask, notes: list[str]) -> list[st
     named = files_for(goal, found.sources)[:MOST_FILES]
     proposed = named or list(found.sources[:1])
     listed = list(dict.fromkeys([*proposed, *found.sources]))[:12]
-    question = "Which files may an experiment change? (paths, with blanks between them)"
+    question = "Which files may an experiment change? (paths, separated by spaces)"
     answer = ask(question, " ".join(proposed) or None, listed)
     chosen = [posixpath.normpath(path) for path in shlex.split(answer)]
     if chosen == proposed:
         why = "the goal names them" if named else "the largest source file"
-        notes.append(f"editable: {', '.join(chosen)} ({why}; --edit PATH chooses others)")
+        notes.append(f"editable: {', '.join(chosen)} ({why}; choose others with --edit PATH)")
     return chosen

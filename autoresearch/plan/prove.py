@@ -1,7 +1,7 @@
-"""Prove a task: run every command once, the baseline five times, and break each editable file once.
+"""Check a task: run every command once, run the baseline five times, and break each editable file once.
 
-All runs are the loop's own: the same runner, the same sandbox, a worktree in .autoresearch/.check/ that is removed at
-the end. No run, tag or branch comes of it.
+It uses the loop's own runner and sandbox, and a worktree in .autoresearch/.check/ that is removed at the end. It leaves
+no run, tag or branch behind.
 """
 
 import contextlib
@@ -31,43 +31,43 @@ FOLDER = ".check"  # below RUNS; no tag begins with a dot
 BASELINES = 5
 NIGHT = 8 * 3600.0  # seconds
 SEED = 42
-BREAKING = 300.0  # seconds that breaking files may take; at least one is
-# No language, and no format for data, takes this for anything but a mistake.
+BREAKING = 300.0  # seconds that breaking files may take; at least one file is broken
+# A syntax error in every language and data format.
 BROKEN = b"]})> broken on purpose by autoresearch, to see who notices <({[\n"
-# What test runners say of how many tests there were: cargo, unittest, pytest, node, mocha, Maven; go, ctest, PHPUnit.
+# How test runners report the number of tests: cargo, unittest, pytest, node, mocha, Maven; go, ctest, PHPUnit.
 TESTS = re.compile(
     r"\b(?:ran|running) (\d+) tests?\b|\b(\d+) (?:passed|passing)\b|\btests (\d+)\b|\btests run: (\d+)", re.IGNORECASE
 )
 NO_TESTS = re.compile(r"\bno (?:tests? (?:were )?(?:ran|run|found|files|executed)|tests to run)\b", re.IGNORECASE)
 PASSED = re.compile(r"^ok\s(?!.*\[no test)", re.MULTILINE)  # go, and the Test Anything Protocol
-REPEATS = ((5, 0.03), (3, 0.015))  # runs in a trial, and the noise above which they pay, as a share of the score
-NOISY = 0.1  # of the score: above it a night finds little
+REPEATS = ((5, 0.03), (3, 0.015))  # runs per trial, and the noise (as a share of the score) above which they pay off
+NOISY = 0.1  # noise, as a share of the score, above which a night finds little
 
 Say = Callable[[str, str], None]  # a line, and its style
 
 
 @dataclasses.dataclass
 class Once:
-    """Every command run once."""
+    """The result of running every command once."""
 
     measured: Measurement
     checked: Measurement  # guard and holdout
     figures: Mapping[str, float]  # all that the score command printed
-    output: str = ""  # SHA-256 of what the workload of a scorer printed
+    output: str = ""  # SHA-256 of the output of the scorer's workload
 
 
 @dataclasses.dataclass
 class Proof:
-    """What came of it. Without faults the task stands."""
+    """The result of the check. Without faults the task is usable."""
 
     faults: list[str] = dataclasses.field(default_factory=list)
     scores: list[float] = dataclasses.field(default_factory=list)  # of the baseline
     noise: float = 0.0  # their standard deviation
-    seconds: float = 0.0  # of a whole trial, the slowest
+    seconds: float = 0.0  # of the slowest whole trial
 
 
 class Workbench:
-    """Where a task is proved, in a repository of somebody's. say: takes the lines that a person reads."""
+    """Where a task is checked, in the user's repository. say: prints a line."""
 
     def __init__(self, repository: git.Repo, root: Path, confined: bool, output, say: Say) -> None:
         self.root, self.confined, self.output, self.say = root, confined, output, say
@@ -77,14 +77,14 @@ class Workbench:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["Workbench"]:
-        """Inside, it is there; afterwards nothing is left of it. Raises UserError where another one is open."""
+        """A context with the workbench; afterwards it is removed. Raises UserError if another one is open."""
         make_folder(self.folder.parent)
         with open(self.folder.with_name("check.lock"), "a") as lock:
             try:
                 take(lock)
             except BlockingIOError:
-                raise UserError("another `plan` or `check` is at work in this repository; wait until it ends") from None
-            self.close()  # what one left that was killed
+                raise UserError("another `plan` or `check` is running in this repository; wait until it ends") from None
+            self.close()  # remove what a killed one left behind
             self.folder.mkdir()
             try:
                 yield self
@@ -116,9 +116,9 @@ class Workbench:
     # -- every command once
 
     async def once(self, runner: Local, again: bool = False) -> Once:
-        """Run every command, and say of each what it was, how long it took and what it found.
+        """Run every command, and print for each what it was, how long it took and what it found.
 
-        again: it was said before, so only what fails is.
+        again: print only failures, since the rest was printed before.
         """
         task = runner.task
         name, measured = await self.trial(runner, {})
@@ -144,15 +144,15 @@ class Workbench:
         return Once(measured, checked, figures, printed[1] if printed else "")
 
     def tell(self, runner: Local, name: str, phase: str, seconds: float, failed: str, found: str) -> None:
-        """Say what came of one command."""
+        """Print the result of one command."""
         command = getattr(runner.task, phase)
         self.say(f"{phase:<10}{one_line(command, 200)}", "")
         self.say(f"{'':<10}{runner.program_of(command)}, {seconds:.1f} s: {failed or found}", "red" if failed else "")
         text = clean(read_tail(runner.log_path(name).with_name(f"{phase}.log"), 1 << 16))
         refused = dict.fromkeys(one_line(line, 160) for line in text.splitlines() if REFUSED.search(line))
         if phase == GUARD and not failed and ran_no_test(text):
-            self.say(f"{'':<10}it ran no test, so it guards little: name a command that does, with --guard", "yellow")
-        for line in list(refused)[:3] * (not failed):  # else the reason says it
+            self.say(f"{'':<10}it ran no tests, so it guards little: name a command that does, with --guard", "yellow")
+        for line in list(refused)[:3] * (not failed):  # if it failed, the reason says so
             self.say(f"{'':<10}perhaps the sandbox denied this: {line}", "yellow")
         if failed:
             for line in text.strip().splitlines()[-8:]:
@@ -161,9 +161,9 @@ class Workbench:
     # -- the noise
 
     async def baselines(self, runner: Local, first: Measurement, proof: Proof) -> bool:
-        """Run the baseline until there are BASELINES of it, or two that are equal, and say what gain could be seen.
+        """Run the baseline BASELINES times, or until two scores are equal, and print what gain can be detected.
 
-        False: one of them failed.
+        Returns False if a run failed.
         """
         assert first.score is not None
         proof.scores, times = [first.score], [sum(first.seconds.values())]
@@ -171,7 +171,7 @@ class Workbench:
         while len(proof.scores) < BASELINES and (len(proof.scores) != 2 or len(set(proof.scores)) == 2):
             _, measured = await self.trial(runner, {}, SEED + len(proof.scores))
             if measured.score is None:
-                proof.faults.append(f"run {len(proof.scores) + 1} of the untouched code failed: {measured.reason}")
+                proof.faults.append(f"run {len(proof.scores) + 1} of the unchanged code failed: {measured.reason}")
                 return False
             proof.scores.append(measured.score)
             times.append(sum(measured.seconds.values()))
@@ -181,10 +181,10 @@ class Workbench:
             self.say(f"{'':<10}{line}", "")
         return True
 
-    # -- is what is edited what is measured?
+    # -- does the score depend on the editable files?
 
     async def break_each(self, runner: Local, files: Mapping[str, bytes], proof: Proof) -> None:
-        """Break each editable file once: score or guard must notice. files: as they are committed."""
+        """Break each editable file once: score or guard must notice. files: as committed."""
         left, unnoticed = BREAKING, []
         for number, (path, content) in enumerate(files.items()):
             if left <= 0:
@@ -194,15 +194,15 @@ class Workbench:
                 break
             broken = await self.break_file(runner, path, BROKEN + content, proof)
             left -= broken.seconds
-            if broken.scored:  # PHP prints what it does not know, and a size grows
+            if broken.scored:  # PHP prints text that is no code, and a size grows
                 emptied = await self.break_file(runner, path, b"", proof)
                 left -= emptied.seconds
                 broken = dataclasses.replace(emptied, noticed=emptied.noticed or broken.noticed)
-            self.say(f"breaking  {path}: {broken.noticed or 'NOBODY NOTICES'}", "" if broken.noticed else "red")
+            self.say(f"breaking  {path}: {broken.noticed or 'NOT NOTICED'}", "" if broken.noticed else "red")
             if broken.wins:
                 proof.faults.append(
-                    f"an empty {path} has a better score, and nothing objects: whatever is deleted would be kept. Name "
-                    "a command that needs that file, with `guard` in program.md or --guard COMMAND"
+                    f"an empty {path} has a better score, and no guard fails: any deletion would be kept. Name a "
+                    "command that needs this file, with `guard` in program.md or --guard COMMAND"
                 )
             elif not broken.noticed:
                 unnoticed.append(path)
@@ -210,19 +210,19 @@ class Workbench:
         if by_pattern and len(by_pattern) < len(files):
             names = ", ".join(by_pattern)
             self.say(
-                f"{'':<10}nothing that is run uses {names}: an edit there changes nothing that is measured", "yellow"
+                f"{'':<10}no command uses {names}: an edit there cannot change the score", "yellow"
             )
             unnoticed = [path for path in unnoticed if path not in by_pattern]
         for path in unnoticed:
             proof.faults.append(
-                f"{path} can be broken, and neither score nor guard notices: what is measured is not that file. "
-                "Perhaps nothing that is run uses it, or it is another copy (an installed package, or an editable "
-                "install of your checkout). Run the code from the worktree, which is the current folder of every "
-                "command, or take another file"
+                f"{path} can be broken, and neither score nor guard notices: the score does not depend on that file. "
+                "Perhaps no command uses it, or they use another copy (an installed package, or an editable install of "
+                "your checkout). Run the code from the worktree, which is the current folder of every command, or "
+                "choose another file"
             )
 
     async def break_file(self, runner: Local, path: str, content: bytes, proof: Proof) -> "Broken":
-        """What comes of a file with this content."""
+        """Run with this content of a file."""
         task = runner.task
         name, measured = await self.trial(runner, {path: content})
         took = sum(measured.seconds.values())
@@ -242,22 +242,22 @@ class Workbench:
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """What came of a file that was broken."""
+    """The result of breaking a file."""
 
-    noticed: str  # by whom; empty: by nobody
+    noticed: str  # what noticed it; empty: nothing
     seconds: float
-    scored: bool = False  # it has a score, and the guard passes
-    wins: bool = False  # and the score is better
+    scored: bool = False  # there is a score, and the guard passes
+    wins: bool = False  # and the score is better than the baseline's
 
 
 def ran_no_test(printed: str) -> bool:
-    """Whether test runners say that there were none; False where they say nothing of it."""
+    """Whether a test runner reported that it ran no tests; False if it reported no number."""
     counts = [int(number) for groups in TESTS.findall(printed) for number in groups if number]
     return not any(counts) and not PASSED.search(printed) and bool(counts or NO_TESTS.search(printed))
 
 
 def repeats_for(proof: Proof) -> int:
-    """How often a trial should measure a time, going by the baseline's noise (bench/in_turn.py)."""
+    """How often a trial should measure a time, given the baseline's noise (bench/in_turn.py)."""
     center = abs(statistics.fmean(proof.scores)) if proof.scores else 0.0
     return next((runs for runs, least in REPEATS if center and proof.noise > least * center), 1)
 
@@ -266,26 +266,26 @@ def in_words(task: Task, proof: Proof) -> Sequence[str]:
     """What the noise of a baseline means for a night."""
     center = abs(statistics.fmean(proof.scores))
     trials = max(1, int(NIGHT / max(proof.seconds, 0.5)))
-    night = f"a trial takes {duration(proof.seconds)}: at most {trials:,} in a night of 8 hours, the agent's time apart"
+    night = f"a trial takes {duration(proof.seconds)}: at most {trials:,} in a night of 8 hours, plus the agent's time"
     if not proof.noise:
-        return ["the same each time: any gain can be seen", night]
-    visible = 2 * proof.noise * (1 + 1 / BASELINES) ** 0.5  # of one run against the mean of the baseline's
+        return ["the same each time: any gain can be detected", night]
+    visible = 2 * proof.noise * (1 + 1 / BASELINES) ** 0.5  # one run against the mean of the baseline's runs
     share = f" ({visible / center:.1%})" if center else ""
     deviation = f"noise {proof.noise:.2g} (standard deviation)"
-    lines = [f"{deviation}: a gain above {visible:.2g}{share} shows in one run", night]
+    lines = [f"{deviation}: one run detects a gain above {visible:.2g}{share}", night]
     if center and proof.noise > NOISY * center:
-        lines.append("that is noisy: let the score command measure longer or more often, on a quieter machine")
+        lines.append("this is noisy: let the score command measure longer or more often, on a quieter machine")
     return lines
 
 
 async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: Once) -> Proof:
-    """Prove a task whose commands were run once."""
+    """Check a task whose commands were run once."""
     proof = Proof()
     if once.measured.score is None:
-        proof.faults.append(f"the untouched code has no score: {once.measured.reason}")
+        proof.faults.append(f"the unchanged code has no score: {once.measured.reason}")
         return proof
     if once.checked.reason:
-        proof.faults.append(f"the {once.checked.failed} fails on the untouched code: {once.checked.reason}")
+        proof.faults.append(f"the {once.checked.failed} fails on the unchanged code: {once.checked.reason}")
     if await bench.baselines(runner, once.measured, proof):
         names = among(task.editable, bench.repo.committed(base))
         await bench.break_each(runner, {name: bench.repo.read(base, name) for name in names}, proof)

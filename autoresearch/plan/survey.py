@@ -1,6 +1,6 @@
-"""Look at a repository: its language, how it is built and tested, what could be measured, which files matter.
+"""Inspect a repository: its language, how it is built and tested, what could be measured, which files matter.
 
-Reads committed files alone, and runs nothing.
+It only reads committed files, and runs nothing.
 """
 
 import collections
@@ -25,9 +25,9 @@ LANGUAGES = {
     "Perl": (".pl", ".pm"),
     "shell": (".sh",),
 }
-# What is built is what a file at the top describes, however large the other files beside it are.
+# A build file at the top decides what is built, however large the other files are.
 MANIFESTS = {"Cargo.toml": "Rust", "go.mod": "Go", "package.json": "JavaScript", "pyproject.toml": "Python"}
-# What is not what people want to improve: tests, documents, other people's code, what was generated.
+# Files that people do not want to improve: tests, documents, third-party code, generated code.
 ASIDE = re.compile(
     r"(^|/)(tests?|testing|specs?|__tests__|t|examples?|docs?|doc|man|vendor|third_party|node_modules|dist|build|debian|"
     r"contrib|scripts?|tools?|benchmarks?|bench|benches|perf|fixtures|po|m4|\.[^/]+)/"
@@ -45,7 +45,7 @@ COMMON = re.compile(  # words of a goal that name no file
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What a repository has. Commands are as `task` takes them; None: it has none that could be seen."""
+    """What was found in a repository. Commands are in the form that `task` takes; None: none was found."""
 
     language: str
     manager: str | None = None  # of packages or of the build: uv, npm, make, cargo, ...

@@ -1,4 +1,4 @@
-"""Let an agent draft the workload whose time is the score, and word the goal. A person sees both before they count."""
+"""Let an agent draft the workload to be timed, and reword the goal. A person approves both before they are used."""
 
 import dataclasses
 from pathlib import Path
@@ -69,7 +69,7 @@ async def draft_workload(agent: Agent, found: Survey, goal: str, folder: Path, t
 
     async def objection() -> str | None:
         text = (folder / name).read_text(errors="replace")
-        return f"{name} is as it was" if text == stub or not text.strip() else None
+        return f"{name} was not changed" if text == stub or not text.strip() else None
 
     brief = WorkloadBrief(
         number=0,
@@ -88,7 +88,7 @@ async def draft_workload(agent: Agent, found: Survey, goal: str, folder: Path, t
     try:
         proposal = await agent.propose(brief, folder)
     except (AgentFailed, NothingLeft) as error:
-        raise UserError(f"{agent.name} drafted no workload: {error}; say one with --time COMMAND") from None
+        raise UserError(f"{agent.name} drafted no workload: {error}; name one with --time COMMAND") from None
     if said := await objection():
-        raise UserError(f"{agent.name} drafted no workload: {said}; say one with --time COMMAND")
+        raise UserError(f"{agent.name} drafted no workload: {said}; name one with --time COMMAND")
     return (folder / name).read_text(errors="replace"), one_line(clean(proposal.description), MOST_WORDS)

@@ -60,7 +60,7 @@ def test_a_dirty_checkout_is_not_touched(toy):
     toy.write("notes.txt", "mine")
     toy.plan_steps(e2=[step(5)])
     output = toy.run_agent(2)
-    assert "solver.py has uncommitted changes, which are not part of the run" in output
+    assert "solver.py has uncommitted changes, which the run ignores" in output
     assert (toy.folder / "solver.py").read_text() == solver(99)
     assert (toy.folder / "notes.txt").read_text() == "mine"
     assert [row[1] for row in toy.rows()] == ["1.000000", "5.000000"]

@@ -143,14 +143,14 @@ def test_a_scorer_that_wants_the_same_output():
     ],
 )
 def test_what_nobody_is_there_to_answer(language, wishes, message):
-    with pytest.raises(UserError, match="nobody is here to answer") as said:
+    with pytest.raises(UserError, match="nobody can answer here") as said:
         drafted(language, **wishes)
     assert message in str(said.value) and "plan --help" in str(said.value)
 
 
 def test_the_scorer_stands_in_nobodys_way():
     files = set(REPOSITORIES["Python"])
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists already"):
         draft(look("Python"), files, {SCORER}, Wishes(goal="faster"), Asker(yes=True))
     assert Path(SCORER).suffix == ".py"
 
