@@ -264,7 +264,7 @@ def add_idea(context: typer.Context, options: AddIdea) -> None:
     """Add an idea. Agents are offered your ideas before those of other agents."""
     idea, is_new = known_ideas().add(options.text, options.expect, options.source)
     print(
-        f"I{idea.number}: agents see it from the next brief on" if is_new else f"this idea is known already:\n{idea}"
+        f"I{idea.number}: agents see it from the next brief on" if is_new else f"this idea is already known:\n{idea}"
     )
 
 

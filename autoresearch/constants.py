@@ -1,4 +1,4 @@
-"""The constants of the editable files: literals that are given to upper-case names. What an edit changed of them."""
+"""The constants of the editable files: literals assigned to upper-case names. And which of them an edit changed."""
 
 import ast
 import collections

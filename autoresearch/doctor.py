@@ -1,7 +1,7 @@
-"""Check this machine: what a run needs here, whether it is there, and what to type where it is not.
+"""Check this machine: what a run needs, whether it is there, and how to fix what is missing.
 
-All checks run side by side, each with a time limit, so that neither a program that hangs nor a name look-up that never
-ends holds up the rest. What needs torch, the driver or the sandbox runs in a process of its own (machine_facts.py).
+All checks run in parallel, each with a time limit, so that a hanging program or name look-up does not delay the others.
+What needs torch, the driver or the sandbox runs in a separate process (machine_facts.py).
 """
 
 import contextlib
@@ -51,13 +51,13 @@ class Finding:
 
 
 class NothingFound(Exception):
-    """A process that was asked has not answered; the text says why."""
+    """A process gave no answer; the text says why."""
 
 
 def examine(settings: dict[str, str], report: Callable[[Finding], None]) -> list[Finding]:
-    """Check everything, and report each finding as soon as those before it are known.
+    """Run all checks, and report each finding as soon as all before it are known.
 
-    settings: environment variables of the game, besides those that are set.
+    settings: environment variables of the game, in addition to the present ones.
     """
     machine = Machine(settings)
     answers = [(check, begin(listed, check, machine)) for check in CHECKS]
@@ -70,7 +70,7 @@ def examine(settings: dict[str, str], report: Callable[[Finding], None]) -> list
 
 
 def begin(function: Callable, *arguments: Any) -> Future:
-    """Call a function in a thread that holds nothing up, even if it never returns."""
+    """Call a function in a daemon thread, so that it delays nothing even if it never returns."""
     answer: Future = Future()
 
     def work() -> None:
@@ -84,13 +84,13 @@ def begin(function: Callable, *arguments: Any) -> Future:
 
 
 def listed(check: Callable, machine: "Machine") -> list[Finding]:
-    """All that a check yields, or the one finding that it returns."""
+    """All findings of a check, which yields several or returns one."""
     said = check(machine)
     return [said] if isinstance(said, Finding) else list(said)
 
 
 def found(check: Callable, answer: Future) -> list[Finding]:
-    """What a check found, or why it found nothing."""
+    """The findings of a check, or one that says why it failed."""
     name, limit = check.__name__, LONGEST_OF_TORCH if check in (torch, sandbox) else LONGEST
     try:
         return answer.result(limit)
@@ -108,7 +108,7 @@ def found(check: Callable, answer: Future) -> list[Finding]:
 
 
 class Machine:
-    """What several checks want to know. What takes long is found out once, beside everything else."""
+    """Facts that several checks need. Slow ones are determined once, in parallel."""
 
     def __init__(self, settings: dict[str, str]) -> None:
         from autoresearch.record.runs import root_of
@@ -160,7 +160,7 @@ class Machine:
         return self._torch.result()
 
     def has_gpu(self) -> bool:
-        """Whether the game is one for a GPU, which a run cannot play without what compiling needs."""
+        """Whether the game needs a GPU, and so a compiler."""
         try:
             return self.own_game and self.game()["profile"] == "gpu"
         except NothingFound:
@@ -179,12 +179,12 @@ def system(machine: Machine) -> Iterator[Finding]:
     recent = sys.version_info >= (3, 11)
     yield Finding("system", OK if recent else FAULT, said, "" if recent else "uv python install 3.12")
     free, wanted = free_memory() / GIB, 8 if machine.has_gpu() else 2
-    said = f"{free:.1f} GiB free" + ("" if free >= wanted else f"; {wanted} are comfortable")
+    said = f"{free:.1f} GiB free" + ("" if free >= wanted else f"; {wanted} GiB are recommended")
     yield Finding("memory", OK if free >= wanted else WARNING, said, "" if free >= wanted else "close other programs")
 
 
 def disk(machine: Machine) -> Iterator[Finding]:
-    """Of the folders that a run writes to."""
+    """Free space in the folders that a run writes to."""
     from autoresearch.record.runs import RUNS
 
     folders = {"runs": (machine.folder / RUNS, "or use a clone of the repository on another disk")}
@@ -262,7 +262,7 @@ def torch(machine: Machine) -> Iterator[Finding]:
         if machine.own_game:
             yield Finding("torch", FAULT, str(error), "uv sync    # installs it, 6 GB")
         else:
-            yield Finding("torch", OK, f"not here, and only this project's own game needs it ({error})")
+            yield Finding("torch", OK, f"not installed; only this project's own game needs it ({error})")
         return
     built = f"with CUDA {facts['cuda']}" if facts["cuda"] else "without CUDA"
     yield Finding("torch", OK, f"{facts['torch']}, built {built}")
@@ -272,9 +272,9 @@ def torch(machine: Machine) -> Iterator[Finding]:
     elif machine.own_game and (machine.has_gpu() or has_nvidia_card()):
         why, _, then = machine.ask(LIMIT, "driver")["why"].partition(": ")
         said = why or f"torch finds none: {facts['error']}"
-        yield Finding("GPU", broken, said, then or "--profile cpu    # plays the small game of the CPU")
+        yield Finding("GPU", broken, said, then or "--profile cpu    # runs the small game on the CPU")
     else:
-        yield Finding("GPU", OK, "none" + ("; a run plays the small game of the CPU" if machine.own_game else ""))
+        yield Finding("GPU", OK, "none" + ("; a run uses the CPU, with a smaller game" if machine.own_game else ""))
 
 
 def gpu(facts: dict, broken: str) -> Finding:
@@ -285,7 +285,7 @@ def gpu(facts: dict, broken: str) -> Finding:
     share = f"{100 * facts['share']:.0f}%" if facts["share"] else "an unknown share"
     said += f"; {share} of an H100's bf16 rate"
     if facts["error"]:
-        return Finding("GPU", broken, f"{said}; {facts['error']}", f"{to_type('--profile cpu')}    # does without it")
+        return Finding("GPU", broken, f"{said}; {facts['error']}", f"{to_type('--profile cpu')}    # runs without it")
     if free < 0.9 * gib:
         return Finding("GPU", WARNING, f"{said}; only {free:.0f} GiB are free", "nvidia-smi    # shows who uses it")
     return Finding("GPU", OK, said)
@@ -296,14 +296,14 @@ def gpu(facts: dict, broken: str) -> Finding:
 
 
 def sandbox(machine: Machine) -> Finding:
-    """Run something as a trial runs, and see what it can and cannot do."""
+    """Run a program in the sandbox of a trial, and see what it can do."""
     from autoresearch.runner import sandbox
     from autoresearch.runner.trial import trial_environment
 
     method = sandbox.method()
     if not method:
         then = "apt install bubblewrap    # or a kernel with Landlock: Linux 5.19 or later"
-        return Finding("sandbox", WARNING, "none: code that an agent wrote would run with your rights", then)
+        return Finding("sandbox", WARNING, "none: code written by an agent would run with your permissions", then)
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         run, caches, secret = Path(folder, "run"), Path(folder, "caches"), Path(folder, "secret")
         for path in (run / "tmp", caches / "a", caches / "b"):
@@ -318,17 +318,17 @@ def sandbox(machine: Machine) -> Finding:
         inside = machine.ask(TORCH_LIMIT, "torch", rules=rules, environment=environment) if has_gpu else {}
     broken = [what for what in ("reads your files", "sees your keys", "reaches the network") if facts[what]]
     if broken:
-        then = "use a machine, a virtual machine or a user with nothing to hide    # or trust the agent's code"
+        then = "use a machine, a virtual machine or a user account without secrets    # or trust the agent's code"
         return Finding("sandbox", FAULT, f"{method}, but a trial {', '.join(broken)}", then)
     fails = [f"{what} fails ({facts[what]})" for what in ("a rename", "a C compile") if facts[what]]
     if has_gpu and ("gpu" not in inside or inside["error"]):
         fails.append(f"the GPU does not work ({inside['error']})")
-    works = f"{method}: trials see no home, no keys, no network"
+    works = f"{method}: trials see no home folder, keys or network"
     if fails:
         status = FAULT if machine.has_gpu() else WARNING
-        then = "uv run bench/bring_up.py    # looks closer; loop.py --sandbox off does without"
-        return Finding("sandbox", status, f"{works}; but in it {'; '.join(fails)}", then)
-    return Finding("sandbox", OK, f"{works}; {'the GPU, ' if has_gpu else ''}renames and a C compiler work in it")
+        then = "uv run bench/bring_up.py    # examines this; loop.py --sandbox off runs without a sandbox"
+        return Finding("sandbox", status, f"{works}; but inside it {'; '.join(fails)}", then)
+    return Finding("sandbox", OK, f"{works}; {'the GPU, ' if has_gpu else ''}renames and a C compiler work inside it")
 
 
 def home() -> Path:
@@ -383,7 +383,7 @@ def data(machine: Machine) -> Iterator[Finding]:
 
 
 def agents(machine: Machine) -> Iterator[Finding]:
-    """Who could propose. Nothing is asked that costs money."""
+    """The agents that could propose. No call costs money."""
     from autoresearch.agents import KEYS
     from autoresearch.agents.clients import CLIENTS
     from autoresearch.machine_facts import models_at
@@ -408,7 +408,7 @@ def agents(machine: Machine) -> Iterator[Finding]:
             found.append(Finding(name, WARNING, f"{version}, not signed in", then))
     ready = next((finding.name for finding in found if finding.status == OK), None)
     missing = [name for name in CLIENTS if name not in asked]
-    said = f"`--agent auto` takes {ready or 'sweep: a plain search without a model'}"
+    said = f"`--agent auto` selects {ready or 'sweep, a plain search without a model'}"
     said += f"; not installed: {', '.join(missing)}" if missing else ""
     package = CLIENTS["claude-code"].package
     then = "" if ready else f"export {KEYS[0]}=..., or npm install -g {package} and sign in"
@@ -455,7 +455,7 @@ def show(finding: Finding, console: "rich.console.Console | None") -> None:
 
 
 def main(settings: dict[str, str], as_json: bool, plain: bool) -> int:
-    """The command. Returns its exit code: 1 where there is a fault."""
+    """The `doctor` command. Returns its exit code: 1 if there is a fault."""
     from autoresearch.views.panel import screen
 
     console, draws = screen()

@@ -1,7 +1,7 @@
-"""Proposals in the making: several at once, each in a worktree of its own, and none like another.
+"""Drafts: proposals in progress. There may be several at once, each in its own worktree, and all different.
 
-A draft has the number that its experiment would have now. Numbers are given with the commit: whichever is committed
-first takes the lowest, and who had that takes its number in turn. So there are no gaps, whatever comes of a draft.
+A draft has the number that its experiment would get if it were committed now. The draft that is committed first gets
+the lowest number, and swaps numbers with the draft that had it. So there are no gaps, even if a draft fails.
 """
 
 import collections
@@ -19,14 +19,14 @@ from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.repo import RunRepo, Worktree
 from autoresearch.runner import SCORE, TRAIN
 
-AT_ONCE = 16  # proposals in the making, at most, where nobody says how many
+AT_ONCE = 16  # default for the most proposals in progress
 LATEST = 9  # proposals, or trials, whose median says how long one takes
-COMBINE_OF = 4  # of so many in the making at once, one combines near misses
+COMBINE_OF = 4  # with this many proposals at once, one combines near misses
 
 
 @dataclasses.dataclass(eq=False)
 class Draft:
-    """One proposal in the making. back: the attempt that is redone, under its own number; None for a new one."""
+    """One proposal in progress. back: the attempt to redo, under its own number; None for a new one."""
 
     number: int
     place: int  # of its worktree
@@ -48,7 +48,7 @@ class Draft:
 
 
 class Drafts:
-    """Those of one run, oldest first."""
+    """The drafts of one run, oldest first."""
 
     def __init__(self, ledger: Ledger, repo: RunRepo) -> None:
         self.ledger, self.repo = ledger, repo
@@ -77,7 +77,7 @@ class Drafts:
         return [other for other in self.all if other is not draft]
 
     def number(self, draft: Draft) -> int:
-        """The number of a draft that is committed at this moment."""
+        """The number that a draft gets if it is committed now."""
         return draft.number if draft.back else len(self.ledger.attempts) + 1
 
     def committed(self, draft: Draft, number: int) -> None:
@@ -91,9 +91,9 @@ class Drafts:
     # -- when to begin one
 
     def due(self, trials: Collection[float]) -> tuple[int, float | None]:
-        """(How many trials will be over by the time that a draft begun now is ready, seconds until the next will be.)
+        """(How many trials will have ended when a draft begun now is ready, seconds until one more will have.)
 
-        trials: when they began. Nothing is due until a proposal and a trial have shown how long they take.
+        trials: when they began. (0, None) until one proposal and one trial have shown how long they take.
         """
         trial = statistics.median([length for a in self.ledger.finished[-LATEST:] if (length := length_of(a))] or [0])
         if not trial or not self.took:
@@ -101,15 +101,15 @@ class Drafts:
         to_wait = [began + trial - statistics.median(self.took) - time.monotonic() for began in trials]
         return sum(left <= 0 for left in to_wait), min((left for left in to_wait if left > 0), default=None)
 
-    # -- what they take
+    # -- what they cost
 
     def taken(self) -> tuple[int, float]:
-        """(Tokens, dollars) so far, beyond what is in the record."""
+        """(Tokens, dollars) spent so far that are not in the record yet."""
         return sum(draft.tokens for draft in self.all), math.fsum(draft.dollars for draft in self.all)
 
     def expected(self, drafts: Sequence[Draft]) -> tuple[float, float]:
-        """(Tokens, dollars) that drafts will have taken, each as a usual proposal of its agent, or of the dearest one
-        while it has none; infinite where none is recorded yet. What nobody knows counts as nothing.
+        """The expected (tokens, dollars) of drafts: each counts as an average proposal of its agent, or of the most
+        expensive agent while it has none; infinite if no proposal is recorded yet. Unknown costs count as zero.
         """
         known = {name: spent for name, spent in self.ledger.spent_by.items() if name != "loop"}
         tokens, dollars = 0.0, 0.0
@@ -135,9 +135,9 @@ def focus_of(
     categories: Sequence[str], near_misses: int, attempts: Sequence[Attempt], in_flight: Sequence[Attempt],
     others: Sequence[Draft],
 ) -> str:  # fmt: skip
-    """The kind of change that a draft begins with, so that several at once are not alike; empty where it is alone.
+    """The kind of change that a draft should begin with, so that simultaneous drafts differ; empty if it is alone.
 
-    Of those that are least in flight the one that failed least.
+    Among the kinds least in progress, the one that failed least.
     """
     if not others:
         return ""

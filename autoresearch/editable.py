@@ -1,4 +1,4 @@
-"""Which files an edit may touch: names from the repository's root, and globs, `src/**/*.py`, with new files in them."""
+"""Which files an edit may change: paths from the repository's root, and globs, `src/**/*.py`, including new files."""
 
 import functools
 import os

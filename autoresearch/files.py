@@ -1,4 +1,4 @@
-"""Small files that others read while they are written, or write while they are read."""
+"""Small files that are read and written by several processes at once."""
 
 import json
 import os
@@ -8,9 +8,9 @@ LARGEST = 1 << 16  # bytes of a JSON file that are read
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that whoever reads it, and whatever is killed, finds it as it was or as it is to be.
+    """Write a file atomically: a reader, or a restart after a kill, finds the old contents or the new, never a part.
 
-    Text becomes UTF-8; what was no text when it was read (surrogateescape) stays as it was. Raises OSError.
+    Text is encoded as UTF-8; bytes that were not valid when it was read (surrogateescape) are kept. Raises OSError.
     """
     part = path.with_name(f".{path.name}.part")
     try:
@@ -21,7 +21,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A small JSON object in a file that others can write: no links, no pipes, no end of it. Empty where it is none."""
+    """A small JSON object from an untrusted file: follows no link, opens no pipe, reads a limited size. Empty if it is
+    not one.
+    """
     flags = os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         with open(path, "rb", opener=lambda name, more: os.open(name, more | flags)) as file:

@@ -28,7 +28,7 @@ OPEN, AGENT = "open", "agent "
 LIMITS = {"text": 500, "expected": 200, "source": 400, "outcome": 300}  # characters
 MOST_AT_ONCE = 3  # new ones with an edit
 MOST_OF_AGENTS = 30  # that wait to be tested
-WANTS = {  # what an edit that crashed had too little of, by its reason
+WANTS = {  # what a crashed edit had too little of, found in its reason
     "memory": re.compile("out of ?memory|MemoryError|bad_alloc|of host memory|next to no memory", re.IGNORECASE),
     "time": re.compile(r"its time limit|in its first \d|its first batch after|process went on for"),
 }
@@ -109,7 +109,7 @@ those that are {OPEN}, from the top, yours before those of agents.
         said = {"text": text, "expected": expected, "source": source}
         said = {name: one_line(clean(words), LIMITS[name]) for name, words in said.items()}
         if not core(said["text"]):
-            raise UserError('there is no idea in this; put it in quotes, e.g. "try smaller batches"')
+            raise UserError('the idea is empty; put it in quotes, e.g. "try smaller batches"')
         with self.to_edit() as ideas:
             if same := next((idea for idea in ideas if core(idea.text) == core(said["text"])), None):
                 return same, False
@@ -138,7 +138,7 @@ those that are {OPEN}, from the top, yours before those of agents.
                     idea.put(OPEN)
 
     def drop(self, number: int) -> Idea:
-        """A person does not want it. Raises UserError where there is none of this number."""
+        """Mark an idea as dropped by a person. Raises UserError if there is no idea with this number."""
         with self.to_edit() as ideas:
             for idea in ideas:
                 if idea.number == number:

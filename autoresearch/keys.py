@@ -1,6 +1,6 @@
-"""Keys are never written: whatever looks like one is removed from every text that this project keeps or shows.
+"""Keys are never written: anything that looks like one is removed from every text that this project stores or shows.
 
-A key is recognised by its shape, or as the value of an environment variable whose name says that it is secret.
+A key is recognised by its shape, or as the value of an environment variable whose name suggests a secret.
 """
 
 import functools

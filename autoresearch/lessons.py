@@ -2,8 +2,8 @@
 
 - L3 (confirmed 2) [cpu; CPU, 2 cores; run 2026-11-21, experiment 12]: a smaller batch beats a larger learning rate
 
-An edit may name the lesson that it tests. A lesson counts as confirmed by the verdict on such an edit, not by being
-repeated.
+An edit may name the lesson that it tests. If that edit is kept, the lesson is confirmed; repeating a lesson does not
+confirm it.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""`ideas --search`: an agent searches the web for ideas. Only those that come with title, year and link are taken."""
+"""`ideas --search`: an agent searches the web for ideas. Only ideas with title, year and link are accepted."""
 
 import dataclasses
 import datetime
@@ -45,7 +45,7 @@ IDEA | EXPECTED EFFECT | TITLE | YEAR | LINK
 
 @dataclasses.dataclass(frozen=True)
 class SearchBrief(Brief):
-    """What an agent is told that searches, in place of what one is told that proposes an edit."""
+    """The brief of an agent that searches for ideas, in place of the brief for an edit."""
 
     topic: str = ""
     files: tuple[str, ...] = ()  # that experiments may edit
@@ -88,7 +88,7 @@ async def search(options: Options) -> int:
         )
     )  # fmt: skip
     if not agent.retries:
-        raise UserError(f"{agent.name} has no model that could search; name another with --agent")
+        raise UserError(f"{agent.name} has no model and cannot search; name another with --agent")
     make_folder(root / RUNS)
     transcript = root / RUNS / FOLDER / f"{time.time_ns()}"
     folder = transcript / "folder"
@@ -118,7 +118,7 @@ async def search(options: Options) -> int:
         ideas=ideas.read(),
     )
     console.line(f"{in_words} searches for: {topic}")
-    console.line(f"it may take minutes; what it is told and says: {transcript.relative_to(root)}")
+    console.line(f"this may take minutes; the conversation is in {transcript.relative_to(root)}")
     try:
         said = await StopRequest(console.line).unless_asked(agent.propose(brief, folder))
     except Stopped:
@@ -129,15 +129,15 @@ async def search(options: Options) -> int:
     sourced, dropped = read_found(folder / FOUND)
     new = 0
     for idea, is_new in (ideas.add(*words) for words in sourced):
-        console.line(str(idea) if is_new else f"known already: I{idea.number}")
+        console.line(str(idea) if is_new else f"already known: I{idea.number}")
         new += is_new
     console.line(f"{count(new, 'idea')} added")
     if dropped:
-        needs = f"at most {MOST} are taken, each with idea, effect, title, year and link"
+        needs = f"at most {MOST} are accepted, each with idea, effect, title, year and link"
         console.line(f"{count(dropped, 'line')} dropped: {needs}", "yellow")
     spent = Spent()
     spent.add(said.tokens, said.dollars)
-    console.line(f"the search took {spent.words()}. The links were not opened: check what you rely on")
+    console.line(f"the search took {spent.words()}. The links were not opened: check before you rely on one")
     return 0 if new else 1
 
 

@@ -1,4 +1,4 @@
-"""What the doctor finds out about a machine. What may take long, hang or crash is asked in a process of its own:
+"""What the doctor finds out about a machine. Anything that may take long, hang or crash runs in a separate process:
 
     python -m autoresearch.machine_facts torch          # or driver, game, network URL, confined SETTINGS
 

@@ -1,9 +1,9 @@
-"""The MCP server: an agent of any program that speaks the Model Context Protocol runs the experiments of a run.
+"""The MCP server: any agent that supports the Model Context Protocol can run the experiments of a run.
 
-`loop.py mcp` speaks on standard input and output. What changes something calls the same commands as a person types, as
-processes: so nothing goes past preflight, sandbox and judge. What only reads looks at the record.
+`loop.py mcp` uses standard input and output. Tools that change something start the same commands that a person types,
+as processes, so preflight, sandbox and judge cannot be bypassed. Tools that only read look at the record.
 
-The SDK is loaded here alone: it takes a second, and is not installed by default.
+The SDK is loaded only here: it takes a second, and is not installed by default.
 """
 
 import asyncio

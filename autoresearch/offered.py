@@ -1,4 +1,4 @@
-"""What prepare.py offers to train.py, as an agent is told: values, signatures and docstrings, without the code."""
+"""What prepare.py offers to train.py, for the brief: values, signatures and docstrings, without the code."""
 
 import ast
 import inspect

@@ -1,4 +1,4 @@
-"""A page for each attempt, .autoresearch/<tag>/attempts/<number>.md: all about it, for agents and people to read."""
+"""A page for each attempt, .autoresearch/<tag>/attempts/<number>.md: everything about it, for agents and people."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ class Pages:
         self.written = 0  # of the finished attempts, those that have their page
 
     def catch_up(self) -> None:
-        """Write the pages that are missing after a kill."""
+        """Write the pages that are missing because the loop was killed."""
         for attempt in self.run.ledger.finished[self.written :]:
             self.write(attempt)
         self.written = len(self.run.ledger.finished)

@@ -1,12 +1,12 @@
 """program.md: where it is, its agenda, and the settings in its front matter.
 
 Without a `task:` in it the game is this project's own: train.py, prepare.py, val_bpb.
-Any other repository with a number to improve says, in YAML between two lines of dashes:
+Any other repository with a number to improve has, in YAML between two lines of dashes:
 
     ---
     task:
-      editable: [solver.py]           # the files an experiment may change; globs too: src/**/*.py
-      context: [score.py]             # what agents are shown besides
+      editable: [solver.py]           # the files an experiment may change; also globs: src/**/*.py
+      context: [score.py]             # other files that agents are shown
       train: python solver.py         # the command of one trial; its log is kept
       score: python score.py          # optional: the command that prints the metric; else `train` prints it
       metric: accuracy                # the last line `accuracy: 0.93` is the score
@@ -14,13 +14,13 @@ Any other repository with a number to improve says, in YAML between two lines of
       repeats: 5                      # optional: runs of the command that prints the metric; the median counts
       guard: python -m pytest -q      # optional: must succeed before anything is kept
       time_limit: 60                  # seconds for `train`
-      readable: [/data/numbers]       # what the commands read outside the repository: they run confined
-      setup: npm ci                   # runs once in the worktree, with your rights; what it makes stays
-      env: [LANG, LEVEL=3]            # variables that the commands see
-      link: [.venv, data/]            # untracked paths that they read in the worktree
-      network: loopback               # servers on this machine, started by the commands
-    simplicity: {gain: 0.01, lines: 10}             # optional: ten added lines owe a gain of 0.01
-    stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep until the agent changes its ways
+      readable: [/data/numbers]       # files outside the repository that the commands may read (they run in a sandbox)
+      setup: npm ci                   # runs once in the worktree, with your permissions; its files stay
+      env: [LANG, LEVEL=3]            # environment variables that the commands see
+      link: [.venv, data/]            # untracked paths, linked into the worktree for reading
+      network: loopback               # the commands may start servers on this machine
+    simplicity: {gain: 0.01, lines: 10}             # optional: ten added lines must bring a gain of 0.01
+    stages: {refine: 3, pivot: 5, outside: 2}       # optional: verdicts without a keep before the approach changes
     imports: [scipy]                                # optional: train.py of this project's game may import these too
     size: {file: 256, literal: 4}                   # optional: KB of an editable file, and of a literal in train.py
     ---
@@ -47,9 +47,9 @@ UNITS |= {"largest_file": "KB", "largest_literal": "KB"}
 
 
 def program_of(root: Path, folder: Path) -> Path:
-    """The program.md that holds in a folder of the checkout, the nearest at or above it; else where one would be.
+    """The program.md for a folder of the checkout: the nearest one at or above it; if there is none, where it would be.
 
-    Inside a run's worktree it is that of the user's checkout.
+    Inside a run's worktree it is the one in the user's checkout.
     """
     inside = folder.resolve().relative_to(root)
     if inside.parts[:1] == (".autoresearch",):
@@ -59,12 +59,12 @@ def program_of(root: Path, folder: Path) -> Path:
 
 
 def is_own_game(root: Path) -> bool:
-    """Whether a repository holds this project's own game."""
+    """Whether a repository contains this project's own game."""
     return (root / "prepare.py").is_file() and (root / "autoresearch/referee").is_dir()
 
 
 def read_agenda(path: Path) -> str:
-    """What program.md says below its front matter, without what it says to agents that drive; empty without a file."""
+    """The text of program.md below its front matter, without the chapter for external agents; empty without a file."""
     text = split_front_matter(read_text(path))[1]
     return re.sub(rf"^# {DRIVING}.*?(?=^# |\Z)", "", text, flags=re.MULTILINE | re.DOTALL).strip()
 
@@ -72,7 +72,7 @@ def read_agenda(path: Path) -> str:
 def read_task(path: Path, root: Path | None = None) -> Task:
     """The task of a program.md. Without a file, or without a `task:` in it, this project's own game.
 
-    root: of the repository. Where that is not this project's, UserError takes the place of its game.
+    root: of the repository. In another repository it raises UserError instead.
     """
     settings = read_front_matter(path)
     inside = path.parent.relative_to(root or path.parent).as_posix()
@@ -94,13 +94,13 @@ def read_task(path: Path, root: Path | None = None) -> Task:
 
 
 def no_task(path: Path) -> str:
-    """What to tell a person whose program.md, or the lack of it, does not say what is to be improved."""
+    """The message if program.md is missing, or does not say what to improve."""
     if not path.exists():
-        what = f"there is no program.md in {path.parent}, which says what to improve and how it is measured"
+        what = f"there is no program.md in {path.parent}; it says what to improve and how to measure it"
     elif re.search(r"^\ufeff?task:", read_text(path), re.MULTILINE):
-        what = f"the `task:` of {path} is not in its front matter: put it at the head, between two lines of ---"
+        what = f"the `task:` of {path} is not in its front matter: put it at the top, between two lines of ---"
     else:
-        what = f"{path} has no `task:` in its front matter, which says what is edited, run and measured"
+        what = f"{path} has no `task:` in its front matter; it says what to edit, run and measure"
     return f'{what}; to have one made, type: {to_type("plan")} "what to improve, e.g. make parsing faster"'
 
 
@@ -121,7 +121,7 @@ def read_stages(path: Path) -> Stages:
 
 
 def read_front_matter(path: Path) -> dict:
-    """The settings between two lines of dashes at the head of a program.md. Raises UserError."""
+    """The settings between two lines of dashes at the top of a program.md. Raises UserError."""
     import yaml
 
     text = read_text(path)
@@ -153,7 +153,7 @@ def read_front_matter(path: Path) -> dict:
 
 
 def near(unknown: Sequence[str], known: Iterable[str]) -> str:
-    """Words that are not known, with those that were perhaps meant, and all that are known."""
+    """A list of unknown names, with suggestions, and all known names."""
     known = list(known)
     meant = {name: difflib.get_close_matches(name, known, 1, 0.7) for name in unknown}
     words = ", ".join(name + (f" (did you mean {meant[name][0]}?)" if meant[name] else "") for name in unknown)
@@ -161,7 +161,7 @@ def near(unknown: Sequence[str], known: Iterable[str]) -> str:
 
 
 def check_sizes(settings: object, path: Path) -> dict[str, Any]:
-    """The sizes that an edit may have, from `size: {file: 256, literal: 4}`, in KB; either may be missing."""
+    """The size limits of an edit, from `size: {file: 256, literal: 4}`, in KB; either may be missing."""
     if not isinstance(settings, dict) or settings.keys() - {"file", "literal"}:
         raise UserError(f"`size` in {path} must hold `file`, `literal` or both, in KB, e.g. {{file: 256, literal: 4}}")
     if not all(type(size) in (int, float) and 0 < size < float("inf") for size in settings.values()):
@@ -170,13 +170,13 @@ def check_sizes(settings: object, path: Path) -> dict[str, Any]:
 
 
 def check_price(settings: object, path: Path) -> float:
-    """The gain that a line owes, from `simplicity: {gain: 0.001, lines: 20}`."""
+    """The gain that an added line must bring, from `simplicity: {gain: 0.001, lines: 20}`."""
     if (
         not isinstance(settings, dict)
         or settings.keys() != {"gain", "lines"}
         or not all(type(n) in (int, float) for n in settings.values())
     ):
-        raise UserError(f"`simplicity` in {path} must hold two numbers: the `gain` that so many added `lines` owe")
+        raise UserError(f"`simplicity` in {path} must hold two numbers: the `gain` required for so many added `lines`")
     if not (0 <= settings["gain"] < float("inf") and 0 < settings["lines"] < float("inf")):
         raise UserError(f"`simplicity` in {path}: `gain` must be 0 or more and `lines` above 0")
     return settings["gain"] / settings["lines"]
@@ -228,7 +228,7 @@ def check_also(settings: object, path: Path) -> dict[str, dict]:
 
 
 def check_surroundings(values: dict[str, Any], path: Path, folder: str) -> None:
-    """UserError for settings of what the commands see that do not fit. folder: of program.md, from the root."""
+    """Raises UserError for invalid settings of the commands' environment. folder: of program.md, from the root."""
     for entry in values.get("env", ()):
         if not re.fullmatch(r"[A-Za-z_]\w*(=.*)?", entry, re.DOTALL):
             raise UserError(f"`env` in {path} takes NAME or NAME=value, not {entry!r}")
@@ -263,10 +263,10 @@ def known_settings() -> list[str]:
 
 
 def check_task(settings: object, path: Path, folder: str = "") -> Task:
-    """The Task that the settings describe; UserError for what does not fit. folder: of program.md, from the root."""
+    """The Task that the settings describe. Raises UserError if invalid. folder: of program.md, from the root."""
     known = known_settings()
     if not isinstance(settings, dict):
-        raise UserError(f"`task` in {path} must hold settings below it, one a line: {', '.join(known)}")
+        raise UserError(f"`task` in {path} must have settings below it, one per line: {', '.join(known)}")
     if unknown := sorted(str(name) for name in settings if name not in known):
         raise UserError(f"`task` in {path} has unknown settings {near(unknown, known)}")
     hints = get_type_hints(Task)
@@ -283,20 +283,20 @@ def check_task(settings: object, path: Path, folder: str = "") -> Task:
         elif hints[name] in (str, str | None) and not (isinstance(value, str) and "\0" not in value):
             quoted = str(value).lower() if isinstance(value, bool) else value
             raise UserError(
-                f"`{name}` in {path} must be a text that a shell could split, not {value!r}"
+                f"`{name}` in {path} must be a shell command, not {value!r}"
                 if name in COMMANDS and not isinstance(value, bool)
-                else f'`{name}` in {path} must be a text, not {value!r}; in quotes it is one: {name}: "{quoted}"'
+                else f'`{name}` in {path} must be a text, not {value!r}; put it in quotes: {name}: "{quoted}"'
             )
     for name in COMMANDS:
         try:
             if name in values and not values[name].strip():
                 del values[name]
-            elif name in values and "\n" not in values[name].strip():  # a script is the shell's to judge
+            elif name in values and "\n" not in values[name].strip():  # a script is left to the shell
                 shlex.split(values[name])
         except ValueError as error:
             text = values[name]
             raise UserError(
-                f"`{name}` in {path} must be a text that a shell could split, not {text!r}: {error}"
+                f"`{name}` in {path} must be a shell command, not {text!r}: {error}"
             ) from None
     check_surroundings(values, path, folder)
     if type(repeats := values.get("repeats", 1)) is not int or not 1 <= repeats <= MOST_REPEATS:

@@ -1,4 +1,4 @@
-"""Why an edit cannot be run, or would tell nothing new: rules first, then a short rehearsal of the model."""
+"""Why an edit is refused: it cannot be run, or would tell nothing new. Rules first, then a short rehearsal."""
 
 import dataclasses
 
@@ -17,13 +17,13 @@ CLEAR = 2 * 2**0.5  # standard deviations of one score: a difference of two that
 
 
 class Refusals:
-    """Those of one run. drafts: others in the making, none of which is to be alike."""
+    """Decides which edits of a run are refused. drafts: the proposals in progress, which must all be different."""
 
     def __init__(self, run: Run, drafts: Drafts) -> None:
         self.run, self.ledger, self.task, self.drafts = run, run.ledger, run.task, drafts
 
     async def of(self, draft: Draft) -> str | None:
-        """Why the edit in a draft's worktree cannot be run, or None."""
+        """Why the edit in a draft's worktree is refused, or None."""
         assert draft.base is not None
         folder = draft.worktree.folder
         changed = draft.worktree.changed(draft.base.commit)
@@ -34,19 +34,19 @@ class Refusals:
         for name, content in files.items():
             before = champion.get(name, b"").decode(errors="replace")
             if keys.found(content.decode(errors="replace")) > keys.found(before):
-                return f"{name} holds something that looks like a key; it must not be in git"
+                return f"{name} contains something that looks like a key, which must not get into git"
         draft.edit = self.run.edit(folder)
         if refusal := self.of_repetition(draft) or self.of_constants(champion, files, draft.redone):
             return refusal
         if not self.task.preflight:
             return None
-        seat = next(iter(self.run.runner.seats), Seat(0))  # a cluster may have none just now
+        seat = next(iter(self.run.runner.seats), Seat(0))  # a cluster may have none at the moment
         seat = dataclasses.replace(seat, number=draft.place)
         job = Job(name_of("preflight", seat), files, self.run.seed, (PREFLIGHT,))
         measured = await self.run.runner.run(job, seat, lambda phase: None)
         draft.preflight = measured.seconds.get(PREFLIGHT)
         self.run.require_room()
-        return measured.reason or self.of_repetition(draft) or None  # another may have been committed meanwhile
+        return measured.reason or self.of_repetition(draft) or None  # an equal edit may have been committed meanwhile
 
     def of_repetition(self, draft: Draft) -> str | None:
         assert draft.base is not None
@@ -59,14 +59,14 @@ class Refusals:
         return None
 
     def tried_before(self, edit: str, redone: int | None) -> Attempt | None:
-        """The earlier attempt that did the same. redone: the number of one whose edit may come again."""
+        """The earlier attempt with the same edit. redone: the number of an attempt whose edit may be repeated."""
         for attempt in self.ledger.attempts:
             if attempt.edit == edit and attempt.reason not in ABANDONED and attempt.number != redone:
                 return attempt
         return self.ledger.repaired.get(edit)
 
     def of_constants(self, champion: dict[str, bytes], files: dict[str, bytes], redone: int | None) -> str | None:
-        """Why an edit tells nothing new: of what does not count here, or of constants, as one that clearly lost."""
+        """Why an edit tells nothing new: it changes what is not used on this machine, or repeats a clear loss."""
         gpu = self.run.facts.gpu
         known = self.task.referee and self.run.facts.profile in ("gpu", "cpu")  # `test` runs on either
         if known and as_it_counts(champion, gpu) == as_it_counts(files, gpu):
@@ -87,5 +87,5 @@ class Refusals:
 
 
 def as_recorded(made: dict[str, tuple[Value, Value]] | None) -> dict[str, list] | None:
-    """What became of constants, in the form that it has in the journal."""
+    """A change of constants in the form that the journal has."""
     return None if made is None else {name: list(values) for name, values in made.items()}

@@ -11,7 +11,7 @@ from autoresearch.record.runs import make_folder
 
 
 class SharedLines:
-    """Its lines. What a subclass does not know stays as it is."""
+    """The lines of such a file. Lines that a subclass does not understand stay as they are."""
 
     HEADING = ""  # of a new file
 

@@ -1,4 +1,4 @@
-"""The task: which files are edited, what is run, what is scored. program.py reads it from program.md."""
+"""The task: which files may be edited, what is run, and what is scored. program.py reads it from program.md."""
 
 import ast
 import dataclasses
@@ -16,9 +16,9 @@ from autoresearch import preflight
 from autoresearch.editable import among, is_glob, may_edit
 from autoresearch.preflight import LARGEST_FILE, LARGEST_LITERAL
 
-NOTHING = "true"  # the command of a task that neither trains nor builds
+NOTHING = "true"  # the `train` command of a task that neither trains nor builds
 COMMANDS = ("train", "score", "guard", "holdout", "setup", "describe")
-# Words of a metric's name that say that time is measured: what else runs on the machine changes it.
+# Parts of a metric's name that mean that it is a time or a speed, so that other work on the machine affects it.
 TIMES = re.compile(
     r"(?:^|[^a-z])(?:s|ms|us|ns|secs?|seconds?|times?|latency|runtime|duration|speed|throughput|[fqr]ps|ops)(?:[^a-z]|$)"
 )
@@ -39,7 +39,7 @@ class Task:
     holdout: str | None = None  # the same, and what it measures is recorded; no decision reads it
     setup: str | None = None  # run once, before the first trial
     describe: str | None = None  # prints what the run would use, as a JSON object: see Facts
-    line_price: float = 0.0  # gain that each added line of code owes
+    line_price: float = 0.0  # gain that each added line of code must bring
     preflight: bool = False  # edits keep this project's own contract (preflight.py)
     imports: tuple[str, ...] = ()  # and may import these modules besides
     largest_file: float = LARGEST_FILE  # KB of an editable file; or as long as the human's
@@ -65,7 +65,7 @@ class Task:
 
     @property
     def is_timed(self) -> bool:
-        """Whether the metric is a time or a speed, going by its name."""
+        """Whether the metric is a time or a speed, judging by its name."""
         return not self.referee and bool(TIMES.search(self.metric.lower()))
 
     @property
@@ -74,7 +74,7 @@ class Task:
         return f"holdout_{self.metric.removeprefix('val_')}"
 
     def absent(self, committed: Set[str], new: Set[str], root: Path) -> str | None:
-        """What is wrong with the files that the task names, or None: trials see only what is committed.
+        """What is wrong with the files that the task names, or None. Trials see only what is committed.
 
         committed, new: files of the repository, and those in the checkout that git neither has nor ignores. root: the
         checkout.
@@ -257,7 +257,7 @@ class Stages:
 
 def how_to_commit(path: str) -> str:
     path = shlex.quote(path)
-    return f"trials see only what is: `git add -f {path} && git commit -m 'Add {posixpath.basename(path)}'`"
+    return f"trials see only committed files: `git add -f {path} && git commit -m 'Add {posixpath.basename(path)}'`"
 
 
 def task_of(recorded: dict) -> Task:

@@ -1,4 +1,4 @@
-"""Text that people and agents see: one place that cleans it, and the words for commands, counts and durations."""
+"""Text for people and agents: cleaning it, and formatting commands, counts, scores and durations."""
 
 import math
 import os
@@ -15,9 +15,9 @@ METRIC = r"[A-Za-z_][\w./-]*"  # the name of a figure that a command prints
 
 
 def to_type(words: str = "") -> str:
-    """A command of this program, as its user types it: the way in which it was called, then the words.
+    """A command of this program as its user would type it: how it was called, then the words.
 
-    `uv run loop.py` in the folder where loop.py lies; with its path elsewhere; `autoresearch` where that is installed.
+    `uv run loop.py` in the folder of loop.py, with its path elsewhere; `autoresearch` if that command was called.
     """
     called = os.path.abspath(sys.argv[0])
     if os.path.basename(called) != "loop.py":
@@ -30,9 +30,9 @@ def to_type(words: str = "") -> str:
 
 
 def clean(text: str) -> str:
-    """Text that somebody else wrote, safe to show: no keys, escapes or control characters but newlines and tabs.
+    """Untrusted text, made safe to show: without keys, escapes and control characters except newlines and tabs.
 
-    Of a line that was written over with carriage returns, its last state remains.
+    If a line was overwritten with carriage returns, its last state is kept.
     """
     if not text.replace("\n", "").isprintable():
         text = ESCAPES.sub("", text)
@@ -42,7 +42,7 @@ def clean(text: str) -> str:
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Text fit for a column: one line without control characters, at most `limit` long. Keys stay: see `clean`."""
+    """Text for a table cell: one line without control characters, at most `limit` long. Does not remove keys."""
     if len(text) <= limit and text.isprintable() and "  " not in text and text == text.strip():
         return text  # as most are: a brief has thousands
     text = "".join(c if c.isprintable() else " " for c in ESCAPES.sub("", text))
@@ -61,7 +61,7 @@ def count(number: int, noun: str) -> str:
 
 
 def digits(value: float | None) -> str:
-    """A score, or what it changed by: six decimals; none of a whole number; of a tiny one its first digits."""
+    """A score, or a change of one: six decimals; none for a whole number; the first digits of a tiny one."""
     if value is None or not math.isfinite(value):
         return "n/a"
     if value == 0 or (0.5 <= abs(value) < 1e15 and round(value, 9) == round(value)):
@@ -70,13 +70,13 @@ def digits(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """The same, of a change: with its sign."""
+    """The same for a change, with its sign."""
     said = digits(value)
     return said if said.startswith(("-", "n")) else f"+{said}"
 
 
 def duration(seconds: float) -> str:
-    """About how long: `40 s`, `6 min`, `2 h 10 min`."""
+    """A rounded duration: `40 s`, `6 min`, `2 h 10 min`."""
     minutes = round(seconds / 60)
     if seconds < 60:
         return f"{max(0.0, seconds):.0f} s"

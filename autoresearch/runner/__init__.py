@@ -1,8 +1,9 @@
-"""Where trials run: the loop hands a job to a runner and gets a measurement. How and where is the runner's business.
+"""Where trials run: the loop gives a Job to a Runner and gets a Measurement back.
 
-local.py runs jobs as confined processes on this machine, cluster.py on the nodes of a cluster. Another runner is one
-more class with these methods, made where Run.open makes it; logs and progress of its trials have to appear in the run's
-folder, where the views look for them.
+local.py runs jobs as sandboxed processes on this machine, cluster.py on the nodes of a cluster. To add another kind,
+write a class with the methods of Runner that can be created with the arguments of Local, and pass it as `make` to
+Run.open (commands.night does this for the cluster). Logs and progress of its trials must appear in the run's folder,
+where the views look for them.
 """
 
 import dataclasses
@@ -19,77 +20,78 @@ LOG_END = 4000  # bytes at the end of a log, for agents and pages
 
 @dataclasses.dataclass(frozen=True)
 class Seat:
-    """A place where one trial at a time can run."""
+    """A place that runs one trial at a time: a GPU, or a share of the CPU."""
 
     number: int
-    device: Mapping[str, str] = dataclasses.field(default_factory=dict)  # environment variables that choose it
-    node: str = ""  # of a cluster, where it is
-    kind: str = ""  # of a cluster, its device
+    device: Mapping[str, str] = dataclasses.field(default_factory=dict)  # environment variables that select it
+    node: str = ""  # on a cluster: the node that it is on
+    kind: str = ""  # on a cluster: the kind of its device
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """All that one piece of a trial needs: the commands of these phases, on these files.
+    """Everything needed for some phases of a trial: which phases, on which files.
 
-    A trial's guard and holdout are a job of their own, under the trial's name: they find what its training saved.
+    A trial's guard and holdout are a separate job under the same name, so that they find what its training saved.
     """
 
     name: str  # of the trial: 17, 17-again, verify/champion-1042
     files: Mapping[str, bytes]  # the editable files; all others are those of the commit that the run began with
     seed: int
     phases: tuple[str, ...] = (TRAIN, SCORE)  # or PREFLIGHT alone, or of GUARD and HOLDOUT
-    fresh_caches: bool = False  # compile anew, in caches of its own
-    gone: tuple[str, ...] = ()  # editable files of that commit that are not there
+    fresh_caches: bool = False  # compile again, with separate caches
+    gone: tuple[str, ...] = ()  # editable files of that commit that were deleted
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """All that came of a job."""
+    """The result of a job."""
 
     score: float | None = None
-    reason: str = ""  # why there is no score, or why a check failed, in one line; empty: all went well
+    reason: str = ""  # why there is no score, or why a check failed, in one line; empty: no failure
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the numeric `key: value` lines it printed
     seconds: Mapping[str, float] = dataclasses.field(
         default_factory=dict
     )  # wall clock by phase; `training` of the clock
     memory_gb: float = 0.0
-    suspended: float = 0.0  # seconds for which it was suspended: then what was measured does not count
-    taken: float | None = None  # share of the processors that others took while it trained; None: not known
+    suspended: float = 0.0  # seconds for which the trial was suspended: if above 0, it does not count
+    taken: float | None = None  # share of the CPU that other programs used while it trained; None: not known
     failed: str = ""  # the phase that `reason` is about
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Handed to the callback of a job when one of its phases begins."""
+    """Passed to the callback of a job when one of its phases begins."""
 
     name: str
-    folder: str  # where its log and progress are, for those who watch
-    node: str = ""  # of a cluster, where it runs
+    folder: str  # where its log and progress are, for the views
+    node: str = ""  # on a cluster: the node that it runs on
 
 
 class SeatLost(Exception):
-    """The place where a trial ran is gone. It says nothing about the edit, which runs again. The text says why."""
+    """The seat of a running trial is gone; the text says why. The edit is not to blame, and runs again."""
 
 
 class Runner(Protocol):
-    seats: Sequence[Seat]  # what can run at once; another list when some have come or gone
+    seats: Sequence[Seat]  # all seats; replaced by a new list when some have come or gone
 
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None]) -> Measurement:
-        """Run a job; cancelling it ends it, whole. Raises UserError for what only a person can put right, OSError where
-        a full disk kept it from running, and SeatLost where the seat is gone. Never raises for what the job's commands
-        do."""
+        """Run a job. If cancelled, end all its processes. Raises UserError for errors that only a person can fix,
+        OSError if a full disk kept it from running, and SeatLost if the seat is gone. Never raises for failures of the
+        job's commands."""
         ...
 
     async def quiet(self, seat: Seat, most: float, limit: float) -> bool:
-        """Wait until others use at most this share of a seat's machine, `limit` seconds at most. Whether they do."""
+        """Wait until other programs use at most the share `most` of a seat's machine, but at most `limit` seconds.
+        Returns whether they do."""
         ...
 
     def tidy(self, name: str, keep_weights: bool) -> None:
-        """Remove what a trial left and nobody needs: all but its logs and figures, and the weights of what is kept."""
+        """Remove the files of a trial except its logs and figures and, with keep_weights, its weights."""
         ...
 
     def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
-        """The end of what a trial's commands printed: at most `limit` bytes of each phase."""
+        """The end of the output of a trial's commands: at most `limit` bytes of each phase."""
         ...
 
     def log_path(self, name: str) -> Path:
@@ -97,6 +99,6 @@ class Runner(Protocol):
         ...
 
     async def open(self, show: "Callable[[Facts], None]", require: "Callable[[Facts], None]") -> "Facts":
-        """Set the game up where trials run. show: told the facts before anything takes long. require: raises UserError
-        for facts that are not those of the run. Raises UserError."""
+        """Set up the game where trials run, and return its facts. show: called with the facts before the slow steps.
+        require: raises UserError if the facts are not those of the run. Raises UserError."""
         ...

@@ -1,11 +1,11 @@
-"""One command, run whole: a session of its own, its output in a file, a time limit, and no survivors.
+"""One command with all its processes: in its own session, with its output in a file and a time limit, and no survivors.
 
     async with Process(words, folder, environment, log) as process:
         ended = await process.wait(limit)
 
-Starting is one step, in which nothing else can happen. From then on the block owns the process: leaving the block, in
-whatever way, ends it and all that it started. The command runs below a keeper (keeper/), which also ends what
-has left the session, and ends it when this program is killed.
+The process is started without an await, and from then on the block owns it: leaving the block, in whatever way, ends it
+and everything that it started. The command runs as a child of a keeper (keeper/), which also ends processes that have
+left the session, and ends everything if this program is killed.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from autoresearch.runner import keeper, sandbox
 from autoresearch.runner.identity import identify
 from autoresearch.runner.machine import MemoryGroup, memory_of, tasks_of, unlinked_by
 
-GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own are less
-WATCH_SECONDS = 0.5  # between two looks at what a command uses
-SUSPENDED = 5.0  # seconds between two looks, if this program was not busy in them: it or the machine was suspended
+GRACE_SECONDS = 6.0  # between SIGTERM and SIGKILL; the keeper's own grace time is shorter
+WATCH_SECONDS = 0.5  # between two checks of what a command uses
+SUSPENDED = 5.0  # a longer gap between two checks, without this program being busy, means a suspension
 OUTPUT_LIMIT = 8 << 20  # bytes of cleaned output that are kept
 LONGEST_LINE = 4 << 20  # bytes that are cleaned as one
 
@@ -46,10 +46,10 @@ def ask(
     environment: Mapping[str, str] | None = None,
     errors: bool = True,
 ) -> tuple[int, str]:
-    """(Exit code, what it printed) of a short command, for those who can wait. Leaves no survivors, also when killed.
+    """Run a short command, blocking. Returns (exit code, output). Leaves no survivors, even when killed.
 
-    rules: as of Process. errors: with its standard error. Raises TimeoutError after `limit` seconds. Exit code 127 says
-    that there is no such program.
+    rules: as for Process. errors: include its standard error. Raises TimeoutError after `limit` seconds. Exit code 127
+    means that there is no such program.
     """
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
@@ -82,7 +82,7 @@ def command_words(command: str) -> list[str]:
 
 
 def require_program(words: list[str], folder: Path, environment: dict[str, str]) -> None:
-    """UserError where there is no such program to start in a folder."""
+    """Raises UserError if there is no such program to start in a folder."""
     if not (shutil.which(words[0], path=environment.get("PATH")) or (folder / words[0]).is_file()):
         raise UserError(
             f"cannot start `{shlex.join(words)}`: there is no program {words[0]}; correct the command in program.md"
@@ -93,22 +93,22 @@ def require_program(words: list[str], folder: Path, environment: dict[str, str])
 class Ended:
     """How a process ended."""
 
-    exit_code: int | None  # negative for a signal; None where it was ended from here
-    reason: str  # in words; empty for exit code 0
+    exit_code: int | None  # negative for a signal; None if the loop ended it
+    reason: str  # as text; empty for exit code 0
     seconds: float
     peak_memory: int  # bytes, the largest resident size of the process or a child of it
-    suspended: float = 0.0  # seconds for which it or the machine was suspended, as far as was seen
+    suspended: float = 0.0  # seconds for which it or the machine was suspended, as far as noticed
 
 
 class Process:
-    """A command in a session of its own, so that Ctrl-C at the terminal does not reach it. See the module.
+    """A command in its own session, so that Ctrl-C at the terminal does not reach it. See the module docstring.
 
-    log: file that takes standard output and error; with `clean` each line as clean(line) gives it, OUTPUT_LIMIT bytes
-    at most. rules: what it is confined to (sandbox.launcher), None for nothing. on_stdin: keep a pipe to its standard
-    input. channel: a socket that it gets as well; its number is in AUTORESEARCH_REFEREE. counted: have the kernel count
-    its memory, where that can be had.
+    log: file for standard output and error; with `clean`, each line goes through it, and at most OUTPUT_LIMIT bytes are
+    kept. rules: of the sandbox (sandbox.launcher); None: no sandbox. on_stdin: keep a pipe to its standard input.
+    channel: a socket that it inherits; its number is in AUTORESEARCH_REFEREE. counted: let the kernel count its memory,
+    if possible.
 
-    Raises UserError where there is no such program.
+    Raises UserError if there is no such program.
     """
 
     def __init__(
@@ -163,17 +163,17 @@ class Process:
                 self._copying.cancel()
 
     def go(self, said: str) -> None:
-        """Send a line to a process that waits for it on its standard input."""
+        """Send a line to a process that is waiting for it on its standard input."""
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended already: `wait` says how
+        with contextlib.suppress(BrokenPipeError):  # it has already ended: `wait` will say how
             self._process.stdin.write(f"{said}\n".encode())
             self._process.stdin.close()
 
     async def wait(self, limit: float, excess: Callable[[], str | None] = lambda: None) -> Ended:
-        """Wait until it ends by itself, `limit` seconds after its start, or when `excess()` names a reason.
+        """Wait until the command ends; end it `limit` seconds after its start, or when `excess()` returns a reason.
 
-        Leaves no survivors. `excess` is asked twice a second. Time for which the machine slept does not count; whatever
-        stops itself is no excuse.
+        Leaves no survivors. `excess` is called twice a second. Time while the machine was suspended does not count
+        towards the limit; time for which the command stopped itself does.
         """
         suspended, looked, busy = 0.0, suspension.now(), suspension.busy()
         while True:
@@ -194,28 +194,28 @@ class Process:
             return dataclasses.replace(ended, suspended=suspended)
 
     def memory(self) -> float:
-        """Bytes of host memory that the command and all that it started hold for themselves."""
+        """Bytes of host memory that the command and all its descendants use."""
         if self._group:
             with contextlib.suppress(OSError):
                 return self._group.used()
         return memory_of(process.pid for process in family(self._process.pid))
 
     def tasks(self) -> int:
-        """Processes and threads of the command and all that it started."""
+        """The number of processes and threads of the command and its descendants."""
         if self._group and (count := self._group.tasks()) is not None:
             return count
         return tasks_of(process.pid for process in family(self._process.pid))
 
     def unlinked(self) -> int:
-        """Bytes on the disk of files without a name that the command, and all that it started, hold; 0 when ended."""
+        """Bytes on the disk in deleted files that the command or a descendant still holds open; 0 when ended."""
         return 0 if self._ended else unlinked_by(process.pid for process in family(self._process.pid))
 
     async def end(self, reason: str) -> Ended:
-        """SIGTERM to the whole session, SIGKILL when it does not listen. `reason` says why, in the result."""
+        """Send SIGTERM to the whole session, and SIGKILL after GRACE_SECONDS. `reason` is put into the result."""
         try:
             signal_group(self._process.pid, signal.SIGTERM)
             await self._exit.within(GRACE_SECONDS)
-        finally:  # also where this was cancelled: at once then
+        finally:  # if this is cancelled, kill at once
             self._collect()
         return dataclasses.replace(await self._reap(), exit_code=None, reason=reason)
 
@@ -228,17 +228,17 @@ class Process:
         return ended
 
     def abandon(self) -> None:
-        """End it at once, before there is an `async with` that owns it."""
+        """Kill the process at once, before an `async with` block owns it."""
         self._collect()
         if self._copying:
             self._copying.cancel()
 
     def _collect(self) -> Ended:
-        """Kill what is left, also what has left the session, and take the exit status."""
+        """Kill what is left, including processes outside the session, and collect the exit status."""
         if self._ended:
             return self._ended
         running = [] if self._exit.seen() else family(self._process.pid)
-        for process in reversed(running):  # the keeper last: what it keeps would lose its parent
+        for process in reversed(running):  # the keeper last: the others are its children
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         signal_group(self._process.pid, signal.SIGKILL)
@@ -256,7 +256,7 @@ class Process:
 
 
 class Exit:
-    """The end of a process, as something that can be awaited."""
+    """Makes the end of a process awaitable."""
 
     def __init__(self, pid: int) -> None:
         self._handle = os.pidfd_open(pid)
@@ -270,7 +270,7 @@ class Exit:
             self._seen.set_result(None)
 
     async def within(self, seconds: float) -> bool:
-        """Whether it has ended, at the latest in so many seconds."""
+        """Wait at most so many seconds. Returns whether the process has ended."""
         await asyncio.wait({self._seen}, timeout=seconds)
         return self.seen()
 
@@ -284,7 +284,7 @@ class Exit:
 
 
 async def copy_lines(source: IO[bytes], log: Path, clean: Callable[[str], str]) -> None:
-    """Copy lines to a log, each cleaned before it is on the disk. What is too much is read and dropped."""
+    """Copy lines to a log, each cleaned before it reaches the disk. Beyond OUTPUT_LIMIT they are read and dropped."""
     reader = asyncio.StreamReader()
     pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), source)
     left, line = OUTPUT_LIMIT, b""
@@ -318,7 +318,7 @@ def signal_group(group: int, number: int) -> None:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all that descend from it; empty when it has ended."""
+    """A process and all its descendants; empty if it has ended."""
     try:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -327,9 +327,9 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def end_left_over(identifier: str) -> bool:
-    """End the session of a process that a loop which was killed has left behind. True if there was one.
+    """End the session of a process left behind by a killed loop. Returns whether there was one.
 
-    Waits for its end, up to GRACE_SECONDS: called before anything else runs.
+    Blocks until it has ended, up to GRACE_SECONDS: called before anything else runs.
     """
     pid = int(identifier.split()[0])
     if identify(pid) != identifier:

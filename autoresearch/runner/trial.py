@@ -1,14 +1,14 @@
-"""One trial on this machine: train, score, guard, holdout. Each is a process with limits; what they print is kept.
+"""One trial on this machine: train, score, guard, holdout. Each is a process with limits, and its output is logged.
 
-The commands run confined (sandbox.py), with an environment of a few harmless variables. The folder of a trial,
-.autoresearch/<tag>/trials/<name>/, holds train.log, score.log, guard.log, holdout.log, and in run/ whatever the
-commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights, figures.json, progress.json).
-Only run/ is theirs, and under a referee nothing but those three outlives the training.
+The commands run in the sandbox (sandbox.py), with an environment of a few harmless variables. The folder of a trial,
+.autoresearch/<tag>/trials/<name>/, holds train.log, score.log, guard.log, holdout.log and, in run/, whatever the
+commands write to AUTORESEARCH_RUN_DIR (for this project's own game: the weights, figures.json, progress.json). The
+commands can write only to run/, and under a referee only those three files outlive the training.
 
-A referee is a score command that is trusted with what the training must not see: it is not confined, starts beside the
-training, is joined to it by a socket (its number is in AUTORESEARCH_REFEREE of both), hears on its standard input that
-the training process has ended, and confines what it starts itself with the words in AUTORESEARCH_CONFINE, which allow
-to write to $TMPDIR alone.
+A referee is a score command that is trusted with data that the training must not see. It runs outside the sandbox and
+starts together with the training. A socket connects the two (its number is in AUTORESEARCH_REFEREE of both). A line on
+its standard input tells it that the training process has ended. It runs its own child processes in a sandbox with the
+command prefix in AUTORESEARCH_CONFINE, which allows them to write only to $TMPDIR.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ from autoresearch.runner.process import Ended, Process, command_words, end_left_
 from autoresearch.runner.progress import longest_start, read_progress
 from autoresearch.task import Facts, Task
 
-# What a trial sees of the user's environment. Nothing else: no keys, no tokens, no agent settings.
+# The only variables of the user's environment that a trial sees: no keys, no tokens, no agent settings.
 ENVIRONMENT = (
     *HARMLESS,
     "HOME",
@@ -60,21 +60,21 @@ ENVIRONMENT = (
     "AUTORESEARCH_*",
 )
 PREFLIGHT_LIMIT = 60.0  # seconds; it takes about two
-FOR_SAVING = 60.0  # seconds from the end of its time to the end of its process, at most; the referee allows less
-KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a training under a referee leaves in run/
-TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
-LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
-MOST_MEGABYTES = 1e8  # that a trial may say it took
-NEXT_SEED = 1000  # between the seeds of a task's `repeats`
-MOST_TASKS = 4096  # processes and threads of a command
-NEARLY_NO_FILES = 10_000  # that a disk has room for, however small
+FOR_SAVING = 60.0  # most seconds from the end of the training time to the end of the process; the referee allows less
+KEPT = ("model.safetensors", "figures.json", "progress.json")  # the files in run/ that outlive a training with referee
+TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # files that a training with referee cannot read
+LARGEST_FIGURES = 1 << 16  # size limit in bytes of each of KEPT but the first
+MOST_MEGABYTES = 1e8  # the largest memory use that a trial can report
+NEXT_SEED = 1000  # distance between the seeds of a task's `repeats`
+MOST_TASKS = 4096  # limit for the processes and threads of a command
+NEARLY_NO_FILES = 10_000  # fewer free inodes than this count as none
 
 
 def trial_environment(
     folder: Path, caches: Path, settings: Mapping[str, str], theirs: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """The environment of a trial's processes. settings: variables that the loop adds (profile, data, seed, device).
-    theirs: of the user's shell, for the commands of another repository.
+    theirs: variables of the user's shell, for the commands of another repository.
     """
     found = matching({**os.environ, **settings}, ENVIRONMENT)
     kept = {name: value for name, value in found.items() if not keys.NAMES.search(name)}
@@ -98,9 +98,9 @@ def trial_environment(
 class Trial:
     """The processes of one job.
 
-    stage: the worktree in which the commands run. folder: where their output goes. confine: paths that are `readable`
-    and `hidden`; None runs the commands unconfined. changed: which files of the stage are not as they should be. share:
-    how many trials share the machine's memory.
+    stage: the worktree in which the commands run. folder: where their output goes. confine: the paths that are
+    `readable` and `hidden`; None: no sandbox. changed: returns the files of the stage that are not as they should be.
+    share: how many trials share the machine's memory.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Trial:
         self.disk_free, self.disk_used, self.files_free = 0, 0.0, 0  # bytes, bytes, files, when a phase began
 
     async def run(self) -> Measurement:
-        """The phases of the job. Never raises for what the commands do: a crash is a measurement."""
+        """Run the phases of the job. Never raises for failures of the commands: a crash is a measurement."""
         try:
             if PREFLIGHT in self.job.phases:
                 return await self._preflight()
@@ -160,7 +160,7 @@ class Trial:
             (self.folder / "process").unlink(missing_ok=True)
 
     async def _preflight(self) -> Measurement:
-        """Why a trial would be wasted on the editable files, as `reason`; empty also where that cannot be told."""
+        """Check whether the editable files can run. `reason` says why not; empty if they can, or if that is unknown."""
         self._make_folders()
         for name in self.task.editable:
             command = shlex.join([sys.executable, preflight.__file__, name])
@@ -214,8 +214,8 @@ class Trial:
 
     async def _repeat(self, phase: str, ended: Ended) -> Ended:
         """Run the command that prints the metric again, as often as the task's `repeats` says, each time with another
-        seed. ended: how the first one did. How the last one ended: the first that fails, or is suspended, is the last.
-        The log is that one's.
+        seed, until one fails or is suspended. ended: how the first run ended. Returns how the last one ended, whose log
+        is kept.
         """
         log, took = self.folder / f"{phase}.log", self.seconds[phase]
         while not ended.reason:
@@ -231,14 +231,14 @@ class Trial:
         return ended
 
     def _suspension_counts(self, phase: str) -> bool:
-        """Whether a suspension spoils what a phase measures. A score that is no time is what it would have been."""
+        """Whether a suspension affects what a phase measures. It does not affect a score that is not a time."""
         return phase == TRAIN or self.task.is_timed
 
     def _is_scored(self, figures: Mapping[str, float]) -> bool:
         return math.isfinite(figures.get(self.task.metric, math.nan))
 
     def _score(self, printed: str) -> Measurement:
-        """What the command of a phase printed, as a measurement: of several runs the median of each figure."""
+        """The output of a phase as a measurement: of several runs, the median of each figure."""
         if changed := self.changed():
             return self._failed(printed, f"void: {', '.join(changed)} changed while the trial ran")
         figures = self.printed[-1]
@@ -261,7 +261,7 @@ class Trial:
         return Measurement(score, "", finite(figures), dict(self.seconds), megabytes / 1024, taken=self.taken)
 
     async def _check(self) -> Measurement:
-        """Guard and holdout, on what the training of this trial has saved."""
+        """Run guard and holdout on what the training of this trial has saved."""
         figures = {}
         self._note_disk()
         for phase, command in ((GUARD, self.task.guard), (HOLDOUT, self.task.holdout)):
@@ -279,7 +279,7 @@ class Trial:
         return Measurement(figures=figures, seconds=dict(self.seconds))
 
     def _note_disk(self) -> None:
-        """What is used and what is free, before the commands write."""
+        """Note what is used and what is free on the disk before the commands write."""
         self.disk_used = disk_usage(self.counted)
         if self.disk_used == math.inf:  # nested so deeply that nothing could be counted
             for path in (self.folder / "run", self.folder / "tmp", *self.outputs[1:]):
@@ -321,7 +321,7 @@ class Trial:
         return process
 
     def _rules(self, write: list[str], alone: bool = False) -> dict | None:
-        """What a command is confined to (sandbox.launcher)."""
+        """The sandbox rules of a command (sandbox.launcher)."""
         if self.confine is None:
             return None
         read = [str(self.stage), str(self.folder / "run"), preflight.__file__, *self.task.readable]
@@ -332,7 +332,7 @@ class Trial:
         return {**rules, "strict": self.task.referee, "alone": alone, "imports": list(self.task.imports)}
 
     async def _finish(self, phase: str, process: Process, before: float = 0.0) -> Ended:
-        """Wait for a command. before: seconds that it ran before its phase began."""
+        """Wait for a command. before: seconds that it had been running when its phase began."""
         self.tell(Phase(phase, str(self.folder)))
         try:
             ended = await process.wait(self.limits[phase] + before, lambda: self._excess(phase, process))
@@ -355,14 +355,14 @@ class Trial:
         return ended
 
     def _excess(self, phase: str, process: Process) -> str | None:
-        """Why a command must end now: it uses more of the machine, or of the time before its clock, than it may."""
+        """Why a command must end now: it exceeds a limit of memory, processes, disk or start-up time. Or None."""
         running = time.monotonic() - process.started
         if phase == TRAIN and self.watched and self.clock_began is None and read_progress(self.folder):
             self.clock_began = Processors.now()
         if phase == TRAIN and running > self.start_limit and read_progress(self.folder) is None:
             limit = f"{self.start_limit:.0f} s"
             return (
-                f"ended because it drew no batch in its first {limit}, which are for importing, building and compiling"
+                f"ended because it drew no batch in its first {limit}, the limit for importing and compiling"
             )
         if process.tasks() > MOST_TASKS:
             return f"ended because it had more than {MOST_TASKS} processes and threads"
@@ -373,11 +373,11 @@ class Trial:
             held, allowed = memory / 2**30, self.memory_limit / 2**30
             return f"ended because it held {held:.1f} GiB of host memory; {allowed:.1f} are allowed"
         if free_memory() < NEARLY_NOTHING <= self.memory_free:
-            return "ended because the machine had next to no memory left"
+            return "ended because the machine had next to no memory left"  # ideas.py looks for these words
         return self._excess_of_disk(process)
 
     def _excess_of_disk(self, process: Process) -> str | None:
-        """Why a command must end now, or may not count: it has written more than it may."""
+        """Why a command must end now, or does not count: it has written too much. Or None."""
         free = shutil.disk_usage(self.folder).free
         if free < NEARLY_NOTHING <= self.disk_free:
             self.overfull = True
@@ -396,7 +396,7 @@ class Trial:
         return None
 
     def _explain(self, phase: str, reason: str) -> str:
-        """Why a command failed: how it ended, what its log says, and what the sandbox denied it."""
+        """Why a command failed: how it ended, what its log says, and what the sandbox denied."""
         log = self.folder / f"{phase}.log"
         line = last_word(log)
         if line:  # exit code 1 says nothing that the line does not
@@ -406,7 +406,7 @@ class Trial:
         return f"{reason} ({said})" if said else reason
 
     def _writable(self) -> list[str]:
-        """What the commands may write to, but for a referee's."""
+        """The paths that the commands (except a referee) may write to."""
         caches = [self.environment[name] for name in CACHES]
         stage = [str(self.stage)] * (not self.task.referee)
         return [str(self.folder / "run"), *caches, *self.task.writable, *stage]
@@ -416,12 +416,12 @@ class Trial:
 
 
 def finite(figures: dict[str, float]) -> dict[str, float]:
-    """Without what JSON cannot hold."""
+    """The figures that JSON can represent."""
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def settle(run: Path) -> None:
-    """Of what a training has left in its folder, keep weights and figures: plain files of known names and sizes."""
+    """Remove everything from a training's folder except weights and figures: plain files of known names and sizes."""
     clear(run, is_known)
 
 
@@ -434,7 +434,7 @@ def is_known(entry: os.DirEntry) -> bool:
 
 
 def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
-    """Remove what can be made again: temporary files, and of a trial that was not kept all but figures."""
+    """Remove temporary files and, unless the weights are kept, everything but the figures."""
 
     def stays(entry: os.DirEntry) -> bool:
         return entry.is_file(follow_symlinks=False) and (keep_weights or entry.name == "figures.json")
@@ -445,7 +445,7 @@ def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
 
 
 def end_left_overs(folder: Path) -> bool:
-    """End what a trial's commands left running when the loop was killed. True if there was something."""
+    """End processes of a trial that still run because the loop was killed. Returns whether there were any."""
     try:
         identifiers = (folder / "process").read_text().split("\n")
     except OSError:

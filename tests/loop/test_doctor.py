@@ -58,7 +58,7 @@ def test_this_machine(toy, tmp_path, environment):
     assert "no answer within 1 s" in found["claude-code"]["said"] and found["claude-code"]["status"] == "warning"
     assert found["claude-code"]["next"] == "npm install -g @anthropic-ai/claude-code"
     assert "takes sweep" in found["agents"]["said"] and found["agents"]["next"].startswith("export ANTHROPIC_API_KEY")
-    assert "no home, no keys, no network" in found["sandbox"]["said"] or found["sandbox"]["said"].startswith("none")
+    assert "no home folder, keys or network" in found["sandbox"]["said"] or found["sandbox"]["said"].startswith("none")
     assert found["data"]["said"].startswith("sotu, not prepared yet")
     running = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert not [line for line in running if str(programs / "claude") in line or SLEEP in line], "it was left running"
@@ -75,7 +75,7 @@ def test_another_repository_without_torch_and_git_identity(toy, tmp_path, enviro
         "fault    git          git does not know who commits"
     ]
     assert "                      next: tell it: `git config user.name NAME && git config user.email ADDRESS`" in lines
-    assert any(line.startswith("ok       torch        not here, and only this project's own game") for line in lines)
+    assert any(line.startswith("ok       torch        not installed; only this project's own game") for line in lines)
     assert "ok       claude-api   ANTHROPIC_API_KEY is set" in lines
     assert "Traceback" not in answer.stdout + answer.stderr and where["ANTHROPIC_API_KEY"] not in answer.stdout
 

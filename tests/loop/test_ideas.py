@@ -48,7 +48,7 @@ def test_added_and_dropped_by_hand(toy):
     assert listed(toy) == {"I1": "(open): raise it", "I2": "(open): by my own hand"}
     assert called(toy, "drop", "I2") == "dropped: by my own hand\n" and "(dropped)" in called(toy, "list")
     assert "no idea I9" in called(toy, "drop", "9", expect=2) and "as I3" in called(toy, "drop", "x", expect=2)
-    assert "no idea in this" in called(toy, "add", "?!", expect=2)
+    assert "the idea is empty" in called(toy, "add", "?!", expect=2)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=toy.folder, capture_output=True, text=True)
     assert not status.stdout  # git overlooks it, also before there is a run
 
@@ -158,7 +158,7 @@ def test_a_search_takes_only_what_has_a_source(toy):
     words = ("--search", "what  raises numbers", "--agent", "command", "--agent-command", f"{sys.executable} {script}")
     said = called(toy, *words)
     assert "- I2 (open): larger values\n  expected: +2 on toys" in said and "\x1b" not in said
-    assert "known already: I1\n1 idea added\n4 lines dropped: at most 10 are taken, each with idea, " in said
+    assert "known already: I1\n1 idea added\n4 lines dropped: at most 10 are accepted, each with idea, " in said
     assert listed(toy) == {"I1": "(open): raise it", "I2": "(open): larger values"}
     assert "  source: Values and Scores, 2019, https://example.org/values\n" in called(toy)
     (told,) = (toy.folder / ".autoresearch/.searches").glob("*/folder/told")
@@ -177,7 +177,7 @@ def test_a_search_takes_only_what_has_a_source(toy):
 
 def test_a_search_that_fails(toy):
     search = ("--search", "x", "--agent")
-    assert "sweep has no model that could search" in called(toy, *search, "sweep", expect=2)
+    assert "sweep has no model and cannot search" in called(toy, *search, "sweep", expect=2)
     assert "found nothing: `false`: exit code 1" in called(
         toy, *search, "command", "--agent-command", "false", expect=2
     )

@@ -180,7 +180,7 @@ def test_drop(ideas):
         ideas.add(f"idea {number}")
     assert ideas.drop(1).text == "idea 1" and [idea.number for idea in ideas.to_offer()] == [2]
     for text in ("- - -", "\x1b[2J"):
-        with pytest.raises(UserError, match="no idea in this"):
+        with pytest.raises(UserError, match="the idea is empty"):
             ideas.add(text)
     with pytest.raises(UserError, match="no idea I7"):
         ideas.drop(7)
