@@ -1,4 +1,4 @@
-"""What every module shares: the exceptions that people see, and what a full disk looks like."""
+"""Shared by all modules: the exceptions with messages for people, and how to recognise a full disk."""
 
 import errno
 import sys
@@ -18,7 +18,7 @@ def require_linux() -> None:
             "darwin": ("macOS", "Use a machine with Linux, or a virtual machine with it on this one"),
             "win32": (
                 "Windows",
-                "Use WSL2: `wsl --install` in a terminal, and in the Linux that it gives you begin again",
+                "Use WSL2: type `wsl --install` in a terminal, then start again inside that Linux",
             ),
         }.get(sys.platform, (sys.platform, "Use a machine with Linux"))
         raise UserError(f"autoresearch runs on Linux, and this is {name}. {instead}")
@@ -29,7 +29,7 @@ class Stopped(Exception):
 
 
 class UserError(Exception):
-    """A mistake or a fault that a person can put right. The text says what is wrong and what to do next.
+    """A mistake or an error that a person can fix. The text says what is wrong and what to do next.
 
     The command line prints it and ends with exit code 2; nothing is lost.
     """

@@ -263,9 +263,7 @@ def list_ideas(context: typer.Context) -> None:
 def add_idea(context: typer.Context, options: AddIdea) -> None:
     """Add an idea. Agents are offered your ideas before those of other agents."""
     idea, is_new = known_ideas().add(options.text, options.expect, options.source)
-    print(
-        f"I{idea.number}: agents see it from the next brief on" if is_new else f"this idea is already known:\n{idea}"
-    )
+    print(f"I{idea.number}: agents see it from the next brief on" if is_new else f"this idea is already known:\n{idea}")
 
 
 @ideas.command("drop")

@@ -264,9 +264,7 @@ async def accept(options: Numbered) -> int:
         )  # fmt: skip
         run.repo.remember(number, commit)
         Ideas(run.root / RUNS).follow(run.ledger.attempts[-1], tag)
-        console.line(
-            f"experiment {options.number} runs again as experiment {number}, first when the run continues"
-        )
+        console.line(f"experiment {options.number} runs again as experiment {number}, first when the run continues")
     return 0
 
 

@@ -168,9 +168,7 @@ class Plan(Confined):
     goal: str = dataclasses.field(
         default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
     )
-    edit: list[str] = option(
-        "A file that experiments may change, or a pattern. Repeat for more.", "--edit", default=()
-    )
+    edit: list[str] = option("A file that experiments may change, or a pattern. Repeat for more.", "--edit", default=())
     time: str | None = option("The score is the running time of this command.", metavar="COMMAND")
     size: str | None = option("The score is the size of this file, or of the files matching it.", metavar="FILE")
     score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
@@ -228,9 +226,7 @@ class Try(Called, Trials):
     category: str = option("The kind of change, e.g. optimizer.", default="")
     hypothesis: str = option("Why it should help.", default="")
     predicted: float | None = option("The change of the metric that you expect.")
-    lesson: str = option(
-        "What the last verdicts taught, for later runs. L3: this edit tests lesson L3.", default=""
-    )
+    lesson: str = option("What the last verdicts taught, for later runs. L3: this edit tests lesson L3.", default="")
     idea: list[str] = option(
         "I3: this edit tests idea I3. 'WHAT | EXPECTED EFFECT | SOURCE': an idea for a later edit. Repeat for more.",
         default=(),

@@ -295,9 +295,7 @@ def check_task(settings: object, path: Path, folder: str = "") -> Task:
                 shlex.split(values[name])
         except ValueError as error:
             text = values[name]
-            raise UserError(
-                f"`{name}` in {path} must be a shell command, not {text!r}: {error}"
-            ) from None
+            raise UserError(f"`{name}` in {path} must be a shell command, not {text!r}: {error}") from None
     check_surroundings(values, path, folder)
     if type(repeats := values.get("repeats", 1)) is not int or not 1 <= repeats <= MOST_REPEATS:
         raise UserError(f"`repeats` in {path} must be a whole number from 1 to {MOST_REPEATS}, not {repeats!r}")

@@ -1,10 +1,10 @@
-"""Commit, keep, reset. A run lives on the branch autoresearch/<tag>, in worktrees of its own.
+"""Commit, keep, reset. A run has the branch autoresearch/<tag> and its own worktrees.
 
 The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`, `worktree-1` and so on, one for each
-proposal in the making. Trials of this project's own game run in a `stage` (of other repositories in a Checkout, see
-runner/), one for each seat, which holds the commit that the run began with and, of an attempt, the editable files
-alone. All stand on a detached HEAD, so the branch moves only when something is kept (and can be checked out elsewhere);
-every attempt, kept or not, stays reachable under refs/autoresearch/<tag>/<number>.
+proposal in progress. Trials run in a `stage`, one for each seat (in other repositories, a Checkout, see runner/): it
+has the commit that the run began with, and only the editable files of the attempt. All worktrees have a detached HEAD,
+so the branch moves only when something is kept (and can be checked out elsewhere). Every attempt, kept or not, stays
+reachable under refs/autoresearch/<tag>/<number>.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from autoresearch import UserError, disk_is_full
 from autoresearch.editable import is_glob, pathspecs
 from autoresearch.text import short
 
-# Hooks and signing of the user's do not run, nor does housekeeping in the midst of a night.
+# Disable the user's hooks and commit signing, and housekeeping in the middle of a night.
 SETTINGS = (
     *("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0"),
     *("submodule.recurse=false", "commit.cleanup=whitespace"),  # a description may begin with #
 )
-# Without the program, git could not check out at all. In the user's checkout such files are pointers as well then.
+# Without git-lfs installed, git could not check out at all. Such files are pointers in the user's checkout, too, then.
 WITHOUT_LFS = ("filter.lfs.smudge=", "filter.lfs.clean=", "filter.lfs.process=", "filter.lfs.required=false")
 COMMIT = ["git", "commit", "--quiet", "--no-verify"]
 
 
 class Git(git.Git):
-    """git in a session of its own: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
+    """git in its own session: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
 
     def execute(self, command, *arguments, **options):
         settings = SETTINGS + WITHOUT_LFS * (shutil.which("git-lfs") is None)
@@ -44,7 +44,7 @@ class Repository(git.Repo):
 
 
 def open_repository(folder: Path) -> git.Repo:
-    """The repository around `folder`. Raises UserError where a run could not commit."""
+    """The repository around `folder`. Raises UserError if a run could not commit there."""
     try:
         repository = Repository(folder, search_parent_directories=True)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError):
@@ -59,7 +59,7 @@ def open_repository(folder: Path) -> git.Repo:
         if "dubious ownership" in str(error):
             top = repository.working_tree_dir
             raise UserError(
-                f"{top} belongs to somebody else, so git does not touch it; if you trust what is in it: "
+                f"{top} belongs to another user, so git refuses to use it; if you trust its contents: "
                 f"`git config --global --add safe.directory {top}`"
             ) from None
         raise UserError("the repository has no commit yet; make one: `git add -A && git commit -m start`") from None
@@ -86,7 +86,7 @@ class RunRepo:
         self.stages: dict[str, Stage] = {}
 
     def head(self) -> str:
-        """The commit that the user's checkout stands on."""
+        """The current commit of the user's checkout."""
         return self.repository.head.commit.hexsha
 
     def branch_tip(self) -> str | None:
@@ -100,11 +100,11 @@ class RunRepo:
             return None
 
     def stand_at(self, champion: str, keep_edit: bool = False) -> None:
-        """Make branch and worktree stand at the champion, whatever was left behind.
+        """Move branch and worktree to the champion, whatever state they were left in.
 
-        keep_edit: the worktree's files stay.
+        keep_edit: leave the worktree's files as they are.
 
-        Called after every verdict and at every start, so that a run which was killed between two steps goes on.
+        Called after every verdict and at every start, so that a run that was killed between two steps can continue.
         """
         if self.branch_tip() != champion:
             self._require_branch_is_free(self.branch)
@@ -115,7 +115,7 @@ class RunRepo:
             self._take_over(self.worktree, champion)
 
     def agents_worktree(self, place: int) -> "Worktree":
-        """That of the proposal at a place; the first one is `worktree`."""
+        """The worktree of the proposal at a place; place 0 has `worktree`."""
         return Worktree(self, self.worktree.with_name(f"worktree-{place}") if place else self.worktree)
 
     def stage(self, name: str) -> "Stage":
@@ -123,9 +123,9 @@ class RunRepo:
         return self.stages.setdefault(name, Stage(self, self.worktree.with_name(name)))
 
     def move(self, commit: str, champion: str) -> str | None:
-        """What a commit changed, as a commit on top of the champion; None if git cannot apply it there.
+        """Cherry-pick a commit onto the champion. Returns the new commit; None if git cannot apply it there.
 
-        The new commit stands in the scratch worktree.
+        The new commit is checked out in the scratch worktree.
         """
         self.reset(self.scratch, champion)
         tree = Repository(self.scratch)
@@ -139,7 +139,7 @@ class RunRepo:
             return None
 
     def put(self, files: Mapping[str, bytes], champion: str, like: str) -> str:
-        """Files on top of the champion, as a commit in the words of another. It stands in the scratch worktree."""
+        """Commit files on top of the champion, with the message of another commit. Uses the scratch worktree."""
         self.reset(self.scratch, champion)
         for name, content in files.items():
             (self.scratch / name).write_bytes(content)
@@ -149,11 +149,11 @@ class RunRepo:
         return tree.git.rev_parse("HEAD")
 
     def read(self, commit: str, path: str) -> bytes:
-        """A file as it is in a commit."""
+        """The contents of a file in a commit."""
         return self.repository.commit(commit).tree[path].data_stream.read()
 
     def snapshot(self, files: Mapping[str, str]) -> str:
-        """A commit of what the user's checkout stands on, with these files besides. No branch points at it."""
+        """The current commit of the user's checkout plus these files, as a commit that no branch points at."""
         if not files:
             return self.head()
         self.reset(self.scratch, self.head())
@@ -170,11 +170,11 @@ class RunRepo:
         return set(filter(None, self.repository.git.ls_tree("-r", "-z", "--name-only", commit).split("\0")))
 
     def new(self) -> set[str]:
-        """Files in the user's checkout that git neither has nor ignores."""
+        """Untracked files in the user's checkout that are not ignored."""
         return set(filter(None, self.repository.git.ls_files("-z", "--others", "--exclude-standard").split("\0")))
 
     def diff(self, before: str, after: str, paths: tuple[str, ...]) -> str:
-        """What changed in the paths between two commits."""
+        """The diff of the paths between two commits."""
         return (
             self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *pathspecs(paths))
             .encode(errors="replace")
@@ -182,7 +182,7 @@ class RunRepo:
         )
 
     def reset(self, folder: Path, commit: str) -> None:
-        """Make a worktree hold a commit and nothing else, whatever was done to it."""
+        """Make a worktree contain exactly a commit, whatever was done to it."""
         for again in (True, False):
             try:
                 if not self._has(folder):
@@ -192,14 +192,14 @@ class RunRepo:
                 tree.git.checkout("--quiet", "--detach", "--force", commit)
                 tree.git.clean("-ffdxq")
                 return
-            except git.GitError:  # a lock of a git that was killed, a broken .git: made again, once
+            except git.GitError:  # a lock left by a killed git, or a broken .git: create it again, once
                 if not again:
                     raise
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _has(self, folder: Path) -> bool:
-        """Whether a folder is a worktree of this repository. Where the repository was moved, or copied with its runs,
-        those that lie in it are still the other one's.
+        """Whether a folder is a worktree of this repository. If the repository was moved, or copied with its runs, the
+        worktrees in it still belong to the old place.
         """
         try:
             link = (folder / ".git").read_text().removeprefix("gitdir: ").strip()
@@ -212,7 +212,7 @@ class RunRepo:
         self.repository.git.worktree("add", "--force", "--detach", *options, str(folder), commit)
 
     def _take_over(self, folder: Path, commit: str) -> None:
-        """Make a worktree of another repository one of this repository, at a commit, with its files as they are."""
+        """Turn a worktree of another repository into one of this repository, at a commit, keeping its files."""
         other = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(other, ignore_errors=True)
         folder.rename(other)
@@ -224,7 +224,7 @@ class RunRepo:
         Repository(folder).git.reset("--quiet")
 
     def _require_branch_is_free(self, branch: str) -> None:
-        """Moving a branch under somebody's checkout would make its files look edited."""
+        """Raises UserError if a checkout has the branch: moving it would make its files look edited."""
         for entry in self.repository.git.worktree("list", "--porcelain").split("\n\n"):
             if f"branch refs/heads/{branch}" in entry.splitlines():
                 path = entry.splitlines()[0].removeprefix("worktree ")
@@ -234,13 +234,13 @@ class RunRepo:
                 )
 
     def remember(self, name: int | str, commit: str) -> None:
-        """Keep an attempt's commit, or one that `verify` made, reachable for good."""
+        """Keep an attempt's commit, or one that `verify` made, reachable under refs/autoresearch/<tag>/."""
         self.repository.git.update_ref(f"refs/autoresearch/{self.tag}/{name}", commit)
 
     def without(self, champion: str, commits: list[str], message: str) -> tuple[str | None, list[str]]:
-        """(The champion with kept commits left out, newest first, as a commit; those that could not be left out.)
+        """Revert kept commits, newest first. Returns (the champion without them, those that could not be reverted).
 
-        Others build on the latter. The commit is None when nothing of the others is left in the champion.
+        The latter are those that later commits build on. The first is None if reverting the others changes nothing.
         """
         stuck = []
         self.reset(self.scratch, champion)
@@ -261,26 +261,26 @@ class RunRepo:
         return tree.git.rev_parse("HEAD"), stuck
 
     def name_branch(self, name: str, commit: str, ours: list[str]) -> None:
-        """Make a branch point at a commit. UserError if it is checked out, or points at none of `ours`."""
+        """Make a branch point at a commit. Raises UserError if it is checked out, or points at none of `ours`."""
         tip = self._resolve(f"refs/heads/{name}")
         if tip == commit:
             return
         if tip is not None and tip not in ours:
             raise UserError(
-                f"the branch {name} stands at {short(tip)}, which is not of this loop's making; name that work, "
-                f"`git branch mine {short(tip)}`, remove the branch, `git branch -D {name}`, and run the same command "
-                "again"
+                f"the branch {name} is at {short(tip)}, which was not made by this loop; give that work another "
+                f"branch, `git branch mine {short(tip)}`, remove this one, `git branch -D {name}`, and run the same "
+                "command again"
             )
         self._require_branch_is_free(name)
         self.repository.git.update_ref(f"refs/heads/{name}", commit, m="autoresearch: pruned")
 
     def uncommitted(self, paths: tuple[str, ...]) -> list[str]:
-        """Which of the paths differ, in the user's checkout, from its last commit."""
+        """The paths in the user's checkout that differ from its last commit."""
         return [entry[3:] for entry in status_of(self.repository, *pathspecs(paths))]
 
 
 def status_of(tree: git.Repo, *paths: str) -> list[str]:
-    """Changed and new files, each as two letters (staged, not staged), a blank and the path."""
+    """Changed and new files, each as two letters (staged, unstaged), a space and the path."""
     listing = tree.git.status("--porcelain=v1", "-z", "--untracked-files=all", "--no-renames", "--", *paths)
     return [entry for entry in listing.split("\0") if entry]
 
@@ -297,7 +297,7 @@ class Worktree:
     def changed(self, champion: str) -> list[str]:
         """Paths that differ from the champion, new ones included, ignored ones not.
 
-        Commits that an agent made there itself are taken back first, their changes kept as files.
+        Commits that an agent made there are undone first; their changes are kept.
         """
         tree = Repository(self.folder)
         if not (Path(tree.git_dir) / "HEAD").read_text().startswith(champion):
@@ -306,11 +306,11 @@ class Worktree:
         return [entry[3:].encode(errors="replace").decode() for entry in status_of(tree)]
 
     def take_up(self, commit: str, paths: tuple[str, ...]) -> None:
-        """Put the paths there, as they are in a commit."""
+        """Check the paths out from a commit."""
         Repository(self.folder).git.checkout(commit, "--", *pathspecs(paths))
 
     def restore_all_but(self, paths: tuple[str, ...]) -> None:
-        """Take back every change outside the given paths."""
+        """Undo every change outside the given paths."""
         others = pathspecs(paths, "exclude", "top")
         tree = Repository(self.folder)
         if tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others):
@@ -328,14 +328,14 @@ class Worktree:
 
 
 class Stage:
-    """A worktree in which trials run, and what it is to hold."""
+    """A worktree in which trials run, and the contents that it should have."""
 
     def __init__(self, repo: RunRepo, folder: Path) -> None:
         self.repo, self.folder = repo, folder
         self.sealed: dict[str, str] = {}
 
     def set(self, base: str, files: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
-        """Make it hold a commit with these files instead of its own, without those that are gone, and remember that."""
+        """Fill the stage with a commit, replace these files, remove those that are gone, and remember the result."""
         with contextlib.suppress(git.GitError):  # the index would be believed, time stamps and all
             (Path(Repository(self.folder).git_dir) / "index").unlink(missing_ok=True)
         self.repo.reset(self.folder, base)
@@ -347,7 +347,7 @@ class Stage:
         self.sealed = self._contents()
 
     def changed(self, ignored: bool) -> list[str]:
-        """Files that are not as `set` left them, new ones included; with `ignored`, also those that git ignores."""
+        """Files that are not as `set` left them, including new ones; with `ignored`, also those that git ignores."""
         found = self._contents()
         changed = [name for name, content in self.sealed.items() if found.get(name) != content]
         new = found.keys() - self.sealed.keys()
@@ -357,7 +357,7 @@ class Stage:
         return sorted([*changed, *new])
 
     def _contents(self) -> dict[str, str]:
-        """A hash of each file, by its path; of a link, where it leads."""
+        """A hash of each file, by its path; for a link, its target."""
         contents = {}
         for folder, _, names in os.walk(self.folder):
             for path in (os.path.join(folder, name) for name in names):

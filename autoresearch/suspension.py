@@ -1,7 +1,7 @@
-"""Tells a suspended machine or program from a busy one.
+"""Distinguishes a suspended machine or program from a busy one.
 
-A thread of asyncio is either in its selector, where it waits for something to happen, or busy. So if much more time has
-passed than the thread was busy, and nothing woke it although something was due, it was suspended.
+An asyncio thread is either in its selector, waiting for an event, or busy. So if much more time has passed than it was
+busy, and a timer that was due did not wake it, it was suspended.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import time
 
 
 class Selector(selectors.DefaultSelector):
-    """A selector that adds up the time for which its thread was busy: outside of `select`."""
+    """A selector that adds up the time that its thread is busy, i.e. outside of `select`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,25 +28,25 @@ _selector = Selector()
 
 
 def event_loop() -> asyncio.AbstractEventLoop:
-    """The loop of a program that wants to know: a factory for asyncio.Runner."""
+    """An event loop with this selector: a factory for asyncio.Runner."""
     global _selector
     _selector = Selector()
     return asyncio.SelectorEventLoop(_selector)
 
 
 def now() -> float:
-    """Seconds on a clock that goes on while the machine sleeps."""
+    """Seconds on a clock that keeps running while the machine is suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def busy() -> float:
-    """Seconds that the thread of `event_loop` was busy so far, or kept from running by others that are: a trial that
-    starves the loop is no suspension. On a clock that stops while the machine sleeps."""
+    """Seconds that the thread of `event_loop` was busy, or waited for a busy processor (a trial that starves the loop
+    is not a suspension). On a clock that stops while the machine is suspended."""
     return _selector.busy + time.monotonic() - _selector.left + starved()
 
 
 def starved() -> float:
-    """Seconds that this thread has waited for a processor; 0 where the kernel does not count them."""
+    """Seconds that this thread has waited for a processor; 0 if the kernel does not count them."""
     try:
         with open("/proc/thread-self/schedstat") as counts:
             return int(counts.read().split()[1]) / 1e9

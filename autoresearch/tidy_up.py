@@ -1,4 +1,4 @@
-"""`clean`: remove what old runs take of the disk and of git. Their records, logs and branches stay."""
+"""`clean`: remove worktrees, caches and git refs of old runs. Their records, logs and branches stay."""
 
 import contextlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from autoresearch.repo import open_repository
 from autoresearch.runner.machine import disk_usage, remove
 from autoresearch.text import count
 
-FOLDERS = ("worktree*", "scratch", "stage*", "caches*", "reference")  # of a run: all that can be made again
+FOLDERS = ("worktree*", "scratch", "stage*", "caches*", "reference")  # of a run: what can be created again
 
 
 def folders_of(run: Path) -> list[Path]:
@@ -21,9 +21,9 @@ def folders_of(run: Path) -> list[Path]:
 
 
 def clean(root: Path, tag: str | None, agreed: Callable[[str], bool], say: Callable[[str], None]) -> None:
-    """Remove worktrees, caches and refs of a run; without a tag those of all runs but the last one.
+    """Remove worktrees, caches and refs of a run; without a tag, those of all runs but the last one.
 
-    agreed: asks a person. Raises UserError where a loop is running on it.
+    agreed: asks a person. Raises UserError if a loop is working on the run.
     """
     runs, repository = root / RUNS, open_repository(root)
     last = choose_tag(runs, None)
@@ -37,12 +37,12 @@ def clean(root: Path, tag: str | None, agreed: Callable[[str], bool], say: Calla
     tags = [name for name in tags if refs[name] or folders_of(runs / name)]
     if not tags:
         return say(
-            "there is nothing to remove" + (f": {last} is the last run; --tag {last} takes it too" * (tag is None))
+            "there is nothing to remove" + (f" besides the last run: --tag {last} removes that too" * (tag is None))
         )
     for name in tags:
         size = disk_usage(folders_of(runs / name)) / 2**20
-        say(f"run {name}: {size:,.0f} MB of worktrees and caches, {count(len(refs[name]), 'ref')} of single attempts")
-    say("journals, logs and branches stay; a run that is cleaned goes on from its champion")
+        say(f"run {name}: {size:,.0f} MB of worktrees and caches, {count(len(refs[name]), 'git ref')} of attempts")
+    say("journals, logs and branches stay; a cleaned run can be continued from its champion")
     if not agreed("Remove them?"):
         return say("nothing was removed")
     for name in tags:
@@ -56,4 +56,4 @@ def clean(root: Path, tag: str | None, agreed: Callable[[str], bool], say: Calla
                 repository.git.update_ref("-d", ref)
         finally:
             lock.release()
-    say(f"removed, of {count(len(tags), 'run')}: {', '.join(tags)}")
+    say(f"cleaned {count(len(tags), 'run')}: {', '.join(tags)}")

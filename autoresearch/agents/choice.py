@@ -49,9 +49,7 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
         ("--model", options.model, {"claude-api", *CLIENTS}),
     ):
         if value and not kinds & kind:
-            raise UserError(
-                f"{option} is for --agent {' or '.join(sorted(kind))}, not for --agent {','.join(names)}"
-            )
+            raise UserError(f"{option} is for --agent {' or '.join(sorted(kind))}, not for --agent {','.join(names)}")
     if kinds == {"sweep"}:
         words.insert(0, "no model: seeded local search over the constants")
     elif kinds == {"optimize"}:

@@ -209,9 +209,7 @@ class Workbench:
         by_pattern = [path for path in unnoticed if path not in runner.task.editable]
         if by_pattern and len(by_pattern) < len(files):
             names = ", ".join(by_pattern)
-            self.say(
-                f"{'':<10}no command uses {names}: an edit there cannot change the score", "yellow"
-            )
+            self.say(f"{'':<10}no command uses {names}: an edit there cannot change the score", "yellow")
             unnoticed = [path for path in unnoticed if path not in by_pattern]
         for path in unnoticed:
             proof.faults.append(

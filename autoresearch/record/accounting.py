@@ -1,9 +1,9 @@
-"""Accounting: where every second of a run went, from its journal alone.
+"""Accounting: where every second of a run went, computed from its journal.
 
-A session is what one call of the loop did, from its begin to its `stop`; one that was killed ends with its last
-event. The time of each worker, or seat, is cut into pieces without gaps: trials, and what it waited for between them.
-So the seconds of all kinds add up to the workers' time in sessions, and to the clock's between them. A clock that was
-set back costs the step in which that happened, never a negative time. The seats of a cluster come and go.
+A session is one call of the loop, from `start` to `stop`; if the loop was killed, it ends with the last event. The time
+of each worker, or seat, is divided without gaps into trials and what it waited for between them. So the seconds of all
+kinds add up to the workers' time in sessions, plus the time between sessions. If the clock was set back, the step in
+which that happened counts as zero, never as negative. The seats of a cluster come and go.
 """
 
 import dataclasses

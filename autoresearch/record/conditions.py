@@ -1,7 +1,7 @@
-"""Which runs compare, where a training is against the clock: those of which other programs took about as much.
+"""Which runs are comparable if the training time is fixed: those during which other programs used a similar CPU share.
 
-A run is (the share of the processors that others took, or None where nobody knows; its score). most: by how much the
-shares of two runs may differ (Facts.most_taken); None: it does not matter.
+A run is (the CPU share that other programs used, or None if unknown; its score). most: by how much the shares of two
+comparable runs may differ (Facts.most_taken); None: it does not matter.
 """
 
 from collections.abc import Iterable, Sequence

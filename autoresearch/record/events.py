@@ -1,8 +1,8 @@
-"""What happened in a run, one dataclass for each kind of event. A line of the journal is one of these as JSON.
+"""What happens in a run: one dataclass for each kind of event. A line of the journal is one of these as JSON.
 
-A line holds `event` (the name below), `form` (the version of the line's form; lines of version 0.1 have none),
-`time` (seconds since 1970) and the fields. A field that a line lacks has its default: so lines of older versions
-are read as well. Lines of a newer form are refused.
+A line has `event` (the name below), `form` (the version of the format; lines of version 0.1 have none), `time` (seconds
+since 1970) and the fields. Missing fields have their defaults, so that lines of older versions can be read. Lines of a
+newer format are refused.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from autoresearch import UserError
 from autoresearch.keys import scrubbed
 
 FORM = 2
-FAULT = "a fault: "  # so begins the reason of a Stop that nobody asked for
+FAULT = "a fault: "  # start of the reason of a Stop that was caused by an error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Seats(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Aside(Event):
-    """A node of a cluster is used no more in this run: what it measured does not compare."""
+    """A node of a cluster is not used any more in this run: its measurements are not comparable."""
 
     name = "aside"
     node: str
@@ -66,7 +66,7 @@ class Aside(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Game(Event):
-    """What the run runs on: profile, device, data, time budget, as the task describes them."""
+    """The game of the run: profile, device, data, time budget, as the task describes them."""
 
     name = "game"
     facts: dict
@@ -74,7 +74,7 @@ class Game(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt(Event):
-    """An edit was committed. A second one of the same number replaces the first: repaired, or on a new champion."""
+    """An edit was committed. A second event with the same number replaces the first: repaired, or on a new champion."""
 
     name = "attempt"
     number: int
@@ -121,7 +121,7 @@ class Crashed(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refused(Event):
-    """A proposal was turned down before it cost a trial, or the agent failed."""
+    """A proposal was refused before it cost a trial, or the agent failed."""
 
     name = "refused"
     number: int
@@ -134,7 +134,7 @@ class Refused(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Waited(Event):
-    """The agent could not be reached, or was interrupted after it had spent something."""
+    """The agent could not be reached, or was interrupted after spending something."""
 
     name = "waited"
     reason: str
@@ -146,7 +146,7 @@ class Waited(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Interrupted(Event):
-    """The user stopped a trial before its verdict; it runs again when the run goes on."""
+    """The user stopped a trial before its verdict; it runs again when the run continues."""
 
     name = "interrupted"
     number: int
@@ -154,7 +154,7 @@ class Interrupted(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial(Event):
-    """An attempt began to run. What was measured of it before does not count."""
+    """An attempt began to run. Its earlier measurements do not count."""
 
     name = "trial"
     number: int
@@ -165,7 +165,7 @@ class Trial(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rerun(Event):
-    """What was measured does not count, and the trial runs again: it was suspended or disturbed, its seat was lost, or
+    """The measurement does not count, and the trial runs again: it was suspended or disturbed, its seat was lost, or
     its champion was replaced.
     """
 
@@ -173,12 +173,12 @@ class Rerun(Event):
     number: int
     reason: str
     seconds: float = 0.0
-    taken: float | None = None  # share of the processors that others took, where that is why
+    taken: float | None = None  # CPU share of other programs, if that is the reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ran(Event):
-    """A run that has a score; what it was for, its kinds say."""
+    """A run that has a score; the subclasses say what it was for."""
 
     number: int  # of the code that ran
     seed: int
@@ -196,12 +196,12 @@ class Measured(Ran):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Screened(Ran):
-    """With --tiers, a run on the first kind of device: of an edit that is new, or once more of its champion. All other
-    runs are on the last kind, `Start.kind`.
+    """With --tiers, a run on the first kind of device: of a new edit, or again of its champion. All other runs are on
+    the last kind, `Start.kind`.
     """
 
     name = "screened"
-    during: int = 0  # number of the edit whose screening went on meanwhile, of the champion once more
+    during: int = 0  # for a repeated run of the champion: number of the edit being screened
     kind: str
 
 
@@ -217,7 +217,7 @@ class Promoted(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quarantine(Event):
-    """A gain was too large to be believed once; the attempt runs again with another seed."""
+    """A gain was implausibly large; the attempt runs again with another seed."""
 
     name = "quarantine"
     number: int
@@ -227,7 +227,7 @@ class Quarantine(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict(Event):
-    """The last word on an attempt, and what the judge went by."""
+    """The verdict on an attempt, and what it was based on."""
 
     name = "verdict"
     number: int
@@ -245,18 +245,18 @@ class Verdict(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InTurn(Ran):
-    """A run of an edit or of its champion, in turn, before a gain that noise could explain is kept; or of the champion
-    alone, so that a lucky score does not stand for ever.
+    """A run of an edit or its champion in turn, before a gain that noise could explain is kept; or a run of the
+    champion alone, so that one lucky score does not last forever.
     """
 
     name = "in turn"
-    edit: int  # of the edit that it was run for; 0: the champion alone
-    during: int = 0  # number of the edit whose trial went on meanwhile, of the champion alone
+    edit: int  # number of the edit that takes turns; 0: the champion alone
+    during: int = 0  # for a run of the champion alone: number of the edit being tried
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dropped(Event):
-    """A person took a keep back, and with it what was kept on top of it."""
+    """A person dropped a keep, and everything that was kept on top of it."""
 
     name = "dropped"
     number: int
@@ -264,7 +264,7 @@ class Dropped(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Accepted(Event):
-    """A person has looked at an edit that was held back; it runs again under a new number and can be kept."""
+    """A person accepted an edit that was held back; it runs again under a new number and can be kept."""
 
     name = "accepted"
     number: int  # the new one
@@ -289,14 +289,14 @@ class Verified(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Message(Event):
-    """What a person told the run, see inbox.py."""
+    """A message from a person to the run, see inbox.py."""
 
     message: str = ""  # names it, so that it is taken in once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note(Message):
-    """Advice, which later briefs have."""
+    """Advice that later briefs include."""
 
     name = "note"
     text: str
@@ -304,7 +304,7 @@ class Note(Message):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pause(Message):
-    """From here on nothing new begins."""
+    """From here on nothing new starts."""
 
     name = "pause"
 
@@ -318,7 +318,7 @@ class Resume(Message):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Held(Event):
-    """Something waits for a person's word, see gate.py."""
+    """Something waits for approval, see gate.py (--approve). Not to be confused with ledger.HELD."""
 
     name = "held"
     number: int
@@ -328,7 +328,7 @@ class Held(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Approved(Message):
-    """A person's yes to what is held."""
+    """A person approved what was held."""
 
     name = "approved"
     number: int
@@ -336,7 +336,7 @@ class Approved(Message):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejected(Message):
-    """A person's no to what is held."""
+    """A person rejected what was held."""
 
     name = "rejected"
     number: int

@@ -1,7 +1,7 @@
-"""Findings: what the record says of a run's gain, from the runs of `verify`. Pure functions; nothing runs here.
+"""Findings: what the runs of `verify` say about a run's gain. Pure functions; nothing runs here.
 
 The loop chose its champion because it scored well, so the score that made it champion is too good on average. Fresh
-scores are not. Leaving out one kept change after the other says which of them the gain depends on.
+scores are not. Leaving out each kept change in turn shows which of them the gain depends on.
 """
 
 import dataclasses

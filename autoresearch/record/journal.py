@@ -1,6 +1,6 @@
-"""The journal of a run, .autoresearch/<tag>/journal.jsonl: one event a line, on the disk before anything else happens.
+"""The journal of a run, .autoresearch/<tag>/journal.jsonl: one event per line, on disk before anything else happens.
 
-Only the process that holds the lock of the run writes it; anybody may read it.
+Only the process that holds the run's lock may write it; any process may read it.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from autoresearch.text import to_type
 
 
 def append(path: Path, event: Event) -> tuple[Event, int]:
-    """Write an event with the present time, wait until it is on the disk. (The event as written, the journal's size.)
+    """Write an event with the current time and wait until it is on the disk. Returns (the event, the journal's size).
 
-    Raises OSError. On a full disk the journal is left as it was.
+    Raises OSError. If the disk is full, the journal stays as it was.
     """
     line = to_json(dataclasses.replace(event, time=round(time.time(), 3)))
     raw = json.dumps(line, ensure_ascii=False, allow_nan=False).encode(errors="replace") + b"\n"
@@ -36,15 +36,15 @@ def append(path: Path, event: Event) -> tuple[Event, int]:
         raise
     finally:
         os.close(handle)
-    read_again = from_json(json.loads(raw))  # as everybody else reads it
+    read_again = from_json(json.loads(raw))  # as other processes read it
     assert read_again is not None
     return read_again, size + len(raw)
 
 
 def read(path: Path, start: int = 0) -> tuple[list[Event], int]:
-    """(The events from a byte on, the byte behind them.) A last line that is cut off is none: it stays in the file.
+    """(The events from a byte on, the byte after them.) An incomplete last line is ignored, and stays in the file.
 
-    Raises UserError for a journal that is damaged before its end, or written by a newer version.
+    Raises UserError for a journal that is damaged before its end, or was written by a newer version.
     """
     events, end = [], start
     with open(path, "rb") as file:
@@ -59,8 +59,8 @@ def read(path: Path, start: int = 0) -> tuple[list[Event], int]:
                     file.seek(0)
                     number = file.read(end).count(b"\n") + 1
                     raise UserError(
-                        f"{path} is damaged in line {number}, before its end; restore it from a "
-                        "backup, or start another run with --tag NEW"
+                        f"{path} is damaged in line {number}, before its end; restore it from a backup, or start "
+                        "another run with --tag NEW"
                     ) from None
                 break
             end += len(line)
@@ -70,7 +70,7 @@ def read(path: Path, start: int = 0) -> tuple[list[Event], int]:
 
 
 class Lock:
-    """At most one loop a tag. Held until it is released, or the process ends."""
+    """Ensures that at most one loop works on a tag. Held until it is released, or the process ends."""
 
     def __init__(self, folder: Path, tag: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +96,8 @@ def already_running(tag: str, process: object) -> str:
 
 
 def take(file: TextIO) -> None:
-    """Lock a file, or BlockingIOError. Tries twice: `status` may hold it for a moment, to see whether anybody does."""
-    import fcntl  # not there on Windows, where the command line says what is needed
+    """Lock a file, or raise BlockingIOError. Tries twice: `status` may hold it briefly to test whether it is locked."""
+    import fcntl  # missing on Windows, where the command line prints what is needed
 
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +107,7 @@ def take(file: TextIO) -> None:
 
 
 def holder(folder: Path) -> int | None:
-    """The process that holds a run's lock; 0 where that is not known, None where nobody does."""
+    """The process that holds a run's lock; 0 if it is unknown, None if nobody does."""
     import fcntl
 
     try:

@@ -1,4 +1,4 @@
-"""The ledger: what follows from a run's journal. Attempts, champion, noise, costs, and where the time went."""
+"""The ledger: the state of a run, computed from its journal: attempts, champion, noise, costs, use of time."""
 
 import dataclasses
 import itertools
@@ -13,9 +13,9 @@ from autoresearch.record.conditions import Run, alike, by_conditions, comparable
 from autoresearch.task import Facts, Task, task_of
 from autoresearch.text import count
 
-# In the reasons of attempts that have a verdict without a trial; the second ones are those of version 0.1.
+# Parts of the reasons of attempts with a verdict but no trial; the second ones are from version 0.1.
 OUTRUN = "its edit does not apply to the new champion", "it does not go onto the champion any more"
-HELD = "held back"  # so begins the reason of a gain that is to be looked at by a person
+HELD = "held back"  # start of the reason of a large gain that a person has to `accept` (not: Held, see gate.py)
 DROPPED = "dropped by a person"
 ABANDONED = (
     "its trial was interrupted, and another edit was tried instead",
@@ -25,12 +25,12 @@ ABANDONED = (
 
 @dataclasses.dataclass
 class Spent:
-    """What proposals took, whatever became of them."""
+    """What proposals have used, whatever their outcome."""
 
     proposals: int = 0
-    tokens: int = 0  # as far as they are known
+    tokens: int = 0  # as far as known
     dollars: float = 0.0
-    unknown_tokens: int = 0  # proposals of which nobody knows
+    unknown_tokens: int = 0  # number of proposals whose tokens are unknown
     unknown_dollars: int = 0
 
     def add(self, tokens: int | None, dollars: float | None) -> None:
@@ -41,11 +41,11 @@ class Spent:
         self.unknown_dollars += dollars is None
 
     def words(self) -> str:
-        """`12,345 tokens and $0.67`; what nobody knows is said."""
+        """`12,345 tokens and $0.67`; unknown amounts are mentioned."""
         tokens = f"{self.tokens:,} tokens" if self.tokens or not self.unknown_tokens else "an unknown number of tokens"
         dollars = f"${self.dollars:.2f}" if self.dollars or not self.unknown_dollars else "an unknown cost"
         if self.unknown_dollars and self.dollars:
-            dollars += f" (the cost of {count(self.unknown_dollars, 'proposal')} is not known)"
+            dollars += f" (the cost of {count(self.unknown_dollars, 'proposal')} is unknown)"
         return f"{tokens} and {dollars}"
 
 
@@ -65,49 +65,49 @@ class Attempt:
     reason: str = ""
     figures: dict = dataclasses.field(default_factory=dict)
     seconds: dict = dataclasses.field(default_factory=dict)
-    holdout: float | None = None  # the score on rows that no decision reads, of what was kept
-    noise: float | None = None  # what the judge took for the standard deviation of one score
-    standing: float | None = None  # the champion's score as the judge saw it
-    standing_runs: int = 1  # and over how many runs
-    lines: int | None = None  # of code that the edit adds, net
-    constants: dict | None = None  # name: [old, new value] of those that it changed; None where it did something else
-    beside: str = ""  # names the code around them
-    category: str = ""  # what kind of change it is
-    hypothesis: str = ""  # why it should help, as its agent saw it
-    predicted: float | None = None  # change of the metric that its agent expected
-    lesson: str = ""  # what its agent learned, or `L3` where it tests lesson 3
-    ideas: Sequence[str] = ()  # `I3` where it tests idea 3, and what else its agent would try
-    tokens: int | None = None  # that the agent took for it, and what they cost; None: not known
+    holdout: float | None = None  # the score on rows that no decision reads; only of keeps
+    noise: float | None = None  # the standard deviation of one score, as the judge estimated it
+    standing: float | None = None  # the champion's score, as the judge saw it
+    standing_runs: int = 1  # the number of runs behind it
+    lines: int | None = None  # lines of code that the edit adds, net
+    constants: dict | None = None  # name: [old, new value] of changed constants; None if anything else was changed
+    beside: str = ""  # hash of the code around the constants
+    category: str = ""  # the kind of change
+    hypothesis: str = ""  # why it should help, according to its agent
+    predicted: float | None = None  # the change of the metric that its agent expected
+    lesson: str = ""  # what its agent learned, or `L3` if it tests lesson 3
+    ideas: Sequence[str] = ()  # `I3` if it tests idea 3, and new ideas of its agent
+    tokens: int | None = None  # tokens and dollars that its proposal used; None: not known
     dollars: float | None = None
-    transcript: str = ""  # folder of what the agent was told and what it said
-    repairs: int = 0  # times that it was repaired after an early crash
-    node: str = ""  # of a cluster, where it ran last
+    transcript: str = ""  # folder with what the agent was told and what it answered
+    repairs: int = 0  # how often it was repaired after an early crash
+    node: str = ""  # on a cluster: where it ran last
     time: float = 0.0  # when it was committed
     runs: list[float] = dataclasses.field(
         default_factory=list
     )  # scores of this very code, the first with the run's seed
-    taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: what others took meanwhile
+    taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: CPU share of other programs
     screened: list[Run] = dataclasses.field(default_factory=list)  # with --tiers: its runs on the first kind
-    screened_again: list[Run] = dataclasses.field(default_factory=list)  # those beside other edits, as their champion
-    promoted: bool = False  # it looked good there, and goes on to the last kind
-    screening_seconds: float = 0.0  # that this took
+    screened_again: list[Run] = dataclasses.field(default_factory=list)  # its later runs there, as the champion
+    promoted: bool = False  # it looked good there, and runs on the last kind next
+    screening_seconds: float = 0.0  # duration of the screening
 
     @property
     def is_screened(self) -> bool:
-        """With --tiers, whether it ran on the first kind alone. Its score, if it has one, and that of the champion that
-        it was compared with are of that kind then.
+        """With --tiers, whether it has run only on the first kind. Its score, if any, and that of the champion that it
+        was compared with are then from that kind.
         """
         return bool(self.screened) and not self.promoted
 
     @property
     def own(self) -> list[Run]:
-        """Its runs, on the kind of device that it ran on last."""
+        """Its runs on the kind of device that it ran on last."""
         taken = itertools.chain(self.taken, itertools.repeat(None))
         return self.screened if self.is_screened else list(zip(taken, self.runs, strict=False))
 
     @property
     def last_taken(self) -> float | None:
-        """What others took of its last run; None where nobody knows."""
+        """The CPU share of other programs during its last run; None if unknown."""
         return self.own[-1][0] if self.own else None
 
     @property
@@ -121,9 +121,9 @@ class Attempt:
 
 
 class Ledger:
-    """The journal of one run, and what follows from it.
+    """The journal of one run, and the state that follows from it.
 
-    repair: remove from the file a last line that was cut off by a power failure. Not beside a loop, which may be
+    repair: remove an incomplete last line (after a power failure) from the file. Do not use it while a loop may be
     writing that line.
     """
 
@@ -135,42 +135,42 @@ class Ledger:
         self.attempts: list[Attempt] = []  # by number
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
-        self.in_turn: dict[tuple[int, int], list[Run]] = {}  # by number of the code, and of the edit it ran for, or 0
-        self.stale = {False: 0, True: 0}  # verdicts since the champion ran last; True: on the first kind of --tiers
+        self.in_turn: dict[tuple[int, int], list[Run]] = {}  # by number of the code, and of the edit it ran for (or 0)
+        self.stale = {False: 0, True: 0}  # verdicts since the champion last ran; True: on the first kind of --tiers
         self.screening = ""  # the first kind of --tiers
-        self.aside: dict[str, str] = {}  # why a node of a cluster is used no more, by its name
+        self.aside: dict[str, str] = {}  # why a node of a cluster is not used any more, by its name
         self.dropped: list[Attempt] = []  # keeps that a person has dropped
-        self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
+        self.accepted: set[int] = set()  # numbers of attempts that a person has accepted
         self.verified: list[events.Verified] = []
         self.refused: list[events.Refused] = []  # since the last attempt
         self.repaired: dict[str, Attempt] = {}  # by edit: attempts that crashed and were repaired
         self._crashed: set[str] = set()  # commits
         self.spent_by: dict[str, Spent] = {}  # by agent
         self.started = events.Start()  # the last time that the loop was started
-        self.called: int | None = None  # the experiment that it began to try out since, or refused
+        self.called: int | None = None  # the experiment that it has begun, or refused, since then
         self.first_seed: int | None = None
         self.notes: list[tuple[int, str]] = []  # of people: (the experiment that came next, the note)
-        self.paused = False  # nothing new begins
+        self.paused = False  # nothing new starts
         self.messages: set[str] = set()  # of people, by name
-        self.held: dict[int, events.Held] = {}  # by number of the experiment: what waits for a person's word
-        self.words: dict[int, tuple[events.Held, events.Rejected | None]] = {}  # the word, until it is acted on
-        self.approved: set[int] = set()  # edits
-        self.cleared = 0.0  # dollars that were spent when a person last said yes to more
-        self.cost_rejected = ""  # why no more may be spent, until the loop is started again
+        self.held: dict[int, events.Held] = {}  # by number of the experiment: what waits for approval
+        self.words: dict[int, tuple[events.Held, events.Rejected | None]] = {}  # decisions not yet acted on
+        self.approved: set[int] = set()  # numbers of approved edits
+        self.cleared = 0.0  # dollars that had been spent when a person last approved more cost
+        self.cost_rejected = ""  # why no more may be spent until the loop is started again
         self.account = Account()  # where the time went
-        self.size = 0  # bytes of the journal that were taken in
+        self.size = 0  # bytes of the journal that have been read
         if self.path.exists():
             self.catch_up()
             if repair and self.path.stat().st_size > self.size:
                 os.truncate(self.path, self.size)
 
     def append(self, event: events.Event) -> None:
-        """Write an event, and wait until it is on the disk. Raises OSError; then nothing has changed."""
+        """Write an event and wait until it is on the disk. If it raises OSError, nothing has changed."""
         written, self.size = journal.append(self.path, event)
         self._apply(written)
 
     def catch_up(self) -> None:
-        """Take in the whole lines that another process has added."""
+        """Read the complete lines that another process has added."""
         new, self.size = journal.read(self.path, self.size)
         for event in new:
             self._apply(event)
@@ -179,7 +179,7 @@ class Ledger:
 
     @property
     def tried(self) -> list[Attempt]:
-        """What has a verdict and came after the baseline."""
+        """Attempts after the baseline that have a verdict."""
         return self.finished[self.finished.index(self.kept[0]) + 1 :] if self.kept else []
 
     @property
@@ -189,7 +189,7 @@ class Ledger:
 
     @property
     def measured(self) -> bool:
-        """Whether there is any score. Before, the task may still change."""
+        """Whether there is any score. Until then, the task may still change."""
         return any(attempt.runs or attempt.screened for attempt in self.attempts) or bool(self.kept)
 
     @property
@@ -200,7 +200,7 @@ class Ledger:
 
     @property
     def champion_commit(self) -> str:
-        """The champion's commit; before there is a champion, the one that the run began with."""
+        """The champion's commit; without a champion, the one that the run began with."""
         return self.champion.commit if self.champion else self.base
 
     @property
@@ -210,14 +210,15 @@ class Ledger:
         return self.first_seed if self.first_seed is not None else 42 if known is None else known
 
     def scores(self, attempt: Attempt) -> list[float]:
-        """All scores of an attempt's code: its runs, those beside other edits, and those of `verify`.
+        """All scores of an attempt's code: its own runs, its later runs as the champion, and those of `verify`.
 
-        Of an edit that ran in turn with its champion those runs alone: the first one was chosen for being good.
+        If the edit took turns with its champion, only the runs of these turns: its first score was selected for being
+        good.
         """
         return [score for _, score in self.runs_of(attempt)]
 
     def runs_of(self, attempt: Attempt, screened: bool = False) -> list[Run]:
-        """The runs behind these scores; those on the first kind of --tiers instead."""
+        """The runs behind these scores; with `screened`, those on the first kind of --tiers."""
         if screened:
             return attempt.screened + attempt.screened_again
         own = self.in_turn.get((attempt.number, attempt.number)) or attempt.own
@@ -227,8 +228,8 @@ class Ledger:
         return [*own, *itertools.chain.from_iterable(beside), *fresh]
 
     def standing(self, attempt: Attempt) -> list[float]:
-        """The scores of the champion that an attempt was built on, of runs that compare with its last one: on the same
-        kind of device, to begin with. Empty for the baseline.
+        """The scores of the champion that an attempt was built on, as far as they are comparable with its last run: on
+        the same kind of device, and on a similarly busy machine. Empty for the baseline.
         """
         base = self.base_of(attempt)
         if base is None or self.task is None:
@@ -237,24 +238,24 @@ class Ledger:
         return comparable(runs, attempt.last_taken, self.most_taken, self.task.lower_is_better)
 
     def base_of(self, attempt: Attempt) -> Attempt | None:
-        """What an attempt was built on; None for the baseline."""
+        """The attempt that an attempt was built on; None for the baseline."""
         kept = reversed(self.kept)
         return next((other for other in kept if other.commit == attempt.parent and other is not attempt), None)
 
     def latest(self, attempt: Attempt) -> list[float]:
-        """The scores of an attempt's runs that were made as the last of them was."""
+        """The scores of an attempt's runs under the same conditions as its last one."""
         return alike(attempt.own, attempt.last_taken, self.most_taken) or [score for _, score in attempt.own]
 
     @property
     def most_taken(self) -> float | None:
-        """The share of the processors that others may take of one trial more than of another (Facts)."""
+        """By how much the CPU shares of other programs may differ between comparable runs (Facts)."""
         return self.facts.most_taken if self.facts else None
 
     def replicates(self, screened: bool = False) -> list[list[float]]:
-        """Scores of identical code under the same conditions, where there are several. screened: on the first kind of
-        --tiers, else on that of the run.
+        """Groups of scores of identical code under the same conditions. screened: on the first kind of --tiers, else on
+        that of the run.
 
-        Not those of a suspect, nor scores that were chosen for being good beside fresh ones.
+        Without quarantined attempts, and without scores that were selected for being good if there are fresh ones.
         """
         kept = [attempt for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
         groups: Iterable[Sequence[Run]]
@@ -274,11 +275,11 @@ class Ledger:
         return (*own, *self.in_turn.values(), *fresh.values())
 
     def noise(self, screened: bool = False) -> float:
-        """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
+        """The standard deviation of scores of identical code, as estimated in this run; 0 if there is no estimate."""
         return noise_scale(self.replicates(screened), self.facts.noise if self.facts else None)
 
     def turns(self, edit: int) -> tuple[list[float], list[float]]:
-        """(The champion's, its own) scores of an edit that ran in turn with its champion; empty for others."""
+        """(The champion's scores, its own scores) of an edit that took turns with its champion; empty for others."""
         theirs = (runs for (number, other), runs in self.in_turn.items() if other == edit != number)
         champions, own = (
             [score for _, score in runs] for runs in (next(theirs, []), self.in_turn.get((edit, edit), []))
@@ -286,20 +287,20 @@ class Ledger:
         return champions, own
 
     def noise_of_turns(self) -> float:
-        """The noise of the gain of one turn, where a time is measured."""
+        """The noise of the gain in one turn, if the metric is a time."""
         assert self.task
         pairs = [self.turns(edit) for number, edit in self.in_turn if number == edit]
         whole = [gains_of(*pair, self.task.lower_is_better) for pair in pairs if len(pair[0]) == len(pair[1])]
         return noise_of_turns(self.kept[0].runs if self.kept else [], whole)
 
     def steps(self, lower_is_better: bool, bounds: Sequence[float] | None) -> list[float]:
-        """By how much each keep was better than the champion of its time, as judge.step_of has it."""
+        """By how much each keep beat the champion of its time, as defined by judge.step_of."""
         kept = ((attempt.standing, attempt.score) for attempt in self.kept)
         return [step_of(*pair, lower_is_better, bounds) for pair in kept if None not in pair]  # type: ignore[arg-type]
 
     @property
     def pending(self) -> list[Attempt]:
-        """Attempts that were committed and have no verdict yet, in order. They are among the newest."""
+        """Attempts without a verdict, in order. They are among the newest."""
         found, missing = [], len(self.attempts) - len(self.finished)
         for attempt in reversed(self.attempts):
             if len(found) == missing:
@@ -310,7 +311,7 @@ class Ledger:
 
     @property
     def spent(self) -> Spent:
-        """What all agents took."""
+        """The spending of all agents together."""
         total = Spent()
         for spent in self.spent_by.values():
             for field in dataclasses.fields(Spent):

@@ -1,4 +1,4 @@
-"""results.tsv in the user's checkout: five columns, one row an experiment. It follows from the journal."""
+"""results.tsv in the user's checkout: five columns, one row per experiment. It is generated from the journal."""
 
 import math
 import re
@@ -41,19 +41,19 @@ class Results:
         self.size: int | None = None  # bytes, as it was written last; None: rows may be missing
 
     def require_ours(self, runs: Path) -> None:
-        """UserError for a results.tsv that follows from no journal below `runs`: it would be replaced."""
+        """Raises UserError if results.tsv was not made from a journal below `runs`: it would be replaced."""
         if not self.path.exists():
             return
         text = self.path.read_text(encoding="utf-8", errors="replace")
         journals = [self.ledger, *(Ledger(p.parent, repair=False) for p in sorted(runs.glob("*/journal.jsonl")))]
         if text and not any(for_comparison(whole(ledger)).startswith(for_comparison(text)) for ledger in journals):
             raise UserError(
-                f"{self.path} was not written by this loop, so it is left alone; move it away: "
+                f"{self.path} was not written by this loop, so it is not overwritten; move it away: "
                 f"`mv {self.path.name} results-old.tsv`"
             )
 
     def rebuild(self) -> None:
-        """Write the whole file, or leave it if it says the same already."""
+        """Rewrite the whole file, unless it is up to date already."""
         text = whole(self.ledger)
         if not self.path.exists() or self.path.read_text(encoding="utf-8", errors="replace") != text:
             write_whole(self.path, text)

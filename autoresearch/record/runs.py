@@ -1,4 +1,4 @@
-"""Where runs are: .autoresearch/<tag>/ in the top folder of the user's checkout. Needs no git, so it is quick."""
+"""Where runs are: .autoresearch/<tag>/ at the top of the user's checkout. Does not import git, so it is quick."""
 
 import dataclasses
 import datetime
@@ -38,7 +38,7 @@ def root_of(folder: Path) -> Path:
 
 
 def recorded_run(tag: str | None, advice: str = "") -> Recorded:
-    """A run that there is, the last one without a tag; UserError if there is none. advice: what to do then."""
+    """An existing run; without a tag, the last one. Raises UserError if there is none. advice: what to do then."""
     from autoresearch.record.ledger import Ledger
 
     root = root_of(Path.cwd())
@@ -52,24 +52,24 @@ def recorded_run(tag: str | None, advice: str = "") -> Recorded:
 
 
 def choose_tag(runs: Path, tag: str | None) -> str:
-    """The tag asked for; else that of the run that was active last; else today's date. UserError for what is none."""
+    """The given tag; else that of the last active run; else today's date. Raises UserError for an invalid tag."""
     if tag is None:
         journals = sorted(runs.glob("*/journal.jsonl"), key=lambda path: path.stat().st_mtime)
         tag = journals[-1].parent.name if journals else datetime.date.today().isoformat()
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*([.][A-Za-z0-9_-]+)*", tag):
         raise UserError(
-            f"{tag!r} cannot be a tag: use letters, digits, '-', '_' and '.', e.g. --tag {datetime.date.today()}"
+            f"{tag!r} is not a valid tag: use letters, digits, '-', '_' and '.', e.g. --tag {datetime.date.today()}"
         )
     return tag
 
 
 def make_folder(runs: Path) -> None:
-    """Make the folder of all runs, which git overlooks."""
+    """Create the folder of all runs, ignored by git."""
     runs.mkdir(parents=True, exist_ok=True)
     (runs / ".gitignore").write_text("*\n")
 
 
 def folder_of(tag: str | None) -> Path:
-    """The folder of a run, whether there is one or not."""
+    """The folder of a run, whether the run exists or not."""
     runs = root_of(Path.cwd()) / RUNS
     return runs / choose_tag(runs, tag)

@@ -1,11 +1,11 @@
-"""The folder in which another repository's trials run: its sources, what its set-up made, and room for a build.
+"""The folder in which another repository's trials run: its sources, the files of its set-up, and build outputs.
 
-A trial may write beside the sources. Before the next one everything is as the set-up left it. What may be new or
-changed when a command ends is learned from the human's own code: files where the baseline makes such files too. All
-else that differs, a guard above all, voids the trial.
+A trial may write next to the sources; before the next trial everything is restored to the state after the set-up. Which
+files a command may create or change is learned from the baseline: those that it creates or changes, too. Any other
+difference voids the trial, for example a changed guard.
 
-git reads this folder only by a git folder of the loop's own, which trials can read and cannot write: it holds the one
-commit, so that `git rev-parse` and `git describe --always` work in a build.
+The loop uses a separate git folder for this checkout, which trials can read but not write. It contains a single commit,
+so that `git rev-parse` and `git describe --always` work in a build.
 """
 
 import hashlib

@@ -1,11 +1,11 @@
-"""The runner of a cluster: one trial at a time on each GPU of its nodes, or on so many of their cores, through Ray.
+"""The runner of a cluster, through Ray: one trial at a time on each GPU of its nodes, or on a number of their cores.
 
-Each seat is an actor on its node, with a process of ours behind it (node.py) that has a clone of the repository and the
-runner of one machine. Jobs go there as they are; measurements, logs and progress come back into the run's own folder.
-Of this machine only the commit, the task and the settings of the game leave it: no key, and nothing of the record.
+Each seat is a Ray actor on its node. Behind it, a process of ours (node.py) has a clone of the repository and the
+runner of one machine. Jobs are sent there unchanged; measurements, logs and progress come back into the run's folder.
+Only the commit, the task and the settings of the game leave this machine: no keys, and nothing of the record.
 
-A node that is gone takes its trial with it: SeatLost, and the trial runs again elsewhere. Nodes are looked for all the
-time; one that joins becomes a seat. All this is awaited on the one thread that decides.
+If a node is lost, its trial raises SeatLost and runs again elsewhere. The runner keeps looking for nodes; one that
+joins becomes a seat. All of this is awaited in the event loop of the one thread.
 """
 
 import asyncio
@@ -30,29 +30,29 @@ from autoresearch.runner.places import Place, choose_kinds, places_of, seats_in_
 from autoresearch.task import Facts
 from autoresearch.text import one_line
 
-LOOK = 1.0  # seconds between two looks at which nodes there are
-AGAIN = 10.0  # seconds after which a seat that was lost or could not be set up is tried again
-LATE = 30.0  # seconds for which the run waits for the other seats when it has its first
-NO_SEAT = 120.0  # seconds without any word of a seat, at the start, after which somebody else has them all
-ENDING = 20.0  # seconds in which a cancelled trial has ended on its node
+LOOK = 1.0  # seconds between two checks for nodes
+AGAIN = 10.0  # seconds until a seat that was lost or could not be set up is tried again
+LATE = 30.0  # seconds that the run waits for the other seats once it has its first
+NO_SEAT = 120.0  # seconds to wait for a first seat at the start; after that, all are assumed to be taken
+ENDING = 20.0  # seconds within which a cancelled trial must have ended on its node
 
 
 class Worker:
-    """A place and the actor on it."""
+    """The actor on a place."""
 
     def __init__(self, place: Place, actor: Any) -> None:
         self.place, self.actor = place, actor
-        self.seat: Seat | None = None  # None: it is not ready
+        self.seat: Seat | None = None  # None: not ready
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """A method of node.Node. Awaiting it raises ray.exceptions.RayError where the node is gone."""
+        """Call a method of node.Node. Awaiting the result raises ray.exceptions.RayError if the node is gone."""
         return self.actor.call.remote(name, *arguments)
 
 
 @dataclasses.dataclass
 class Fleet:
-    """A cluster that this process is connected to. kinds: what the run uses, the one that decides last. say: told what
-    a person should know. aside: why a node is not used, by its name; the loop adds to it.
+    """A connection to a cluster. kinds: the kinds of devices that the run uses; the last one decides. say: prints a
+    message. aside: why a node is not used, by its name; the loop adds to it.
     """
 
     kinds: tuple[str, ...]
@@ -62,7 +62,7 @@ class Fleet:
     cluster: "Cluster | None" = None
 
     def runner(self, *arguments: Any) -> "Cluster":
-        """The runner of a run; arguments as of Local."""
+        """The runner of a run, with the arguments of Local."""
         self.cluster = Cluster(self, Local(*arguments))
         return self.cluster
 
@@ -85,8 +85,8 @@ class Fleet:
 async def join(
     asked: str, seat_cpus: int | None, kinds: tuple[str, ...], say: Callable[..., None], aside: Mapping[str, str]
 ) -> Fleet:
-    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; none: those it has most of. The rest
-    is as Fleet has it. Raises UserError.
+    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; empty: the most frequent kind. The
+    other arguments are those of Fleet. Raises UserError.
     """
     await connect(asked)
     import ray
@@ -100,8 +100,8 @@ async def join(
 
 
 class Cluster:
-    """Runs the jobs of one run on the seats of a fleet. home: the runner of this machine, without a seat. It has the
-    run's folder, and rehearses edits.
+    """Runs the jobs of one run on the seats of a fleet. home: the runner of this machine, which has the run's folder
+    and rehearses edits, but runs no trials.
     """
 
     def __init__(self, fleet: Fleet, home: Local) -> None:
@@ -109,7 +109,7 @@ class Cluster:
         self.task, self.repo, self.base, self.folder = home.task, home.repo, home.base, home.folder
         self.settings, self.confined = home.settings, home.confined
         self.home.share = 1
-        self.seats: Sequence[Seat] = []  # another list after each change: who waits for one sees it
+        self.seats: Sequence[Seat] = []  # replaced by a new list on each change, so that waiters notice
         self.marks: dict[str, Fingerprint] = {}  # by kind: of the first node
         self.facts_of: dict[str, Facts] = {}  # by kind: of the first seat
         self._workers: dict[int, Worker] = {}  # by number of the seat
@@ -129,7 +129,7 @@ class Cluster:
         import ray
 
         if self.task.link or has_submodules(self.repo, self.base):
-            raise UserError("a game with `link` in program.md, or with git submodules, does not run on a cluster yet")
+            raise UserError("games with `link` in program.md, or with git submodules, cannot run on a cluster yet")
         self.mark, kinds = fingerprint(), self.fleet.kinds
         self._bundle = ray.put(bundle_of(self.repo, self.base))
         self._watching = asyncio.create_task(self._watch())
@@ -145,12 +145,12 @@ class Cluster:
         return facts
 
     def _lacking(self) -> list[str]:
-        """Kinds of which there is no seat."""
+        """The kinds without a seat."""
         there = {seat.kind for seat in self.seats}
         return [kind for kind in self.fleet.kinds if kind not in there]
 
     async def _until(self, true: Callable[[], bool], seconds: float | None) -> None:
-        """Wait for something, and give up where no seat can come of it any more. Raises UserError."""
+        """Wait for something, and give up if it can no longer lead to a seat. Raises UserError."""
         try:
             async with asyncio.timeout(seconds):
                 while not true():
@@ -166,7 +166,7 @@ class Cluster:
             ) from None
 
     async def _watch(self) -> None:
-        """Look for nodes that come and go."""
+        """Watch for nodes that join or leave."""
         import ray
 
         while True:
@@ -175,7 +175,7 @@ class Cluster:
             await asyncio.sleep(LOOK)
 
     def _look(self, places: dict[tuple[str, int], Place]) -> None:
-        """Give up the seats whose places are gone, and make seats of new ones."""
+        """Drop seats whose places are gone, and open new places as seats."""
         for worker in [worker for worker in self._workers.values() if worker.place.key not in places]:
             self._lose(worker, self.fleet.aside.get(worker.place.node, "the node is gone"))
         known = {*self._opening, *(worker.place.key for worker in self._workers.values())}
@@ -185,7 +185,7 @@ class Cluster:
                 self._opening[key] = asyncio.create_task(self._open(place))
 
     async def _open(self, place: Place) -> None:
-        """Make a seat of a place."""
+        """Open a place as a seat."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -212,7 +212,7 @@ class Cluster:
             self._put_aside(worker, why)
 
     async def _set_up(self, worker: Worker) -> str:
-        """Why a place cannot be a seat; empty if it can."""
+        """Set up a place. Returns why it cannot be a seat; empty if it can."""
         place = worker.place
         mark = await worker.call("fingerprint")
         if why := self._objection(mark, place.kind):
@@ -243,10 +243,10 @@ class Cluster:
         return ""
 
     def _objection(self, mark: Fingerprint, kind: str) -> str:
-        """Why a node's trials would not compare, or could not run; empty where nothing speaks against it."""
+        """Why a node's trials could not run, or would not be comparable; empty if there is no objection."""
         home = self.mark
         if mark.code != home.code:
-            return "its code of the loop is another than here: bring its checkout to the same state (git pull)"
+            return "its loop code differs from this machine's: bring its checkout to the same state (git pull)"
         if mark.python != home.python:
             return f"it has Python {mark.python}, this machine {home.python}"
         if home.torch and mark.torch.partition("+")[0] != home.torch.partition("+")[0]:
@@ -260,7 +260,7 @@ class Cluster:
         return ""
 
     def _put_aside(self, worker: Worker, why: str) -> None:
-        """Do without a place for a while, and say why."""
+        """Do without a place for a while, and print why."""
         import ray
 
         until = asyncio.get_running_loop().time() + AGAIN
@@ -272,7 +272,7 @@ class Cluster:
         self._changed.set()
 
     def _lose(self, worker: Worker, why: str) -> None:
-        """A seat is gone."""
+        """Handle the loss of a seat."""
         if worker.seat is None or self._workers.get(worker.seat.number) is not worker:
             return
         del self._workers[worker.seat.number]
@@ -284,7 +284,7 @@ class Cluster:
     # -- jobs
 
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
-        """See Runner. Raises SeatLost where the node is gone."""
+        """See Runner. Raises SeatLost if the node is gone."""
         import ray
 
         if PREFLIGHT in job.phases:
@@ -314,12 +314,12 @@ class Cluster:
         return outcome.result
 
     def _worker_of(self, seat: Seat) -> Worker | None:
-        """None where the seat was lost; another one may have its number by now."""
+        """None if the seat was lost; another one may have its number by now."""
         worker = self._workers.get(seat.number)
         return worker if worker and worker.seat is seat else None
 
     async def _follow(self, worker: Worker, job: Job, folder: Path, tell: Callable[[Phase], None]) -> None:
-        """Bring what a running job says into the run's folder."""
+        """Copy the progress and logs of a running job into the run's folder."""
         import ray
 
         said = functools.partial(Phase, folder=str(folder), node=worker.place.node)
@@ -336,7 +336,7 @@ class Cluster:
                     return
 
     async def quiet(self, seat: Seat, most: float, limit: float) -> bool:
-        """See Runner. Where the seat is lost, `run` says so."""
+        """See Runner. If the seat is lost, `run` reports it."""
         import ray
 
         with contextlib.suppress(ray.exceptions.RayError):

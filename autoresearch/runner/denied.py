@@ -1,4 +1,4 @@
-"""What the sandbox denied a command, as far as its log tells, and how to allow it. The kernel itself tells nobody."""
+"""What the sandbox denied a command, and how to allow it, guessed from its log: the kernel does not report it."""
 
 import os
 import re
@@ -24,7 +24,7 @@ TERMINAL = re.compile(r"out of pty devices|openpty|posix_openpt|/dev/ptmx|forkpt
 
 
 def denied(log: str, rules: Mapping, root: Path) -> str:
-    """What the sandbox denied, with the setting of `task` that allows it; empty where the log says nothing of it.
+    """What the sandbox denied, with the setting of `task` that allows it; empty if the log does not show any.
 
     rules: those of the command (sandbox.launcher). root: the user's checkout.
     """
@@ -46,7 +46,7 @@ def denied(log: str, rules: Mapping, root: Path) -> str:
                     return said
     if any(map(NETWORK.search, lines)) or (refused and any(map(IN_A_SOCKET.search, lines))):
         if rules.get("network"):
-            return "the sandbox denied the network: it is this machine's own alone. Let `setup` download what is needed"
+            return "the sandbox denied the network: it has only a loopback. Let `setup` download what is needed"
         return (
             "the sandbox denied the network: `network: loopback` allows servers on this machine; let `setup` download "
             "what comes from elsewhere"

@@ -1,7 +1,7 @@
 """What the commands of a trial see of the user's environment.
 
-Of this project's own game and of its model's processes: what Python, torch and a compiler need. Of other repositories:
-the programs that the user's own shell would start there, and what they read.
+In this project's own game, and for its model processes: what Python, torch and a compiler need. In other repositories:
+the programs that the user's shell would start there, and what these need to read.
 """
 
 import fnmatch
@@ -67,12 +67,12 @@ def matching(environment: Mapping[str, str], patterns: Iterable[str]) -> dict[st
 
 
 def own_programs() -> str:
-    """The folder of this program's own Python."""
+    """The folder of the Python that runs this program."""
     return str(Path(sys.prefix) / "bin")
 
 
 def is_borrowed(folder: str) -> bool:
-    """Whether a folder of PATH is there only because `uv run --project` started this program."""
+    """Whether a folder is on PATH only because `uv run --project` started this program."""
     return os.path.realpath(folder) == os.path.realpath(own_programs()) and (
         Path(sys.prefix).is_relative_to(Path(__file__).resolve().parents[2])
     )
@@ -154,7 +154,7 @@ SHELL = re.compile(r"[\n;&|<>()$`*?\[\]{}~#]|^\s*\w+=")
 
 
 def their_words(command: str) -> list[str]:
-    """A command of another repository: split as a shell splits it, or handed to one where it says more than words."""
+    """The words of another repository's command. One that is more than a list of words is passed to a shell."""
     if not SHELL.search(re.sub(QUOTED, "", command.strip())):
         return shlex.split(command)
     if shell := shutil.which("bash"):

@@ -1,8 +1,8 @@
-"""A name for a process that stays true when its process id is used again. Imports nothing that takes long."""
+"""An identifier of a process that stays unique when its process id is reused. Imports nothing slow."""
 
 
 def identify(pid: int) -> str:
-    """`pid start-time`: names a process for good, since a pid alone is used again."""
+    """`pid start-time`: identifies a process uniquely, since a pid may be reused."""
     import psutil
 
     try:

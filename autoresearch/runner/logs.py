@@ -1,4 +1,4 @@
-"""Logs of commands: their end, their figures, the line that says why a command failed."""
+"""Logs of commands: their ends, the figures in them, and the line that says why a command failed."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ SCALES |= {letter + "iB": 1024.0**power for power, letter in enumerate(("", "K",
 
 
 def shorten(log: Path) -> None:
-    """Leave the middle out of a log that is longer than anybody reads."""
+    """Cut the middle out of a very long log."""
     size = log.stat().st_size
     if size > 2 * LOG_KEPT:
         with open(log, "r+b") as file:
@@ -63,10 +63,10 @@ def ends_of(folder: Path, size: int, names: Iterable[str]) -> str:
 
 
 def read_figures(path: Path) -> dict[str, float]:
-    """The figures that a log names, of equal names the last. They may be infinite or not a number.
+    """The figures in a log; if a name occurs several times, the last one. They may be infinite or NaN.
 
-    A figure stands on a line of its own: `name: 1`, `name=1`, `METRIC name=1`, indented or not, with a unit or % or
-    without; or in a line that is a JSON object. Times with a unit are in seconds, sizes in bytes.
+    A figure is on a line of its own: `name: 1`, `name=1`, `METRIC name=1`, optionally indented and with a unit or %; or
+    in a line that is a JSON object. Times with a unit are converted to seconds, sizes to bytes.
     """
     return {name: number for line in read_tail(path).split("\n") for name, number in figures_of(line)}
 
@@ -83,7 +83,7 @@ def figures_of(line: str) -> Iterator[tuple[str, float]]:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a log that says something, cut to 200 characters."""
+    """The last non-empty line of a log, cut to 200 characters."""
     return cut(next((line for line in reversed(read_tail(path, 1 << 14).splitlines()) if line.strip()), ""))
 
 

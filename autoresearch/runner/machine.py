@@ -1,4 +1,4 @@
-"""What the machine has left, what a command takes of it, and clearing away what it left: host memory and disk."""
+"""Host memory and disk: what is free, what a command uses, and removing the files that it left."""
 
 import contextlib
 import itertools

@@ -1,7 +1,6 @@
-"""What other programs took of the processors while a trial trained.
+"""How much of the CPU other programs used while a trial trained.
 
-Where a training is against the clock, the machine is a part of its score: beside somebody else's work it comes less far
-in the same time, and looks like a bad idea.
+A training with a fixed time makes less progress on a busy machine, and would look like a bad idea.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ LOOK = 5.0  # seconds between two looks while it waits for the machine to be fre
 
 @dataclasses.dataclass(frozen=True)
 class Processors:
-    """Seconds, since the machine started, of the processors that this program may use."""
+    """CPU seconds since boot, of the processors that this program may use."""
 
     count: int
     total: float
@@ -41,13 +40,13 @@ class Processors:
         return cls(len(usable), total, sum(times.idle + times.iowait for times in usable), own)
 
     def others_since(self, before: "Processors") -> float:
-        """The share of the machine, 0 to 1, that others used, or the host did (steal)."""
+        """The share of the machine, 0 to 1, that other programs used, or the host did (steal)."""
         total, idle, own = self.total - before.total, self.idle - before.idle, self.own - before.own
         return max(0.0, total - idle - own) / total if total > 0 else 0.0
 
     def taken_since(self, before: "Processors") -> float:
-        """The share that others took and this program could have used: what they used beyond what was idle anyway, and
-        nothing while a whole processor was.
+        """The share that other programs used and this program could have used: their use beyond the idle time; 0 if a
+        whole processor was idle.
         """
         total, idle = self.total - before.total, self.idle - before.idle
         if total <= 0 or idle * self.count >= total:
@@ -56,9 +55,7 @@ class Processors:
 
 
 def has_quota() -> bool:
-    """Whether this is a container with a share of the processors of its own: then those of the whole machine, which
-    are all that can be seen, say little.
-    """
+    """Whether this is a container with a CPU quota. Only the whole machine's use can be seen then, which says little."""
     for name, none in (("cpu.max", "max"), ("cpu/cpu.cfs_quota_us", "-1")):
         with contextlib.suppress(OSError, IndexError):
             return Path("/sys/fs/cgroup", name).read_text().split()[0] != none
@@ -66,7 +63,7 @@ def has_quota() -> bool:
 
 
 async def quiet(most: float, limit: float) -> bool:
-    """Wait until others use at most this share of the processors, `limit` seconds at most. Whether they do."""
+    """Wait until other programs use at most this share of the CPU, at most `limit` seconds. Returns whether they do."""
     end, before = time.monotonic() + limit, Processors.now()
     while time.monotonic() < end:
         await asyncio.sleep(min(LOOK, limit / 4))

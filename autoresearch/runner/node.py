@@ -1,10 +1,10 @@
-"""What runs on a node of a cluster: a process with the runner of one machine and one seat, and the actor before it.
+"""What runs on a node of a cluster: an actor, and a process with the runner of one machine and one seat.
 
-Ray starts the `Actor`, which only passes messages on. The trials belong to a process of our own, `main` below:
-it is to Ray what a loop is to a terminal. It ends its trials when its standard input ends, and so when the actor, the
-node's Ray or the loop is gone, in whatever way; a keeper of its own (keeper/) ends each command when it is killed.
+Ray starts the `Actor`, which only forwards messages. The trials belong to a separate process, `main` below. It ends its
+trials when its standard input is closed, so whenever the actor, the node's Ray or the loop is gone, for whatever
+reason. If it is killed itself, the keeper (keeper/) of each command ends the command.
 
-Nothing here imports Ray. A message is a pickled tuple, with its length before it.
+Nothing here imports Ray. A message is a pickled tuple, preceded by its length.
 """
 
 import asyncio

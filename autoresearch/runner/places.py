@@ -1,8 +1,8 @@
-"""Which seats a cluster has, and which of them one run can use: those of one kind of device, since only those compare,
-or of the two of --tiers, which are compared each with its own.
+"""Which seats a cluster has, and which of them a run can use: those of one kind of device, since only their scores are
+comparable, or those of the two kinds of --tiers, each compared with its own.
 
-A kind is what Ray says of a node: its resource `kind:NAME` where somebody gave it one, else the type of its GPUs, else
-the number of cores of a seat.
+The kind comes from Ray: a node's resource `kind:NAME` if it has one, else the type of its GPUs, else the number of
+cores per seat.
 """
 
 import collections
@@ -19,7 +19,7 @@ KIND, GPU_TYPE = "kind:", "accelerator_type:"  # resources of Ray's that name a 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a seat can be: a GPU of a node, or so many of its cores."""
+    """Where a seat can be: a GPU of a node, or a number of its cores."""
 
     node_id: str
     node: str  # its name, for people
@@ -57,7 +57,7 @@ def named(resources: dict, prefix: str) -> str:
 
 
 def tiers_of(said: str) -> tuple[str, ...]:
-    """The kinds that --tiers names. A comma before a blank is part of a name. Raises UserError."""
+    """The kinds that --tiers names. A comma followed by a space is part of a name. Raises UserError."""
     kinds = tuple(kind.strip() for kind in re.split(r",(?! )", said))
     if len(kinds) != 2 or "" in kinds:
         raise UserError(
@@ -70,7 +70,7 @@ def tiers_of(said: str) -> tuple[str, ...]:
 
 
 def prices_of(said: Iterable[str]) -> dict[str, float]:
-    """By kind, the dollars an hour for a seat that --seat-price names. Raises UserError."""
+    """The prices of --seat-price: dollars per hour for a seat, by kind. Raises UserError."""
     prices = {}
     for part in (part for text in said for part in re.split(r",(?! )", text)):
         kind, _, price = part.rpartition("=")
@@ -86,7 +86,7 @@ def prices_of(said: Iterable[str]) -> dict[str, float]:
 
 
 def require_known(prices: Iterable[str], places: Sequence[Place]) -> None:
-    """UserError for a price of a kind that the cluster has not: it would count for nothing."""
+    """Raises UserError if a price names a kind that the cluster does not have: it would have no effect."""
     kinds = collections.Counter(place.kind for place in places)
     for kind in prices:
         if kind not in kinds:
@@ -95,9 +95,7 @@ def require_known(prices: Iterable[str], places: Sequence[Place]) -> None:
 
 
 def choose_kinds(places: Sequence[Place], asked: Sequence[str] = ()) -> tuple[str, ...]:
-    """The kinds that a run uses: those asked for, or else the one with most seats, a GPU if there is one. Raises
-    UserError.
-    """
+    """The kinds that a run uses: those asked for, else the one with most seats, preferring GPUs. Raises UserError."""
     kinds = collections.Counter(place.kind for place in places)
     for kind in asked:
         if kind not in kinds:
@@ -118,7 +116,7 @@ def choose_kinds(places: Sequence[Place], asked: Sequence[str] = ()) -> tuple[st
 
 
 def seats_in_words(places: Sequence[Place], kinds: Sequence[str]) -> str:
-    """Which seats the run uses, and which it leaves idle and why."""
+    """A description of which seats the run uses, and which it leaves idle and why."""
     parts = []
     for kind, role in zip(kinds, ("screening: ", "verdicts: ") if kinds[1:] else ("",), strict=True):
         ours = [place.node_id for place in places if place.kind == kind]

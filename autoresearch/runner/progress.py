@@ -1,6 +1,6 @@
-"""How far a training is, by its own word: progress.json in its run folder.
+"""The progress of a training, as it reports it in progress.json in its run folder.
 
-A trial could write anything there, so only numbers are taken from it.
+A trial could write anything there, so only numbers are read from it.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ def number_in(found: dict, name: str) -> float | None:
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """What the training of a trial says of itself; None before its clock starts, or where that cannot be true."""
+    """The progress that a training reports; None before its clock starts, or if the report is impossible."""
     found = read_json(folder / "run/progress.json")
     clock, budget, loss, step = (number_in(found, name) for name in ("clock", "budget", "loss", "step"))
     if clock is None or budget is None or budget <= 0:

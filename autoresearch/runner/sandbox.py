@@ -1,6 +1,7 @@
-"""How the loop confines what a trial runs: the words that go before its command, and what this machine has for it.
+"""The sandbox of a trial: the command prefix that starts it, and what this machine supports.
 
-They start a keeper (keeper/, a program of its own), which confines the command and ends all that it has started.
+The prefix starts a keeper (keeper/, a separate program), which puts the command into the sandbox and ends everything
+that it has started.
 """
 
 import functools
@@ -18,9 +19,9 @@ START = "import sys; sys.path.append(sys.argv.pop(1)); from keeper.main import m
 
 
 def method() -> str:
-    """What confines a trial here: `Landlock`, `bubblewrap`, or nothing (empty).
+    """The sandbox of this machine: `Landlock`, `bubblewrap`, or none (empty).
 
-    Landlock from its version 2 on: the first one lets nobody move a file.
+    Landlock needs version 2: version 1 does not allow moving files.
     """
     return "Landlock" if version() >= 2 else "bubblewrap" if bubblewrap() else ""
 
@@ -51,7 +52,7 @@ def keeper(rules: dict | None) -> list[str]:
 
 @functools.cache
 def bubblewrap() -> bool:
-    """Whether there is a bubblewrap that can make namespaces here."""
+    """Whether there is a bubblewrap that can create namespaces here."""
     works = (
         shutil.which("bwrap")
         and subprocess.run([*keeper({"by": "bubblewrap"}), "true"], cwd="/", capture_output=True).returncode == 0

@@ -361,9 +361,7 @@ class Trial:
             self.clock_began = Processors.now()
         if phase == TRAIN and running > self.start_limit and read_progress(self.folder) is None:
             limit = f"{self.start_limit:.0f} s"
-            return (
-                f"ended because it drew no batch in its first {limit}, the limit for importing and compiling"
-            )
+            return f"ended because it drew no batch in its first {limit}, the limit for importing and compiling"
         if process.tasks() > MOST_TASKS:
             return f"ended because it had more than {MOST_TASKS} processes and threads"
         memory = process.memory()

@@ -69,7 +69,10 @@ def test_it_goes_on_when_the_terminal_is_closed(toy, background):
     terminal = background()
     terminal.wait_for("ended with 0")
     process = holder(toy.runs)
-    assert f"It runs in the background as process {process}" in terminal.text and "autoresearch: run night, new" in terminal.text
+    assert (
+        f"It runs in the background as process {process}" in terminal.text
+        and "autoresearch: run night, new" in terminal.text
+    )
     assert "loop.py logs -f --tag night" in terminal.text
     wait_for((toy.runs / "trials/2/run/started").exists)
     again = toy.run(*toy.agent, "--detach", expect=2)  # one loop a tag
@@ -107,7 +110,11 @@ def test_detaching_what_cannot_run_says_why(toy, refused):
     assert refused("run", "--agent", "nobody").startswith("error: ")  # `run` may be said
     toy.plan_steps(otherwise=[step(2)])
     assert "autoresearch: run night, new" in toy.run(*toy.agent, "--hours", "0", "--detach")  # which is over at once
-    wait_for(lambda: "the time limit of 0 hours is reached" in (toy.runs / "loop.log").read_text() and holder(toy.runs) is None)
+    wait_for(
+        lambda: (
+            "the time limit of 0 hours is reached" in (toy.runs / "loop.log").read_text() and holder(toy.runs) is None
+        )
+    )
     assert "was not detached" in refused("logs", "--tag", "other")
 
 

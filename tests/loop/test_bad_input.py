@@ -111,7 +111,7 @@ def test_an_edited_results_file_is_not_replaced(toy, refused):
         (["--agent", "nobody"], "there is no agent 'nobody'; choose one of auto, claude-api, claude-code"),
         (["--agent", "command"], "--agent command needs the program"),
         (["--agent", "sweep", "--agent-command", "x"], "--agent-command is for --agent command"),
-        (["--tag", "../up"], "'../up' cannot be a tag"),
+        (["--tag", "../up"], "'../up' is not a valid tag"),
         (["--experiments", "0"], "--experiments"),
         (["--bogus"], "--bogus"),
         (["results"], "there is no run night here"),

@@ -398,7 +398,7 @@ def test_a_gain_too_good_to_be_true_is_believed_twice_or_not_at_all(toy):
     output = toy.run_agent(9)
     for verdict, (_, status, reason) in zip(toy.journal("verdict")[5:8], suspects, strict=True):
         assert verdict["status"] == status and verdict["reason"].startswith(reason)
-    assert output.count("too good to be believed once") == 3 and toy.statuses()[8] == "discard"
+    assert output.count("which is suspiciously good") == 3 and toy.statuses()[8] == "discard"
     assert [(entry["number"], entry["gain"]) for entry in toy.journal("quarantine")] == [(6, 49), (7, 49), (8, 49)]
     toy.require_whole()
 
@@ -567,9 +567,7 @@ def test_a_gain_within_the_noise_of_the_baseline(toy, rule, statuses):
     ]
     assert toy.journal("verdict")[0]["noise"] == pytest.approx(0.5**0.5)
     if rule == "margin":
-        assert (
-            toy.journal("verdict")[1]["reason"] == "gain 0.400000 is not above the noise margin of 0.433013"
-        )
+        assert toy.journal("verdict")[1]["reason"] == "gain 0.400000 is not above the noise margin of 0.433013"
     toy.require_whole()
 
 

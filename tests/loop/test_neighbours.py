@@ -66,7 +66,7 @@ def test_a_neighbour_who_comes_and_goes_changes_no_verdict(busy):
     busy.run_agent(1)
     with neighbour():
         output = busy.run_agent(2)
-        assert "other programs took" in output and "waiting until the machine is free" in output
+        assert "other programs used" in output and "waiting until the machine is free" in output
         assert 1 <= len(busy.journal("rerun")) <= 4, "at most twice for each experiment"
         assert busy.journal("in turn"), "after that the champion runs beside the neighbour, too"
         busy.run_agent(3)

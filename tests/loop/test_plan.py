@@ -62,7 +62,12 @@ def test_from_a_sentence_to_a_run(library):
     program = (library.folder / "program.md").read_text()
     assert "editable: [pkg/parser.py]" in program and "guard: env PYTHONPATH=. python -m unittest" in program
     assert "Make parsing faster." in program and "metric: seconds" in program
-    for text in ("the scorer now requires this output", "noise ", "in a night of 8 hours", "breaking  pkg/parser.py: noticed by"):
+    for text in (
+        "the scorer now requires this output",
+        "noise ",
+        "in a night of 8 hours",
+        "breaking  pkg/parser.py: noticed by",
+    ):
         assert text in said
     assert "/python, " in said  # the interpreter
     assert "git add -f program.md autoresearch_score.py && git commit" in said

@@ -295,7 +295,10 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     assert "is not a keep that can be dropped; those that can: 2, 3, 4, 5, 7, 9" in refused("drop", "8")
     assert "experiment 1 is not a keep" in refused("drop", "1")
     output = toy.run("drop", "7")
-    assert "experiment 7 is dropped, and so are those built on top of it: 9" in output and "experiment 5, score 5" in output
+    assert (
+        "experiment 7 is dropped, and so are those built on top of it: 9" in output
+        and "experiment 5, score 5" in output
+    )
     assert toy.statuses()[6:] == ["discard", "crash", "discard"]
     assert toy.tip() == toy.journal("attempt")[4]["commit"]
     toy.require_results()
@@ -351,10 +354,10 @@ def test_a_flaky_guard_and_old_runs(toy, refused):
     assert "the guard failed, but passed when it ran again: by chance" in output
     said: list[str] = []
     tidy_up.clean(toy.folder, None, lambda question: True, said.append)
-    assert said == ["there is nothing to remove: night is the last run; --tag night takes it too"]
+    assert said == ["there is nothing to remove besides the last run: --tag night removes that too"]
     assert "nobody can be asked; " in refused("clean")
     branch = toy.tip()
-    assert "3 refs of single attempts" in toy.run("clean", "--yes")
+    assert "3 git refs of attempts" in toy.run("clean", "--yes")
     assert not list(toy.runs.glob("stage*")) and not (toy.runs / "worktree").exists() and toy.references() == []
     assert toy.tip() == branch and (toy.runs / "trials/2/guard.log").exists()
     toy.run_agent(4)

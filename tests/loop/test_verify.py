@@ -210,7 +210,7 @@ def test_the_pruned_branch_is_not_taken_from_the_user(toy):
     repo.name_branch("pruned", first, [])
     repo.name_branch("pruned", second, [first])
     assert git(toy.folder, "rev-parse", "pruned") == second
-    with pytest.raises(UserError, match="is not of this loop's making"):
+    with pytest.raises(UserError, match="was not made by this loop"):
         repo.name_branch("pruned", first, [first])
     git(toy.folder, "checkout", "-q", "pruned")
     with pytest.raises(UserError, match="checked out"):

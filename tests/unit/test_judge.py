@@ -127,7 +127,12 @@ def test_the_noise_of_replicates():
     [
         ([0.9960], 0, "keep", "0.996000 is 0.004000 better than the champion's 1; more than 0.000700 was required"),
         ([0.9995], 0, "discard", "gain 0.000500 is not above the noise margin of 0.000700"),
-        ([0.9995, 0.9992], 0, "keep", "0.999350 is 0.000650 better than the champion's 1; more than 0.000606 was required"),
+        (
+            [0.9995, 0.9992],
+            0,
+            "keep",
+            "0.999350 is 0.000650 better than the champion's 1; more than 0.000606 was required",
+        ),
         ([0.9990], 30, "discard", "gain 0.001000 is not above the 0.001500 required for 30 added lines"),
         ([0.9980], 30, "keep", "0.998000 is 0.002000 better than the champion's 1; more than 0.001500 was required"),
         ([0.9990], 1, "keep", "0.999000 is 0.001000 better than the champion's 1; more than 0.000700 was required"),
