@@ -55,7 +55,7 @@ class Processors:
 
 
 def has_quota() -> bool:
-    """Whether this is a container with a CPU quota. Only the whole machine's use can be seen then, which says little."""
+    """Whether this is a container with a CPU quota. Then only the use of the whole machine is visible."""
     for name, none in (("cpu.max", "max"), ("cpu/cpu.cfs_quota_us", "-1")):
         with contextlib.suppress(OSError, IndexError):
             return Path("/sys/fs/cgroup", name).read_text().split()[0] != none

@@ -219,7 +219,8 @@ def test_auto_takes_what_is_ready_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("CLAUDE_CODE_OAUTH_TOKEN", "x")
     _, said = make_agents(AgentOptions())
     assert said == (
-        "claude-code (version 2.1.197) (--agent auto: claude is installed and signed in; choose another with --agent NAME)"
+        "claude-code (version 2.1.197) (--agent auto: claude is installed and signed in; "
+        "choose another with --agent NAME)"
     )
     monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
     _, said = make_agents(AgentOptions())

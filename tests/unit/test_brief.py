@@ -331,7 +331,8 @@ def night(number: int) -> tuple[list[Attempt], dict]:
         idea = n % 3 == 1
         words = {
             "crash": "training: OutOfMemoryError: 3.00 GiB were asked for",
-            "keep": f"{best + gain:.6f} is {-gain:.6f} better than the champion's {best:.6f}; more than 0.000495 was required",
+            "keep": f"{best + gain:.6f} is {-gain:.6f} better than the champion's {best:.6f}; "
+            "more than 0.000495 was required",
             "discard": f"{best + gain:.6f} is {gain:.6f} worse than the champion's {best:.6f}",
         }
         made.append(
