@@ -103,7 +103,7 @@ def found(check: Callable, answer: Future) -> list[Finding]:
         return [Finding(name, FAULT, str(error), "uv sync    # and start everything with `uv run`")]
     except (NothingFound, OSError) as error:
         return [Finding(name, FAULT, one_line(str(error)))]
-    except Exception as error:  # the other checks go on
+    except Exception as error:  # the other checks continue
         return [Finding(name, FAULT, one_line(f"the check itself failed: {type(error).__name__}: {error}"))]
 
 

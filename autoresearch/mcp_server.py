@@ -42,8 +42,8 @@ OF_A_RUN = (
 )  # fmt: skip
 OF_A_ROW = ("number", "status", "score", "gain", "description", "reason", "category", "predicted", "lines", "commit")
 INSTRUCTIONS = """Research by experiments. Read program.md in the repository first: the agenda and the rules.
-Call start once. Then, for ever: edit the file that it names, with your own edit tool; call try; call wait until there
-is a verdict. The file is then the champion again. Never stop by yourself, and do not ask whether to go on."""
+Call start once. Then, forever: edit the file that it names, with your own edit tool; call try; call wait until there
+is a verdict. The file then contains the champion again. Never stop by yourself, and do not ask whether to continue."""
 
 Tag = Annotated[str | None, Field(description="Name of the run. Default: the last one.")]
 Number = Annotated[int | None, Field(description="The experiment. Default: the last one.", ge=1)]
@@ -60,7 +60,7 @@ class Server:
     # -- what changes something
 
     async def start(self, tag: Tag = None) -> CallToolResult:
-        """Begin a run or find it again, and train the baseline, in the background. Says which file to edit. While the
+        """Begin or continue a run, and train the baseline in the background. Returns which file to edit. While the
         baseline trains, call wait."""
         await self.call("start", "--background", "--plain", *named(tag))
         return self.stands(recorded(tag))
@@ -75,8 +75,8 @@ class Server:
         ideas: Annotated[list[str], Field(description=f"`I3` if this tests idea I3; for others: {AN_IDEA}")] = [],  # noqa: B006
         tag: Tag = None,
     ) -> CallToolResult:
-        """Run the edit that stands in the worktree: it is checked, committed, trained and scored. Returns when its
-        trial runs, or with the reason why it was refused; then call wait."""
+        """Run the edit in the worktree: it is checked, committed, trained and scored. Returns once its trial runs, or
+        with the reason why it was refused; then call wait."""
         said = {"message": message, "category": category, "hypothesis": hypothesis, "lesson": lesson}
         words = [f"--{name}={text}" for name, text in said.items() if text]
         words += [] if predicted is None else [f"--predicted={predicted}"]
@@ -104,7 +104,7 @@ class Server:
         now: Annotated[bool, Field(description="At once: the running experiment then has no verdict.")] = False,
         tag: Tag = None,
     ) -> CallToolResult:
-        """Ask what runs to stop, after the running experiment. For the human who wants the night to end."""
+        """Stop after the running experiment. For a human who wants the night to end."""
         return text(await self.call("stop", *["--now"] * now, *named(tag)))
 
     async def note(
@@ -112,7 +112,7 @@ class Server:
         words: Annotated[str, Field(description='What it is to know, e.g. "try smaller batches".', min_length=1)],
         tag: Tag = None,
     ) -> CallToolResult:
-        """Tell the agent of a running loop something: it stands in its next briefs, and in the record."""
+        """Tell the agent of a running loop something: the note is in all its later briefs, and in the record."""
         return text(await self.call("note", *named(tag), "--", words))
 
     async def add_idea(
@@ -121,7 +121,7 @@ class Server:
         expected: Annotated[str, Field(description="The effect that it should have.")] = "",
         source: Annotated[str, Field(description="Where it is from: of a publication title, year and link.")] = "",
     ) -> CallToolResult:
-        """Add an idea for later edits, of all runs. `ideas` shows those that wait."""
+        """Add an idea for later edits, in all runs. `ideas` shows the open ones."""
         by = f"--source={AGENT}over MCP" + (f": {source}" if source else "")
         return text(await self.call("ideas", "add", by, f"--expect={expected}", "--", words))
 
@@ -146,7 +146,7 @@ class Server:
     # -- what reads
 
     def status(self, tag: Tag = None) -> CallToolResult:
-        """How a run stands: champion, what runs, counts, costs, and the run in ten lines."""
+        """The state of a run: champion, what is running, counts, costs, and a digest in ten lines."""
         return self.stands(recorded(tag))
 
     def attempts(
@@ -163,7 +163,7 @@ class Server:
         return text("\n".join(lines) or "nothing yet", {"attempts": list(map(fields, rows))})
 
     def attempt(self, number: Annotated[int, Field(ge=1)], tag: Tag = None) -> CallToolResult:
-        """All about one attempt: its diff, figures and the end of its log."""
+        """Everything about one attempt: its diff, figures and the end of its log."""
         run = recorded(tag)
         ledger, page = run.ledger, run.ledger.path.parent / "attempts" / f"{number}.md"
         if number > len(ledger.attempts):
@@ -173,9 +173,9 @@ class Server:
         return text(said, {**fields(row), "page": said})
 
     def ideas(self, tag: Tag = None) -> CallToolResult:
-        """What to go on from: what an edit must gain, the stage of the run, notes of the human, near misses, ideas that
-        wait to be tested, lessons of this and earlier runs, how often each kind of change was tried and kept. The loop
-        tells its own agents the same.
+        """Where to continue: what an edit must gain, the stage of the run, notes from the human, near misses, open
+        ideas, lessons from this and earlier runs, how often each kind of change was tried and kept. The loop tells its
+        own agents the same.
         """
         run = recorded(tag)
         ledger, champion = run.ledger, run.ledger.champion

@@ -31,7 +31,7 @@ class SharedLines:
                 write_whole(self.path, "\n".join(lines) + "\n")
 
     def lines(self, errors: str = "replace") -> list[str]:
-        """errors: what becomes of bytes that are no text."""
+        """errors: how to handle bytes that are not valid text."""
         try:
             text = self.path.read_text(encoding="utf-8", errors=errors)
         except FileNotFoundError:

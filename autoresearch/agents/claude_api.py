@@ -1,9 +1,9 @@
 """The `claude-api` agent: a model behind a Messages API, in a tool loop of its own.
 
 The model may view and edit the task's files, look at an earlier attempt, check its edit, and submit it. It has no shell
-and reaches no other file. Any server with a Messages API will do (`--base-url`). The key comes from ANTHROPIC_API_KEY.
-Every message of a proposal is kept in transcript.jsonl, without keys. Nothing is waited for here: a request that fails
-is told to the loop, and the next call goes on with the conversation from there.
+and cannot reach other files. Any server with a Messages API will do (`--base-url`). The key comes from
+ANTHROPIC_API_KEY. Every message of a proposal is kept in transcript.jsonl, without keys. There is no waiting here: a
+failed request is reported to the loop, and the next call continues the conversation from there.
 """
 
 import asyncio
@@ -136,7 +136,7 @@ class ClaudeAPI:
         self.unasked = thinking is None and self.official  # it thinks because we think that it should
         self.thinking = thinking_settings(USUAL_THINKING if self.unasked else thinking)
         self.prices = prices
-        self.paused: list[Conversation] = []  # whose last request failed: they go on from there
+        self.paused: list[Conversation] = []  # conversations whose last request failed, to be continued
         self.has_key = any(map(os.environ.get, KEYS))
         if not self.has_key and not self.base_url:
             raise UserError(
@@ -174,7 +174,7 @@ class ClaudeAPI:
                 raise
 
     async def answer_of(self, conversation: "Conversation") -> Proposal:
-        """What a conversation comes to, with its failures as the loop expects them."""
+        """The result of a conversation. Failures are raised as the loop expects them."""
         server = conversation.client.base_url
         try:
             return await conversation.run()
@@ -289,7 +289,7 @@ class Conversation:
     # -- an outage in the middle
 
     def pause(self) -> "Conversation | None":
-        """This, to go on later from the request that failed; None where nothing was answered. What it cost is told."""
+        """This conversation, to continue from the failed request; None if nothing was answered. Reports its cost."""
         self.files = {name: (self.folder / name).read_bytes() for name in self.brief.sources}
         self.tokens, self.dollars = 0, self.dollars and 0.0
         return self if self.turns else None

@@ -7,7 +7,7 @@ A proposal moves up to MOVES constants, by the steps that `sweep` would take. Se
 spread as far as the knowledge leaves open (Kandasamy et al. 2018, "Parallelised Bayesian Optimisation via Thompson
 Sampling"); none is an edit that waits for its verdict, or is proposed beside it.
 
-It needs numpy, no model and no key. All it knows is in the record, so after a kill it goes on as it would have.
+It needs numpy, but no model and no key. Everything it knows is in the record, so a kill changes nothing.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Making the data: `cache.prepare(game)` fetches text, learns a tokenizer, and writes packed rows to the game's folder.
+"""Preparing the data: `cache.prepare(game)` fetches text, trains a tokenizer, and writes packed rows to a folder.
 
 In the order of the work: sources.py (what text there is, and which of it is held out), texts.py (out of files),
 download.py, tokenizer.py, packing.py, cache.py. Nothing here runs while a model trains, and nothing imports prepare.py:

@@ -43,7 +43,7 @@ def download_all(files: list[tuple[str, Path]], first_wait: float = 1.0) -> None
 def download(url: str, path: Path, bars, first_wait: float = 1.0) -> None:
     """Fetch a parquet file and read it once. Raises DownloadFailed after the last attempt.
 
-    After a temporary fault and a growing wait it goes on from where it broke off; a file that cannot be read is
+    After a temporary fault and a growing wait it resumes where it stopped; a file that cannot be read is
     fetched again from its beginning.
     """
     import requests

@@ -74,7 +74,7 @@ class Use:
 
 
 class Account:
-    """Adds events up, one by one, so that a loop can go on for years."""
+    """Adds events up one by one, so that its cost does not grow with the length of a run."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(KINDS, 0.0)

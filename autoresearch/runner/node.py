@@ -112,7 +112,7 @@ def first(pattern: str, path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """What a call comes to that failed where nobody foresaw it."""
+    """The result of a call that failed in an unexpected way."""
 
     text: str
 

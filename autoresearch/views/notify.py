@@ -75,7 +75,7 @@ class Calls(Listener):
     async def call(self, name: str, words: Sequence[str], notice: dict) -> None:
         """Call a program and wait for its end, at most LIMIT seconds."""
         if fault := await self._fault(words, json.dumps(scrubbed(notice), ensure_ascii=False) + "\n"):
-            self.say_once(name, f"{fault}; the loop goes on")
+            self.say_once(name, f"{fault}; the loop continues")
 
     def say_once(self, name: str, fault: str) -> None:
         if name not in self.failed:

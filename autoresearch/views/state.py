@@ -302,7 +302,7 @@ class SeatState:
     kind: str  # of its device
     experiment: int | None  # that runs on it
     busy: float | None  # share of the time that it was there, in the whole run, in which it ran a trial
-    trials: int  # that it has run, whatever came of them
+    trials: int  # number of trials it has run, whatever their outcome
 
     @property
     def name(self) -> str:
@@ -339,7 +339,7 @@ class State:
     stopping: bool  # it was asked to stop
     paused: bool  # nothing new begins until `loop.py resume`
     notes: list[str]  # of people, newest first, at most NOTES
-    held: dict[int, str]  # what waits for a person's word, in words, by number of the experiment
+    held: dict[int, str]  # what waits for approval, as text, by number of the experiment
     since: float | None  # when it was called
     reason: str  # why the last one ended; empty while one runs
     device: str | None
@@ -372,7 +372,7 @@ class State:
     unknown_tokens: int  # proposals of which nobody knows
     unknown_dollars: int
     limits: dict[str, Used]  # by option, without dashes
-    finish: float | None  # when the first of them will be reached, if all goes on as it did
+    finish: float | None  # estimate of when the first of them will be reached
     workers: int
     seconds: dict[str, float]  # worker-seconds of the whole run by kind, see record/accounting.py
     wall: float  # seconds by the clock while a loop ran

@@ -338,7 +338,7 @@ class Tracking(Listener):
 
     def fault(self, reason: str) -> None:
         again = f"`{to_type(f'track {self.name}')}` sends the rest"
-        self.say(f"--track {self.name}: {reason}; the loop goes on, and this is not said again. {again}")
+        self.say(f"--track {self.name}: {reason}; the loop continues, and further failures are not reported. {again}")
 
     async def close(self) -> None:
         """Let it send the rest, at most LAST seconds."""

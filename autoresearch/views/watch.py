@@ -55,7 +55,7 @@ LOGS = (PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT)  # in the order in which they a
 
 @dataclasses.dataclass
 class Doing:
-    """Something that goes on: what it is, since when, and of how many seconds where that is known."""
+    """Something in progress: what it is, since when, and of how many seconds, if that is known."""
 
     what: str
     since: float | None = None

@@ -187,7 +187,7 @@ def test_a_command_is_told_of_keeps_the_stop_and_faults(toy, tmp_path):
 def test_a_command_that_fails_is_said_once_and_disturbs_nothing(toy, refused):
     toy.plan_steps(e2=[step(2)])
     output = toy.run_agent(2, "--notify", "sh -c 'exit 3'")
-    assert output.count("--notify: `sh` ended with exit code 3; the loop goes on") == 1 and toy.statuses() == [
+    assert output.count("--notify: `sh` ended with exit code 3; the loop continues") == 1 and toy.statuses() == [
         "keep",
         "keep",
     ]

@@ -46,7 +46,7 @@ def test_a_night_calls_the_hooks_of_the_checkout(toy, tmp_path):
     ended = [float(time) for name, time, *_ in told if name == "before-trial"]
     began = [event["time"] for event in toy.journal("trial")]
     assert all(hook < trial for hook, trial in zip(ended, began, strict=True))  # it was awaited
-    assert output.count("hooks/after-verdict: ") == 1 and "ended with exit code 3; the loop goes on" in output
+    assert output.count("hooks/after-verdict: ") == 1 and "ended with exit code 3; the loop continues" in output
     assert "hooks/on-night is not called" in output
     assert "hooks     before-trial, after-verdict, on-keep, on-stop" in output
 

@@ -88,8 +88,8 @@ def test_a_night_is_sent_once_whatever_came_between(toy, stand_in, tmp_path):
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        ("import time\ntime.sleep(600)", "it did not end within 0 s; the loop goes on"),
-        ("raise SystemExit('log in first\\nerror: nobody is signed in')", "nobody is signed in; the loop goes on"),
+        ("import time\ntime.sleep(600)", "it did not end within 0 s; the loop continues"),
+        ("raise SystemExit('log in first\\nerror: nobody is signed in')", "nobody is signed in; the loop continues"),
     ],
 )
 def test_a_tracker_that_hangs_or_fails_is_said_once_and_holds_nobody_up(tmp_path, monkeypatch, program, reason):
