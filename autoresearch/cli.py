@@ -552,13 +552,13 @@ def main(loop: type) -> None:
         print(f"error: {keys.scrub(str(error))}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        if not (said := in_words(error)):
+        if not (said := explain(error)):
             raise
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
 
 
-def in_words(error: Exception) -> str:
+def explain(error: Exception) -> str:
     """The message for an error of the machine; empty for an error that nobody expected."""
     if isinstance(error, ModuleNotFoundError) and error.name in DRAWING:
         with_them = " ".join(f"--with {package}" for package in DRAWING.values())

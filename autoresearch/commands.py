@@ -73,7 +73,7 @@ async def night(loop: type, options: Research) -> int:
     if (options.tiers is not None or options.seat_price) and not options.cluster:
         name = "--seat-price" if options.tiers is None else "--tiers"
         raise UserError(f"{name} is about the devices of a cluster: use it with --cluster auto|HOST:PORT")
-    agents, agents_in_words, filler = agents_of(options)
+    agents, agents_described, filler = agents_of(options)
     say = partial(console.line, style="yellow")
     listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
     listeners += [Tracking(options.track, root_of(Path.cwd()) / RUNS, say)] if options.track else []
@@ -99,8 +99,8 @@ async def night(loop: type, options: Research) -> int:
             ahead = int(any(agent.retries for agent in agents) and not run.task.is_timed)
         spends = bool(run.prices) or any(hasattr(agent, "model") for agent in agents)
         shown = {
-            "agent": agents_in_words,
-            "cluster": fleet.in_words() if fleet else "",
+            "agent": agents_described,
+            "cluster": fleet.describe() if fleet else "",
             "parallel": count(len(seats), "trial") if len(seats) > 1 else "",
             "timing": timing(run.task, ahead, len(seats)),
             "hooks": ", ".join(hooks_of(run.root)),
@@ -307,8 +307,8 @@ def agents_of(options: Research) -> tuple[list[Agent], str, Agent | None]:
         options.agent, options.model, options.base_url, options.thinking, options.agent_command, options.agent_limit,
         options.web_search, options.seed, options.price,
     )  # fmt: skip
-    agents, in_words = make_agents(said)
+    agents, description = make_agents(said)
     if options.fill not in (None, "sweep"):
         raise UserError(f"--fill takes sweep, not {options.fill!r}")
     filler = make_agents(AgentOptions(options.fill, seed=options.seed))[0][0] if options.fill else None
-    return agents, in_words, filler
+    return agents, description, filler

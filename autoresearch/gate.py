@@ -55,11 +55,11 @@ def gate_of(words: str | None) -> Gate:
 def require_held(ledger: Ledger, number: int) -> None:
     """Raises UserError if the experiment of this number does not wait for approval."""
     if number not in ledger.held:
-        known = "; ".join(map(in_words, ledger.held.values())) or "nothing does"
+        known = "; ".join(map(describe_held, ledger.held.values())) or "nothing does"
         raise UserError(f"experiment {number} does not wait for your approval: {known}")
 
 
-def in_words(held: events.Held) -> str:
+def describe_held(held: events.Held) -> str:
     """What waits for approval, for a person to read."""
     what = {
         "edit": "its edit waits for your approval before it is tried",

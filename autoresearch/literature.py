@@ -81,7 +81,7 @@ async def search(options: Options) -> int:
     task, topic = read_task(program, root), one_line(clean(options.search or ""))
     if not topic:
         raise UserError('--search needs a topic, e.g. --search "optimizers for short trainings"')
-    (agent, *_), in_words = make_agents(
+    (agent, *_), description = make_agents(
         AgentOptions(
             options.agent, options.model, options.base_url, command=options.agent_command, limit=options.agent_limit,
             web_search=True,
@@ -117,7 +117,7 @@ async def search(options: Options) -> int:
         files=task.editable,
         ideas=ideas.read(),
     )
-    console.line(f"{in_words} searches for: {topic}")
+    console.line(f"{description} searches for: {topic}")
     console.line(f"this may take minutes; the conversation is in {transcript.relative_to(root)}")
     try:
         said = await StopRequest(console.line).unless_asked(agent.propose(brief, folder))

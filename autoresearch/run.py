@@ -23,7 +23,7 @@ import git
 from autoresearch import UserError, disk_is_full, inbox
 from autoresearch.constants import with_change
 from autoresearch.editable import among, in_folder, is_glob, may_edit
-from autoresearch.gate import in_words
+from autoresearch.gate import describe_held
 from autoresearch.limits import StopRequest
 from autoresearch.program import program_of, read_agenda, read_task
 from autoresearch.record import events
@@ -291,7 +291,7 @@ class Run:
         """Record that something waits for approval from now on, and tell the user."""
         self.ledger.append(held)
         number, command = held.number, to_type()
-        self.console.line(f'{in_words(held)}: {command} approve {number}, or reject {number} -m "why"', "yellow")
+        self.console.line(f'{describe_held(held)}: {command} approve {number}, or reject {number} -m "why"', "yellow")
         self.console.tell("held", number=number, what=held.what)
 
     # -- git

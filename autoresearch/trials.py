@@ -371,7 +371,7 @@ class Trials:
         if measured.suspended:
             self.suspensions[attempt.number] += 1
             if self.suspensions[attempt.number] <= SUSPENSIONS:
-                raise Disturbed(in_words(measured))
+                raise Disturbed(suspension_of(measured))
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
             self.disturbed(attempt, taken, "so it made less progress")
 
@@ -420,11 +420,11 @@ def run_of(number: int, seed: int, measured: Measurement) -> dict[str, Any]:
 def without_score(measured: Measurement) -> Verdict:
     """The verdict on a trial without a score."""
     if measured.suspended:
-        return Verdict("crash", f"{in_words(measured)}, after {SUSPENSIONS} earlier suspensions")
+        return Verdict("crash", f"{suspension_of(measured)}, after {SUSPENSIONS} earlier suspensions")
     return Verdict("crash", measured.reason)
 
 
-def in_words(measured: Measurement) -> str:
+def suspension_of(measured: Measurement) -> str:
     return f"it was suspended for {measured.suspended:.0f} s"
 
 

@@ -58,7 +58,7 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
         words.insert(0, f"optimize varies constants; {names[1]} changes code, in {SHARE:.0%} of the trials")
     elif len(agents) > 1:
         words.insert(0, "the better one proposes more often")
-    said = ", ".join(map(in_words, agents))
+    said = ", ".join(map(describe, agents))
     if hybrid:
         from autoresearch.agents.optimize import Optimize
 
@@ -68,7 +68,7 @@ def make_agents(options: AgentOptions) -> tuple[list[Agent], str]:
     return agents, said + (f" ({'; '.join(words)})" if words else "")
 
 
-def in_words(agent: Agent) -> str:
+def describe(agent: Agent) -> str:
     """`claude-code (sonnet, version 2.1.332)`, as far as known."""
     model = getattr(agent, "model", None) if ":" not in agent.name else None
     version = f"version {agent.version}" if isinstance(agent, Client) else None

@@ -102,7 +102,7 @@ class Optimize:
         for chosen in self.draws(model, moves, brief.number):
             said.setdefault(described(chosen), chosen)
         candidates = [
-            f"{text}: {model.in_words(chosen)}" for text, chosen in itertools.islice(said.items(), CANDIDATES)
+            f"{text}: {model.effect_of(chosen)}" for text, chosen in itertools.islice(said.items(), CANDIDATES)
         ]
         tried = {move.constant: [] for move in moves if name_among(sources, move.constant) in model.names}
         for move in moves:
@@ -111,7 +111,7 @@ class Optimize:
             (min(steps, key=lambda move: model.expected([move])) for steps in tried.values()),
             key=lambda move: model.expected([move]),
         )
-        known = [f"{described([move])}: {model.in_words([move])}" for move in best]
+        known = [f"{described([move])}: {model.effect_of([move])}" for move in best]
         parts = [
             "Another agent varies the constants, from a regression over all attempts, and has most of the trials. Your "
             "part is what constants cannot say: change the code. It goes on from the constants that your code has, so "
@@ -199,7 +199,7 @@ class Model:
                 unknown += (self.prior(name)[1] * step) ** 2
         return math.sqrt(float(((self.root.T @ row) ** 2).sum()) + unknown)
 
-    def in_words(self, moves: Sequence[Move]) -> str:
+    def effect_of(self, moves: Sequence[Move]) -> str:
         """`-0.001200 ± 0.003000`: the change of the metric that is expected, and its standard deviation."""
         return f"{signed(self.sign * self.expected(moves))} ± {digits(self.deviation(moves))}"
 

@@ -140,8 +140,8 @@ async def workload_by(
     if os.path.lexists(name) and not options.force:
         raise UserError(f"{name} exists already; remove it, or use --time COMMAND")
     said = AgentOptions(options.agent or "", options.model, options.base_url, command=options.agent_command)
-    (agent, *_), in_words = make_agents(said)
-    console.line(f"workload   drafted by {in_words}")
+    (agent, *_), description = make_agents(said)
+    console.line(f"workload   drafted by {description}")
     with bench.opened():
         bench.repo.reset(bench.repo.scratch, bench.repo.head())
         work = draft_workload(agent, found, goal, bench.repo.scratch / folder, bench.folder / "agent")

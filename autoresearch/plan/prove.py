@@ -177,7 +177,7 @@ class Workbench:
             times.append(sum(measured.seconds.values()))
         proof.noise, proof.seconds = statistics.stdev(proof.scores), max(times)
         self.say(f"{'':<10}{', '.join(f'{score:g}' for score in proof.scores)}", "")
-        for line in in_words(runner.task, proof):
+        for line in noise_report(runner.task, proof):
             self.say(f"{'':<10}{line}", "")
         return True
 
@@ -260,7 +260,7 @@ def repeats_for(proof: Proof) -> int:
     return next((runs for runs, least in REPEATS if center and proof.noise > least * center), 1)
 
 
-def in_words(task: Task, proof: Proof) -> Sequence[str]:
+def noise_report(task: Task, proof: Proof) -> Sequence[str]:
     """What the noise of a baseline means for a night."""
     center = abs(statistics.fmean(proof.scores))
     trials = max(1, int(NIGHT / max(proof.seconds, 0.5)))

@@ -78,7 +78,7 @@ class Fleet:
 
         return [place for place in places_of(ray.nodes(), self.seat_cpus) if place.node not in self.aside]
 
-    def in_words(self) -> str:
+    def describe(self) -> str:
         return seats_in_words(self.places(), self.kinds)
 
 

@@ -90,7 +90,7 @@ def require_known(prices: Iterable[str], places: Sequence[Place]) -> None:
     kinds = collections.Counter(place.kind for place in places)
     for kind in prices:
         if kind not in kinds:
-            there = in_words(kinds)
+            there = seats_by_kind(kinds)
             raise UserError(f"--seat-price names {kind}, and the cluster has no seat of that kind: it has {there}")
 
 
@@ -99,7 +99,7 @@ def choose_kinds(places: Sequence[Place], asked: Sequence[str] = ()) -> tuple[st
     kinds = collections.Counter(place.kind for place in places)
     for kind in asked:
         if kind not in kinds:
-            there = f"it has {in_words(kinds)}" if kinds else "it has no seat at all"
+            there = f"it has {seats_by_kind(kinds)}" if kinds else "it has no seat at all"
             raise UserError(
                 f"the run trains on {', then '.join(asked)}, and the cluster has none of {kind} now: {there}. Start a "
                 "node of that kind (docs/cluster.md) and type the same again, or begin another run with --tag NEW"
@@ -123,8 +123,8 @@ def seats_in_words(places: Sequence[Place], kinds: Sequence[str]) -> str:
         parts.append(f"{role}{count(len(ours), 'seat')} of {kind} on {count(len(set(ours)), 'node')}")
     others = collections.Counter(place.kind for place in places if place.kind not in kinds)
     why = f"scores compare only between devices of one kind, and this run is on {' and '.join(kinds)}"
-    return "; ".join(parts + ([f"idle: {in_words(others)}: {why}"] if others else []))
+    return "; ".join(parts + ([f"idle: {seats_by_kind(others)}: {why}"] if others else []))
 
 
-def in_words(kinds: collections.Counter[str]) -> str:
+def seats_by_kind(kinds: collections.Counter[str]) -> str:
     return ", ".join(f"{count(number, 'seat')} of {kind}" for kind, number in sorted(kinds.items()))

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from autoresearch.files import read_json, write_whole
-from autoresearch.gate import in_words
+from autoresearch.gate import describe_held
 from autoresearch.record.accounting import Use
 from autoresearch.record.findings import Findings, doubt, findings
 from autoresearch.record.journal import holder
@@ -436,7 +436,7 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
         process=process or None,
         stopping=bool(now and now.stopping),
         paused=ledger.paused,
-        held={number: in_words(held) for number, held in ledger.held.items()},
+        held={number: describe_held(held) for number, held in ledger.held.items()},
         notes=[text for _, text in ledger.notes[: -NOTES - 1 : -1]],
         since=since,
         reason="" if running else why_it_ended(ledger),
