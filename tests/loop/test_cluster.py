@@ -188,7 +188,7 @@ def test_a_loop_that_is_killed_leaves_no_trial_and_the_same_command_goes_on(on_n
     process = toy.start(*night)
     running = wait_for(lambda: len(found := nodes.trials()) == 2 and found, 90)
     process.send_signal(signal.SIGINT)
-    wait_for(lambda: "stopping when" in process.stdout.readline())
+    wait_for(lambda: "stopping after" in process.stdout.readline())
     time.sleep(0.4)  # two that are closer count once
     process.send_signal(signal.SIGINT)
     assert process.wait(40) == 130

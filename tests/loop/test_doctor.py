@@ -57,7 +57,7 @@ def test_this_machine(toy, tmp_path, environment):
     assert "commits as Ada" in found["git"]["said"] and found["task"]["said"].startswith("train.py; `python train.py`")
     assert "no answer within 1 s" in found["claude-code"]["said"] and found["claude-code"]["status"] == "warning"
     assert found["claude-code"]["next"] == "npm install -g @anthropic-ai/claude-code"
-    assert "takes sweep" in found["agents"]["said"] and found["agents"]["next"].startswith("export ANTHROPIC_API_KEY")
+    assert "selects sweep" in found["agents"]["said"] and found["agents"]["next"].startswith("export ANTHROPIC_API_KEY")
     assert "no home folder, keys or network" in found["sandbox"]["said"] or found["sandbox"]["said"].startswith("none")
     assert found["data"]["said"].startswith("sotu, not prepared yet")
     running = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]

@@ -43,7 +43,7 @@ def brief_of(toy, number: int) -> str:
 def test_added_and_dropped_by_hand(toy):
     assert "no ideas yet" in called(toy)
     assert "I1: agents see it" in called(toy, "add", "raise  it", "--expect", "+1", "--source", "Ada, 2020")
-    assert "known already:\n- I1 (open): raise it" in called(toy, "add", "Raise it.")
+    assert "already known:\n- I1 (open): raise it" in called(toy, "add", "Raise it.")
     (toy.folder / ".autoresearch/ideas.md").open("a").write("- by my own hand\n")
     assert listed(toy) == {"I1": "(open): raise it", "I2": "(open): by my own hand"}
     assert called(toy, "drop", "I2") == "dropped: by my own hand\n" and "(dropped)" in called(toy, "list")
@@ -158,7 +158,7 @@ def test_a_search_takes_only_what_has_a_source(toy):
     words = ("--search", "what  raises numbers", "--agent", "command", "--agent-command", f"{sys.executable} {script}")
     said = called(toy, *words)
     assert "- I2 (open): larger values\n  expected: +2 on toys" in said and "\x1b" not in said
-    assert "known already: I1\n1 idea added\n4 lines dropped: at most 10 are accepted, each with idea, " in said
+    assert "already known: I1\n1 idea added\n4 lines dropped: at most 10 are accepted, each with idea, " in said
     assert listed(toy) == {"I1": "(open): raise it", "I2": "(open): larger values"}
     assert "  source: Values and Scores, 2019, https://example.org/values\n" in called(toy)
     (told,) = (toy.folder / ".autoresearch/.searches").glob("*/folder/told")
@@ -171,7 +171,7 @@ def test_a_search_takes_only_what_has_a_source(toy):
         "description: what you did",
     ):
         assert expected in brief, expected
-    assert "known already: I2\nknown already: I1\n0 ideas added" in called(toy, *words, expect=1)
+    assert "already known: I2\nalready known: I1\n0 ideas added" in called(toy, *words, expect=1)
     assert not (toy.folder / "found.md").exists() and not (toy.folder / "results.tsv").exists()
 
 
