@@ -72,7 +72,7 @@ def test_from_a_sentence_to_a_run(library):
     assert "/python, " in said  # the interpreter
     assert "git add -f program.md autoresearch_score.py && git commit" in said
     assert git(library.folder, "status", "--porcelain") == "?? autoresearch_score.py\n?? program.md"
-    assert "is not committed; trials see only what is" in called(library, "check", expect=2)
+    assert "is not committed; trials see only committed files" in called(library, "check", expect=2)
     library.commit()
     faster = {"files": {"pkg/parser.py": "def parse(text):\n    return text.split()\n"}, "say": "split"}
     wrong = {"files": {"pkg/parser.py": "def parse(text):\n    return []\n"}, "say": "nothing"}

@@ -182,7 +182,7 @@ def test_words_are_taken_from_the_page_alone(toy, watch):
     assert say("note", '{"text": "no"}', Host=f"evil.example:{page.port}")[0] == 404
     assert page.ask("/x/note", "POST", '{"text": "no"}', **own)[0].status == 404
     assert say("results")[0] == 404 and say("note", "[]")[0] == say("note", "{")[0] == 400
-    assert say("note", '{"text": "' + 70000 * "x" + '"}')[0] == 413 and "nothing to say" in say("note")[1]["fault"]
+    assert say("note", '{"text": "' + 70000 * "x" + '"}')[0] == 413 and "the text is empty" in say("note")[1]["fault"]
     assert not toy.journal("note")
     assert say("note", '{"text": "try <b>smaller</b>\\u001b[2J batches"}') == (200, {"said": ""})
     assert say("pause")[0] == 200 and say("stop") == (200, {"said": "no loop is running"})
