@@ -67,7 +67,8 @@ def why_not(found: Driver | None) -> str:
         needed = f" {LEAST_DRIVER[built]} or later" if built in LEAST_DRIVER else ""
         known = f"{found.cuda // 1000}.{found.cuda % 1000 // 10}"
         return (
-            f"NVIDIA's driver here is for CUDA {known}, and PyTorch for CUDA {built}: install driver{needed}, {INSTEAD}"
+            f"NVIDIA's driver here is for CUDA {known}, and PyTorch for CUDA {built}: install driver{needed}, or a "
+            f'PyTorch for this driver ("An older driver" in docs/running.md), {INSTEAD}'
         )
     if found.error:
         return f"CUDA does not start here (error {found.error}): see that `nvidia-smi` shows the GPU, {INSTEAD}"

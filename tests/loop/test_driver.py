@@ -51,7 +51,10 @@ def game(tmp_path, environment) -> Game:
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ("0 12040 1 8", "NVIDIA's driver here is for CUDA 12.4, and PyTorch for CUDA 13: install driver 580 or later"),
+        (
+            "0 12040 1 8",
+            "NVIDIA's driver here is for CUDA 12.4, and PyTorch for CUDA 13: install driver 580 or later, or a PyTorch",
+        ),
         ("0 13020 1 7", "A Made-Up GPU has no bf16, which came with the Ampere generation"),
     ],
 )
