@@ -343,6 +343,25 @@ def test_memory_that_runs_out_changes_the_batches_and_not_the_losses(game):
         prepare.losses_of(Forgetful(holds=0), rows)
 
 
+def test_memory_that_runs_out_in_the_arithmetic(game, monkeypatch):
+    """Of the referee itself, while the model's process holds the rest; CUDA and cuBLAS say it in words of their own."""
+    rows, arithmetic = game.rows("val")[:9], prepare.cross_entropy
+    expected = prepare.losses_of(Forgetful(holds=16), rows)
+    words = iter(["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"])
+
+    def nearly_full(*arguments):
+        if word := next(words, ""):
+            raise RuntimeError(word)
+        return arithmetic(*arguments)
+
+    monkeypatch.setattr(prepare, "cross_entropy", nearly_full)
+    model = Forgetful(holds=16)
+    assert torch.equal(prepare.losses_of(model, rows), expected) and model.sizes == [16, 8, 4, 4, 4]
+    words = iter(["an illegal memory access"])
+    with pytest.raises(RuntimeError, match="illegal"):
+        prepare.losses_of(model, rows)
+
+
 def test_training_without_prepared_data_says_what_to_run(game, tmp_path):
     (tmp_path / "train.py").write_text(BIGRAM)
     answer = program("train.py", game=game, cwd=tmp_path, AUTORESEARCH_CACHE=str(tmp_path / "empty"))
@@ -488,24 +507,27 @@ def test_figures_are_read_as_what_a_stranger_wrote(game, tmp_path, capsys):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("shared_by", ["handle", "host"])
+@pytest.mark.parametrize("shared_by", ["handle", "host", "little"])
 def test_the_score_on_a_gpu(game, run, tmp_path, shared_by):
-    """Logits through the device's own memory, and through the host's where that cannot be shared: as on the CPU."""
+    """Logits through the device's own memory, through the host's where that cannot be shared, and a row at a time where
+    little is free: as on the CPU.
+    """
     another_model(game, tmp_path, "return Bigram()", "return Bigram().cuda()", device="cuda")
     code = (
         "from autoresearch.referee import score, shared\nimport prepare\n"
         "def note(memory, handle):\n    print('shared by handle'); return memory, handle\n"
         "original = shared.device_memory\n"
-        + (
-            "def none(size):\n    raise OSError\nshared.device_memory = none\n"
-            if shared_by == "host"
-            else "shared.device_memory = lambda size: note(*original(size))\n"
-        )
+        "def none(size):\n    raise OSError\n"
+        "def little(size):\n"
+        "    if size > 4 * prepare.MAX_SEQ_LEN * prepare.VOCAB_SIZE:\n        raise MemoryError\n"
+        "    return handle(size)\n"
+        "def handle(size):\n    return note(*original(size))\n"
+        f"shared.device_memory = {'none' if shared_by == 'host' else shared_by}\n"
         + "print('score', score.score(prepare.GAME)['val_bpb'])"
     )
     answer = program("-c", code, game=game, AUTORESEARCH_RUN_DIR=str(tmp_path))
     assert answer.returncode == 0, answer.stderr
-    assert ("shared by handle" in answer.stdout) == (shared_by == "handle")
+    assert ("shared by handle" in answer.stdout) == (shared_by != "host")
     assert float(answer.stdout.rpartition("score ")[2]) == pytest.approx(expected_score(game, "val"), abs=1e-5)
 
 
