@@ -121,7 +121,7 @@ def driver_facts() -> dict:
     """Why the game of the GPU cannot be played, and what to do; empty where NVIDIA's driver says nothing against it."""
     from autoresearch import cuda
 
-    return {"why": cuda.why_not(cuda.driver())}
+    return {"why": cuda.why_not(cuda.driver()) or cuda.why_no_start()}
 
 
 def models_at(port: int) -> list[str]:

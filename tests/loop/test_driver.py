@@ -14,8 +14,9 @@ DRIVER = r"""
 #include <string.h>
 #include <unistd.h>
 static int said(int place) {
-    int numbers[4] = {0};
-    sscanf(getenv("FAKE_CUDA"), "%d %d %d %d", numbers, numbers + 1, numbers + 2, numbers + 3);
+    int numbers[6] = {0};
+    sscanf(getenv("FAKE_CUDA"), "%d %d %d %d %d %d", numbers, numbers + 1, numbers + 2, numbers + 3, numbers + 4,
+           numbers + 5);
     return numbers[place];
 }
 int cuInit(unsigned flags) {
@@ -30,7 +31,10 @@ int cuDriverGetVersion(int *version) { *version = said(1); return 0; }
 int cuDeviceGetCount(int *count) { *count = said(2); return 0; }
 int cuDeviceGet(int *device, int number) { *device = number; return 0; }
 int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "A Made-Up GPU", size); return 0; }
-int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? said(3) : 0; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    *value = attribute == 75 ? said(3) : attribute == 20 ? said(4) : 0; return 0;
+}
+int cuDevicePrimaryCtxRetain(void **context, int device) { return said(5); }
 """
 
 
@@ -56,6 +60,7 @@ def game(tmp_path, environment) -> Game:
             "NVIDIA's driver here is for CUDA 12.4, and PyTorch for CUDA 13: install driver 580 or later, or a PyTorch",
         ),
         ("0 13020 1 7", "A Made-Up GPU has no bf16, which came with the Ampere generation"),
+        ("0 13020 1 9 3", "A Made-Up GPU lets only one program use it at a time, and a trial is several"),
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_refused_before_the_data(game, answers, said):
@@ -76,3 +81,12 @@ def test_a_confined_trial_plays_the_game_that_was_begun(game):
     assert "device    A Made-Up GPU" in output and "profile   gpu" in output
     assert "this machine has 2 GPUs, and the run uses the first" in output
     assert "PyTorch finds no GPU here, which the `gpu` profile needs" in output, output  # the made-up one ends there
+    assert "the baseline crashed" in output and game.statuses() == ["crash"]
+
+
+@pytest.mark.slow
+def test_a_gpu_that_fails_in_the_night_is_no_fault_of_an_edit(game):
+    """Its driver still answers, but no program can start on it any more (46: busy or unavailable)."""
+    output = game.run("--experiments", "1", "--agent", "sweep", expect=2, FAKE_CUDA="0 13020 1 9 0 46")
+    assert "its edit is not to blame: no program can start on the GPU (error 46)" in output, output
+    assert not game.journal("verdict"), "the experiment runs again"
