@@ -51,7 +51,7 @@ Tell = Callable[[Phase], None]
 
 
 class Disturbed(Exception):
-    """What was measured does not count: the text says why. taken: the share of the processors that others took."""
+    """What was measured does not count: the text says why. taken: the share of the machine that others took."""
 
     def __init__(self, why: str, taken: float | None = None) -> None:
         super().__init__(why)
@@ -301,7 +301,8 @@ class Trials:
                 again = events.Screened(kind=seat.kind, during=during, **run)
             await self.run.record(again)
             if unlike and self.is_unlike(attempt, champion):
-                self.disturbed(attempt, attempt.last_taken or 0.0, "and no run of its champion compares")
+                said = taken_in_words(attempt.last_taken or 0.0, attempt.taken_by)
+                self.disturbed(attempt, attempt.last_taken or 0.0, f"{said}, and no run of its champion compares")
 
     def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
         """Whether no run of the champion had about as much of the machine as an attempt had."""
@@ -375,13 +376,14 @@ class Trials:
             if self.suspensions[attempt.number] <= SUSPENSIONS:
                 raise Disturbed(in_words(measured))
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
-            self.disturbed(attempt, taken, "so that it came less far")
+            said = taken_in_words(taken, measured.taken_by)
+            self.disturbed(attempt, taken, f"{said}, so that it came less far")
 
     def disturbed(self, attempt: Attempt, taken: float, why: str) -> None:
         """Raise Disturbed, if an attempt was not yet too often."""
         self.disturbances[attempt.number] += 1
         if self.disturbances[attempt.number] <= DISTURBANCES:
-            raise Disturbed(f"{taken_in_words(taken)}, {why}: it runs again", taken)
+            raise Disturbed(f"{why}: it runs again", taken)
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
         """Whether others took clearly more of an attempt's trial than ever of its champion's."""
@@ -400,7 +402,7 @@ class Trials:
             return ""
         base = self.ledger.base_of(attempt)
         unlike = base and not alike(self.ledger.runs_of(base), taken, most)
-        return taken_in_words(taken) + (", clearly more than of its champion" if unlike else "")
+        return taken_in_words(taken, attempt.taken_by) + (", clearly more than of its champion" if unlike else "")
 
     async def wait_for_quiet(self, attempt: Attempt, seat: Seat) -> None:
         """Before an attempt that was disturbed runs again, wait for the others to be done: as long as it trains. Raises
@@ -415,8 +417,8 @@ class Trials:
 
 def run_of(number: int, seed: int, measured: Measurement) -> dict[str, Any]:
     """What the record holds of a run of the code of that number, which has a score."""
-    fields = {"seed": seed, "score": measured.score, "seconds": dict(measured.seconds), "taken": measured.taken}
-    return {"number": number, **fields}
+    fields = {"seed": seed, "score": measured.score, "seconds": dict(measured.seconds)}
+    return {"number": number, **fields, "taken": measured.taken, "taken_by": measured.taken_by}
 
 
 def without_score(measured: Measurement) -> Verdict:
@@ -430,5 +432,5 @@ def in_words(measured: Measurement) -> str:
     return f"it was suspended for {measured.suspended:.0f} s"
 
 
-def taken_in_words(taken: float) -> str:
-    return f"other programs took {taken:.0%} of the processors while it trained"
+def taken_in_words(taken: float, by: str) -> str:
+    return by or f"other programs took {taken:.0%} of the processors while it trained"

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,17 @@ def refused(tmp_path, environment, monkeypatch, capsys):
         return printed
 
     return call
+
+
+@pytest.fixture
+def nvml(tmp_path) -> dict[str, str]:
+    """Variables by which a program finds nvml.c instead of NVIDIA's library; FAKE_NVML is the file with its numbers."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    library = tmp_path / "nvml/libnvidia-ml.so.1"
+    library.parent.mkdir()
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests/nvml.c"], check=True)
+    return {"LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML": str(tmp_path / "nvml/numbers")}
 
 
 @pytest.fixture

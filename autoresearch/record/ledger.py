@@ -87,6 +87,7 @@ class Attempt:
         default_factory=list
     )  # scores of this very code, the first with the run's seed
     taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: what others took meanwhile
+    taken_by: str = ""  # of the last run, in words
     screened: list[Run] = dataclasses.field(default_factory=list)  # with --tiers: its runs on the first kind
     screened_again: list[Run] = dataclasses.field(default_factory=list)  # those beside other edits, as their champion
     promoted: bool = False  # it looked good there, and goes on to the last kind
@@ -247,7 +248,7 @@ class Ledger:
 
     @property
     def most_taken(self) -> float | None:
-        """The share of the processors that others may take of one trial more than of another (Facts)."""
+        """The share of the machine that others may take of one trial more than of another (Facts)."""
         return self.facts.most_taken if self.facts else None
 
     def replicates(self, screened: bool = False) -> list[list[float]]:
@@ -355,10 +356,12 @@ class Ledger:
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
                 self.attempts[event.number - 1].taken.append(event.taken)
+                self.attempts[event.number - 1].taken_by = event.taken_by
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Screened():
                 attempt, self.screening = self.attempts[event.number - 1], event.kind
                 (attempt.screened_again if event.during else attempt.screened).append((event.taken, event.score))
+                attempt.taken_by = attempt.taken_by if event.during else event.taken_by
                 self.stale[True] = 0 if event.during else self.stale[True]
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Promoted():

@@ -54,7 +54,8 @@ class Measurement:
     )  # wall clock by phase; `training` of the clock
     memory_gb: float = 0.0
     suspended: float = 0.0  # seconds for which it was suspended: then what was measured does not count
-    taken: float | None = None  # share of the processors that others took while it trained; None: not known
+    taken: float | None = None  # share of the processors, or of the GPU, that others took meanwhile; None: not known
+    taken_by: str = ""  # that in words, where it was not other programs on the processors
     failed: str = ""  # the phase that `reason` is about
 
 

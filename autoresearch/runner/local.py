@@ -20,6 +20,7 @@ from autoresearch.repo import RunRepo, Stage
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
 from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.environment import commands_environment, their_words, toolchains
+from autoresearch.runner.gpu import Watch
 from autoresearch.runner.logs import ends_of
 from autoresearch.runner.neighbours import quiet
 from autoresearch.runner.process import GRACE_SECONDS, ask, command_words, require_program
@@ -147,7 +148,13 @@ class Local:
 
     async def quiet(self, seat: Seat, most: float, limit: float) -> bool:
         """See Runner. All seats are on this machine."""
-        return await quiet(most, limit)
+        if not self.facts.gpu:
+            return await quiet(most, limit)
+        watch = Watch({**os.environ, **seat.device})
+        try:
+            return await quiet(most, limit, lambda: watch.is_free(most))
+        finally:
+            watch.end()
 
     def tidy(self, name: str, keep_weights: bool) -> None:
         folder = self.folder_of(name)

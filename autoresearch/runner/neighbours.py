@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -65,13 +66,15 @@ def has_quota() -> bool:
     return False
 
 
-async def quiet(most: float, limit: float) -> bool:
-    """Wait until others use at most this share of the processors, `limit` seconds at most. Whether they do."""
+async def quiet(most: float, limit: float, also: Callable[[], bool] = lambda: True) -> bool:
+    """Wait until others use at most this share of the processors, `limit` seconds at most. Whether they do. also: what
+    else has to be true.
+    """
     end, before = time.monotonic() + limit, Processors.now()
     while time.monotonic() < end:
         await asyncio.sleep(min(LOOK, limit / 4))
         now = Processors.now()
-        if now.others_since(before) <= most:
+        if now.others_since(before) <= most and also():
             return True
         before = now
     return False
