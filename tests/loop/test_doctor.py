@@ -152,5 +152,6 @@ def test_the_bring_up_knows_what_it_leaves_out(monkeypatch):
 
     assert all(callable(getattr(keeper, part)) for part in bring_up.PARTS)
     assert {"masked_attention", *bring_up.GPU_ALONE} < set(bring_up.kernel_names())
+    assert all(text in (ROOT / name).read_text() for name, text, _ in bring_up.SHORTER)
     said = bring_up.in_words({"step": "kernels", "what": "FAILED", "why": "exit code 1", "printed": ["a", "b"]})
     assert said.split() == ["kernels", "FAILED", "exit", "code", "1", "a", "b"]
