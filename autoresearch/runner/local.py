@@ -123,6 +123,8 @@ class Local:
             settings["AUTORESEARCH_PROFILE"] = self.facts.profile
         if self.facts.gpu and "CUDA_VISIBLE_DEVICES" not in seat.device:  # of several the one that was described
             settings["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+        elif self.task.referee and not self.facts.gpu:  # the game of the CPU, which a GPU would play too well
+            settings["CUDA_VISIBLE_DEVICES"] = ""
         own_caches = job.fresh_caches or (self.task.referee and not self.facts.gpu)  # nothing to pass on
         caches = folder / "caches" if own_caches else self.folder / name_of("caches", seat)
         trial = Trial(

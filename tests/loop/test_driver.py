@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from conftest import ROOT
 from test_end_to_end import Game
 
 pytestmark = pytest.mark.skipif(not shutil.which("gcc"), reason="no C compiler")
@@ -35,6 +36,11 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
     *value = attribute == 75 ? said(3) : attribute == 20 ? said(4) : 0; return 0;
 }
 int cuDevicePrimaryCtxRetain(void **context, int device) { return said(5); }
+"""
+
+SAY_DEVICES = """
+import os
+print("devices", repr(os.environ.get("CUDA_VISIBLE_DEVICES")), flush=True)
 """
 
 
@@ -90,3 +96,13 @@ def test_a_gpu_that_fails_in_the_night_is_no_fault_of_an_edit(game):
     output = game.run("--experiments", "1", "--agent", "sweep", expect=2, FAKE_CUDA="0 13020 1 9 0 46")
     assert "its edit is not to blame: no program can start on the GPU (error 46)" in output, output
     assert not game.journal("verdict"), "the experiment runs again"
+
+
+@pytest.mark.slow
+def test_the_small_games_use_no_gpu_where_there_is_one(game):
+    """The first screen says CPU, and torch would find the GPU all the same."""
+    train = game.folder / "train.py"
+    train.write_bytes(SAY_DEVICES.encode() + (ROOT / "tests/small_train.py").read_bytes())
+    game.commit()
+    output = game.run("--profile", "test", "--experiments", "1", "--baseline-runs", "1", FAKE_CUDA="0 13020 1 9")
+    assert "device    CPU" in output and "devices ''" in (game.runs / "trials/1/train.log").read_text()
