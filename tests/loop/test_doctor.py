@@ -1,6 +1,8 @@
 """`loop.py doctor`: what it finds on machines that lack something, how it says so, and that nothing holds it up."""
 
+import errno
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -143,6 +145,16 @@ def test_other_systems_are_told_at_once(tmp_path, environment, platform, missing
     answer = called(tmp_path, environment, *arguments, program=("-c", ELSEWHERE))
     assert answer.returncode == 2 and answer.stdout == "" and answer.stderr.startswith("error: "), answer.stderr
     assert all(word in answer.stderr for word in said) and answer.stderr.count("\n") == 1
+
+
+def test_a_kernel_that_is_too_old_is_told_at_once(refused, toy, monkeypatch):
+    """That of RHEL 8, say, on which many GPUs are served."""
+
+    def missing(process: int) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    assert refused("--experiments", "1").startswith("error: autoresearch needs Linux 5.3 or later")
 
 
 def test_the_bring_up_knows_what_it_leaves_out(monkeypatch):
