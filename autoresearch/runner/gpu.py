@@ -8,6 +8,7 @@ against anybody.
 import contextlib
 import dataclasses
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ LOOK = 5.0  # seconds between two looks
 # Heat, the card's or the host's brake on its power, and what the card does by itself when it gets too hot or too much
 # power: clocksEventReason of nvml.h. Not the limit of its power, which a better use of it reaches sooner.
 SLOWED = 0x08 | 0x20 | 0x40 | 0x80
+MEMORY = re.compile("out ?of ?memory|memory of the GPU|more memory than there is|too little memory", re.IGNORECASE)
+MOST_HELD = 0.2  # share of the GPU's memory that others may hold, where a trial ran out of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Look:
     others: float  # and other programs
     idle: float
     slowed: float  # of its highest clock that heat or the power supply took
+    held: float = 0.0  # of its memory that anybody holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Watch:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.looks: list[Look] = []
         self._ended = threading.Event()
-        threading.Thread(target=self._look_on, args=[dict(environment)], daemon=True, name="gpu").start()
+        self.thread = threading.Thread(target=self._look_on, args=[dict(environment)], daemon=True, name="gpu")
+        self.thread.start()
 
     def end(self) -> None:
         self._ended.set()
@@ -70,8 +75,11 @@ class Watch:
         return Taken(share, f"heat or its power supply took {share:.0%} of the GPU's clock while it trained")
 
     def is_free(self, most: float) -> bool:
-        """Whether others, and heat, took at most this share at the last look."""
-        return not self.looks or self.looks[-1].others + self.looks[-1].slowed <= most
+        """Whether, at the last look, others and heat took at most this share, and left memory. While no trial runs."""
+        if not self.looks:
+            return True
+        last = self.looks[-1]
+        return last.others + last.slowed <= most and last.held <= MOST_HELD
 
     def _look_on(self, environment: dict[str, str]) -> None:
         with contextlib.suppress(Exception):  # no package, no driver, no such GPU, whatever a driver says
@@ -86,6 +94,20 @@ class Watch:
                         break
             finally:
                 pynvml.nvmlShutdown()
+
+
+def memory_held(reason: str, environment: Mapping[str, str], patience: float = 10.0) -> Taken | None:
+    """What other programs hold of the GPU's memory, if it is for want of it that a trial has failed; None where that is
+    too little to matter, or not known. To be asked when nothing of the trial is left.
+    """
+    if not MEMORY.search(reason):
+        return None
+    watch, until = Watch(environment), time.monotonic() + patience
+    while not watch.looks and watch.thread.is_alive() and time.monotonic() < until:
+        time.sleep(0.05)
+    watch.end()
+    held = watch.looks[0].held if watch.looks else 0.0
+    return Taken(round(held, 3), f"other programs held {held:.0%} of the GPU's memory") if held > MOST_HELD else None
 
 
 def chosen(environment: Mapping[str, str]):
@@ -106,7 +128,7 @@ def look(device) -> Look:
     """At a GPU now."""
     import pynvml
 
-    own, others, idle, slowed = 0.0, 0.0, 0.0, 0.0
+    own, others, idle, slowed, held = 0.0, 0.0, 0.0, 0.0, 0.0
     with contextlib.suppress(pynvml.NVMLError):  # this one does not tell, or nobody has used it
         since = int(1e6 * (time.time() - LOOK))
         samples = pynvml.nvmlDeviceGetProcessUtilization(device, since)
@@ -122,4 +144,7 @@ def look(device) -> Look:
             clock = pynvml.nvmlDeviceGetClockInfo(device, pynvml.NVML_CLOCK_SM)
             highest = pynvml.nvmlDeviceGetMaxClockInfo(device, pynvml.NVML_CLOCK_SM)
             slowed = max(0.0, 1 - clock / highest) if highest else 0.0
-    return Look(own, others, idle, slowed)
+    with contextlib.suppress(pynvml.NVMLError):
+        memory = pynvml.nvmlDeviceGetMemoryInfo(device)
+        held = int(memory.used) / int(memory.total)
+    return Look(own, others, idle, slowed, held)

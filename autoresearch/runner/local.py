@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -20,7 +21,7 @@ from autoresearch.repo import RunRepo, Stage
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
 from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.environment import commands_environment, their_words, toolchains
-from autoresearch.runner.gpu import Watch
+from autoresearch.runner.gpu import Watch, memory_held
 from autoresearch.runner.logs import ends_of
 from autoresearch.runner.neighbours import quiet
 from autoresearch.runner.process import GRACE_SECONDS, ask, command_words, require_program
@@ -145,7 +146,11 @@ class Local:
             if isinstance(stage, Checkout):
                 stage.reset()
         if measured.failed and self.facts.gpu:
-            await asyncio.to_thread(require_gpu, {**os.environ, **settings})
+            environment = {**os.environ, **settings}
+            if self.task.referee:
+                await asyncio.to_thread(require_gpu, environment)
+            if held := await asyncio.to_thread(memory_held, measured.reason, environment):
+                return dataclasses.replace(measured, taken=held.share, taken_by=held.words)
         return measured
 
     async def quiet(self, seat: Seat, most: float, limit: float) -> bool:

@@ -58,3 +58,20 @@ def test_what_others_take_of_the_gpu_is_not_held_against_an_edit(with_gpu, nvml)
 def test_a_gpu_of_which_the_driver_tells_nothing_is_taken_for_left_alone(with_gpu):
     with_gpu.run_agent(2, loop=LOOP)  # there is no driver
     assert not with_gpu.journal("rerun") and {entry["taken"] for entry in with_gpu.journal("measured")} == {None}
+
+
+def test_memory_that_others_hold_is_not_held_against_an_edit(with_gpu, nvml):
+    """One that runs out of it by itself crashes at once; beside others it runs again, when they are gone."""
+    sources = (
+        SOLVER.format(edit=n).replace("time.sleep(3)", "raise MemoryError('CUDA out of memory')") for n in (2, 3)
+    )
+    edits = ([{"files": {"solver.py": source}, "say": "large"}] for source in sources)
+    with_gpu.plan_steps(e2=next(edits), e3=next(edits))
+    Path(nvml["FAKE_NVML"]).write_text(f"{ALONE} 5")
+    with_gpu.run_agent(2, loop=LOOP)
+    assert with_gpu.statuses() == ["keep", "crash"] and not with_gpu.journal("rerun")
+    Path(nvml["FAKE_NVML"]).write_text(f"{ALONE} 75")
+    output = with_gpu.run_agent(3, loop=LOOP)
+    assert "other programs held 75% of the GPU's memory, so that it came less far: it runs again" in output
+    assert [entry["taken"] for entry in with_gpu.journal("rerun")] == [0.75, 0.75]
+    assert with_gpu.statuses() == ["keep", "crash", "crash"]

@@ -75,5 +75,6 @@ def test_a_gpu_is_free_by_its_last_look():
     watch = Watch({"CUDA_VISIBLE_DEVICES": "none"})
     watch.looks += [Look(0.0, 0.5, 0.5, 0.0), Look(0.0, 0.02, 0.9, 0.0)]
     assert watch.is_free(0.05)
-    watch.looks.append(Look(0.0, 0.0, 0.9, 0.2))
-    assert not watch.is_free(0.05)
+    for last in (Look(0.0, 0.0, 0.9, 0.2), Look(0.0, 0.0, 1.0, 0.0, held=0.5)):
+        watch.looks.append(last)
+        assert not watch.is_free(0.05)
