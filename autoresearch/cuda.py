@@ -13,6 +13,7 @@ from pathlib import Path
 from autoresearch.machine_facts import c_compiler, has_nvidia_card, has_python_header
 
 LEAST_DRIVER = {12: 525, 13: 580}  # of NVIDIA's for Linux, by the CUDA that PyTorch was built with (its release notes)
+SHARE = "it lets only one program use it at a time, and a trial is several: `sudo nvidia-smi -c DEFAULT` lets all"
 LEAST_CAPABILITY = 8  # Ampere, the first with bf16
 MAJOR, COMPUTE_MODE = 75, 20  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_MODE
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
@@ -91,10 +92,7 @@ def why_not(found: Driver | None) -> str:
     if found.capability < LEAST_CAPABILITY:
         return f"{found.name} has no bf16, which came with the Ampere generation: use a newer GPU, {INSTEAD}"
     if found.mode:
-        return (
-            f"{found.name} lets only one program use it at a time, and a trial is several: let all, with "
-            f"`sudo nvidia-smi -c DEFAULT`, {INSTEAD}"
-        )
+        return f"{found.name}: {SHARE}, {INSTEAD}"
     if c_compiler() is None:
         return f"there is no C compiler, which Triton needs: `apt install gcc g++`, {INSTEAD}"
     if not has_python_header():

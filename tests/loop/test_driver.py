@@ -66,7 +66,7 @@ def game(tmp_path, environment) -> Game:
             "NVIDIA's driver here is for CUDA 12.4, and PyTorch for CUDA 13: install driver 580 or later, or a PyTorch",
         ),
         ("0 13020 1 7", "A Made-Up GPU has no bf16, which came with the Ampere generation"),
-        ("0 13020 1 9 3", "A Made-Up GPU lets only one program use it at a time, and a trial is several"),
+        ("0 13020 1 9 3", "A Made-Up GPU: it lets only one program use it at a time, and a trial is several"),
     ],
 )
 def test_a_gpu_that_cannot_be_used_is_refused_before_the_data(game, answers, said):
