@@ -1,12 +1,14 @@
 """One call of an agent, without a loop around it: a folder with the toy's file, a brief, and what comes of it."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import games
 import psutil
+from clocks import time_passes
 from conftest import set_environment, solver
 
 from autoresearch.agents import Agent, Proposal
@@ -71,9 +73,12 @@ class Call:
         changed = [path.name for path in self.folder.iterdir() if originals.get(path.name) != path.read_bytes()]
         return TASK.objection(self.folder, changed, originals)
 
-    def propose(self, agent: Agent, **more) -> Proposal:
+    def propose(self, agent: Agent, late: tuple[float, Callable] | None = None, **more) -> Proposal:
+        """late: (seconds that have passed, as soon as when())."""
+
         async def call() -> Proposal:
-            said = await agent.propose(self.brief(**more), self.folder)
+            async with time_passes(*late) if late else contextlib.nullcontext():
+                said = await agent.propose(self.brief(**more), self.folder)
             assert asyncio.all_tasks() == {asyncio.current_task()}
             return said
 

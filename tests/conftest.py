@@ -17,6 +17,7 @@ from pathlib import Path
 
 import games
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 import loop
@@ -28,6 +29,10 @@ os.environ["AUTORESEARCH_PROFILE"] = "test"  # before any test imports prepare.p
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine
 asked = any(re.search(r"(?<!not )\bgpu\b", word) for word in sys.argv[1:])  # by `-m gpu`
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0" if asked else "")
+# The same examples in every run, however long each takes: whoever looks for others says --hypothesis-profile default.
+settings.register_profile("each time", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("each time")
+HANGS = 300.0  # seconds: what has not happened by then never will, on however slow a machine
 
 PROGRAM = """---
 task:
@@ -36,7 +41,7 @@ task:
   metric: score
   direction: maximize
   guard: python check.py
-  time_limit: 20
+  time_limit: 200
 ---
 Raise the number.
 """
@@ -126,8 +131,8 @@ def as_at_a_terminal() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait_for(condition, seconds: float = 20.0):
-    """The first true answer of `condition`, asked a hundred times a second."""
+def wait_for(condition, seconds: float = HANGS):
+    """The first true answer of `condition`, asked a hundred times a second. When it comes is no test's business."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if answer := condition():

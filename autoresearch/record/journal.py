@@ -14,6 +14,8 @@ from autoresearch import UserError
 from autoresearch.record.events import Event, from_json, to_json
 from autoresearch.text import to_type
 
+LONGEST_LOOK = 10.0  # seconds
+
 
 def append(path: Path, event: Event) -> tuple[Event, int]:
     """Write an event with the present time, wait until it is on the disk. (The event as written, the journal's size.)
@@ -96,14 +98,21 @@ def already_running(tag: str, process: object) -> str:
 
 
 def take(file: TextIO) -> None:
-    """Lock a file, or BlockingIOError. Tries twice: `status` may hold it for a moment, to see whether anybody does."""
+    """Lock a file, or BlockingIOError where it is locked. Who only looks whether it is shares it a moment, on a busy
+    machine a long one: that is waited for.
+    """
     import fcntl  # not there on Windows, where the command line says what is needed
 
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        time.sleep(0.1)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    end = time.monotonic() + LONGEST_LOOK
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is not shared
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(0.01)
 
 
 def holder(folder: Path) -> int | None:

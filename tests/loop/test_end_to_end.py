@@ -66,7 +66,7 @@ def test_a_night_from_an_empty_cache(game):
 def test_a_training_that_is_stopped_leaves_no_process(game):
     process = game.start("--experiments", "2")
     try:
-        wait_for(lambda: (game.runs / "trials/1/run/progress.json").exists(), 60)
+        wait_for(lambda: (game.runs / "trials/1/run/progress.json").exists())
         pids = [line.split()[0] for line in (game.runs / "trials/1/process").read_text().splitlines()]
         assert len(pids) == 2  # the training, and the scorer that waits beside it
         process.send_signal(signal.SIGTERM)
