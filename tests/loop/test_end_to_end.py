@@ -12,7 +12,7 @@ from conftest import ROOT, Toy, git, wait_for
 class Game(Toy):
     """A clone of this repository as it stands in the working tree, and the loop run in it.
 
-    A training may end late in it, where the machine pauses. small: with a train.py that starts quickly.
+    small: with a train.py that starts quickly.
     """
 
     def __init__(self, folder, environment, small: bool = False) -> None:
@@ -25,8 +25,6 @@ class Game(Toy):
                 (folder / name).write_bytes((ROOT / name).read_bytes())
         if small:
             (folder / "train.py").write_bytes((ROOT / "tests/small_train.py").read_bytes())
-        clock = folder / "autoresearch/referee/clock.py"
-        clock.write_text(clock.read_text().replace("FAIR_END = 2.0", "FAIR_END = 50.0"))
         if git(folder, "status", "--porcelain"):
             self.commit()
 
@@ -47,7 +45,7 @@ def test_a_night_from_an_empty_cache(game):
     assert game.statuses()[0] == "keep" and len(game.rows()) == 2
     for entry in game.journal("verdict"):
         assert 1.0 < entry["score"] < 4.0 and 0.2 < entry["memory_gb"] < 4.0
-        assert 3.0 <= entry["figures"]["training_seconds"] < entry["seconds"]["train"]
+        assert 3.0 <= entry["figures"]["training_seconds"] < 4.5
         assert (entry["holdout"] is not None) == (entry["status"] == "keep")
     best = min(float(row[1]) for row in game.rows() if row[3] == "keep")
     tip = next(row for row in game.rows() if row[3] == "keep" and float(row[1]) == best)
