@@ -12,12 +12,12 @@ from autoresearch.agents import NAMES
 
 def option(help: str, *names: str, default: Any = None, **more) -> Any:
     """A field of a dataclass of options. names: where the option is not called like the field."""
-    return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
+    return dataclasses.field(default=default, metadata={"option": typer.Option(default, *names, help=help, **more)})
 
 
 def argument(help: str, default: Any = None, **more) -> Any:
     """The same, of what stands in the command without an option's name. default: `...` for one that must be there."""
-    return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
+    return dataclasses.field(default=default, metadata={"option": typer.Argument(default, help=help, **more)})
 
 
 @dataclasses.dataclass
@@ -163,9 +163,7 @@ class Research(Begins):
 
 @dataclasses.dataclass
 class Plan(Confined):
-    goal: str = dataclasses.field(
-        default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
-    )
+    goal: str = argument('What to improve, e.g. "make parsing faster".', default="")
     edit: list[str] = option("A file that experiments may change, or a pattern; again for more.", "--edit", default=())
     time: str | None = option("The score is the time that this command takes.", metavar="COMMAND")
     size: str | None = option("The score is the size of this file, or of what fits this pattern.", metavar="FILE")
