@@ -15,6 +15,7 @@ from autoresearch.agents import Agent, Proposal
 from autoresearch.brief import Brief
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import Facts, Task
+from autoresearch.tried import Tried
 
 TASK = Task(editable=("solver.py",), train="python solver.py", metric="score", direction="maximize")
 BASELINE = Attempt(1, "b" * 40, "b" * 40, "baseline", "loop", status="keep", score=1.0)
@@ -60,12 +61,12 @@ class Call:
             "facts": Facts(),
             "champion": BASELINE,
             "sources": {"solver.py": self.original.decode()},
-            "attempts": [BASELINE],
             "transcript": self.transcript,
             "pages": self.transcript / "pages",
             "check": self.check,
         }
-        return Brief(2, TASK, **{**usual, **more})
+        tried = Tried(TASK.lower_is_better, more.pop("attempts", [BASELINE]))
+        return Brief(2, TASK, tried=tried, **{**usual, **more})
 
     async def check(self) -> str | None:
         """As the loop does: why the edit cannot be run, or None."""

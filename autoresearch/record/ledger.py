@@ -257,7 +257,9 @@ class Ledger:
 
         Not those of a suspect, nor scores that were chosen for being good beside fresh ones.
         """
-        kept = [attempt for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
+        baselines = itertools.takewhile(lambda attempt: attempt.is_baseline, self.attempts)  # they come first
+        by_number = {attempt.number: attempt for attempt in (*baselines, *self.kept)}
+        kept = [by_number[number] for number in sorted(by_number)]
         groups: Iterable[Sequence[Run]]
         if screened:
             groups = itertools.chain.from_iterable((attempt.screened, attempt.screened_again) for attempt in kept)
