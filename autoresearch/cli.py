@@ -457,8 +457,6 @@ def track(context: typer.Context, options: Track) -> None:
 @app.command()
 def mcp(context: typer.Context) -> None:
     """A server of the Model Context Protocol, on standard input and output: an agent's tools to run the experiments."""
-    import importlib.util
-
     if importlib.util.find_spec("mcp") is None:
         raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` brings it")
     from autoresearch.mcp_server import serve

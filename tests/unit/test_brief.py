@@ -402,6 +402,16 @@ def test_a_whole_brief(number):
     assert told == path.read_text()
 
 
+def test_a_brief_of_a_run_that_grew_is_that_of_one_read_again():
+    """The loop adds each verdict to what it has; started again, it reads all of them at once."""
+    tried, _ = night(300)
+    grown = brief(tried[:3])
+    grown.text()
+    for attempt in tried[3:]:
+        grown.tried.add(attempt)
+    assert dataclasses.replace(grown, number=len(tried) + 2).text() == brief(tried).text()
+
+
 def test_a_constant_that_was_tried_often_leaves_room_for_others():
     often = [attempt(2 + i, constants={"A": [1, i]}, figures={"num_steps": 1}) for i in range(200)]
     told = brief([attempt(300, constants={"B": [1, 2]}), *often], budget=4000).text()
