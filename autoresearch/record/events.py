@@ -3,9 +3,6 @@
 A line holds `event` (the name below), `form` (the version of the line's form; lines of version 0.1 have none),
 `time` (seconds since 1970) and the fields. A field that a line lacks has its default: so lines of older versions
 are read as well. Lines of a newer form are refused.
-
-Nothing changes an event. The classes are not frozen all the same: that would double the time that they take to be made,
-for which even `status` waits.
 """
 
 import dataclasses
@@ -19,13 +16,13 @@ FORM = 2
 FAULT = "a fault: "  # so begins the reason of a Stop that nobody asked for
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
     name: ClassVar[str]
     time: float = 0.0  # seconds since 1970; set when it is written
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Event):
     """A run began."""
 
@@ -35,7 +32,7 @@ class Run(Event):
     task: dict  # the fields of its Task
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Start(Event):
     """The loop was started, for the first time or again."""
 
@@ -50,7 +47,7 @@ class Start(Event):
     kind: str = ""  # of the devices of a cluster; empty: it runs on this machine
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Seats(Event):
     """The seats of a cluster: as the loop began, and whenever some have come or gone."""
 
@@ -58,7 +55,7 @@ class Seats(Event):
     seats: Sequence[dict]  # of each: number, node, kind; price in dollars an hour, where one was given
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Aside(Event):
     """A node of a cluster is used no more in this run: what it measured does not compare."""
 
@@ -67,7 +64,7 @@ class Aside(Event):
     reason: str
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Game(Event):
     """What the run runs on: profile, device, data, time budget, as the task describes them."""
 
@@ -75,7 +72,7 @@ class Game(Event):
     facts: dict
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt(Event):
     """An edit was committed. A second one of the same number replaces the first: repaired, or on a new champion."""
 
@@ -100,7 +97,7 @@ class Attempt(Event):
     preflight: float | None = None  # seconds
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Moved(Event):
     """An attempt that waited was moved onto a new champion."""
 
@@ -112,7 +109,7 @@ class Moved(Event):
     was: str = ""  # its commit before
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Crashed(Event):
     """An attempt crashed so early that its agent is asked to repair it."""
 
@@ -122,7 +119,7 @@ class Crashed(Event):
     reason: str
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Refused(Event):
     """A proposal was turned down before it cost a trial, or the agent failed."""
 
@@ -135,7 +132,7 @@ class Refused(Event):
     dollars: float | None = None
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Waited(Event):
     """The agent could not be reached, or was interrupted after it had spent something."""
 
@@ -147,7 +144,7 @@ class Waited(Event):
     dollars: float | None = None
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Interrupted(Event):
     """The user stopped a trial before its verdict; it runs again when the run goes on."""
 
@@ -155,7 +152,7 @@ class Interrupted(Event):
     number: int
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial(Event):
     """An attempt began to run. What was measured of it before does not count."""
 
@@ -166,7 +163,7 @@ class Trial(Event):
     node: str = ""  # of a cluster, where it runs
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rerun(Event):
     """What was measured does not count, and the trial runs again: it was suspended or disturbed, its seat was lost, or
     its champion was replaced.
@@ -179,7 +176,7 @@ class Rerun(Event):
     taken: float | None = None  # share of the processors, or of the GPU, that others took, where that is why
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Ran(Event):
     """A run that has a score; what it was for, its kinds say."""
 
@@ -191,14 +188,14 @@ class Ran(Event):
     taken_by: str = ""  # that in words, where it was not other programs on the processors
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured(Ran):
     """A trial has its score."""
 
     name = "measured"
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Screened(Ran):
     """With --tiers, a run on the first kind of device: of an edit that is new, or once more of its champion. All other
     runs are on the last kind, `Start.kind`.
@@ -209,7 +206,7 @@ class Screened(Ran):
     kind: str
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Promoted(Event):
     """With --tiers, an edit looked good on the first kind of device; its verdict comes from the last one."""
 
@@ -219,7 +216,7 @@ class Promoted(Event):
     seconds: dict = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Quarantine(Event):
     """A gain was too large to be believed once; the attempt runs again with another seed."""
 
@@ -229,7 +226,7 @@ class Quarantine(Event):
     score: float
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict(Event):
     """The last word on an attempt, and what the judge went by."""
 
@@ -247,7 +244,7 @@ class Verdict(Event):
     standing_runs: int = 1  # over how many runs
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InTurn(Ran):
     """A run of an edit or of its champion, in turn, before a gain that noise could explain is kept; or of the champion
     alone, so that a lucky score does not stand for ever.
@@ -258,7 +255,7 @@ class InTurn(Ran):
     during: int = 0  # number of the edit whose trial went on meanwhile, of the champion alone
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Dropped(Event):
     """A person took a keep back, and with it what was kept on top of it."""
 
@@ -266,7 +263,7 @@ class Dropped(Event):
     number: int
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Accepted(Event):
     """A person has looked at an edit that was held back; it runs again under a new number and can be kept."""
 
@@ -275,7 +272,7 @@ class Accepted(Event):
     held: int  # the one that was held back
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Verified(Event):
     """`verify` ran a commit again."""
 
@@ -291,14 +288,14 @@ class Verified(Event):
     taken: float | None = None  # share of the processors that others took while it trained
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Message(Event):
     """What a person told the run, see inbox.py."""
 
     message: str = ""  # names it, so that it is taken in once
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Note(Message):
     """Advice, which later briefs have."""
 
@@ -306,21 +303,21 @@ class Note(Message):
     text: str
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pause(Message):
     """From here on nothing new begins."""
 
     name = "pause"
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Resume(Message):
     """The pause is over."""
 
     name = "resume"
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Held(Event):
     """Something waits for a person's word, see gate.py."""
 
@@ -330,7 +327,7 @@ class Held(Event):
     verdict: dict = dataclasses.field(default_factory=dict)  # of a keep: the fields of its Verdict
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Approved(Message):
     """A person's yes to what is held."""
 
@@ -338,7 +335,7 @@ class Approved(Message):
     number: int
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Rejected(Message):
     """A person's no to what is held."""
 
@@ -347,7 +344,7 @@ class Rejected(Message):
     reason: str = ""
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop(Event):
     """The loop ended."""
 
