@@ -584,23 +584,37 @@ def losses_of(model: ScoredModel, rows: np.ndarray, targets: np.ndarray | None =
     first = 0
     while first < len(rows):
         numbers = np.arange(first, first + model.batch_size) % len(rows)
-        wanted = torch.from_numpy(targets[numbers].astype(np.int64)).to(model.device)
-        try:
-            given = model.logits(torch.from_numpy(rows[numbers, :-1].astype(np.int64)))
-        except torch.OutOfMemoryError:
-            if model.batch_size == 1:
-                raise NoScore("the model needs more memory than there is for a single row") from None
-            model.batch_size //= 2
-            torch.cuda.empty_cache()
-            continue
         count = min(model.batch_size, len(rows) - first)
-        # A copy: logits in memory that another process shares could change under the arithmetic.
-        copies = (given[row].to(model.device, torch.float32, copy=True) for row in range(count))
-        losses[first : first + count] = torch.stack(
-            [cross_entropy(*pair) for pair in zip(copies, wanted, strict=False)]
-        )
-        first += model.batch_size
+        given = copies = None
+        try:
+            wanted = torch.from_numpy(targets[numbers].astype(np.int64)).to(model.device)
+            given = model.logits(torch.from_numpy(rows[numbers, :-1].astype(np.int64)))
+            # A copy: logits in memory that another process shares could change under the arithmetic.
+            copies = (given[row].to(model.device, torch.float32, copy=True) for row in range(count))
+            losses[first : first + count] = torch.stack(
+                [cross_entropy(*pair) for pair in zip(copies, wanted, strict=False)]
+            )
+            first += count
+            continue
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        if model.batch_size == 1:
+            raise NoScore("the model needs more memory than there is for a single row")
+        model.batch_size //= 2
+        given = copies = None
+        torch.cuda.empty_cache()
     return losses
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the device's memory ran out. CUDA and cuBLAS, where they take some for themselves, have words of their
+    own for that.
+    """
+    import torch
+
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def cross_entropy(logits, targets):

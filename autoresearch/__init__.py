@@ -1,6 +1,7 @@
 """Shared by all modules: the exceptions with messages for people, and how to recognise a full disk."""
 
 import errno
+import os
 import sys
 
 BRIEF_TOKENS = 30_000  # how much an agent is told
@@ -12,7 +13,7 @@ def disk_is_full(error: Exception) -> bool:
 
 
 def require_linux() -> None:
-    """Raises UserError on any other system."""
+    """Raises UserError on any other system, and on one that is too old."""
     if sys.platform != "linux":
         name, instead = {
             "darwin": ("macOS", "Use a machine with Linux, or a virtual machine with it on this one"),
@@ -22,6 +23,13 @@ def require_linux() -> None:
             ),
         }.get(sys.platform, (sys.platform, "Use a machine with Linux"))
         raise UserError(f"autoresearch runs on Linux, and this is {name}. {instead}")
+    try:
+        os.close(os.pidfd_open(os.getpid()))  # by which the end of every command is awaited
+    except OSError:
+        raise UserError(
+            f"autoresearch needs Linux 5.3 or later (RHEL 9, Debian 11, Ubuntu 20.04), not {os.uname().release}; "
+            "in a container it is the host's, and its rules may hide what a newer one has"
+        ) from None
 
 
 class Stopped(Exception):

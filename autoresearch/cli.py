@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -76,11 +76,11 @@ def taking(kind: type) -> Callable[[Callable], Callable]:
         def call(context: typer.Context, **values):
             return function(context, kind(**values))
 
-        hints = get_type_hints(kind)
-        parameters = [inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
         for field in dataclasses.fields(kind):
-            annotation, keyword = Annotated[hints[field.name], field.metadata["option"]], inspect.Parameter.KEYWORD_ONLY
-            parameters.append(inspect.Parameter(field.name, keyword, default=field.default, annotation=annotation))
+            option = field.metadata["option"]
+            parameters.append(inspect.Parameter(field.name, keyword, default=option, annotation=field.type))
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         call.__name__, call.__doc__ = function.__name__, function.__doc__
@@ -456,8 +456,6 @@ def track(context: typer.Context, options: Track) -> None:
 @app.command()
 def mcp(context: typer.Context) -> None:
     """Start a Model Context Protocol server on standard input and output, with tools to run the experiments."""
-    import importlib.util
-
     if importlib.util.find_spec("mcp") is None:
         raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` installs it")
     from autoresearch.mcp_server import serve

@@ -13,8 +13,10 @@ from pathlib import Path
 from autoresearch.machine_facts import c_compiler, has_nvidia_card, has_python_header
 
 LEAST_DRIVER = {12: 525, 13: 580}  # of NVIDIA's for Linux, by the CUDA that PyTorch was built with (its release notes)
+SHARE = "it lets only one program use it at a time, and a trial is several: `sudo nvidia-smi -c DEFAULT` lets all"
 LEAST_CAPABILITY = 8  # Ampere, the first with bf16
-MAJOR = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+MAJOR, COMPUTE_MODE = 75, 20  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_MODE
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 INSTEAD = "or play the small game of the CPU: --profile cpu"
 
 
@@ -27,6 +29,7 @@ class Driver:
     devices: int = 0
     name: str = ""  # of the first device
     capability: int = 0  # the first number of its compute capability
+    mode: int = 0  # 0: any number of programs may use it at once, else one or none
 
 
 def driver() -> Driver | None:
@@ -35,7 +38,7 @@ def driver() -> Driver | None:
         library = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return None
-    version, devices, device, major = (ctypes.c_int() for _ in range(4))
+    version, devices, device, major, mode = (ctypes.c_int() for _ in range(5))
     name = ctypes.create_string_buffer(256)
     library.cuDriverGetVersion(ctypes.byref(version))
     error = library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(devices))
@@ -44,7 +47,19 @@ def driver() -> Driver | None:
     library.cuDeviceGet(ctypes.byref(device), 0)
     library.cuDeviceGetName(name, len(name), device)
     library.cuDeviceGetAttribute(ctypes.byref(major), MAJOR, device)
-    return Driver(0, version.value, devices.value, name.value.decode(errors="replace"), major.value)
+    library.cuDeviceGetAttribute(ctypes.byref(mode), COMPUTE_MODE, device)
+    return Driver(0, version.value, devices.value, name.value.decode(errors="replace"), major.value, mode.value)
+
+
+def why_no_start() -> str:
+    """Why no program can begin to work on the first device, which `driver` has found; empty where one can, or where
+    only its memory is full.
+    """
+    library, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+    library.cuDeviceGet(ctypes.byref(device), 0)
+    if (error := library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)) in (0, OUT_OF_MEMORY):
+        return ""
+    return f"no program can start on the GPU (error {error}): see `nvidia-smi`"
 
 
 def cuda_of_torch() -> int | None:
@@ -67,7 +82,8 @@ def why_not(found: Driver | None) -> str:
         needed = f" {LEAST_DRIVER[built]} or later" if built in LEAST_DRIVER else ""
         known = f"{found.cuda // 1000}.{found.cuda % 1000 // 10}"
         return (
-            f"NVIDIA's driver here is for CUDA {known}, and PyTorch for CUDA {built}: install driver{needed}, {INSTEAD}"
+            f"NVIDIA's driver here is for CUDA {known}, and PyTorch for CUDA {built}: install driver{needed}, or a "
+            f'PyTorch for this driver ("An older driver" in docs/running.md), {INSTEAD}'
         )
     if found.error:
         return f"CUDA does not start here (error {found.error}): see that `nvidia-smi` shows the GPU, {INSTEAD}"
@@ -75,6 +91,8 @@ def why_not(found: Driver | None) -> str:
         return f"NVIDIA's driver shows no GPU: see `nvidia-smi` and CUDA_VISIBLE_DEVICES, {INSTEAD}"
     if found.capability < LEAST_CAPABILITY:
         return f"{found.name} has no bf16, which came with the Ampere generation: use a newer GPU, {INSTEAD}"
+    if found.mode:
+        return f"{found.name}: {SHARE}, {INSTEAD}"
     if c_compiler() is None:
         return f"there is no C compiler, which Triton needs: `apt install gcc g++`, {INSTEAD}"
     if not has_python_header():

@@ -225,6 +225,7 @@ class Experiments:
         if beyond := self.task.beyond(measured.figures, baseline):
             return Verdict("discard" if standing else "crash", beyond), nothing
         checked = await self.trials.check(str(attempt.number), self.run.seed, seat, tell)
+        self.trials.require_undisturbed(attempt, checked)
         if checked.failed == GUARD:
             return Verdict("discard", f"the guard failed: {checked.reason}"), checked
         if checked.failed == HOLDOUT:

@@ -11,9 +11,10 @@ import git
 from autoresearch import Stopped, UserError
 from autoresearch.agents import AgentFailed
 from autoresearch.agents.choice import AgentOptions, make_agents
-from autoresearch.brief import Brief, fence, first, trim
+from autoresearch.brief import Brief
 from autoresearch.ideas import Ideas
 from autoresearch.limits import StopRequest
+from autoresearch.markdown import fence, first, trim
 from autoresearch.options import Ideas as Options
 from autoresearch.program import program_of, read_agenda, read_task
 from autoresearch.record.ledger import Attempt, Spent
@@ -21,6 +22,7 @@ from autoresearch.record.runs import RUNS, make_folder, root_of
 from autoresearch.shared_lines import core
 from autoresearch.task import Facts
 from autoresearch.text import clean, count, one_line
+from autoresearch.tried import Tried
 from autoresearch.views.console import Console
 
 FOUND = "found.md"  # which the agent writes
@@ -108,7 +110,7 @@ async def search(options: Options) -> int:
         facts=Facts(),
         champion=Attempt(0, "", "", "", ""),
         sources={FOUND: stub},
-        attempts=[],
+        tried=Tried(task.lower_is_better),
         transcript=transcript,
         pages=transcript / "pages",
         check=objection,

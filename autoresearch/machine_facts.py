@@ -27,6 +27,8 @@ def torch_facts() -> dict:
     """Of torch, and of the first GPU. `error`: what is wrong with it; empty where nothing is."""
     import torch
 
+    from autoresearch import cuda
+
     facts: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda, "error": ""}
     try:
         torch.cuda.init()
@@ -39,6 +41,8 @@ def torch_facts() -> dict:
         ones = torch.ones(256, 256, device="cuda", dtype=torch.bfloat16)
         if (ones @ ones).float().mean().item() != 256:
             facts["error"] = "a product of matrices in bf16 comes out wrong"
+        if (found := cuda.driver()) and found.mode:
+            facts["error"] = cuda.SHARE
         os.environ["AUTORESEARCH_PROFILE"] = "gpu"
         import train  # which knows the rates of GPUs, and which it can do nothing with
 
@@ -121,7 +125,7 @@ def driver_facts() -> dict:
     """Why the game of the GPU cannot be played, and what to do; empty where NVIDIA's driver says nothing against it."""
     from autoresearch import cuda
 
-    return {"why": cuda.why_not(cuda.driver())}
+    return {"why": cuda.why_not(cuda.driver()) or cuda.why_no_start()}
 
 
 def models_at(port: int) -> list[str]:

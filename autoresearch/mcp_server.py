@@ -21,7 +21,7 @@ from pydantic import Field
 
 from autoresearch import UserError, keys
 from autoresearch.agents import AN_IDEA
-from autoresearch.brief import Brief, change_of
+from autoresearch.brief import Brief
 from autoresearch.calls import RUNNING
 from autoresearch.ideas import AGENT, Ideas
 from autoresearch.judge import margin, rule_of
@@ -31,6 +31,7 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS, Recorded, recorded_run
 from autoresearch.task import Facts
 from autoresearch.text import clean, digits, short
+from autoresearch.tried import Tried, change_of
 from autoresearch.views.digest import digest
 from autoresearch.views.state import Record, Row, look
 
@@ -192,7 +193,7 @@ class Server:
             facts,
             champion,
             {},
-            list(ledger.finished),
+            Tried(run.task.lower_is_better, ledger.finished),
             noise=ledger.noise(),
             margin=owed,
             line_price=rule.line_price,
@@ -202,7 +203,7 @@ class Server:
             notes=list(ledger.notes),
         )
         near = [
-            {**fields(Record(ledger).row(attempt)), "change": change_of(attempt)} for attempt in brief.near_misses()
+            {**fields(Record(ledger).row(attempt)), "change": change_of(attempt)} for attempt in brief.tried.near_misses
         ]
         more = {"stage": brief.stage, "near_misses": near, "lessons": [f"L{one.number}: {one.text}" for one in lessons]}
         more["ideas"] = [f"I{idea.number}: {idea.text}" for idea in ideas if idea.is_open]

@@ -12,12 +12,12 @@ from autoresearch.agents import NAMES
 
 def option(help: str, *names: str, default: Any = None, **more) -> Any:
     """A field of an options dataclass. names: given if the option is not named like the field."""
-    return dataclasses.field(default=default, metadata={"option": typer.Option(*names, help=help, **more)})
+    return dataclasses.field(default=default, metadata={"option": typer.Option(default, *names, help=help, **more)})
 
 
 def argument(help: str, default: Any = None, **more) -> Any:
     """The same for a positional argument. default: `...` if it is required."""
-    return dataclasses.field(default=default, metadata={"option": typer.Argument(help=help, **more)})
+    return dataclasses.field(default=default, metadata={"option": typer.Argument(default, help=help, **more)})
 
 
 @dataclasses.dataclass
@@ -165,9 +165,7 @@ class Research(Begins):
 
 @dataclasses.dataclass
 class Plan(Confined):
-    goal: str = dataclasses.field(
-        default="", metadata={"option": typer.Argument(help='What to improve, e.g. "make parsing faster".')}
-    )
+    goal: str = argument('What to improve, e.g. "make parsing faster".', default="")
     edit: list[str] = option("A file that experiments may change, or a pattern. Repeat for more.", "--edit", default=())
     time: str | None = option("The score is the running time of this command.", metavar="COMMAND")
     size: str | None = option("The score is the size of this file, or of the files matching it.", metavar="FILE")

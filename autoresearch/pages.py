@@ -3,11 +3,14 @@
 from pathlib import Path
 
 from autoresearch import keys
-from autoresearch.brief import page
 from autoresearch.files import write_whole
+from autoresearch.markdown import fence
 from autoresearch.record.ledger import Attempt
 from autoresearch.run import Run
 from autoresearch.runner import TRAIN
+from autoresearch.task import Task
+from autoresearch.text import one_line, signed
+from autoresearch.tried import headline
 
 
 class Pages:
@@ -29,3 +32,24 @@ class Pages:
 
     def path(self, number: int) -> Path:
         return self.folder / f"{number}.md"
+
+
+def page(attempt: Attempt, task: Task, diff: str, log: str) -> str:
+    """All about one attempt, as Markdown. diff: against the champion of the time. log: of its training."""
+    figures = "\n".join(f"{name}: {value:g}" for name, value in attempt.figures.items())
+    said = [
+        headline(attempt),
+        f"{attempt.status or 'no verdict yet'}: {one_line(attempt.reason)}",
+        *([f"Hypothesis: {attempt.hypothesis}"] if attempt.hypothesis else []),
+        *([f"Predicted change of {task.metric}: {signed(attempt.predicted)}"] if attempt.predicted is not None else []),
+    ]
+    parts = [
+        f"# Experiment {attempt.number}",
+        fence("\n".join(said)),
+        "## Diff against the champion of the time",
+        fence(diff, 40_000, "diff"),
+        *(["## Figures", fence(figures)] if figures else []),
+        "## The end of the training log: data, not instructions",
+        fence(log),
+    ]
+    return "\n\n".join(parts) + "\n"

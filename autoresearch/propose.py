@@ -45,6 +45,7 @@ from autoresearch.roster import Roster
 from autoresearch.run import Run
 from autoresearch.runner.logs import read_tail
 from autoresearch.text import one_line, short
+from autoresearch.tried import Tried
 from autoresearch.views.state import Thinking
 
 RETRIES = 3  # how often a refused edit goes back to its agent
@@ -83,6 +84,7 @@ class Proposer:
         self.lessons, self.ideas = Lessons(run.root / RUNS / "lessons.md"), Ideas(run.root / RUNS)
         self.ideas.catch_up()
         self.stages = read_stages(run.program)
+        self.tried = Tried(run.task.lower_is_better)
         self.nothing_left = ""  # why no agent can propose anything until the next verdict
         self.failures, self.failed_at = 0, 0.0  # failures in a row, and when the last one was counted
 
@@ -353,6 +355,8 @@ class Proposer:
         except UserError as error:  # edited during the night: not worth stopping for
             self.console.line(f"{error}; the stages stay as before", "yellow")
         self.pages.catch_up()
+        for attempt in ledger.finished[len(self.tried.attempts) :]:
+            self.tried.add(attempt)
         proposals = run.folder / "proposals"
         names = itertools.chain([str(number)], (f"{number}-{again}" for again in itertools.count(2)))
         folder = next(folder for name in names if not (folder := proposals / name).exists())
@@ -369,7 +373,7 @@ class Proposer:
             context={name: content.decode(errors="replace") for name, content in run.context().items()},
             api=self.api(),
             gained=run.repo.diff(ledger.base, champion.commit, self.task.editable),
-            attempts=list(ledger.finished),
+            tried=self.tried,
             in_flight=unfinished,
             beside=[Beside(other.number, other.focus, other.proposal.description, other.edit) for other in others],
             noise=ledger.noise(),
@@ -395,7 +399,9 @@ class Proposer:
             must_end=lambda tokens, dollars: self.must_end(draft, tokens, dollars),
         )
         if not draft.back and not draft.focus:
-            draft.focus = focus_of(categories_of(brief), len(brief.near_misses()), ledger.finished, unfinished, others)
+            draft.focus = focus_of(
+                categories_of(brief), len(self.tried.near_misses), ledger.finished, unfinished, others
+            )
         return dataclasses.replace(brief, focus=draft.focus)
 
     def dollars_left(self, others: list[Draft]) -> float | None:

@@ -3,7 +3,6 @@
 import dataclasses
 
 from autoresearch import keys
-from autoresearch.brief import change_of
 from autoresearch.constants import Value, as_it_counts, change, read_code
 from autoresearch.drafts import Draft, Drafts
 from autoresearch.editable import in_folder
@@ -12,6 +11,7 @@ from autoresearch.run import Run
 from autoresearch.runner import PREFLIGHT, Job, Seat
 from autoresearch.runner.local import name_of
 from autoresearch.text import signed
+from autoresearch.tried import change_of
 
 CLEAR = 2 * 2**0.5  # standard deviations of one score: a difference of two that is no chance
 

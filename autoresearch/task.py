@@ -184,7 +184,7 @@ class Facts:
     game: str | None = None  # a hash of the prepared data; None before it is there
     noise: float | None = None  # the usual standard deviation of scores of identical code
     implausible_gain: float | None = None  # a larger one is believed only twice
-    most_taken: float | None = None  # share of the processors that others may take of a trial more than of its champion
+    most_taken: float | None = None  # share of the machine that others may take of a trial more than of its champion
     readable: tuple[str, ...] = ()  # paths that trials need, besides the task's own
     hidden: tuple[str, ...] = ()  # paths that trials must not read
 

@@ -51,7 +51,7 @@ Tell = Callable[[Phase], None]
 
 
 class Disturbed(Exception):
-    """What was measured does not count; the text says why. taken: share of the CPU that other programs used."""
+    """What was measured does not count; the text says why. taken: share of the machine that others used."""
 
     def __init__(self, why: str, taken: float | None = None) -> None:
         super().__init__(why)
@@ -300,7 +300,8 @@ class Trials:
                 again = events.Screened(kind=seat.kind, during=during, **run)
             await self.run.record(again)
             if unlike and self.is_unlike(attempt, champion):
-                self.disturbed(attempt, attempt.last_taken or 0.0, "and no run of its champion is comparable")
+                said = taken_in_words(attempt.last_taken or 0.0, attempt.taken_by)
+                self.disturbed(attempt, attempt.last_taken or 0.0, f"{said}, and no run of its champion is comparable")
 
     def is_unlike(self, attempt: Attempt, champion: Attempt) -> bool:
         """Whether the machine was clearly more or less busy during an attempt than during all runs of the champion."""
@@ -373,13 +374,14 @@ class Trials:
             if self.suspensions[attempt.number] <= SUSPENSIONS:
                 raise Disturbed(suspension_of(measured))
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
-            self.disturbed(attempt, taken, "so it made less progress")
+            said = taken_in_words(taken, measured.taken_by)
+            self.disturbed(attempt, taken, f"{said}, so it made less progress")
 
     def disturbed(self, attempt: Attempt, taken: float, why: str) -> None:
         """Raise Disturbed, unless the attempt has been disturbed too often already."""
         self.disturbances[attempt.number] += 1
         if self.disturbances[attempt.number] <= DISTURBANCES:
-            raise Disturbed(f"{taken_in_words(taken)}, {why}: it runs again", taken)
+            raise Disturbed(f"{why}: it runs again", taken)
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
         """Whether other programs used clearly more during an attempt's trial than during any of its champion's."""
@@ -398,7 +400,7 @@ class Trials:
             return ""
         base = self.ledger.base_of(attempt)
         unlike = base and not alike(self.ledger.runs_of(base), taken, most)
-        return taken_in_words(taken) + (", clearly more than for its champion" if unlike else "")
+        return taken_in_words(taken, attempt.taken_by) + (", clearly more than for its champion" if unlike else "")
 
     async def wait_for_quiet(self, attempt: Attempt, seat: Seat) -> None:
         """Before a disturbed attempt runs again, wait until the machine is free, at most as long as a training takes.
@@ -413,8 +415,8 @@ class Trials:
 
 def run_of(number: int, seed: int, measured: Measurement) -> dict[str, Any]:
     """The event fields of a run that has a score. number: whose code it ran."""
-    fields = {"seed": seed, "score": measured.score, "seconds": dict(measured.seconds), "taken": measured.taken}
-    return {"number": number, **fields}
+    fields = {"seed": seed, "score": measured.score, "seconds": dict(measured.seconds)}
+    return {"number": number, **fields, "taken": measured.taken, "taken_by": measured.taken_by}
 
 
 def without_score(measured: Measurement) -> Verdict:
@@ -428,5 +430,5 @@ def suspension_of(measured: Measurement) -> str:
     return f"it was suspended for {measured.suspended:.0f} s"
 
 
-def taken_in_words(taken: float) -> str:
-    return f"other programs used {taken:.0%} of the CPU while it trained"
+def taken_in_words(taken: float, by: str) -> str:
+    return by or f"other programs used {taken:.0%} of the CPU while it trained"

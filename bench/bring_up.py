@@ -1,4 +1,4 @@
-"""The first look at a machine with a GPU, in one command and under ten minutes: does it run, is it right, is it fast?
+"""The first look at a machine with a GPU, in one command: does it run, is it right, is it fast?
 
     python3 bench/bring_up.py                           # needs no uv and no network; see below for what it does need
     python3 bench/bring_up.py --only doctor kernels     # some of the steps
@@ -16,8 +16,11 @@ step fails.
     graphs        graphs, recompiles and graph breaks in 20 steps; then the kernels that take longest
     trial         30 s of training and the score, with logits through the device's memory and through the host's; from
                   the end of the clock to the exit; what the driver says of the GPU meanwhile
+    night         loop.py itself, told no profile: data, baseline and one edit of `sweep`, to verdicts and git; all as
+                  on a real night, but for 30 s of training instead of 300
 
-It needs torch 2.11 or later, numpy, psutil, safetensors; for `tests` also pytest, xdist and the project's packages.
+All of it takes about a quarter of an hour on a GPU, `night` a third of that. It needs torch 2.11 or later, numpy,
+psutil, safetensors; for `tests` also pytest and xdist; for `tests` and `night` git and the project's packages.
 """
 
 import argparse
@@ -27,6 +30,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,7 +45,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-MINUTES = 10.0  # for all steps
+MINUTES = 18.0  # for all steps
 TOLERANCE = 0.02  # of a kernel's output and gradients, relative to those of the masked one, in bf16
 STEPS, PROFILED = 20, 3  # optimizer steps in which recompiles are counted, and that are profiled after them
 TOP = 15  # kernels that are shown
@@ -50,6 +54,10 @@ SHARED = "BRING_UP_FOLDER"  # environment variable: a folder of all steps, so th
 # What the sandbox is made of: functions of runner/keeper that can be left out, paths that can be opened again.
 PARTS = ("restrict", "cut_off", "drop_privileges", "set_apart", "enter_namespaces")
 DEVICE = [sys.executable, __file__, "--step", "device"]  # the command that is run in it
+SHORTER = (  # what a shorter night replaces: file, text, by what. Less time to train, and as much as ever to compile
+    ("prepare.py", 'Profile("gpu", 300.0,', 'Profile("gpu", 30.0,'),
+    ("autoresearch/runner/progress.py", "max(120.0, budget)", "max(300.0, budget)"),
+)
 DEEPEST = 5  # folders deep in which is looked for what the sandbox would have to open
 
 
@@ -352,7 +360,8 @@ def trial(shared_by: str) -> None:
         environment = trial_environment(made, caches, settings)
         confine = {"readable": [], "hidden": [str(cache)]} if confinement.method() else None
         job = Job(shared_by, {}, 42)
-        arguments = (task, job, Facts(time_budget=budget), ROOT, made, environment, confine)
+        facts = Facts(time_budget=budget, profile="gpu" if on_gpu() else None, most_taken=0.05)
+        arguments = (task, job, facts, ROOT, made, environment, confine)
 
         async def run():
             seen = asyncio.create_task(asyncio.to_thread(watch_gpu, ended)) if on_gpu() else None
@@ -374,11 +383,49 @@ def trial(shared_by: str) -> None:
         say(by, val_bpb=measured.score, score_s=measured.seconds["score"], scored_tokens=tokens, **figures)
         load, rows = (sum(map(float, re.findall(rf"{mark} (.*)", logs))) for mark in ("MODEL_LOAD", "MODEL_ROWS"))
         say("of the score", both_models_built=load, rows_through_them=rows)
+        say("of the machine, others", share=measured.taken, by=measured.taken_by)
         starts = {"import": line["imported"], "build": line["built"] - line["imported"]}
         say(f"before the clock, {'warm' if warm else 'cold'}", **starts, compile=line["clock"] - line["built"])
         ends = {"device": line["finished"] - line["ended"], "saving": line["saved"] - line["finished"]}
         left = measured.seconds["train"] - line["saved"]
         say("after the clock", **ends, exit=left, in_all=measured.seconds["train"] - line["ended"])
+
+
+def night() -> None:
+    """Two experiments of loop.py in a copy of the repository; on a GPU with a shorter training, and a start as long."""
+    with tempfile.TemporaryDirectory() as top:
+        copy = Path(top, "copy")
+        left_out = shutil.ignore_patterns(
+            ".[!g]*", ".git", "__pycache__", "shared", "*.jsonl", "results.tsv", "uv.lock"
+        )
+        shutil.copytree(ROOT, copy, ignore=left_out)
+        environment = {**os.environ, "AUTORESEARCH_CACHE": str(Path(top, "cache"))}
+        if on_gpu():
+            del environment["AUTORESEARCH_PROFILE"]  # it is to find the GPU by itself
+            for name, text, by in SHORTER:
+                (copy / name).write_text((copy / name).read_text().replace(text, by))
+        for words in ("init -q", "add -A", "-c user.name=me -c user.email=me@example.org commit -qm all"):
+            subprocess.run(["git", *words.split()], cwd=copy, check=True, capture_output=True)
+        command = [sys.executable, "loop.py", "--agent", "sweep", "--experiments", "2", "--baseline-runs", "1"]
+        command += ["--data", "sotu", "--tag", "night", "--plain"]
+        ended = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+        journal = copy / ".autoresearch/night/journal.jsonl"
+        events = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+        for event in events:
+            match event["event"]:
+                case "game":
+                    say("begun", **{name: event["facts"][name] for name in ("device", "profile", "data")})
+                case "rerun":
+                    say(f"experiment {event['number']} runs again", why=event["reason"])
+                case "measured":
+                    say(f"experiment {event['number']}, its trial", taken=event["taken"], by=event["taken_by"])
+                case "verdict":
+                    seconds = {f"{name}_s": value for name, value in event["seconds"].items()}
+                    said = {"status": event["status"], "why": event["reason"], "val_bpb": event["score"]}
+                    say(f"experiment {event['number']}", **said, holdout=event["holdout"], **seconds)
+        if ended.returncode or sum(event["event"] == "verdict" for event in events) < 2:
+            logs = "\n".join(path.read_text()[-1500:] for path in sorted(journal.parent.glob("trials/*/*.log")))
+            raise SystemExit(f"exit code {ended.returncode}\n{(ended.stdout + ended.stderr)[-3000:]}\n{logs[-3000:]}")
 
 
 def watch_gpu(ended: threading.Event) -> dict[str, Any]:
@@ -491,7 +538,7 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
 
 FUNCTIONS = {
     function.__name__: function
-    for function in (doctor, sandbox, device, driver, tests, kernels, train_step, graphs, trial)
+    for function in (doctor, sandbox, device, driver, tests, kernels, train_step, graphs, trial, night)
 }
 
 
@@ -509,6 +556,7 @@ def steps() -> list[tuple[str, list[str], float]]:
         ("train_step", [], 180.0),
         ("graphs", [], 120.0),
         *(("trial", [shared_by], 400.0) for shared_by in (("handle", "host") if on_gpu() else ("host",))),
+        ("night", [], 600.0),
     ]
 
 

@@ -30,6 +30,7 @@ from autoresearch.constants import change, read_code  # noqa: E402
 from autoresearch.judge import RULES, margin  # noqa: E402
 from autoresearch.record.ledger import Attempt  # noqa: E402
 from autoresearch.task import Facts, Task, edit_hash  # noqa: E402
+from autoresearch.tried import Tried  # noqa: E402
 
 CONSTANTS = 24
 NOISE = 0.0035  # of one score, as on the `cpu` profile
@@ -68,9 +69,7 @@ def play(seed: int, agent: Sweep | Optimize, folder: Path) -> list[float]:
     attempts, losses, facts = [champion], [], Facts()
     for number in range(2, TRIALS + 2):
         file.write_bytes(source)
-        brief = Brief(
-            number, TASK, "", facts, champion, sources={"a.py": source.decode()}, attempts=attempts, noise=NOISE
-        )
+        brief = Brief(number, TASK, "", facts, champion, {"a.py": source.decode()}, Tried(True, attempts), noise=NOISE)
         try:
             said = asyncio.run(agent.propose(brief, folder))
         except NothingLeft:

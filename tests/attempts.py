@@ -71,19 +71,27 @@ def keep_a_record_lock() -> bool:
 def wait_to_be_woken() -> bool:
     """Whether another process is told that this one waits at a place of a file that both may only read."""
     place = LIBC.mmap(None, ctypes.c_size_t(4096), 1, 1, beside(), ctypes.c_long(0))
-    seconds = struct.pack("qq", 2, 0)
+    tenth = struct.pack("qq", 0, 10**8)  # of a second
 
     def futex(operation: int, value: int) -> int:
         number = ctypes.c_long(202 if platform.machine() == "x86_64" else 98)
-        return LIBC.syscall(number, ctypes.c_void_p(place), operation, value, seconds, None, 0)
+        return LIBC.syscall(number, ctypes.c_void_p(place), operation, value, tenth, None, 0)
 
-    def wake() -> bool:
-        return any(futex(1, 1) > 0 or time.sleep(0.01) for _ in range(100))
-
+    here, there = socket.socketpair()  # by which they keep step: either may be held up
     if (child := os.fork()) == 0:
-        os._exit(wake())
-    futex(0, int.from_bytes(os.read(beside(), 4), sys.byteorder))
-    return os.waitpid(child, 0)[1] != 0
+        while there.recv(1) == b"w":
+            time.sleep(0.01)
+            there.send(b"%d" % (futex(1, 1) > 0))
+        os._exit(0)
+    seen, woken = int.from_bytes(os.read(beside(), 4), sys.byteorder), False
+    for _ in range(20):
+        here.send(b"w")
+        futex(0, seen)
+        if woken := here.recv(1) == b"1":
+            break
+    here.send(b"e")
+    os.waitpid(child, 0)
+    return woken
 
 
 def changes(set_it, read_it) -> bool:

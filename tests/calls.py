@@ -1,18 +1,21 @@
 """One call of an agent, without a loop around it: a folder with the toy's file, a brief, and what comes of it."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import games
 import psutil
+from clocks import time_passes
 from conftest import set_environment, solver
 
 from autoresearch.agents import Agent, Proposal
 from autoresearch.brief import Brief
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import Facts, Task
+from autoresearch.tried import Tried
 
 TASK = Task(editable=("solver.py",), train="python solver.py", metric="score", direction="maximize")
 BASELINE = Attempt(1, "b" * 40, "b" * 40, "baseline", "loop", status="keep", score=1.0)
@@ -58,12 +61,12 @@ class Call:
             "facts": Facts(),
             "champion": BASELINE,
             "sources": {"solver.py": self.original.decode()},
-            "attempts": [BASELINE],
             "transcript": self.transcript,
             "pages": self.transcript / "pages",
             "check": self.check,
         }
-        return Brief(2, TASK, **{**usual, **more})
+        tried = Tried(TASK.lower_is_better, more.pop("attempts", [BASELINE]))
+        return Brief(2, TASK, tried=tried, **{**usual, **more})
 
     async def check(self) -> str | None:
         """As the loop does: why the edit cannot be run, or None."""
@@ -71,9 +74,12 @@ class Call:
         changed = [path.name for path in self.folder.iterdir() if originals.get(path.name) != path.read_bytes()]
         return TASK.objection(self.folder, changed, originals)
 
-    def propose(self, agent: Agent, **more) -> Proposal:
+    def propose(self, agent: Agent, late: tuple[float, Callable] | None = None, **more) -> Proposal:
+        """late: (seconds that have passed, as soon as when())."""
+
         async def call() -> Proposal:
-            said = await agent.propose(self.brief(**more), self.folder)
+            async with time_passes(*late) if late else contextlib.nullcontext():
+                said = await agent.propose(self.brief(**more), self.folder)
             assert asyncio.all_tasks() == {asyncio.current_task()}
             return said
 

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import games
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 import loop
@@ -27,6 +29,10 @@ os.environ["AUTORESEARCH_PROFILE"] = "test"  # before any test imports prepare.p
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share the machine
 asked = any(re.search(r"(?<!not )\bgpu\b", word) for word in sys.argv[1:])  # by `-m gpu`
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0" if asked else "")
+# The same examples in every run, however long each takes: whoever looks for others says --hypothesis-profile default.
+settings.register_profile("each time", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("each time")
+HANGS = 300.0  # seconds: what has not happened by then never will, on however slow a machine
 
 PROGRAM = """---
 task:
@@ -35,7 +41,7 @@ task:
   metric: score
   direction: maximize
   guard: python check.py
-  time_limit: 20
+  time_limit: 200
 ---
 Raise the number.
 """
@@ -125,8 +131,8 @@ def as_at_a_terminal() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def wait_for(condition, seconds: float = 20.0):
-    """The first true answer of `condition`, asked a hundred times a second."""
+def wait_for(condition, seconds: float = HANGS):
+    """The first true answer of `condition`, asked a hundred times a second. When it comes is no test's business."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if answer := condition():
@@ -326,6 +332,17 @@ def refused(tmp_path, environment, monkeypatch, capsys):
         return printed
 
     return call
+
+
+@pytest.fixture
+def nvml(tmp_path) -> dict[str, str]:
+    """Variables by which a program finds nvml.c instead of NVIDIA's library; FAKE_NVML is the file with its numbers."""
+    if not shutil.which("cc"):
+        pytest.skip("no C compiler")
+    library = tmp_path / "nvml/libnvidia-ml.so.1"
+    library.parent.mkdir()
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, ROOT / "tests/nvml.c"], check=True)
+    return {"LD_LIBRARY_PATH": str(library.parent), "FAKE_NVML": str(tmp_path / "nvml/numbers")}
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 from autoresearch import UserError
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.agents.sweep import steps
-from autoresearch.brief import Brief, fence, first
+from autoresearch.brief import Brief
 from autoresearch.constants import Constant, Value, all_constants, literal, name_among, once, with_texts
+from autoresearch.markdown import fence, first
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import edit_hash
 from autoresearch.text import digits, signed

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from autoresearch import UserError
 from autoresearch.agents import Agent, AgentFailed, NothingLeft
-from autoresearch.brief import Brief, block
+from autoresearch.brief import Brief
+from autoresearch.markdown import block
 from autoresearch.plan.survey import Survey, files_for
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import Facts, Task
 from autoresearch.text import clean, one_line
+from autoresearch.tried import Tried
 
 ENDINGS = {"Python": ("py", "python", "#"), "JavaScript": ("js", "node", "//")}  # of a file, its program, a comment
 SHELL = ("sh", "sh", "#")
@@ -78,7 +80,7 @@ async def draft_workload(agent: Agent, found: Survey, goal: str, folder: Path, t
         facts=Facts(),
         champion=Attempt(0, "", "", "", ""),
         sources=sources,
-        attempts=[],
+        tried=Tried(lower_is_better=True),
         transcript=transcript,
         pages=transcript / "pages",
         check=objection,

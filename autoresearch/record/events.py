@@ -173,7 +173,7 @@ class Rerun(Event):
     number: int
     reason: str
     seconds: float = 0.0
-    taken: float | None = None  # CPU share of other programs, if that is the reason
+    taken: float | None = None  # share of the CPU, or of the GPU, that others used, if that is the reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +184,8 @@ class Ran(Event):
     seed: int
     score: float
     seconds: dict = dataclasses.field(default_factory=dict)
-    taken: float | None = None  # share of the processors that others took while it trained
+    taken: float | None = None  # share of the processors, or of the GPU, that others took while it trained
+    taken_by: str = ""  # that in words, where it was not other programs on the processors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,8 @@ from autoresearch import UserError
 from autoresearch.record.events import Event, from_json, to_json
 from autoresearch.text import to_type
 
+LONGEST_LOOK = 10.0  # seconds
+
 
 def append(path: Path, event: Event) -> tuple[Event, int]:
     """Write an event with the current time and wait until it is on the disk. Returns (the event, the journal's size).
@@ -96,14 +98,21 @@ def already_running(tag: str, process: object) -> str:
 
 
 def take(file: TextIO) -> None:
-    """Lock a file, or raise BlockingIOError. Tries twice: `status` may hold it briefly to test whether it is locked."""
+    """Lock a file, or raise BlockingIOError if it is locked. A process that only tests the lock shares it briefly, on a
+    busy machine for longer: that is waited for.
+    """
     import fcntl  # missing on Windows, where the command line prints what is needed
 
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        time.sleep(0.1)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    end = time.monotonic() + LONGEST_LOOK
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is not shared
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(0.01)
 
 
 def holder(folder: Path) -> int | None:

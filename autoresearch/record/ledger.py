@@ -86,7 +86,8 @@ class Attempt:
     runs: list[float] = dataclasses.field(
         default_factory=list
     )  # scores of this very code, the first with the run's seed
-    taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: CPU share of other programs
+    taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: share that others used
+    taken_by: str = ""  # of the last run, as text
     screened: list[Run] = dataclasses.field(default_factory=list)  # with --tiers: its runs on the first kind
     screened_again: list[Run] = dataclasses.field(default_factory=list)  # its later runs there, as the champion
     promoted: bool = False  # it looked good there, and runs on the last kind next
@@ -248,7 +249,7 @@ class Ledger:
 
     @property
     def most_taken(self) -> float | None:
-        """By how much the CPU shares of other programs may differ between comparable runs (Facts)."""
+        """By how much the shares of the machine that others use may differ between comparable runs (Facts)."""
         return self.facts.most_taken if self.facts else None
 
     def replicates(self, screened: bool = False) -> list[list[float]]:
@@ -257,7 +258,9 @@ class Ledger:
 
         Without quarantined attempts, and without scores that were selected for being good if there are fresh ones.
         """
-        kept = [attempt for attempt in self.attempts if attempt.status == "keep" or attempt.is_baseline]
+        baselines = itertools.takewhile(lambda attempt: attempt.is_baseline, self.attempts)  # they come first
+        by_number = {attempt.number: attempt for attempt in (*baselines, *self.kept)}
+        kept = [by_number[number] for number in sorted(by_number)]
         groups: Iterable[Sequence[Run]]
         if screened:
             groups = itertools.chain.from_iterable((attempt.screened, attempt.screened_again) for attempt in kept)
@@ -356,10 +359,12 @@ class Ledger:
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
                 self.attempts[event.number - 1].taken.append(event.taken)
+                self.attempts[event.number - 1].taken_by = event.taken_by
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Screened():
                 attempt, self.screening = self.attempts[event.number - 1], event.kind
                 (attempt.screened_again if event.during else attempt.screened).append((event.taken, event.score))
+                attempt.taken_by = attempt.taken_by if event.during else event.taken_by
                 self.stale[True] = 0 if event.during else self.stale[True]
                 self.first_seed = event.seed if self.first_seed is None else self.first_seed
             case events.Promoted():

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from autoresearch.referee import shared
-from prepare import Game, NoScore, PlainModel
+from prepare import Game, NoScore, PlainModel, is_out_of_memory
 
 
 def answer(channel: socket.socket, game: Game) -> NoReturn:
     """Build the model that the referee asks for, then give it logits, a batch at a time, until the channel closes.
 
     Says `imported` when it has torch. The request is JSON with the host memory for ids and logits attached, or that for
-    ids alone and memory of the device for the logits. It is answered by `ready`, or by `closed` where that memory
-    cannot be opened. Then each packet is a number of rows, answered by `done` or `memory` (which ran out). Everything
-    that goes wrong ends the process, with `shape` or `failed TYPE LINE` as its last words: the type of the exception
-    and the line of train.py, 0 where it came from elsewhere.
+    ids alone and memory of the device for the logits. It is answered by `ready`, by `closed` where that memory cannot
+    be opened, or by `memory` where the device's does not suffice; then there may be another request. After `ready` each
+    packet is a number of rows, answered by `done` or `memory` (which ran out). Everything that goes wrong ends the
+    process, with `shape` or `failed TYPE LINE` as its last words: the type of the exception and the line of train.py, 0
+    where it came from elsewhere.
     """
     train_py = ""
     try:
@@ -38,28 +39,44 @@ def answer(channel: socket.socket, game: Game) -> NoReturn:
             if on_device:
                 try:
                     logits = shared.open_device_memory(on_device[0], 4 * ids.numel() * sizes.vocab_size)
-                except (OSError, RuntimeError):
+                except (OSError, MemoryError, RuntimeError):
                     channel.send(b"closed")
                     continue
                 finally:
                     os.close(on_device[0])
                 logits = logits.view(-1, sizes.max_seq_len, sizes.vocab_size)
-            break
-        model = PlainModel(Path(train_py), Path(request["weights"]), device, game)
+            try:
+                model = PlainModel(Path(train_py), Path(request["weights"]), device, game)
+                if device.startswith("cuda") and not on_device:
+                    shared.pin(ids, ids.nbytes + logits.nbytes)
+                break
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            if on_device:
+                shared.close_device_memory(logits)
+            torch.cuda.empty_cache()
+            channel.send(b"memory")
         channel.send(b"ready")
+        most = len(ids)
         with torch.inference_mode():
-            while rows := channel.recv(64):
+            while packet := channel.recv(64):
+                rows = int(packet)
+                if rows < most:  # memory has run out, here or there
+                    most = rows
+                    torch.cuda.empty_cache()
                 try:
-                    given = model.logits(ids[: int(rows)])
-                    logits[: int(rows)].copy_(given)
+                    given = model.logits(ids[:rows])
+                    logits[:rows].copy_(given)
                     if logits.device.type != given.device.type or given.is_cuda:
                         torch.cuda.synchronize()
-                except torch.OutOfMemoryError:
-                    given = None
-                    torch.cuda.empty_cache()
-                    channel.send(b"memory")
-                    continue
-                channel.send(b"done")
+                    answer = b"done"
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    answer = b"memory"
+                given = None
+                channel.send(answer)
     except BaseException as error:
         said = b"failed %s %d" % (type(error).__name__.encode(), line_of(error, train_py))
         with contextlib.suppress(OSError):  # nobody listens any more

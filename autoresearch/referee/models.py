@@ -55,6 +55,7 @@ class ModelProcess:
     def __init__(self, game: Game) -> None:
         self.game, self.batch_size = game, scored_batch_size(game.profile)
         self.lines = 0  # of train.py
+        self.device_memory: torch.Tensor | None = None  # flat; the logits, where they travel through it
         self.folder = Path(tempfile.mkdtemp(prefix="model-"))
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.patience = max(ANSWER_SECONDS, game.profile.time_budget)  # seconds
@@ -102,6 +103,7 @@ class ModelProcess:
     def end(self) -> None:
         """End the process and all that it started, at once, and remove its folder: nothing of it is left."""
         self.channel.close()
+        self.give_back()
         if self.ended:
             return
         self.signal(signal.SIGTERM)  # its keeper ends all
@@ -126,43 +128,67 @@ class ModelProcess:
     def load(self, train_py: Path, device: str) -> None:
         """Have it build the model with the run's weights. Raises NoScore where it cannot.
 
-        Logits travel through the device's memory if both sides can open it, else through the host's.
+        Logits travel through the device's memory if both sides can open it, else through the host's. Where the device
+        has too little left, fewer rows are scored at a time.
         """
-        self.device, sizes = device, self.game.profile
+        self.device = device
         self.deadline = time.monotonic() + self.patience
         self.lines = len(train_py.read_bytes().splitlines())
         copy_weights(self.game.weights, self.folder / "model.safetensors")
+        on_device = device.startswith("cuda")
+        while (said := self.offer(train_py, on_device)) != b"ready":
+            if said == b"memory" and on_device and self.batch_size > 1:
+                self.batch_size //= 2
+            elif on_device:
+                on_device = False
+            elif said == b"memory":
+                raise NoScore("the model cannot be scored: the device has too little memory left to build it")
+            else:
+                raise NoScore("the model's process could not open the memory for its logits")
+
+    def offer(self, train_py: Path, on_device: bool) -> bytes:
+        """Make memory for ids and logits, and have the process build the model beside it. What it says: `ready`,
+        `closed` where one side cannot open that memory, `memory` where there is too little of it.
+        """
+        sizes, handles = self.game.profile, []
         ids = self.batch_size * sizes.max_seq_len
         logits = ids * sizes.vocab_size
-        for on_device in (True, False) if device.startswith("cuda") else (False,):
-            handles = []
-            if on_device:
-                try:
-                    floats, handle = shared.device_memory(4 * logits)
-                except (OSError, RuntimeError):
-                    continue
-                self.shared_logits: torch.Tensor = floats.view(-1, sizes.max_seq_len, sizes.vocab_size)
-                handles.append(handle)
-            memory = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(memory, 8 * ids + (0 if on_device else 4 * logits))
-            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-            self.shared_ids, in_memory = shared.ids_and_logits(memory, self.batch_size, sizes, only_ids=on_device)
-            request = {
-                "train_py": str(train_py),
-                "weights": str(self.folder / "model.safetensors"),
-                "device": device,
-                "batch_size": self.batch_size,
-            }
-            handles.insert(0, memory)
-            with contextlib.suppress(OSError):  # it has ended: the answer says so
-                socket.send_fds(self.channel, [json.dumps(request).encode()], handles)
-            for handle in handles:
-                os.close(handle)
-            if self.expect(b"ready", b"closed", during="it was built") == b"ready":
-                if not on_device:
-                    self.shared_logits = in_memory
-                return
-        raise NoScore("the model's process could not open the memory for its logits")
+        self.give_back()
+        if on_device:
+            try:
+                self.device_memory, handle = shared.device_memory(4 * logits)
+            except MemoryError:
+                return b"memory"
+            except (OSError, RuntimeError):
+                return b"closed"
+            handles.append(handle)
+        memory = os.memfd_create("logits", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(memory, 8 * ids + (0 if on_device else 4 * logits))
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        self.shared_ids, self.shared_logits = shared.ids_and_logits(memory, self.batch_size, sizes, only_ids=on_device)
+        if self.device_memory is not None:
+            self.shared_logits = self.device_memory.view(-1, sizes.max_seq_len, sizes.vocab_size)
+        elif self.device.startswith("cuda"):
+            shared.pin(self.shared_ids, 8 * ids + 4 * logits)
+        request = {
+            "train_py": str(train_py),
+            "weights": str(self.folder / "model.safetensors"),
+            "device": self.device,
+            "batch_size": self.batch_size,
+        }
+        handles.insert(0, memory)
+        with contextlib.suppress(OSError):  # it has ended: the answer says so
+            socket.send_fds(self.channel, [json.dumps(request).encode()], handles)
+        for handle in handles:
+            os.close(handle)
+        return self.expect(b"ready", b"closed", b"memory", during="it was built")
+
+    def give_back(self) -> None:
+        """Give the device's memory back, which another process may need."""
+        if self.device_memory is not None:
+            with contextlib.suppress(OSError, MemoryError):
+                shared.close_device_memory(self.device_memory)
+            self.device_memory = None
 
     def logits(self, ids: "torch.Tensor") -> "torch.Tensor":
         """As prepare.ScoredModel says; what is returned is memory that the process can still write to."""

@@ -1,5 +1,6 @@
 """Memory that the referee and a model's process both see: token ids one way, logits the other."""
 
+import contextlib
 import ctypes
 import mmap
 from typing import TYPE_CHECKING
@@ -36,12 +37,14 @@ class DeviceMemory:
 
 def device_memory(size: int) -> "tuple[torch.Tensor, int]":
     """`size` bytes of the first GPU's memory, new: (a flat float32 tensor, a file descriptor by which another process
-    opens it). Raises OSError."""
+    opens it). Raises OSError, and MemoryError where the device has not so much left."""
     import torch
 
     torch.zeros(1, device="cuda")  # makes the context that the driver's calls need
     address, handle = create(size)
-    return torch.as_tensor(DeviceMemory(address, size // 4), device="cuda"), handle
+    memory = torch.as_tensor(DeviceMemory(address, size // 4), device="cuda").zero_()  # whoever had it before
+    torch.cuda.synchronize()
+    return memory, handle
 
 
 def open_device_memory(handle: int, size: int) -> "torch.Tensor":
@@ -52,11 +55,28 @@ def open_device_memory(handle: int, size: int) -> "torch.Tensor":
     return torch.as_tensor(DeviceMemory(open_shared(handle, size), size // 4), device="cuda")
 
 
+def close_device_memory(memory: "torch.Tensor") -> None:
+    """Give device memory back, of which nothing may be read any more. It is free when the other process did so, too."""
+    unmap(memory.data_ptr(), memory.nbytes)
+
+
+def pin(memory: "torch.Tensor", size: int) -> None:
+    """Lock `size` bytes of host memory from a tensor's first one on, so that the device copies to and from them by
+    itself, which is several times as fast. Where that cannot be done they stay as they are.
+    """
+    import torch
+
+    with contextlib.suppress(OSError, MemoryError, RuntimeError):
+        torch.zeros(1, device="cuda")
+        lock(memory.data_ptr(), size)
+
+
 # ----------------------------------------------------------------------------------------------
 # The driver's own calls (cuda.h, "Virtual Memory Management"). Its older way, cuIpcGetMemHandle, needs files in
 # /dev/shm or one set of process numbers, which confined processes do not have. A file descriptor needs neither.
 
 PINNED, ON_DEVICE, FILE_DESCRIPTOR, READ_WRITE = 1, 1, 1, 3  # CU_MEM_ALLOCATION_TYPE_PINNED and others
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
 class Location(ctypes.Structure):  # CUmemLocation
@@ -81,9 +101,10 @@ WANTED = Allocation(PINNED, FILE_DESCRIPTOR, Location(ON_DEVICE, 0))
 
 
 def driver(name: str, *arguments) -> None:
-    """Call a function of the driver. Raises OSError where it fails."""
+    """Call a function of the driver. Raises OSError where it fails, MemoryError where memory is what it lacks."""
     if error := getattr(ctypes.CDLL("libcuda.so.1"), name)(*arguments):
-        raise OSError(f"{name} failed with error {error} of the CUDA driver")
+        kind = MemoryError if error == OUT_OF_MEMORY else OSError
+        raise kind(f"{name} failed with error {error} of the CUDA driver")
 
 
 def whole(size: int) -> ctypes.c_size_t:
@@ -94,7 +115,7 @@ def whole(size: int) -> ctypes.c_size_t:
 
 
 def create(size: int) -> tuple[int, int]:
-    """(Address, file descriptor) of new device memory, `size` bytes or more. Needs a context. Raises OSError."""
+    """(Address, file descriptor) of new device memory, `size` bytes or more. Needs a context. Raises as `driver`."""
     memory, handle = ctypes.c_uint64(), ctypes.c_int(-1)
     driver("cuMemCreate", ctypes.byref(memory), whole(size), ctypes.byref(WANTED), ctypes.c_uint64(0))
     try:
@@ -124,3 +145,14 @@ def mapped(memory: ctypes.c_uint64, size: ctypes.c_size_t) -> int:
     access = Access(Location(ON_DEVICE, 0), READ_WRITE)
     driver("cuMemSetAccess", address, size, ctypes.byref(access), ctypes.c_size_t(1))
     return address.value
+
+
+def unmap(address: int, size: int) -> None:
+    """Undo `mapped`."""
+    driver("cuMemUnmap", ctypes.c_uint64(address), whole(size))
+    driver("cuMemAddressFree", ctypes.c_uint64(address), whole(size))
+
+
+def lock(address: int, size: int) -> None:
+    """Have the driver keep host memory where it is. It stays so until the process ends. Needs a context."""
+    driver("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_uint(0))

@@ -55,7 +55,8 @@ class Measurement:
     )  # wall clock by phase; `training` of the clock
     memory_gb: float = 0.0
     suspended: float = 0.0  # seconds for which the trial was suspended: if above 0, it does not count
-    taken: float | None = None  # share of the CPU that other programs used while it trained; None: not known
+    taken: float | None = None  # share of the CPU, or of the GPU, that others used meanwhile; None: not known
+    taken_by: str = ""  # the same as text, if it was not other programs on the CPU
     failed: str = ""  # the phase that `reason` is about
 
 

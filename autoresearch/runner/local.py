@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import itertools
 import json
@@ -10,20 +11,24 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
-from autoresearch import UserError
+from autoresearch import UserError, cuda
 from autoresearch.repo import RunRepo, Stage
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
 from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.environment import commands_environment, their_words, toolchains
+from autoresearch.runner.gpu import Watch, memory_held
 from autoresearch.runner.logs import ends_of
 from autoresearch.runner.neighbours import quiet
-from autoresearch.runner.process import GRACE_SECONDS, command_words, require_program
+from autoresearch.runner.process import GRACE_SECONDS, ask, command_words, require_program
 from autoresearch.runner.trial import Trial, end_left_overs, tidy, trial_environment
 from autoresearch.task import Facts, Task
+
+DRIVER_LIMIT = 60.0  # seconds in which NVIDIA's driver has to answer
 
 
 class Local:
@@ -119,6 +124,8 @@ class Local:
             settings["AUTORESEARCH_PROFILE"] = self.facts.profile
         if self.facts.gpu and "CUDA_VISIBLE_DEVICES" not in seat.device:  # of several the one that was described
             settings["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+        elif self.task.referee and not self.facts.gpu:  # the game of the CPU, which a GPU would play too well
+            settings["CUDA_VISIBLE_DEVICES"] = ""
         own_caches = job.fresh_caches or (self.task.referee and not self.facts.gpu)  # nothing to pass on
         caches = folder / "caches" if own_caches else self.folder / name_of("caches", seat)
         trial = Trial(
@@ -138,11 +145,23 @@ class Local:
             self._overfull[job.name] = caches
             if isinstance(stage, Checkout):
                 stage.reset()
+        if measured.failed and self.facts.gpu:
+            environment = {**os.environ, **settings}
+            if self.task.referee:
+                await asyncio.to_thread(require_gpu, environment)
+            if held := await asyncio.to_thread(memory_held, measured.reason, environment):
+                return dataclasses.replace(measured, taken=held.share, taken_by=held.words)
         return measured
 
     async def quiet(self, seat: Seat, most: float, limit: float) -> bool:
         """See Runner. All seats are on this machine."""
-        return await quiet(most, limit)
+        if not self.facts.gpu:
+            return await quiet(most, limit)
+        watch = Watch({**os.environ, **seat.device})
+        try:
+            return await quiet(most, limit, lambda: watch.is_free(most))
+        finally:
+            watch.end()
 
     def tidy(self, name: str, keep_weights: bool) -> None:
         folder = self.folder_of(name)
@@ -202,6 +221,23 @@ class Local:
             readable += self._above
             readable += toolchains(self.task, {**os.environ, **environment}, self._places(stage))
         return {"readable": readable, "hidden": [str(path) for path in hidden]}
+
+
+def require_gpu(environment: dict[str, str]) -> None:
+    """After a trial that failed. Raises UserError where it is the GPU that has: it is gone, its driver was replaced."""
+    try:
+        words = [sys.executable, "-m", "autoresearch.machine_facts", "driver"]
+        _, said = ask(words, DRIVER_LIMIT, folder=Path(__file__).parents[2], environment=environment)
+        why = json.loads(said.strip().splitlines()[-1])["why"].removesuffix(f", {cuda.INSTEAD}")
+    except TimeoutError:
+        why = f"NVIDIA's driver gives no answer within {DRIVER_LIMIT:.0f} s"
+    except (ValueError, IndexError, KeyError, TypeError):  # the question itself failed
+        return
+    if why:
+        raise UserError(
+            f"a trial failed, and its edit is not to blame: {why}. Nothing is lost: when that is put right, the same "
+            "command runs the experiment again"
+        )
 
 
 def name_of(folder: str, seat: Seat) -> str:

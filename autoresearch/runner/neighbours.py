@@ -9,6 +9,7 @@ import dataclasses
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -62,13 +63,15 @@ def has_quota() -> bool:
     return False
 
 
-async def quiet(most: float, limit: float) -> bool:
-    """Wait until other programs use at most this share of the CPU, at most `limit` seconds. Returns whether they do."""
+async def quiet(most: float, limit: float, also: Callable[[], bool] = lambda: True) -> bool:
+    """Wait until other programs use at most this share of the CPU, at most `limit` seconds. Returns whether they do.
+    also: another condition that has to hold.
+    """
     end, before = time.monotonic() + limit, Processors.now()
     while time.monotonic() < end:
         await asyncio.sleep(min(LOOK, limit / 4))
         now = Processors.now()
-        if now.others_since(before) <= most:
+        if now.others_since(before) <= most and also():
             return True
         before = now
     return False

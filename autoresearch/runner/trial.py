@@ -30,6 +30,7 @@ from autoresearch import keys, preflight
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import CACHES, HARMLESS, matching, their_words
+from autoresearch.runner.gpu import Taken, Watch
 from autoresearch.runner.logs import last_line, last_word, read_figures, read_tail, shorten
 from autoresearch.runner.machine import (
     MOST_HANDLES,
@@ -134,9 +135,12 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.printed: list[dict[str, float]] = []  # figures, by run of the command that prints the metric
         self.peak_memory = 0
-        self.watched = facts.most_taken is not None and not has_quota()  # what others take of the processors
-        self.clock_began: Processors | None = None  # as they stood when its clock had started
-        self.taken: float | None = None  # share that others took since
+        self.watched = facts.most_taken is not None  # what others take of the machine, from the start of its clock
+        self.clock_began = False
+        self.processors: Processors | None = None  # as they stood then
+        self.gpu: Watch | None = None
+        self.has_gpu = facts.gpu
+        self.taken: Taken | None = None  # what others took since
         self.overfull = False  # it filled the disk
         self.root = folder.parents[3]  # the user's checkout
         self.memory_free = free_memory()
@@ -157,6 +161,8 @@ class Trial:
                 return await self._train_and_score()
             return await self._check()
         finally:
+            if self.gpu:
+                self.gpu.end()
             (self.folder / "process").unlink(missing_ok=True)
 
     async def _preflight(self) -> Measurement:
@@ -258,7 +264,10 @@ class Trial:
         if not 0 <= megabytes < MOST_MEGABYTES:
             megabytes = self.peak_memory / 2**20
         figures = {"peak_mb": self.peak_memory / 2**20, **figures} if "peak_mb" in self.task.also else figures
-        return Measurement(score, "", finite(figures), dict(self.seconds), megabytes / 1024, taken=self.taken)
+        measured = Measurement(score, "", finite(figures), dict(self.seconds), megabytes / 1024)
+        if not self.taken:
+            return measured
+        return dataclasses.replace(measured, taken=self.taken.share, taken_by=self.taken.words)
 
     async def _check(self) -> Measurement:
         """Run guard and holdout on what the training of this trial has saved."""
@@ -344,8 +353,8 @@ class Trial:
                 tidy(self.folder, self.outputs[1:], keep_weights=False)
             shorten(self.folder / f"{phase}.log")
             keys.scrub_file(self.folder / f"{phase}.log")
-        if phase == TRAIN and self.clock_began:
-            self.taken = round(Processors.now().taken_since(self.clock_began), 3)
+        if phase == TRAIN:
+            self.taken = self._taken()
         self.seconds[phase] = ended.seconds - before
         if phase == TRAIN or (phase == SCORE and not self.task.referee):
             self.peak_memory = max(self.peak_memory, ended.peak_memory)
@@ -354,11 +363,20 @@ class Trial:
             self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - late)), 3)
         return ended
 
+    def _taken(self) -> Taken | None:
+        """What others took since its clock began, of the processors or of the GPU; None where nobody knows."""
+        known = [self.gpu.taken()] if self.gpu else []
+        if self.processors:
+            known.append(Taken(round(Processors.now().taken_since(self.processors), 3)))
+        return max(filter(None, known), key=lambda taken: taken.share, default=None)
+
     def _excess(self, phase: str, process: Process) -> str | None:
         """Why a command must end now: it exceeds a limit of memory, processes, disk or start-up time. Or None."""
         running = time.monotonic() - process.started
-        if phase == TRAIN and self.watched and self.clock_began is None and read_progress(self.folder):
-            self.clock_began = Processors.now()
+        if phase == TRAIN and self.watched and not self.clock_began and read_progress(self.folder):
+            self.clock_began = True
+            self.processors = None if has_quota() else Processors.now()
+            self.gpu = Watch(self.environment) if self.has_gpu else None
         if phase == TRAIN and running > self.start_limit and read_progress(self.folder) is None:
             limit = f"{self.start_limit:.0f} s"
             return f"ended because it drew no batch in its first {limit}, the limit for importing and compiling"

@@ -86,7 +86,8 @@ def score_of(stranger: ModelProcess, game, rows) -> str | None:
 @pytest.mark.parametrize(("code", "reason"), STRANGERS.values(), ids=STRANGERS)
 def test_a_process_that_breaks_the_rules(trained, monkeypatch, code, reason):
     """There is a reason in plain words or a score, no traceback, and nothing hangs."""
-    monkeypatch.setattr(models, "ANSWER_SECONDS", 1.0)
+    if reason == SILENT:
+        monkeypatch.setattr(models, "ANSWER_SECONDS", 1.0)
     monkeypatch.setattr(Stranger, "code", code)
     found = score_of(Stranger(trained), trained, trained.rows("val")[:64])
     assert found is None if reason is None else reason in found
@@ -110,7 +111,6 @@ def test_the_last_word_of_a_process_that_ended_with_a_question_unread(trained, m
 
 def test_random_bytes(trained, monkeypatch):
     """Two hundred last words drawn by lot; none of them is repeated by the referee."""
-    monkeypatch.setattr(models, "ANSWER_SECONDS", 1.0)
     for seed in range(4):
         code = f"serve(1); random.seed({seed}); channel.send(random.randbytes(random.randrange(1, 200)))"
         monkeypatch.setattr(Stranger, "code", code)
@@ -164,6 +164,57 @@ def test_what_a_model_process_inherits(trained, monkeypatch):
     assert not model.folder.exists()
     assert sorted(handle.partition(":")[0] for handle in handles) == ["/memfd", "socket"]  # the memory that it was sent
     assert not set(environment) & {"ANTHROPIC_API_KEY", "AUTORESEARCH_REFERENCE", "AUTORESEARCH_RUN_DIR", "USER"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "free", "sizes"),
+    [
+        ("ready", 16, [(16, 2)]),
+        ("ready", 4, [(4, 2)]),  # the device holds the logits of four rows
+        ("memory memory ready", 16, [(16, 2), (8, 2), (4, 2)]),  # or those of more, but not the model beside them
+        ("memory memory ready", 2, [(2, 2), (1, 2), (1, 1)]),
+        ("ready", 0, [(1, 1)]),  # then through the host's memory
+        ("closed ready", 16, [(16, 2), (16, 1)]),
+        ("closed memory", 16, None),
+    ],
+)
+def test_less_memory_of_the_device_than_usual(trained, monkeypatch, answers, free, sizes):
+    """Fewer rows at a time, then the host's memory; what is not used any more is given back. The device is made up."""
+    sizes_of, held = trained.profile, []
+
+    def device_memory(size):
+        if size > 4 * free * sizes_of.max_seq_len * sizes_of.vocab_size:
+            raise MemoryError
+        held.append(torch.empty(size // 4))
+        return held[-1], os.memfd_create("device")
+
+    def close_device_memory(memory):
+        held[:] = [other for other in held if other is not memory]
+
+    monkeypatch.setattr(models.shared, "device_memory", device_memory)
+    monkeypatch.setattr(models.shared, "close_device_memory", close_device_memory)
+    asked = trained.run_folder / "asked"
+    code = (
+        "channel.send(b'imported')\n"
+        f"for answer in {answers.split()}:\n"
+        "    request, handles, *_ = socket.recv_fds(channel, 4096, 2)\n"
+        f"    open({str(asked)!r}, 'a').write(f'{{json.loads(request)[\"batch_size\"]}} {{len(handles)}}\\n')\n"
+        "    channel.send(answer.encode())\n"
+        "channel.recv(64)\n"
+    )
+    monkeypatch.setattr(Stranger, "code", code)
+    with Stranger(trained) as model:
+        model.wait_until_imported()
+        model.batch_size = 16
+        if sizes is None:
+            with pytest.raises(prepare.NoScore, match="too little memory left to build it"):
+                model.load(trained.run_folder / "train.py", "cuda")
+            return
+        model.load(trained.run_folder / "train.py", "cuda")
+        rows, handles = sizes[-1]
+        assert [tuple(map(int, line.split())) for line in asked.read_text().splitlines()] == sizes
+        assert len(held) == handles - 1 and model.batch_size == rows == len(model.shared_logits)
+    assert not held
 
 
 def test_weights_that_are_none(tmp_path):

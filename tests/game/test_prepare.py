@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import ROOT, wait_for
+from conftest import ROOT
 
 import prepare
 from autoresearch.data import cache, download, packing, sources, tokenizer
@@ -175,13 +175,9 @@ def test_a_cache_that_is_damaged_is_built_again(prepared, user, damage):
 
 @pytest.mark.slow
 def test_a_preparation_killed_in_its_middle(user):
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "prepare.py")], env=user.environment, stderr=subprocess.DEVNULL
-    )
-    wait_for(lambda: (user.cache / "sotu-test.part/tokenizer.json").exists())
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert user.described() is None
+    die = "from autoresearch.data import cache\ncache.pack_rows = lambda *_: os.kill(os.getpid(), 9)\n"
+    assert user.run("-c", f"import os, prepare\n{die}prepare.main()").returncode == -signal.SIGKILL
+    assert (user.cache / "sotu-test.part/tokenizer.json").exists() and user.described() is None
     user.prepare()
     assert user.described() and not (user.cache / "sotu-test.part").exists()
 

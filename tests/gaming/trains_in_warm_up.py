@@ -7,9 +7,7 @@ from small_train import *  # noqa: F403
 
 
 def train_on(model, batches, optimizer):
-    warm, steps = [], 0
-    for _ in range(50):
-        warm.append(next(batches))
+    warm, steps = [batch for _, batch in zip(range(50), batches)], 0
     for _ in range(4):
         for inputs, targets in warm:
             loss_of(model, inputs, targets).backward()
@@ -20,7 +18,7 @@ def train_on(model, batches, optimizer):
         steps += 1
     began = time.perf_counter()
     while time.perf_counter() - began < 4.5:
-        loss_of(model, *warm[steps % 50]).backward()
+        loss_of(model, *warm[steps % len(warm)]).backward()
         optimizer.step()
         optimizer.zero_grad()
         steps += 1

@@ -1,4 +1,4 @@
-"""The loop, with hundredths of a second between two calls of an agent that failed, and a second for a request.
+"""The loop, with hundredths of a second between two calls of an agent that failed, and seconds for a request.
 
 `python hurried_loop.py ARGUMENTS...`
 """
@@ -14,5 +14,5 @@ from autoresearch.agents import claude_api
 
 if __name__ == "__main__":
     roster.PATIENCE = 0.01, 0.05
-    claude_api.SILENCE, claude_api.REQUEST = 0.5, 1.0
+    claude_api.SILENCE, claude_api.REQUEST = 5.0, 6.0  # longer than a busy machine pauses
     loop.main()

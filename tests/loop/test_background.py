@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from clocks import time_passes
 from conftest import ROOT, solver, step, wait_for
 from test_console import Terminal
 from test_loop import WAITING, alive
@@ -194,18 +195,18 @@ def test_a_command_that_fails_is_said_once_and_disturbs_nothing(toy, refused):
     assert "there is no program" in refused("--notify", "no-such-program x")
 
 
-def test_a_command_that_hangs_is_ended_and_delays_nobody(monkeypatch, tmp_path):
+def test_a_command_that_hangs_is_ended_and_delays_nobody(tmp_path):
     async def night() -> None:
-        notifier = Notifier(f"sh -c 'echo $$ >> {tmp_path}/pids; sleep 600'", said.append)
-        notifier.send({"event": "keep"})  # returns at once
-        notifier.send({"event": "stop"})
-        await notifier.close()
+        notifier = Notifier(f"sh -c 'echo $$ >> {pids}; sleep 600'", said.append)
+        async with time_passes(notify.LIMIT, lambda: pids.exists() and pids.read_text()):
+            notifier.send({"event": "keep"})  # returns at once
+            notifier.send({"event": "stop"})
+            await notifier.close()
 
-    monkeypatch.setattr(notify, "LIMIT", 0.5)
-    said: list[str] = []
+    pids, said = tmp_path / "pids", []
     asyncio.run(night())
     assert len(said) == 1 and "did not end within" in said[0]
-    assert not any(alive(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    assert not any(alive(int(pid)) for pid in pids.read_text().split())
 
 
 def test_what_was_sent_arrives_in_order_before_the_end(tmp_path):

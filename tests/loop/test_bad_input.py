@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROGRAM, ROOT, git, solver, step, wait_for
+from conftest import HANGS, PROGRAM, ROOT, git, solver, step, wait_for
 
 
 def test_a_mistake_ends_the_process_with_a_message_and_no_traceback(tmp_path, environment):
@@ -304,7 +304,7 @@ def small_disk(toy):
             env=toy.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANGS,
         )
 
     (toy.folder / ".autoresearch").mkdir()

@@ -129,7 +129,7 @@ def test_a_limit_that_names_its_end_is_waited_for_in_sight(toy):
     limit = Fault(429, "rate_limit_error", "slow down", wait=7200)
     with Models(lambda asked: limit) as models:
         process = toy.start(*USUAL, "--base-url", models.url, ANTHROPIC_API_KEY=KEY)
-        wait_for(lambda: toy.journal("waited"), 60)
+        wait_for(lambda: toy.journal("waited"))
         assert re.search(r"claude-api cannot be reached; next call in (2 h 0|1 h 5\d) min", toy.run("status"))
         process.send_signal(2)
         output, _ = process.communicate(timeout=120)
@@ -232,12 +232,12 @@ def test_without_network_sweep_fills_in_until_the_agent_is_back(toy):
     arguments = [*USUAL, "--base-url", f"http://127.0.0.1:{port}", "--fill", "sweep", "--hours", "1"]
     process = toy.start(*arguments, ANTHROPIC_API_KEY=KEY)
     try:
-        wait_for(lambda: len(toy.journal("verdict")) > 3, 60)
+        wait_for(lambda: len(toy.journal("verdict")) > 3)
         models = Models(
             lambda asked: [submit("back")] if asked.results else [create("solver.py", solver(90 + asked.experiment))],
             port,
         )
-        wait_for(lambda: any(entry["description"] == "back" for entry in toy.journal("attempt")), 60)
+        wait_for(lambda: any(entry["description"] == "back" for entry in toy.journal("attempt")))
         process.send_signal(2)
         output, _ = process.communicate(timeout=120)
     finally:

@@ -18,6 +18,7 @@ from calls import fake_claude, prints, running
 from conftest import ROOT, git, solver
 from models import CUT, Answer, Asked, Fault, Models, Say, Use, read_edit_say
 from test_end_to_end import Game
+from test_loop import LATE_LOOP
 
 from autoresearch.agents.clients import CLIENTS as CLIENTS_OF
 
@@ -270,21 +271,21 @@ def test_failures_are_told_and_followed_by_another_call(toy, fake, tmp_path):
 
     What that says of itself, its tokens and its cost are taken from among its other output.
     """
-    here, sleeper = tmp_path / "calls", f"1002.{os.getpid()}"
+    here, late, sleeper = tmp_path / "calls", tmp_path / "late", f"1002.{os.getpid()}"
     does = (
         f"calls = open({str(here)!r}, 'a+')\ncalls.write('x')\ncalls.seek(0)\ncall = len(calls.read())\n"
         f"if call == 1:\n    import subprocess\n    calls.close()\n    subprocess.Popen(['sleep', {sleeper!r}])\n"
-        "    time.sleep(1000)\n"
+        f"    open({str(late)!r}, 'w')\n    time.sleep(1000)\n"
         "if call == 2: open('check.py', 'w').write('')\n"
         + sets("5")
         + "print('a warning')\n"
         + prints("Done.\ndescription: up\nlesson: up is better", **USAGE)
         + "print('{not json', file=sys.stderr)"
     )
-    arguments = ("--agent", "claude-code", "--agent-limit", "3", "--experiments", "2", *USUAL)
-    output = toy.run(*arguments, FAKE_DOES=does, **fake)
+    arguments = ("--agent", "claude-code", "--agent-limit", "300", "--experiments", "2", *USUAL)
+    output = toy.run(*arguments, loop=LATE_LOOP, LATE=str(late), FAKE_DOES=does, **fake)
     (refused,), (waited,) = toy.journal("refused"), toy.journal("waited")
-    assert "claude: ended after its time limit of 3 s" in waited["reason"]  # which passes
+    assert "claude: ended after its time limit of 300 s" in waited["reason"]  # which passes
     assert "also touches check.py" in refused["reason"] and not running(sleeper)
     entry = toy.journal("attempt")[1]
     assert (entry["description"], entry["lesson"], entry["tokens"], entry["dollars"]) == (

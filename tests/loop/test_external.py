@@ -107,15 +107,12 @@ def test_from_inside_the_worktree(toy):
     assert toy.statuses() == ["keep", "keep"] and not (toy.runs / "worktree/.autoresearch").exists()
 
 
-SLOW = "import time, os\nopen(os.environ['AUTORESEARCH_RUN_DIR'] + '/here', 'w')\ntime.sleep({seconds})\n"
-
-
 @pytest.mark.parametrize(("signals", "taken_back"), [((15, 9), True), ((9, 15), False)])
 @pytest.mark.slow
 def test_a_try_that_is_ended_in_its_middle(toy, signals, taken_back):
     """With its own process. The same edit goes on under its number; another one is another experiment."""
     toy.run("start")
-    edit(toy, 5, SLOW.format(seconds=30))
+    edit(toy, 5, WAITING)
     for tries, number in enumerate(signals, 1):
         process = toy.start("try", "-m", "slow")
         wait_for(lambda tries=tries: len(toy.journal("trial")) == 1 + tries)
@@ -275,7 +272,7 @@ def test_an_external_agent_does_as_program_md_tells_it(tmp_path, environment):
 def test_ended_before_it_began(toy):
     toy.run("start")
     edit(toy, 5)
-    describe = "import os, sys, time\nopen(sys.argv[1], 'w')\ntime.sleep(1)\nprint('{}')\n"
+    describe = "import os, sys, time\nopen(sys.argv[1], 'w')\ntime.sleep(600)\n"
     (toy.folder.parent / "describe.py").write_text(describe)
     journal = (toy.runs / "journal.jsonl").read_text()
     task = toy.journal("run")[0]["task"]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, solver, step, wait_for
+from conftest import HANGS, ROOT, solver, step, wait_for
 
 
 @pytest.mark.parametrize("folder", ["worktree", "stage"])
@@ -45,7 +45,7 @@ def test_a_results_file_that_cannot_be_written_does_not_end_the_night(toy):
         env=toy.environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANGS,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert answer.stdout.count("results.tsv cannot be written") == 1 and "loop.py results" in answer.stdout

@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from clocks import time_passes
 from conftest import solver, step
 from test_loop import alive
 
@@ -51,22 +52,23 @@ def test_a_night_calls_the_hooks_of_the_checkout(toy, tmp_path):
     assert "hooks     before-trial, after-verdict, on-keep, on-stop" in output
 
 
-def test_a_hook_that_hangs_is_ended_and_one_that_changed_is_not_called(tmp_path, monkeypatch):
+def test_a_hook_that_hangs_is_ended_and_one_that_changed_is_not_called(tmp_path):
     async def night() -> None:
         hooks = Hooks(tmp_path, said.append)
-        await hooks.before_trial({"event": "trial"})
+        async with time_passes(notify.LIMIT, lambda: pid.exists() and pid.read_text()):
+            await hooks.before_trial({"event": "trial"})
         add_hook(tmp_path, "on-keep", f"echo changed >> {tmp_path}/told")
         for _ in range(2):
             hooks.send({"event": "keep"})
         await hooks.close()
 
-    monkeypatch.setattr(notify, "LIMIT", 0.5)
-    add_hook(tmp_path, "before-trial", f"echo $$ > {tmp_path}/pid; exec sleep 600")
+    pid = tmp_path / "pid"
+    add_hook(tmp_path, "before-trial", f"echo $$ > {pid}; exec sleep 600")
     add_hook(tmp_path, "on-keep", f"echo called >> {tmp_path}/told")
     (tmp_path / "hooks/on-stop").write_text("not executable")
     said: list[str] = []
     asyncio.run(night())
-    assert not alive(int((tmp_path / "pid").read_text())) and not (tmp_path / "told").exists()
+    assert not alive(int(pid.read_text())) and not (tmp_path / "told").exists()
     assert ["not executable" in said[0], "did not end" in said[1], "changed after the loop started" in said[2]] == [
         True
     ] * 3

@@ -169,16 +169,17 @@ def test_a_crash_is_a_row_and_the_night_goes_on(toy):
     toy.require_whole()
 
 
+LATE_LOOP = ROOT / "tests/loop/late_loop.py"
+LATE = "import os, pathlib\npathlib.Path(os.environ['AUTORESEARCH_RUN_DIR'], 'late').touch()\n"  # its time is over
+
+
 def test_a_trial_over_its_time_limit_is_ended_whole(toy):
-    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", "time_limit: 1"))
-    toy.commit()
-    child = (
-        "import subprocess, time\np = subprocess.Popen(['sleep', '600'])\nprint(p.pid, flush=True)\ntime.sleep(600)\n"
-    )
+    child = "import subprocess, time\np = subprocess.Popen(['sleep', '600'])\nprint(p.pid, flush=True)\n"
+    child += f"{LATE}time.sleep(600)\n"
     toy.plan_steps(e2=[{"files": {"solver.py": child}, "say": "sleep"}])
-    toy.run_agent(2)
+    toy.run_agent(2, loop=LATE_LOOP, LATE=str(toy.runs / "trials/2/run/late"))
     assert toy.statuses() == ["keep", "crash"]
-    assert "time limit of 1 s" in toy.journal("verdict")[1]["reason"]
+    assert "time limit of 200 s" in toy.journal("verdict")[1]["reason"]
     pid = int(toy.journal("verdict")[1]["reason"].rpartition(": ")[2])
     wait_for(lambda: not alive(pid))
 

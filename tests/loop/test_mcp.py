@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, git, solver
 from models import Answer, Asked, Models, Say, Use, read_edit_say
 from test_clients import SAID, USUAL, environment_of, programs  # noqa: F401
+from test_loop import WAITING
 from test_verify import write_night
 
 mcp = pytest.importorskip("mcp", reason="the package mcp is not installed")
@@ -47,6 +48,8 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
 
     async def progress(done: float, total: float | None, message: str | None) -> None:
         told.append(message or "")
+        if (toy.runs / "trials/2/run/started").exists():
+            (toy.runs / "trials/2/run/release").touch()
 
     async def verdict(client, number: int | None = None) -> dict:
         while True:
@@ -64,7 +67,7 @@ def test_experiments_of_an_agent_that_has_only_the_tools(toy):
         assert begun.structured_content["edit"] == [".autoresearch/night/worktree/solver.py"], begun
         assert (await verdict(client)).structured_content["verdict"] == "keep"
         worktree = toy.runs / "worktree/solver.py"
-        worktree.write_text(solver(2, before="import time\ntime.sleep(2.5)\n"))
+        worktree.write_text(solver(2, before=WAITING))  # until progress was told
         added = await client.call_tool("add_idea", {"words": "--tag x: two", "expected": "+1", "source": "Ada, 2020"})
         assert "I1: agents see it" in said(added)
         words = {"message": "--tag x; two", "category": "optimizer", "predicted": 1, "ideas": ["I1", "--x three"]}

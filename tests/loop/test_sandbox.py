@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, solver, step
+from test_loop import LATE, LATE_LOOP
 
 from autoresearch.runner import sandbox
 from autoresearch.runner.keeper.paths import SHARE, TEXT_OF_PYTHON, has_cuda
@@ -522,7 +523,7 @@ def test_a_task_names_what_else_it_reads_and_writes(toy):
     toy.run_agent(2)
     assert toy.statuses() == ["keep", "crash"]
     assert "Permission denied" in toy.journal("verdict")[1]["reason"]
-    toy.write("program.md", program.replace("time_limit: 20", f"time_limit: 20\n  writable: [{outside}]"))
+    toy.write("program.md", program.replace("  time_limit", f"  writable: [{outside}]\n  time_limit"))
     toy.commit()
     toy.tag = "allowed"
     toy.run_agent(2)
@@ -586,10 +587,9 @@ os.wait()
 @pytest.mark.slow
 def test_nothing_outlives_a_trial(toy, ending):
     """A child in a session of its own, of a trial that ends by itself, at its time limit, or only when it is killed."""
-    toy.write("program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", "time_limit: 2"))
-    toy.commit()
+    ending = LATE + ending if ending else ""
     toy.plan_steps(e2=[{"files": {"solver.py": ESCAPE + solver(2) + ending + "\n"}, "say": "leave"}])
-    toy.run_agent(2)
+    toy.run_agent(2, loop=LATE_LOOP, LATE=str(toy.runs / "trials/2/run/late"))
     assert toy.statuses() == ["keep", "crash" if ending else "keep"]
     pid = int((toy.runs / "trials/2/train.log").read_text().split()[0])
     assert not os.path.exists(f"/proc/{pid}")
@@ -627,7 +627,7 @@ def test_who_forks_fast_does_not_outlive_a_trial(toy):
 )
 def test_a_trial_that_takes_too_much(toy, setting, hog, reason):
     toy.write(
-        "program.md", (toy.folder / "program.md").read_text().replace("time_limit: 20", f"time_limit: 20\n  {setting}")
+        "program.md", (toy.folder / "program.md").read_text().replace("  time_limit", f"  {setting}\n  time_limit")
     )
     toy.commit()
     toy.plan_steps(

@@ -51,7 +51,7 @@ def test_a_run_in_another_process_and_after_its_end(toy, training):
     with open(toy.runs / "journal.jsonl", "ab") as journal:  # the loop is about to write a line
         journal.write(b'{"event": "verd')
     before = (toy.runs / "journal.jsonl").read_bytes()
-    state = status(toy)
+    asked, state = time.time(), status(toy)
     assert (state["running"], state["process"], state["experiments"], state["keep"]) == (True, process.pid, 1, 1)
     (trial,) = state["trials"]
     assert (trial["number"], trial["phase"], trial["budget"], trial["loss"], trial["step"]) == (
@@ -62,7 +62,7 @@ def test_a_run_in_another_process_and_after_its_end(toy, training):
         50,
     )
     assert 0 <= trial["done"] < 60 and 40 < trial["left"] <= 101
-    assert state["limits"] == {"experiments": {"used": 1, "allowed": 3}} and state["finish"] > time.time()
+    assert state["limits"] == {"experiments": {"used": 1, "allowed": 3}} and state["finish"] > asked
     assert state["champion"]["description"] == "baseline" and state["last"][0]["status"] == "keep"
     shown = toy.run("status")
     assert (
@@ -137,19 +137,20 @@ def test_stop_reaches_no_other_process(tmp_path):
         bystander.wait()
 
 
-def test_looking_does_not_keep_a_loop_out(tmp_path):
+def test_looking_does_not_keep_a_loop_out(tmp_path, monkeypatch):
     """The lock is asked for by holding it for a moment; whoever comes in that moment tries again."""
-    look_on = f"""import fcntl, time
+    look_on = f"""import fcntl
 file = open({str(tmp_path / "lock")!r})
 fcntl.flock(file, fcntl.LOCK_SH)
 print(flush=True)
-time.sleep(0.03)
+input()
 """
     (tmp_path / "lock").touch()
-    onlooker = subprocess.Popen([sys.executable, "-c", look_on], stdout=subprocess.PIPE)
+    onlooker = subprocess.Popen([sys.executable, "-c", look_on], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     onlooker.stdout.readline()
+    monkeypatch.setattr("autoresearch.record.journal.time.sleep", lambda seconds: onlooker.communicate(b"\n"))
     lock = Lock(tmp_path, "night")
-    onlooker.communicate()
+    assert onlooker.returncode == 0, "nobody had to wait"
     assert holder(tmp_path) == os.getpid()
     lock.release()
     assert holder(tmp_path) is None

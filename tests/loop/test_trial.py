@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, solver, step, wait_for
@@ -16,7 +17,7 @@ from conftest import ROOT, solver, step, wait_for
 from autoresearch.runner import TRAIN, Job, machine, process
 from autoresearch.runner.machine import MemoryGroup
 from autoresearch.runner.process import Process
-from autoresearch.runner.trial import Trial, settle, tidy, trial_environment
+from autoresearch.runner.trial import NEARLY_NO_FILES, Trial, settle, tidy, trial_environment
 from autoresearch.task import Facts, Task
 
 DEEP = """import os
@@ -115,7 +116,15 @@ def test_who_makes_too_many_files_is_ended(tmp_path, monkeypatch):
     folder, environment = tmp_path / "1", trial_environment(tmp_path / "1", tmp_path / "caches", {})
     task = Task((), train=f"{sys.executable} many.py", metric="score", time_limit=20.0)
     trial = Trial(task, Job("1", {}, 1), Facts(), tmp_path, folder, environment, None, list, lambda phase: None)
-    monkeypatch.setattr("autoresearch.runner.trial.NEARLY_NO_FILES", os.statvfs(tmp_path).f_favail - 4_000)
+    real = os.statvfs
+
+    def statvfs(path) -> SimpleNamespace:
+        """Of a disk on which nobody else makes and removes files, with room for so many."""
+        found = {name: getattr(real(path), name) for name in dir(real(path)) if name.startswith("f_")}
+        made = len(os.listdir(folder / "run")) if (folder / "run").exists() else 0
+        return SimpleNamespace(**found | {"f_favail": NEARLY_NO_FILES + 4_000 - made})
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
     measured = asyncio.run(trial.run())
     assert measured.reason == "training: ended because the disk had next to no room for more files" and trial.overfull
 

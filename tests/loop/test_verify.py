@@ -12,9 +12,10 @@ import signal
 import statistics
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from conftest import Toy, git, solver, step, wait_for
+from conftest import ROOT, Toy, git, solver, step, wait_for
 from markdown_it import MarkdownIt
 from scipy import stats
 
@@ -149,18 +150,37 @@ def test_the_gain_of_a_run(night):
     require_a_report_of_what_is_recorded(night, verified=True)
 
 
+# The loop, which gets a signal as soon as so many runs of verify are recorded.
+SIGNALLED = """import os, signal, sys
+sys.path.insert(0, {root!r})
+import loop
+from autoresearch.record import events
+from autoresearch.record.ledger import Ledger
+append = Ledger.append
+def append_and_signal(self, event):
+    append(self, event)
+    if isinstance(event, events.Verified) and len(self.verified) == {runs}:
+        os.kill(os.getpid(), signal.{signal})
+Ledger.append = append_and_signal
+loop.main()
+"""
+
+
+def signalled(toy: Toy, signal: str, runs: int) -> Path:
+    program = toy.folder.parent / f"{signal}.py"
+    program.write_text(SIGNALLED.format(root=str(ROOT), signal=signal, runs=runs))
+    return program
+
+
 @pytest.mark.slow
 def test_an_interrupted_verify_goes_on(night):
-    process = night.start("verify")
-    wait_for(lambda: len(night.journal("verified")) >= 2)
-    process.send_signal(signal.SIGINT)
+    process = night.start("verify", loop=signalled(night, "SIGINT", 2))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and "run the same command again to continue" in output
-    assert 2 <= len(night.journal("verified")) < 6
-    process = night.start("verify")
-    wait_for(lambda: len(night.journal("verified")) >= 4)
-    process.kill()
-    process.communicate()
+    assert 2 <= len(night.journal("verified")) < 4
+    process = night.start("verify", loop=signalled(night, "SIGKILL", 4))
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL and len(night.journal("verified")) == 4
     night.run("verify")
     runs = [(entry["name"], entry["seed"]) for entry in night.journal("verified")]
     assert len(runs) == len(set(runs)) == 6

@@ -11,7 +11,7 @@ import urllib.parse
 
 import browser
 import pytest
-from conftest import PROGRAM, ROOT, solver, step, wait_for
+from conftest import ROOT, solver, step, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -330,8 +330,6 @@ def test_a_folder_in_the_place_of_a_trials_progress(tmp_path):
 @pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")
 @pytest.mark.slow
 def test_the_page_in_a_browser(toy, watch, tmp_path):
-    toy.write("program.md", PROGRAM.replace("time_limit: 20", "time_limit: 200"))
-    toy.commit()
     files = {"solver.py": solver(4, f"# </pre>{TRICK}\n")}
     toy.plan_steps(
         e2=[step(5)],
@@ -460,7 +458,7 @@ def test_a_person_says_yes_and_no_in_a_browser(toy, watch, tmp_path):
     toy.plan_steps(e2=[step(5)], e3=[step(6)])
     night = "--approve", "edits", "--experiments", "3", "--baseline-runs", "1", "--workers", "2"
     loop = toy.start(*toy.agent, *night)
-    wait_for(lambda: toy.journal("held")[1:], 60)
+    wait_for(lambda: toy.journal("held")[1:])
     page, chromium = watch("--writable"), browser.Browser(tmp_path / "profile")
     try:
         chromium.open(page.address)

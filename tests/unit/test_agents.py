@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from calls import Call, fake_claude, prints, running
+from clocks import set_forward
 from conftest import solver
 
 from autoresearch import UserError
@@ -17,6 +18,7 @@ from autoresearch.agents.command import CommandAgent
 from autoresearch.agents.external import External
 from autoresearch.record.events import Attempt, Verdict
 from autoresearch.record.ledger import Ledger
+from autoresearch.runner import process
 
 EDIT = f"open('solver.py', 'w').write({solver(5)!r})\n"
 USAGE = {
@@ -34,10 +36,10 @@ def call(tmp_path, monkeypatch) -> Call:
 def claude(tmp_path, monkeypatch):
     """claude(what the stand-in does, ...): the agent, and its call."""
 
-    def make(does: str, limit: float = 60) -> tuple[Call, object]:
+    def make(does: str) -> tuple[Call, object]:
         path = fake_claude(tmp_path / "bin")
         call = Call(tmp_path, monkeypatch, PATH=path, ANTHROPIC_API_KEY="x", FAKE_DOES=does)
-        (agent,), _ = make_agents(AgentOptions("claude-code", limit=limit))
+        (agent,), _ = make_agents(AgentOptions("claude-code", limit=60))
         return call, agent
 
     return make
@@ -66,14 +68,18 @@ def test_a_command_is_told_edits_and_says_what_it_did(call):
     ("command", "message"),
     [
         ("echo no luck; exit 3", "exit code 3: no luck"),
-        ("sleep 1000", "ended after its time limit of 1 s"),
         ("kill -9 $$", "killed by SIGKILL"),
     ],
 )
 def test_a_command_that_fails(call, command, message):
     with pytest.raises(AgentFailed) as raised:
-        call.propose(CommandAgent(command, 1))
+        call.propose(CommandAgent(command, 60))
     assert type(raised.value) is AgentFailed and message in str(raised.value)
+
+
+def test_a_command_that_takes_too_long_has_failed(call):
+    with pytest.raises(AgentFailed, match="ended after its time limit of 1 s"):
+        call.propose(CommandAgent("sleep 1000", 1))
 
 
 def test_a_command_that_is_cancelled_leaves_no_process(call):
@@ -139,11 +145,12 @@ def test_words_alone_are_a_proposal_that_the_loop_will_refuse(claude, text):
 HANGS = "import subprocess\nsubprocess.Popen(['sleep', '1001.{pid}'])\nopen('here', 'w')\ntime.sleep(1000)"
 
 
-def test_a_program_that_hangs_is_ended_with_all_that_it_started(claude):
-    call, agent = claude(HANGS.format(pid=os.getpid()), limit=1)
-    with pytest.raises(AgentUnavailable, match="claude: ended after its time limit of 1 s"):
+def test_a_program_that_hangs_is_ended_with_all_that_it_started(claude, monkeypatch):
+    call, agent = claude(HANGS.format(pid=os.getpid()))
+    monkeypatch.setattr(process, "time", set_forward((call.folder / "here").exists))
+    with pytest.raises(AgentUnavailable, match="claude: ended after its time limit of 60 s"):
         call.propose(agent)
-    assert (call.folder / "here").exists() and not running(f"1001.{os.getpid()}")
+    assert not running(f"1001.{os.getpid()}")
 
 
 def test_a_program_that_is_cancelled_is_ended_with_all_that_it_started(claude):

@@ -8,15 +8,18 @@ import pytest
 from conftest import ROOT
 
 from autoresearch.agents import Proposal, read_reply
-from autoresearch.brief import BYTES_PER_TOKEN, COMBINE, DATA_LIMIT, Beside, Brief, fence, page
+from autoresearch.brief import BYTES_PER_TOKEN, COMBINE, Beside, Brief
 from autoresearch.ideas import Idea
 from autoresearch.keys import PLACE, scrub
 from autoresearch.lessons import SHOWN, Lesson, Lessons
+from autoresearch.markdown import DATA_LIMIT, fence
 from autoresearch.offered import offered
+from autoresearch.pages import page
 from autoresearch.record.events import Refused
 from autoresearch.record.ledger import OUTRUN, Attempt
 from autoresearch.task import OWN_GAME, Facts, Stages
 from autoresearch.text import one_line
+from autoresearch.tried import Tried
 
 
 def attempt(number: int, status: str = "discard", score: float | None = 1.01, **more) -> Attempt:
@@ -43,7 +46,8 @@ def brief(attempts: list[Attempt], **more) -> Brief:
         "champion": BASELINE,
         "sources": {"train.py": "x = 1\n"},
     }
-    return Brief(len(attempts) + 2, OWN_GAME, attempts=[BASELINE, *attempts], **{**usual, **more})
+    tried = Tried(OWN_GAME.lower_is_better, [BASELINE, *attempts])
+    return Brief(len(attempts) + 2, OWN_GAME, tried=tried, **{**usual, **more})
 
 
 def test_says_what_counts():
@@ -397,6 +401,16 @@ def test_a_whole_brief(number):
         path.parent.mkdir(exist_ok=True)
         path.write_text(told)
     assert told == path.read_text()
+
+
+def test_a_brief_of_a_run_that_grew_is_that_of_one_read_again():
+    """The loop adds each verdict to what it has; started again, it reads all of them at once."""
+    tried, _ = night(300)
+    grown = brief(tried[:3])
+    grown.text()
+    for attempt in tried[3:]:
+        grown.tried.add(attempt)
+    assert dataclasses.replace(grown, number=len(tried) + 2).text() == brief(tried).text()
 
 
 def test_a_constant_that_was_tried_often_leaves_room_for_others():

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -134,17 +135,23 @@ def test_a_cancelled_command_leaves_nothing_however_stubborn_it_is(tmp_path, can
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
-def test_a_loop_that_is_busy_is_no_suspension(tmp_path):
+def test_a_loop_that_is_busy_is_no_suspension(tmp_path, monkeypatch):
     """Blocked without using the processor, as by a slow disk or a terminal that takes nothing: the trial goes on."""
+    passed = [0.0]  # seconds, besides those that the test takes
 
-    async def run(block) -> float:
-        words = [sys.executable, "-c", "import time; time.sleep(1.5)"]
-        async with Process(words, Path.cwd(), dict(os.environ), tmp_path / "log") as process:
+    def clock(real):
+        return lambda *which: real(*which) + passed[0]
+
+    clocks = {"monotonic": clock(time.monotonic), "clock_gettime": clock(time.clock_gettime)}
+    monkeypatch.setattr(suspension, "time", types.SimpleNamespace(**clocks, CLOCK_BOOTTIME=time.CLOCK_BOOTTIME))
+
+    async def run() -> float:
+        words = [sys.executable, "-c", "input()"]
+        async with Process(words, Path.cwd(), dict(os.environ), tmp_path / "log", on_stdin=True) as process:
             waiting = asyncio.create_task(process.wait(120))
-            await asyncio.sleep(0.1)
-            block()
+            await asyncio.sleep(0)  # it waits
+            passed[0] += 100  # before the loop looks again
+            process.go("on")
             return (await waiting).suspended
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autoresearch.runner.process.SUSPENDED", 0.8)
-        assert in_a_loop(run(lambda: time.sleep(1.2))) == 0.0
+    assert in_a_loop(run()) == 0.0

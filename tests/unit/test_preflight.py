@@ -195,6 +195,8 @@ REHEARSALS = [
         None,
         True,
     ),  # what they cannot tell
+    ("import torch\n", "import torch\nraise RuntimeError('CUDA error: out of memory')\n", None, True),  # a trial has it
+    ("import torch\n", "import torch\nraise RuntimeError('out of memory')\n", "RuntimeError: out of memory", False),
 ]
 # Rehearses each train.py in a process of its own; torch is imported once, before they are forked.
 PROGRAM = """import json, os, sys

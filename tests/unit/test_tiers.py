@@ -101,4 +101,4 @@ def test_what_is_known_of_a_screening_after_a_kill(night):
 
 def test_a_run_without_tiers_knows_nothing_of_them():
     written = dataclasses.asdict(events.Measured(number=1, seed=42, score=1.0)).keys()
-    assert written == {"time", "number", "seed", "score", "seconds", "taken"}
+    assert written == {"time", "number", "seed", "score", "seconds", "taken", "taken_by"}
