@@ -47,7 +47,7 @@ def asked(nvml):
         ("100 0 100 990 1980 64", 0.5, "heat or its power supply took 50% of the GPU's clock"),
         ("80 20 100 990 1980 128", 0.7, "heat or its power supply took 70%"),
         ("0 90 100 1980 1980 0", 0.0, ""),  # a container: no process of ours is shown
-        ("60 40 100 0 0 0", 0.4, "other programs took 40%"),  # it does not tell why it is slow
+        ("60 40 100 0 0 0", 0.4, "other programs used 40%"),  # it does not tell why it is slow
     ],
 )
 def test_what_was_taken_of_a_gpu(asked, told, share, by):
