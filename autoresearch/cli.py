@@ -5,6 +5,7 @@ What only some commands need is imported by them: the first screen must not wait
 """
 
 import dataclasses
+import errno
 import importlib.util
 import inspect
 import io
@@ -565,6 +566,8 @@ def in_words(error: Exception) -> str:
             f"this draws with {DRAWING[error.name]}, which the light command does not bring. Install it again with "
             f"all that draws: `uv tool install {with_them} PATH_OR_URL`, where you had it from"
         )
+    if isinstance(error, ImportError) and "git executable" in str(error):
+        return "there is no git here: `apt install git`, or your system's way to install it"
     lost = "Nothing that was recorded is lost"
     if disk_is_full(error):
         return f"the disk is full. {lost}: free some space and run the same command again"
@@ -573,6 +576,11 @@ def in_words(error: Exception) -> str:
             f"{error.filename} cannot be written: {error.strerror}. {lost}: correct its permissions and run the same "
             "command again"
         )
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENOLCK, errno.EIO, errno.ESTALE):
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror}. {lost}: use a disk that can be written"
     if type(error).__name__ == "GitCommandError":  # whose class is not imported for this
+        if "promisor remote" in str(error):
+            then = "connect it to the network, or bring all of it: `git fetch --refetch --no-filter`"
+            return f"this clone is a partial one, and git could not fetch what it lacks. {lost}: {then}"
         return f"git failed: {error}\n{lost}: put that right and run the same command again"
     return ""

@@ -421,7 +421,7 @@ class Proposer:
         if not self.task.referee:
             return ""
         with contextlib.suppress(KeyError):  # there is none
-            return offered(self.repo.read(self.ledger.base, "prepare.py"), self.run.facts)
+            return offered(self.repo.read(self.ledger.base, ["prepare.py"])["prepare.py"], self.run.facts)
         return ""
 
     def reset(self, draft: Draft) -> None:

@@ -9,9 +9,11 @@ every attempt, kept or not, stays reachable under refs/autoresearch/<tag>/<numbe
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import git
@@ -24,6 +26,7 @@ from autoresearch.text import short
 SETTINGS = (
     *("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0"),
     *("submodule.recurse=false", "commit.cleanup=whitespace"),  # a description may begin with #
+    "core.fsync=committed,reference",  # as the journal, which names them, is: a power failure loses neither
 )
 # Without the program, git could not check out at all. In the user's checkout such files are pointers as well then.
 WITHOUT_LFS = ("filter.lfs.smudge=", "filter.lfs.clean=", "filter.lfs.process=", "filter.lfs.required=false")
@@ -37,6 +40,11 @@ class Git(git.Git):
         settings = SETTINGS + WITHOUT_LFS * (shutil.which("git-lfs") is None)
         command = [command[0], *(word for setting in settings for word in ("-c", setting)), *command[1:]]
         return super().execute(command, *arguments, **options, start_new_session=True)
+
+
+def same_hash(commit: str) -> dict[str, str]:
+    """The environment in which git makes a repository that can take a commit: it may make others by default."""
+    return {"GIT_DEFAULT_HASH": "sha256" if len(commit) == 64 else "sha1"}
 
 
 class Repository(git.Repo):
@@ -87,7 +95,7 @@ class RunRepo:
 
     def head(self) -> str:
         """The commit that the user's checkout stands on."""
-        return self.repository.head.commit.hexsha
+        return self.repository.git.rev_parse("HEAD^{commit}")
 
     def branch_tip(self) -> str | None:
         """The commit that the run's branch points at, or None."""
@@ -148,9 +156,21 @@ class RunRepo:
         tree.git.execute([*COMMIT, "--reuse-message", like])
         return tree.git.rev_parse("HEAD")
 
-    def read(self, commit: str, path: str) -> bytes:
-        """A file as it is in a commit."""
-        return self.repository.commit(commit).tree[path].data_stream.read()
+    def read(self, commit: str, names: Iterable[str]) -> dict[str, bytes]:
+        """Files as they are in a commit. Raises KeyError for one that it has not. GitPython would know SHA-1 alone."""
+        names, found = list(names), {}
+        with tempfile.TemporaryFile() as asked:
+            asked.write("".join(f"{commit}:{name}\n" for name in names).encode(errors="surrogateescape"))
+            asked.seek(0)
+            plain = {"stdout_as_string": False, "strip_newline_in_stdout": False}
+            said = io.BytesIO(self.repository.git.cat_file("--batch", istream=asked, **plain))
+        for name in names:
+            *_, size = said.readline().split()
+            if size == b"missing":
+                raise KeyError(name)
+            found[name] = said.read(int(size))
+            said.read(1)
+        return found
 
     def snapshot(self, files: Mapping[str, str]) -> str:
         """A commit of what the user's checkout stands on, with these files besides. No branch points at it."""
@@ -202,8 +222,8 @@ class RunRepo:
         those that lie in it are still the other one's.
         """
         try:
-            link = (folder / ".git").read_text().removeprefix("gitdir: ").strip()
-        except (OSError, UnicodeDecodeError):
+            link = os.fsdecode((folder / ".git").read_bytes()).removeprefix("gitdir: ").strip()
+        except OSError:
             return False
         ours = os.path.join(os.path.realpath(self.repository.common_dir), "worktrees")
         return os.path.dirname(os.path.realpath(folder / link)) == ours

@@ -72,6 +72,7 @@ class Run:
         self.waits_for_room = False  # and the user has been told
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
+        self.files = functools.lru_cache(maxsize=8)(self._files)  # of the commits that were asked for last
 
     @property
     def facts(self) -> Facts:
@@ -306,11 +307,11 @@ class Run:
         self.advance()
         self.repo.agents_worktree(place).reset(self.ledger.champion_commit)
 
-    def files(self, commit: str) -> dict[str, bytes]:
+    def _files(self, commit: str) -> dict[str, bytes]:
         """The editable files as they are in a commit."""
         globs = any(map(is_glob, self.task.editable))
         names = among(self.task.editable, self.repo.committed(commit) if globs else ())
-        return {name: self.repo.read(commit, name) for name in names}
+        return self.repo.read(commit, names)
 
     def context(self) -> dict[str, bytes]:
         """What else agents are shown, as the human committed it."""
@@ -323,7 +324,7 @@ class Run:
             for name in sorted(self.repo.committed(self.ledger.base))
             if may_edit(shown, name) or name.startswith(folders)
         ]
-        return {name: self.repo.read(self.ledger.base, name) for name in names}
+        return self.repo.read(self.ledger.base, names)
 
     def job(self, commit: str, name: str, seed: int, fresh_caches: bool = False) -> Job:
         """Train and score the code of a commit."""

@@ -288,5 +288,5 @@ async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: On
         proof.faults.append(f"the {once.checked.failed} fails on the untouched code: {once.checked.reason}")
     if await bench.baselines(runner, once.measured, proof):
         names = among(task.editable, bench.repo.committed(base))
-        await bench.break_each(runner, {name: bench.repo.read(base, name) for name in names}, proof)
+        await bench.break_each(runner, bench.repo.read(base, names), proof)
     return proof

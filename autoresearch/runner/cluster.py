@@ -20,7 +20,7 @@ from typing import Any
 
 from autoresearch import UserError
 from autoresearch.files import write_whole
-from autoresearch.repo import Git, RunRepo
+from autoresearch.repo import Git, RunRepo, same_hash
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
 from autoresearch.runner.connect import connect
 from autoresearch.runner.local import Local
@@ -394,11 +394,13 @@ def has_submodules(repo: RunRepo, base: str) -> bool:
 
 
 def bundle_of(repo: RunRepo, base: str) -> bytes:
-    """The commit that a run began with, and what it stands on, as a git bundle of a branch `base`."""
+    """The commit that a run began with, and what it stands on, as a git bundle of a branch `base`. Raises UserError."""
     common = Path(repo.repository.common_dir).resolve()
+    if (common / "shallow").exists():
+        raise UserError("a shallow clone does not run on a cluster: bring its history, `git fetch --unshallow`")
     with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
         there = Git(folder)
-        there.execute(["git", "init", "--quiet", "--bare", "."])
+        there.execute(["git", "init", "--quiet", "--bare", "."], env=same_hash(base))
         Path(folder, "objects/info/alternates").write_text(f"{common / 'objects'}\n")
         there.execute(["git", "update-ref", "refs/heads/base", base])
         there.execute(["git", "bundle", "create", "--quiet", "base.bundle", "refs/heads/base"])
