@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -465,9 +466,9 @@ def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
 def end_left_overs(folder: Path) -> bool:
     """End what a trial's commands left running when the loop was killed. True if there was something."""
     try:
-        identifiers = (folder / "process").read_text().split("\n")
+        identifiers = re.findall(r"^\d+ \d+$", (folder / "process").read_text(errors="replace"), re.MULTILINE)
     except OSError:
         return False
     (folder / "process").unlink()
-    ended = [end_left_over(identifier) for identifier in identifiers if identifier]
+    ended = [end_left_over(identifier) for identifier in identifiers]  # a power failure may leave anything else there
     return any(ended)
