@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch import Stopped, UserError, disk_is_full
+from autoresearch import Stopped, UserError
 from autoresearch.gate import Gate
 from autoresearch.ideas import Ideas
 from autoresearch.judge import KeepRule, Verdict, mean
@@ -278,14 +278,15 @@ class Experiments:
         attempt = self.ledger.attempts[verdict.number - 1]
         if not await self.run.with_room(lambda: self.record_unless_outrun(attempt, verdict)):
             return False
-        await self.run.with_room(lambda: self.add_row(attempt))
+        advice = f"its rows are in the journal, and `{to_type('results')}` writes them"
+        await self.run.write_aside("results.tsv", lambda: self.run.results.add(attempt), advice)
         await self.run.with_room(self.run.advance)
         with contextlib.suppress(OSError):  # it has its verdict, whatever is left lying about
             self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
-        await self.run.with_room(lambda: self.pages.write(attempt))
+        await self.run.write_aside("attempts/", lambda: self.pages.write(attempt))
         if attempt.status == "keep":
-            await self.run.with_room(lambda: self.lessons.confirm(attempt.lesson))
-        await self.run.with_room(lambda: self.ideas.follow(attempt, self.run.repo.tag))
+            await self.run.write_aside("lessons.md", lambda: self.lessons.confirm(attempt.lesson))
+        await self.run.write_aside("ideas.md", lambda: self.ideas.follow(attempt, self.run.repo.tag))
         self.console.verdict(attempt, verdict.seconds["wall"])
         return True
 
@@ -295,18 +296,3 @@ class Experiments:
             return False
         self.ledger.append(verdict)
         return True
-
-    def add_row(self, attempt: Attempt) -> None:
-        """Into results.tsv. A file that cannot be written does not end a night: the journal has it all."""
-        behind = self.run.results.size is None
-        try:
-            self.run.results.add(attempt)
-        except OSError as error:
-            if disk_is_full(error):
-                raise
-            if not behind:
-                self.console.line(
-                    f"results.tsv cannot be written: {error.strerror}. Its rows are in the journal; correct that, and "
-                    f"it is written with the next verdict, or by `{to_type('results')}`",
-                    "yellow",
-                )

@@ -184,10 +184,10 @@ class Proposer:
         attempt = await self.commit_as(draft, commit, draft.base.commit, proposal, agent)
         profile, device = self.run.facts.profile or "", self.run.facts.device or ""
         learn = (proposal.lesson, profile, device, self.repo.tag, attempt.number)
-        await self.run.with_room(lambda: self.lessons.learn(*learn))
-        await self.run.with_room(lambda: self.ideas.follow(attempt, self.repo.tag))
+        await self.run.write_aside("lessons.md", lambda: self.lessons.learn(*learn))
+        await self.run.write_aside("ideas.md", lambda: self.ideas.follow(attempt, self.repo.tag))
         where = f"{agent}, run {self.repo.tag}, experiment {attempt.number}"
-        await self.run.with_room(lambda: self.ideas.hear(attempt.ideas, where))
+        await self.run.write_aside("ideas.md", lambda: self.ideas.hear(attempt.ideas, where))
         return attempt
 
     async def commit_as(self, draft: Draft, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
@@ -291,6 +291,7 @@ class Proposer:
             draft.proposal, failed = Proposal(), None
             self.thinks(draft)
             try:
+                await self.run.write_aside("attempts/", self.pages.catch_up)
                 brief = self.brief(draft, refusal, crashed, crash)
                 draft.proposal = await agent.propose(brief, draft.worktree.folder)
                 draft.tokens, draft.dollars = draft.proposal.tokens or 0, draft.proposal.dollars or 0.0
@@ -353,8 +354,7 @@ class Proposer:
         try:
             self.stages = read_stages(run.program)
         except UserError as error:  # edited in the night: not worth stopping for
-            self.console.line(f"{error}; the stages stay as they were", "yellow")
-        self.pages.catch_up()
+            self.console.line(f"{error}; agenda and stages stay as they were", "yellow")
         for attempt in ledger.finished[len(self.tried.attempts) :]:
             self.tried.add(attempt)
         proposals = run.folder / "proposals"

@@ -70,6 +70,7 @@ class Run:
         self.prices: dict[str, float] = {}  # of --seat-price: dollars an hour, by kind
         self._noted: Sequence[Seat] = []  # the seats that the record has
         self.waits_for_room = False  # and the user has been told
+        self.unwritten: set[str] = set()  # what could not be written, by name, and he has been told
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
         self.files = functools.lru_cache(maxsize=8)(self._files)  # of the commits that were asked for last
@@ -399,6 +400,17 @@ class Run:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.stop.reaches(1), 0.2)
                         raise
+
+    async def write_aside(self, name: str, step: Callable[[], object], advice: str = "the run goes on without") -> None:
+        """Write what is not the record. Where that cannot be, the night goes on; it is said, once."""
+        try:
+            await self.with_room(step)
+        except OSError as error:
+            if disk_is_full(error):  # and the user asked to stop
+                raise
+            if name not in self.unwritten:
+                self.console.line(f"{name} cannot be written: {error.strerror}; {advice}", "yellow")
+            self.unwritten.add(name)
 
     async def record(self, event: events.Event) -> None:
         """Write an event; on a full disk, as soon as there is room."""
