@@ -83,7 +83,7 @@ class Proposer:
         self.rule = rule
         self.lessons, self.ideas = Lessons(run.root / RUNS / "lessons.md"), Ideas(run.root / RUNS)
         self.ideas.catch_up()
-        self.stages = read_stages(run.program)
+        self.stages, self.agenda = read_stages(run.program), read_agenda(run.program)
         self.tried = Tried(run.task.lower_is_better)
         self.nothing_left = ""  # why no agent has a proposal, until the next verdict
         self.failures, self.failed_at = 0, 0.0  # in a row, and when the last one was counted
@@ -352,7 +352,7 @@ class Proposer:
         run, ledger, champion, number = self.run, self.ledger, draft.base, draft.number
         assert champion is not None
         try:
-            self.stages = read_stages(run.program)
+            self.stages, self.agenda = read_stages(run.program), read_agenda(run.program)
         except UserError as error:  # edited in the night: not worth stopping for
             self.console.line(f"{error}; agenda and stages stay as they were", "yellow")
         for attempt in ledger.finished[len(self.tried.attempts) :]:
@@ -366,7 +366,7 @@ class Proposer:
         brief = Brief(
             number,
             self.task,
-            read_agenda(run.program),
+            self.agenda,
             run.facts,
             champion,
             sources={name: content.decode(errors="replace") for name, content in files.items()},

@@ -246,6 +246,16 @@ def test_a_slip_in_program_md_does_not_end_the_night(toy):
     assert "Go on." in (toy.runs / "proposals/3/brief.md").read_text()
 
 
+def test_a_program_md_that_cannot_be_read_does_not_end_the_night(toy):
+    """Saved as UTF-16, as an editor on Windows may: the agent is told what stood there before."""
+    program = str(toy.folder / "program.md")
+    slip = f"import pathlib\npathlib.Path({program!r}).write_text('Go on.', encoding='utf-16')\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": slip + solver(5)}, "say": "slip"}], e3=[step(6)])
+    assert "save it as UTF-8; agenda and stages stay as they were" in toy.run_agent(3, "--sandbox", "off")
+    assert toy.statuses() == ["keep", "keep", "keep"]
+    assert "Raise the number." in (toy.runs / "proposals/3/brief.md").read_text()
+
+
 def test_a_task_that_changed_under_a_run(toy, refused):
     toy.plan_steps(e2=[step(5)])
     toy.run_agent(2)
