@@ -20,7 +20,8 @@ def header(metric: str) -> str:
 def row(attempt: Attempt) -> str:
     """The line of an attempt that has its verdict. A score on the first kind of --tiers compares with no other row."""
     score = 0.0 if attempt.score is None else math.nan if attempt.is_screened else attempt.score
-    columns = [short(attempt.commit), f"{score:.6f}", f"{attempt.memory_gb:.1f}", attempt.status or ""]
+    said = f"{score:.6f}" if score == 0 or 1e-5 <= abs(score) < 1e15 else f"{score:.7g}"
+    columns = [short(attempt.commit), said, f"{attempt.memory_gb:.1f}", attempt.status or ""]
     return "\t".join([*columns, one_line(attempt.description)]) + "\n"
 
 
