@@ -5,7 +5,6 @@ Cancelled, it leaves an attempt without a verdict, which runs again when the run
 """
 
 import asyncio
-import collections
 import contextlib
 import dataclasses
 import time
@@ -63,7 +62,6 @@ class Experiments:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
         self.gate, self.tiers = gate or Gate(), Tiers(run, self.trials)
-        self.losses = collections.Counter[int]()  # by number of an attempt: seats that were lost under it
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.ideas = Ideas(run.root / RUNS)
 
@@ -116,11 +114,11 @@ class Experiments:
                     await self.trials.champion_again(attempt, seat)
                 verdict, checked = await self.decide(attempt, measured, seat, view)
         except Disturbed as disturbed:
-            return self.run_again(attempt, str(disturbed), began, disturbed.taken)
+            why = events.SUSPENDED if disturbed.taken is None else events.DISTURBED
+            return self.run_again(attempt, str(disturbed), began, disturbed.taken, why)
         except SeatLost as lost:
-            self.losses[attempt.number] += 1
-            if self.losses[attempt.number] <= LOSSES:
-                return self.run_again(attempt, f"{lost}: it runs again", began)
+            if attempt.reruns[events.LOST] < LOSSES:
+                return self.run_again(attempt, f"{lost}: it runs again", began, why=events.LOST)
             measured = checked = Measurement()
             verdict = Verdict("crash", f"{lost}, as {LOSSES} times before")
         except asyncio.CancelledError:
@@ -189,10 +187,10 @@ class Experiments:
 
     # -- run
 
-    def run_again(self, attempt: Attempt, reason: str, began: float, taken: float | None = None) -> None:
+    def run_again(self, attempt: Attempt, reason: str, began: float, taken: float | None = None, why: str = "") -> None:
         """What was measured does not count, and the attempt waits to be run again."""
         seconds = round(time.monotonic() - began, 3)
-        self.ledger.append(events.Rerun(number=attempt.number, reason=reason, seconds=seconds, taken=taken))
+        self.ledger.append(events.Rerun(number=attempt.number, reason=reason, seconds=seconds, taken=taken, why=why))
         self.console.line(f"  experiment {attempt.number}: {reason}", "yellow")
 
     # -- judge

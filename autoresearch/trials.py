@@ -6,7 +6,6 @@ experiment.py's business, by the rules of judge.py.
 """
 
 import asyncio
-import collections
 import dataclasses
 import itertools
 import statistics
@@ -33,6 +32,7 @@ from autoresearch.judge import (
 )
 from autoresearch.record import events
 from autoresearch.record.conditions import alike, if_comparable
+from autoresearch.record.events import DISTURBED, SUSPENDED
 from autoresearch.record.ledger import HELD, Attempt
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Job, Measurement, Phase, Seat, SeatLost
@@ -64,8 +64,6 @@ class Trials:
     def __init__(self, run: Run, rule: KeepRule, baseline_runs: int | None = 1) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.rule, self.baseline_runs = rule, baseline_runs
-        self.suspensions = collections.Counter[int]()  # by number of an attempt
-        self.disturbances = collections.Counter[int]()
         self.again = asyncio.Lock()  # held while the champion runs again
 
     async def first(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
@@ -372,8 +370,7 @@ class Trials:
         the whole attempt runs again. Not too often, though.
         """
         if measured.suspended:
-            self.suspensions[attempt.number] += 1
-            if self.suspensions[attempt.number] <= SUSPENSIONS:
+            if attempt.reruns[SUSPENDED] < SUSPENSIONS:
                 raise Disturbed(in_words(measured))
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
             said = taken_in_words(taken, measured.taken_by)
@@ -381,8 +378,7 @@ class Trials:
 
     def disturbed(self, attempt: Attempt, taken: float, why: str) -> None:
         """Raise Disturbed, if an attempt was not yet too often."""
-        self.disturbances[attempt.number] += 1
-        if self.disturbances[attempt.number] <= DISTURBANCES:
+        if attempt.reruns[DISTURBED] < DISTURBANCES:
             raise Disturbed(f"{why}: it runs again", taken)
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
@@ -408,7 +404,7 @@ class Trials:
         """Before an attempt that was disturbed runs again, wait for the others to be done: as long as it trains. Raises
         Stopped when the user asks to stop meanwhile.
         """
-        if self.disturbances[attempt.number]:
+        if attempt.reruns[DISTURBED]:
             limit = self.run.facts.time_budget or 0.0
             self.console.line(f"  waiting until the machine is free, {duration(limit)} at most", "yellow")
             most = self.most_before(attempt) + (self.ledger.most_taken or 0.0)

@@ -14,6 +14,7 @@ from autoresearch.keys import scrubbed
 
 FORM = 2
 FAULT = "a fault: "  # so begins the reason of a Stop that nobody asked for
+SUSPENDED, DISTURBED, LOST = "suspended", "disturbed", "lost"  # why a trial ran again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,6 +175,7 @@ class Rerun(Event):
     reason: str
     seconds: float = 0.0
     taken: float | None = None  # share of the processors, or of the GPU, that others took, where that is why
+    why: str = ""  # SUSPENDED, DISTURBED or LOST, which are counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

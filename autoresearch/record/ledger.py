@@ -1,5 +1,6 @@
 """The ledger: what follows from a run's journal. Attempts, champion, noise, costs, and where the time went."""
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -81,6 +82,7 @@ class Attempt:
     dollars: float | None = None
     transcript: str = ""  # folder of what the agent was told and what it said
     repairs: int = 0  # times that it was repaired after an early crash
+    reruns: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # of Rerun, by why
     node: str = ""  # of a cluster, where it ran last
     time: float = 0.0  # when it was committed
     runs: list[float] = dataclasses.field(
@@ -386,9 +388,11 @@ class Ledger:
             case events.Approved() | events.Rejected() if held := self.held.pop(event.number, None):
                 self._decide(held, event)
             case events.Rerun():
+                attempt = self.attempts[event.number - 1]
                 self.words.pop(event.number, None)
-                if self.attempts[event.number - 1].is_screened:
-                    self.attempts[event.number - 1].screened.clear()
+                attempt.reruns[event.why] += 1
+                if attempt.is_screened:
+                    attempt.screened.clear()
             case events.Note():
                 self.notes.append((len(self.attempts) + 1, event.text))
             case events.Pause() | events.Resume():
@@ -413,7 +417,7 @@ class Ledger:
             return
         first = self.attempts[attempt.number - 1]  # which is replaced
         self.approved.discard(attempt.number)
-        attempt.repairs = first.repairs
+        attempt.repairs, attempt.reruns = first.repairs, first.reruns
         if first.commit in self._crashed:
             self.repaired[first.edit] = first
             attempt.repairs += 1
