@@ -209,6 +209,11 @@ def test_a_program_md_as_windows_writes_it_in_a_folder_of_a_monorepo(toy):
     toy.folder = below
     assert toy.statuses() == ["keep", "keep"]
     assert "packages/one/solver.py" in (toy.runs / "proposals/2/brief.md").read_text()
+    toy.write("program.md", "---\nstages: nonsense\n---\n")  # of another game, which is not this one's
+    toy.folder = package
+    assert json.loads(toy.run("wait", "--json"))["stage"] == "explore"
+    toy.folder = below
+    (toy.folder / "program.md").unlink()
     toy.require_whole()
 
 
