@@ -226,15 +226,12 @@ class Run:
 
     def require_same_game(self, facts: Facts) -> None:
         """A run's scores compare only on one profile, data set, seed and kind of device. Raises UserError."""
-        if (game := self.ledger.facts) is None:
-            return
-        for name in ("profile", "data", "seed", "device", "time_budget", "game"):
-            recorded, now = getattr(game, name), getattr(facts, name)
-            if recorded != now and not (name == "game" and now is None):  # the data may not be there yet
-                raise UserError(
-                    f"run {self.repo.tag} has {name} {recorded}, but now it would be {now}; results of two games are "
-                    "never mixed. Use the run's own settings, or start another with --tag NEW"
-                )
+        if self.ledger.facts and (unlike := self.ledger.facts.unlike(facts)):
+            name, recorded, now = unlike
+            raise UserError(
+                f"run {self.repo.tag} has {name} {recorded}, but now it would be {now}; results of two games are "
+                "never mixed. Use the run's own settings, or start another with --tag NEW"
+            )
 
     def recorded_settings(self) -> dict[str, str]:
         """The settings that the run was begun with, for `open`."""

@@ -234,10 +234,9 @@ class Cluster:
             return opened.fault
         facts: Facts = opened.result
         for kind, first in self.facts_of.items():
-            for name in ("profile", "data", "time_budget", "game", *(["device"] if kind == place.kind else [])):
-                ours, theirs = getattr(first, name), getattr(facts, name)
-                if ours != theirs:
-                    return f"it has {name} {theirs}, the run {ours}"
+            if unlike := first.unlike(facts, but=() if kind == place.kind else ("device",)):
+                name, ours, theirs = unlike
+                return f"it has {name} {theirs}, the run {ours}"
         self.facts_of.setdefault(place.kind, facts)
         self.marks.setdefault(place.kind, mark)
         return ""
