@@ -1,7 +1,11 @@
-"""Small files that others read while they are written, or write while they are read."""
+"""Small files that others read while they are written, or write while they are read; and what has to go for sure."""
 
+import contextlib
 import json
 import os
+import shutil
+import stat
+import subprocess
 from pathlib import Path
 
 LARGEST = 1 << 16  # bytes of a JSON file that are read
@@ -29,3 +33,16 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it, whatever its names, modes and depth; what cannot go stays."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            path.unlink()
+            return
+        with contextlib.suppress(OSError, RecursionError):
+            shutil.rmtree(path)
+        for words in (["rm", "-rf"], ["chmod", "-R", "u+rwx"], ["rm", "-rf"]):  # which know no depth
+            if path.exists():
+                subprocess.run([*words, "--", path], stderr=subprocess.DEVNULL, check=False)

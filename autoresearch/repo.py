@@ -20,6 +20,7 @@ import git
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.editable import is_glob, pathspecs
+from autoresearch.files import remove
 from autoresearch.text import short
 
 # Hooks and signing of the user's do not run, nor does housekeeping in the midst of a night.
@@ -206,7 +207,7 @@ class RunRepo:
         for again in (True, False):
             try:
                 if not self._has(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    remove(folder)
                     self._add(folder, commit)
                 tree = Repository(folder)
                 tree.git.checkout("--quiet", "--detach", "--force", commit)
@@ -215,7 +216,7 @@ class RunRepo:
             except git.GitError:  # a lock of a git that was killed, a broken .git: made again, once
                 if not again:
                     raise
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
 
     def _has(self, folder: Path) -> bool:
         """Whether a folder is a worktree of this repository. Where the repository was moved, or copied with its runs,
@@ -234,13 +235,13 @@ class RunRepo:
     def _take_over(self, folder: Path, commit: str) -> None:
         """Make a worktree of another repository one of this repository, at a commit, with its files as they are."""
         other = folder.with_name(f"{folder.name}.old")
-        shutil.rmtree(other, ignore_errors=True)
+        remove(other)
         folder.rename(other)
         self._add(folder, commit, "--no-checkout")
         for path in other.iterdir():
             if path.name != ".git":
                 path.rename(folder / path.name)
-        shutil.rmtree(other)
+        remove(other)
         Repository(folder).git.reset("--quiet")
 
     def _require_branch_is_free(self, branch: str) -> None:

@@ -22,9 +22,8 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError, disk_is_full
-from autoresearch.files import write_whole
+from autoresearch.files import remove, write_whole
 from autoresearch.repo import Git, RunRepo, same_hash
-from autoresearch.runner.machine import remove
 
 SETTLED = 2.0  # seconds after which a file that changed again has another time of change
 # Endings of what interpreters and build tools load by themselves: a new one is learned by its whole name.

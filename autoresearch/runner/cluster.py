@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch import UserError
-from autoresearch.files import write_whole
+from autoresearch.files import remove, write_whole
 from autoresearch.repo import Git, RunRepo, same_hash
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
 from autoresearch.runner.connect import connect
 from autoresearch.runner.local import Local
-from autoresearch.runner.machine import remove
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
 from autoresearch.runner.places import Place, choose_kinds, places_of, seats_in_words
 from autoresearch.task import Facts

@@ -16,7 +16,6 @@ import os
 import pickle
 import platform
 import re
-import shutil
 import signal
 import struct
 import sys
@@ -25,6 +24,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from autoresearch.files import remove
 from autoresearch.task import Facts, Task
 
 FOLDER = "AUTORESEARCH_CLUSTER"  # environment variable of a node: where its seats' folders are
@@ -301,7 +301,7 @@ class Node:
             for path in folder.glob("run/*"):
                 if path.is_file() and not path.is_symlink():
                     kept[path.name] = path.read_bytes()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         return kept
 
 
@@ -316,7 +316,7 @@ def clone(seat: Path, bundle: bytes, base: str) -> Path:
         with contextlib.suppress(git.GitError):
             Git(root).execute(["git", "cat-file", "-e", f"{base}^{{commit}}"])
             return root
-    shutil.rmtree(root, ignore_errors=True)
+    remove(root)
     packed = seat / "base.bundle"
     packed.write_bytes(bundle)
     Git(seat).execute(["git", "clone", "--quiet", "--branch", "base", str(packed), str(root)])

@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median
 
 from autoresearch import keys, preflight
+from autoresearch.files import remove
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import CACHES, HARMLESS, matching, their_words
@@ -40,7 +41,6 @@ from autoresearch.runner.machine import (
     cut_at_end,
     disk_usage,
     free_memory,
-    remove,
 )
 from autoresearch.runner.neighbours import Processors, has_quota
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over

@@ -1,6 +1,7 @@
 """Repositories and settings of git that are not the usual ones."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -81,6 +82,22 @@ def test_a_commit_is_on_the_disk_before_the_journal_names_it(toy, tmp_path, monk
     said = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
     flushes = [int(one["value"]) for one in said if one.get("key") == "fsync/hardware-flush"]
     assert sum(flushes) >= 3  # the file, the tree and the commit
+
+
+def test_a_worktree_with_folders_that_nobody_may_write_is_reset(toy):
+    """As Go's cache of modules has them, wherever an agent may have put it."""
+    code = (
+        "from pathlib import Path; from autoresearch.repo import RunRepo, open_repository\n"
+        f"repo = RunRepo(open_repository(Path({str(toy.folder)!r})), 'night', Path({str(toy.runs)!r}))\n"
+        "worktree = repo.agents_worktree(0)\nworktree.reset(repo.head())\n"
+        "below = worktree.folder / 'cache/module'\nbelow.mkdir(parents=True)\n(below / 'file').touch()\n"
+        "below.chmod(0o555)\nbelow.parent.chmod(0o555)\nworktree.reset(repo.head())\n"
+        "print(sorted(path.name for path in worktree.folder.iterdir()))"
+    )
+    without = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all"]
+    words = [*(without if os.geteuid() == 0 else []), sys.executable, "-c", code]
+    answer = subprocess.run(words, cwd=ROOT, env=toy.environment, capture_output=True, text=True)
+    assert answer.stdout == "['.git', '.gitignore', 'check.py', 'program.md', 'solver.py']\n", answer.stderr
 
 
 @pytest.mark.parametrize("said", ["No space left on device", "Disk quota exceeded"])
