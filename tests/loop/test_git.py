@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, Toy, git, step
@@ -82,6 +83,19 @@ def test_a_commit_is_on_the_disk_before_the_journal_names_it(toy, tmp_path, monk
     said = [json.loads(line) for line in (tmp_path / "trace").read_text().splitlines()]
     flushes = [int(one["value"]) for one in said if one.get("key") == "fsync/hardware-flush"]
     assert sum(flushes) >= 3  # the file, the tree and the commit
+
+
+def test_names_of_any_bytes(toy):
+    """Those that a glob names and that are no text are not edited, and in nobody's way."""
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("[solver.py]", "['*.py']"))
+    for name in (b"\xfcber.py", "größer → kleiner.py".encode(), b"two\nlines.py"):
+        Path(os.fsdecode(os.path.join(os.fsencode(toy.folder), name))).write_text("SIZE = 8\n")
+    toy.commit()
+    toy.plan_steps(e2=[step(5)], e3=[{"files": {"größer → kleiner.py": "SIZE = 9\n"}, "say": "nine"}])
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep", "keep", "discard"]
+    assert "## The champion's größer → kleiner.py" in (toy.runs / "proposals/3/brief.md").read_text()
+    toy.require_whole()
 
 
 def test_a_worktree_with_folders_that_nobody_may_write_is_reset(toy):
