@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
+from typing import BinaryIO
 
 LARGEST = 1 << 16  # bytes of a JSON file that are read
 
@@ -24,11 +25,15 @@ def write_whole(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def open_plain(path: Path) -> BinaryIO:
+    """A file that others can write, to be read: no link is followed, no pipe waited for. Raises OSError."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+
+
 def read_json(path: Path) -> dict:
-    """A small JSON object in a file that others can write: no links, no pipes, no end of it. Empty where it is none."""
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    """A small JSON object in a file that others can write. Empty where it is none."""
     try:
-        with open(path, "rb", opener=lambda name, more: os.open(name, more | flags)) as file:
+        with open_plain(path) as file:
             found = json.loads(file.read(LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from autoresearch.files import remove
+from autoresearch.files import LARGEST, open_plain, remove
 from autoresearch.task import Facts, Task
 
 FOLDER = "AUTORESEARCH_CLUSTER"  # environment variable of a node: where its seats' folders are
@@ -267,8 +267,6 @@ class Node:
 
     def _files(self, limit: int) -> dict[str, bytes]:
         """What people and agents may want to read of a trial: the ends of its logs, and what it says of itself."""
-        from autoresearch.files import LARGEST
-
         assert self.folder
         found = {}
         for path in sorted(self.folder.glob("*.log")):
@@ -276,11 +274,8 @@ class Node:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
                 found[path.name] = file.read(limit)
         for name in SAID:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # others can write it
-            with contextlib.suppress(OSError):
-                handle = os.open(self.folder / "run" / name, flags)
-                with open(handle, "rb") as file:
-                    found[f"run/{name}"] = file.read(LARGEST)
+            with contextlib.suppress(OSError), open_plain(self.folder / "run" / name) as file:
+                found[f"run/{name}"] = file.read(LARGEST)
         return found
 
     async def quiet(self, most: float, limit: float) -> bool:
