@@ -67,6 +67,7 @@ KEPT = ("model.safetensors", "figures.json", "progress.json")  # of what a train
 TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # of the stage, which such a training does not read
 LARGEST_FIGURES = 1 << 16  # bytes of each of them but the first
 MOST_MEGABYTES = 1e8  # that a trial may say it took
+LARGEST_SCORE = 1e100  # of which sums and squares are still finite
 NEXT_SEED = 1000  # between the seeds of a task's `repeats`
 MOST_TASKS = 4096  # processes and threads of a command
 NEARLY_NO_FILES = 10_000  # that a disk has room for, however small
@@ -257,6 +258,8 @@ class Trial:
             return self._failed(printed, f"{printed}.log holds no line `{self.task.metric}: NUMBER`{others}")
         if not math.isfinite(score):
             return self._failed(printed, f"{self.task.metric} is {score}, not a finite number")
+        if abs(score) > LARGEST_SCORE:
+            return self._failed(printed, f"{self.task.metric} is {score:g}, too large to compare")
         if self.task.range and not self.task.range[0] <= score <= self.task.range[1]:
             least, largest = self.task.range
             said = f"the `range` in program.md is {least:g} to {largest:g}"
