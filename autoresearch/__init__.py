@@ -9,7 +9,8 @@ BRIEF_TOKENS = 30_000  # how much an agent is told
 
 def disk_is_full(error: Exception) -> bool:
     """Whether this, or a git that says so, failed for want of room."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(number) in str(error) for number in full)
 
 
 def require_linux() -> None:

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import psutil
 
 from autoresearch import UserError, keys
-from autoresearch.files import read_json
+from autoresearch.files import open_plain, read_json
 from autoresearch.record.journal import holder
 from autoresearch.record.runs import make_folder
 from autoresearch.runner.identity import identify
@@ -130,7 +130,7 @@ class Reader:
     def lines(self, rest: bool = False) -> list[str]:
         """rest: also return a last line that is not complete."""
         try:
-            with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            with open_plain(self.path) as file:
                 if os.fstat(file.fileno()).st_size < self._offset:  # the log was rewritten
                     self._offset = 0
                 file.seek(self._offset)

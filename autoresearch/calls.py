@@ -17,7 +17,7 @@ from pathlib import Path
 
 from autoresearch import UserError, keys
 from autoresearch.agents.external import External
-from autoresearch.background import LOG, POLL, Reader, open_log
+from autoresearch.background import LOG, POLL, Reader, has_open, open_log
 from autoresearch.options import Start, Try, Wait
 from autoresearch.record.journal import already_running, holder
 from autoresearch.record.ledger import Ledger
@@ -119,7 +119,7 @@ def at_work(folder: Path) -> Call | None:
     """The call that is working on a run. Raises UserError if the loop itself is working on it."""
     while (process := holder(folder)) is not None:
         now = read_now(folder, process)
-        if not process or (now and not now.external):
+        if not has_open(process, folder / "lock") or (now and not now.external):
             raise UserError(already_running(folder.name, process))
         if now:
             log = folder / LOG

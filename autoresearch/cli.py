@@ -5,6 +5,7 @@ stopped at once. Each command imports what only it needs, so that the first scre
 """
 
 import dataclasses
+import errno
 import importlib.util
 import inspect
 import io
@@ -564,6 +565,8 @@ def explain(error: Exception) -> str:
             f"this needs {DRAWING[error.name]}, which the light installation does not include. Install again with "
             f"the drawing packages: `uv tool install {with_them} PATH_OR_URL`, from where you installed it before"
         )
+    if isinstance(error, ImportError) and "git executable" in str(error):
+        return "git is not installed: `apt install git`, or what your system offers"
     lost = "Nothing that was recorded is lost"
     if disk_is_full(error):
         return f"the disk is full. {lost}: free some space and run the same command again"
@@ -572,6 +575,13 @@ def explain(error: Exception) -> str:
             f"{error.filename} cannot be written: {error.strerror}. {lost}: correct its permissions and run the same "
             "command again"
         )
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENOLCK, errno.EIO, errno.ESTALE):
+        return (
+            f"{error.filename or 'a file'} cannot be used: {error.strerror}. {lost}: use a disk that can be written to"
+        )
     if type(error).__name__ == "GitCommandError":  # by name: importing git for this would take long
+        if "promisor remote" in str(error):
+            then = "connect to the network, or fetch everything: `git fetch --refetch --no-filter`"
+            return f"this is a partial clone, and git could not fetch what is missing. {lost}: {then}"
         return f"git failed: {error}\n{lost}: fix that and run the same command again"
     return ""

@@ -254,7 +254,6 @@ async def accept(options: Numbered) -> int:
                 f"look at it: `git show refs/autoresearch/{tag}/{options.number}`"
             )
         edit, lines = edit_hash(run.files(commit)), run.lines(commit) - run.lines(champion)
-        run.ledger.append(events.Accepted(number=number, held=options.number))
         run.ledger.append(
             events.Attempt(
                 number=number, commit=commit, parent=champion, description=attempt.description, agent=attempt.agent,
@@ -262,6 +261,7 @@ async def accept(options: Numbered) -> int:
                 ideas=attempt.ideas, lines=lines, constants=attempt.constants, tokens=0, dollars=0.0,
             )
         )  # fmt: skip
+        run.ledger.append(events.Accepted(number=number, held=options.number))  # not before: else another edit could be
         run.repo.remember(number, commit)
         Ideas(run.root / RUNS).follow(run.ledger.attempts[-1], tag)
         console.line(f"experiment {options.number} runs again as experiment {number}, first when the run continues")

@@ -20,8 +20,10 @@ def pattern_of(glob: str) -> re.Pattern:
     return re.compile("".join(STEPS.get(part, part if part[:1] == "[" else re.escape(part)) for part in parts))
 
 
-def may_edit(editable: Iterable[str], path: str) -> bool:
-    return any(pattern_of(name).fullmatch(path) if is_glob(name) else name == path for name in editable)
+def may_edit(editable: Sequence[str], path: str) -> bool:
+    """Globs fit names that can be told: neither bytes that are no UTF-8 nor control characters."""
+    globs = filter(is_glob, editable) if path.isprintable() else ()
+    return path in editable or any(pattern_of(glob).fullmatch(path) for glob in globs)
 
 
 def among(editable: Sequence[str], paths: Iterable[str]) -> list[str]:

@@ -6,14 +6,13 @@ when the run is continued.
 """
 
 import asyncio
-import collections
 import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from autoresearch import Stopped, UserError, disk_is_full
+from autoresearch import Stopped, UserError
 from autoresearch.gate import Gate
 from autoresearch.ideas import Ideas
 from autoresearch.judge import KeepRule, Verdict, mean
@@ -64,7 +63,6 @@ class Experiments:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
         self.gate, self.tiers = gate or Gate(), Tiers(run, self.trials)
-        self.losses = collections.Counter[int]()  # lost seats, by attempt number
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.ideas = Ideas(run.root / RUNS)
 
@@ -117,11 +115,11 @@ class Experiments:
                     await self.trials.champion_again(attempt, seat)
                 verdict, checked = await self.decide(attempt, measured, seat, view)
         except Disturbed as disturbed:
-            return self.run_again(attempt, str(disturbed), began, disturbed.taken)
+            why = events.SUSPENDED if disturbed.taken is None else events.DISTURBED
+            return self.run_again(attempt, str(disturbed), began, disturbed.taken, why)
         except SeatLost as lost:
-            self.losses[attempt.number] += 1
-            if self.losses[attempt.number] <= LOSSES:
-                return self.run_again(attempt, f"{lost}: it runs again", began)
+            if attempt.reruns[events.LOST] < LOSSES:
+                return self.run_again(attempt, f"{lost}: it runs again", began, why=events.LOST)
             measured = checked = Measurement()
             verdict = Verdict("crash", f"{lost}, as {LOSSES} times before")
         except asyncio.CancelledError:
@@ -190,10 +188,10 @@ class Experiments:
 
     # -- run
 
-    def run_again(self, attempt: Attempt, reason: str, began: float, taken: float | None = None) -> None:
+    def run_again(self, attempt: Attempt, reason: str, began: float, taken: float | None = None, why: str = "") -> None:
         """Discard what was measured; the attempt waits to run again."""
         seconds = round(time.monotonic() - began, 3)
-        self.ledger.append(events.Rerun(number=attempt.number, reason=reason, seconds=seconds, taken=taken))
+        self.ledger.append(events.Rerun(number=attempt.number, reason=reason, seconds=seconds, taken=taken, why=why))
         self.console.line(f"  experiment {attempt.number}: {reason}", "yellow")
 
     # -- judge
@@ -279,14 +277,15 @@ class Experiments:
         attempt = self.ledger.attempts[verdict.number - 1]
         if not await self.run.with_room(lambda: self.record_unless_outrun(attempt, verdict)):
             return False
-        await self.run.with_room(lambda: self.add_row(attempt))
+        advice = f"its rows are in the journal, and `{to_type('results')}` writes them"
+        await self.run.write_aside("results.tsv", lambda: self.run.results.add(attempt), advice)
         await self.run.with_room(self.run.advance)
         with contextlib.suppress(OSError):  # a file that cannot be removed does not affect the verdict
             self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
-        await self.run.with_room(lambda: self.pages.write(attempt))
+        await self.run.write_aside("attempts/", lambda: self.pages.write(attempt))
         if attempt.status == "keep":
-            await self.run.with_room(lambda: self.lessons.confirm(attempt.lesson))
-        await self.run.with_room(lambda: self.ideas.follow(attempt, self.run.repo.tag))
+            await self.run.write_aside("lessons.md", lambda: self.lessons.confirm(attempt.lesson))
+        await self.run.write_aside("ideas.md", lambda: self.ideas.follow(attempt, self.run.repo.tag))
         self.console.verdict(attempt, verdict.seconds["wall"])
         return True
 
@@ -296,18 +295,3 @@ class Experiments:
             return False
         self.ledger.append(verdict)
         return True
-
-    def add_row(self, attempt: Attempt) -> None:
-        """Add the row to results.tsv. A file that cannot be written does not end the night: the journal is complete."""
-        behind = self.run.results.size is None
-        try:
-            self.run.results.add(attempt)
-        except OSError as error:
-            if disk_is_full(error):
-                raise
-            if not behind:
-                self.console.line(
-                    f"results.tsv cannot be written: {error.strerror}. Its rows are safe in the journal. Once you have "
-                    f"fixed that, the next verdict writes it, or `{to_type('results')}` does",
-                    "yellow",
-                )

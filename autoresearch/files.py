@@ -1,8 +1,13 @@
-"""Small files that are read and written by several processes at once."""
+"""Small files that are read and written by several processes at once, and folders that have to be removed for sure."""
 
+import contextlib
 import json
 import os
+import shutil
+import stat
+import subprocess
 from pathlib import Path
+from typing import BinaryIO
 
 LARGEST = 1 << 16  # bytes of a JSON file that are read
 
@@ -20,14 +25,29 @@ def write_whole(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file that others can write to, for reading: follows no link, waits for no pipe. Raises OSError."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+
+
 def read_json(path: Path) -> dict:
-    """A small JSON object from an untrusted file: follows no link, opens no pipe, reads a limited size. Empty if it is
-    not one.
-    """
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK
+    """A small JSON object from an untrusted file, of which a limited size is read. Empty if it is not one."""
     try:
-        with open(path, "rb", opener=lambda name, more: os.open(name, more | flags)) as file:
+        with open_plain(path) as file:
             found = json.loads(file.read(LARGEST))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all in it, whatever its names, modes and depth; what cannot go stays."""
+    with contextlib.suppress(OSError):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            path.unlink()
+            return
+        with contextlib.suppress(OSError, RecursionError):
+            shutil.rmtree(path)
+        for words in (["rm", "-rf"], ["chmod", "-R", "u+rwx"], ["rm", "-rf"]):  # which know no depth
+            if path.exists():
+                subprocess.run([*words, "--", path], stderr=subprocess.DEVNULL, check=False)

@@ -84,14 +84,14 @@ those that are {OPEN}, from the top, yours before those of agents.
         super().__init__(runs / FILE)
 
     def read(self) -> list[Idea]:
-        """All, each with its number: lines that have none yet get it, in the file."""
+        """All, each with its number: lines that have none yet get it, in the file where that can be written."""
         if not self.path.exists():
             return []
         ideas = [idea for idea in map(parse, in_parts(self.lines())) if idea]
-        if all(idea.number for idea in ideas):
-            return ideas
-        with self.to_edit() as ideas:
-            return ideas
+        if not all(idea.number for idea in ideas):
+            with contextlib.suppress(OSError), self.to_edit() as ideas:
+                return ideas
+        return numbered(ideas)
 
     def to_offer(self, pending: Sequence[Attempt] = (), first: int = 0) -> list[Idea]:
         """Those that an agent is told: first what is open and in no pending attempt, then what was starved.
@@ -160,14 +160,19 @@ those that are {OPEN}, from the top, yours before those of agents.
         with self.lines_to_edit() as lines:
             parts = in_parts(lines)
             found = [parse(part) for part in parts]
-            ideas = [idea for idea in found if idea]
-            numbers = itertools.count(1 + max((idea.number for idea in ideas), default=0))
-            for idea in ideas:
-                idea.number = idea.number or next(numbers)
+            ideas = numbered([idea for idea in found if idea])
             new = len(ideas)
             yield ideas
             written = [[str(idea)] if idea else part for idea, part in zip(found, parts, strict=True)]
             lines[:] = "\n".join(line for part in [*written, map(str, ideas[new:])] for line in part).split("\n")
+
+
+def numbered(ideas: list[Idea]) -> list[Idea]:
+    """The same, each with a number."""
+    numbers = itertools.count(1 + max((idea.number for idea in ideas), default=0))
+    for idea in ideas:
+        idea.number = idea.number or next(numbers)
+    return ideas
 
 
 def in_parts(lines: Sequence[str]) -> list[list[str]]:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from autoresearch import UserError
+from autoresearch.files import write_whole
 from autoresearch.record import events
 from autoresearch.record.journal import Lock, holder
 from autoresearch.record.ledger import Ledger
@@ -24,9 +25,8 @@ def leave(folder: Path, message: events.Message) -> None:
     """Send a message to a run, whether a loop is working on it or not. folder: of the run."""
     name, box = f"{time.time_ns()}-{os.getpid()}", folder / "inbox"
     box.mkdir(exist_ok=True)
-    part = box / f".{name}"
-    part.write_text(json.dumps(events.to_json(dataclasses.replace(message, message=name)), ensure_ascii=False))
-    part.replace(box / f"{name}.json")
+    said = json.dumps(events.to_json(dataclasses.replace(message, message=name)), ensure_ascii=False)
+    write_whole(box / f"{name}.json", said)
     if holder(folder) is None:
         with contextlib.suppress(UserError):  # a loop has just started: it will write the message
             lock = Lock(folder, folder.name)
@@ -41,7 +41,7 @@ def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
     taken = []
     for path in sorted(folder.glob("inbox/*.json")):
         try:
-            message = events.from_json(json.loads(path.read_text()))
+            message = events.from_json(json.loads(path.read_bytes()))
         except (ValueError, TypeError, AttributeError, UserError):
             message = None
         if isinstance(message, events.Message) and path.stem not in ledger.messages:

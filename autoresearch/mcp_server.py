@@ -170,7 +170,7 @@ class Server:
         if number > len(ledger.attempts):
             raise ToolError(f"run {run.tag} has no attempt {number}; its last is {len(ledger.attempts)}")
         row = Record(ledger).row(ledger.attempts[number - 1])
-        said = page.read_text() if page.exists() else f"Attempt {number} has no verdict yet."
+        said = page.read_text(encoding="utf-8") if page.exists() else f"Attempt {number} has no verdict yet."
         return text(said, {**fields(row), "page": said})
 
     def ideas(self, tag: Tag = None) -> CallToolResult:

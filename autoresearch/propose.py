@@ -83,7 +83,7 @@ class Proposer:
         self.rule = rule
         self.lessons, self.ideas = Lessons(run.root / RUNS / "lessons.md"), Ideas(run.root / RUNS)
         self.ideas.catch_up()
-        self.stages = read_stages(run.program)
+        self.stages, self.agenda = read_stages(run.program), read_agenda(run.program)
         self.tried = Tried(run.task.lower_is_better)
         self.nothing_left = ""  # why no agent can propose anything until the next verdict
         self.failures, self.failed_at = 0, 0.0  # failures in a row, and when the last one was counted
@@ -184,10 +184,10 @@ class Proposer:
         attempt = await self.commit_as(draft, commit, draft.base.commit, proposal, agent)
         profile, device = self.run.facts.profile or "", self.run.facts.device or ""
         learn = (proposal.lesson, profile, device, self.repo.tag, attempt.number)
-        await self.run.with_room(lambda: self.lessons.learn(*learn))
-        await self.run.with_room(lambda: self.ideas.follow(attempt, self.repo.tag))
+        await self.run.write_aside("lessons.md", lambda: self.lessons.learn(*learn))
+        await self.run.write_aside("ideas.md", lambda: self.ideas.follow(attempt, self.repo.tag))
         where = f"{agent}, run {self.repo.tag}, experiment {attempt.number}"
-        await self.run.with_room(lambda: self.ideas.hear(attempt.ideas, where))
+        await self.run.write_aside("ideas.md", lambda: self.ideas.hear(attempt.ideas, where))
         return attempt
 
     async def commit_as(self, draft: Draft, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
@@ -291,6 +291,7 @@ class Proposer:
             draft.proposal, failed = Proposal(), None
             self.thinks(draft)
             try:
+                await self.run.write_aside("attempts/", self.pages.catch_up)
                 brief = self.brief(draft, refusal, crashed, crash)
                 draft.proposal = await agent.propose(brief, draft.worktree.folder)
                 draft.tokens, draft.dollars = draft.proposal.tokens or 0, draft.proposal.dollars or 0.0
@@ -351,10 +352,9 @@ class Proposer:
         run, ledger, champion, number = self.run, self.ledger, draft.base, draft.number
         assert champion is not None
         try:
-            self.stages = read_stages(run.program)
+            self.stages, self.agenda = read_stages(run.program), read_agenda(run.program)
         except UserError as error:  # edited during the night: not worth stopping for
-            self.console.line(f"{error}; the stages stay as before", "yellow")
-        self.pages.catch_up()
+            self.console.line(f"{error}; agenda and stages stay as before", "yellow")
         for attempt in ledger.finished[len(self.tried.attempts) :]:
             self.tried.add(attempt)
         proposals = run.folder / "proposals"
@@ -366,7 +366,7 @@ class Proposer:
         brief = Brief(
             number,
             self.task,
-            read_agenda(run.program),
+            self.agenda,
             run.facts,
             champion,
             sources={name: content.decode(errors="replace") for name, content in files.items()},
@@ -421,7 +421,7 @@ class Proposer:
         if not self.task.referee:
             return ""
         with contextlib.suppress(KeyError):  # there is no prepare.py
-            return offered(self.repo.read(self.ledger.base, "prepare.py"), self.run.facts)
+            return offered(self.repo.read(self.ledger.base, ["prepare.py"])["prepare.py"], self.run.facts)
         return ""
 
     def reset(self, draft: Draft) -> None:

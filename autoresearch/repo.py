@@ -9,21 +9,25 @@ reachable under refs/autoresearch/<tag>/<number>.
 
 import contextlib
 import hashlib
+import io
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import git
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.editable import is_glob, pathspecs
+from autoresearch.files import remove
 from autoresearch.text import short
 
 # Disable the user's hooks and commit signing, and housekeeping in the middle of a night.
 SETTINGS = (
     *("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0"),
     *("submodule.recurse=false", "commit.cleanup=whitespace"),  # a description may begin with #
+    "core.fsync=committed,reference",  # as the journal, which names them, is: a power failure loses neither
 )
 # Without git-lfs installed, git could not check out at all. Such files are pointers in the user's checkout, too, then.
 WITHOUT_LFS = ("filter.lfs.smudge=", "filter.lfs.clean=", "filter.lfs.process=", "filter.lfs.required=false")
@@ -37,6 +41,11 @@ class Git(git.Git):
         settings = SETTINGS + WITHOUT_LFS * (shutil.which("git-lfs") is None)
         command = [command[0], *(word for setting in settings for word in ("-c", setting)), *command[1:]]
         return super().execute(command, *arguments, **options, start_new_session=True)
+
+
+def same_hash(commit: str) -> dict[str, str]:
+    """The environment in which git makes a repository that can take a commit: it may make others by default."""
+    return {"GIT_DEFAULT_HASH": "sha256" if len(commit) == 64 else "sha1"}
 
 
 class Repository(git.Repo):
@@ -87,7 +96,7 @@ class RunRepo:
 
     def head(self) -> str:
         """The current commit of the user's checkout."""
-        return self.repository.head.commit.hexsha
+        return self.repository.git.rev_parse("HEAD^{commit}")
 
     def branch_tip(self) -> str | None:
         """The commit that the run's branch points at, or None."""
@@ -148,9 +157,21 @@ class RunRepo:
         tree.git.execute([*COMMIT, "--reuse-message", like])
         return tree.git.rev_parse("HEAD")
 
-    def read(self, commit: str, path: str) -> bytes:
-        """The contents of a file in a commit."""
-        return self.repository.commit(commit).tree[path].data_stream.read()
+    def read(self, commit: str, names: Iterable[str]) -> dict[str, bytes]:
+        """The contents of files in a commit. Raises KeyError for one that is not there. GitPython knows only SHA-1."""
+        names, found = list(names), {}
+        with tempfile.TemporaryFile() as asked:
+            asked.write("".join(f"{commit}:{name}\n" for name in names).encode(errors="surrogateescape"))
+            asked.seek(0)
+            plain = {"stdout_as_string": False, "strip_newline_in_stdout": False}
+            said = io.BytesIO(self.repository.git.cat_file("--batch", istream=asked, **plain))
+        for name in names:
+            *_, size = said.readline().split()
+            if size == b"missing":
+                raise KeyError(name)
+            found[name] = said.read(int(size))
+            said.read(1)
+        return found
 
     def snapshot(self, files: Mapping[str, str]) -> str:
         """The current commit of the user's checkout plus these files, as a commit that no branch points at."""
@@ -186,7 +207,7 @@ class RunRepo:
         for again in (True, False):
             try:
                 if not self._has(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    remove(folder)
                     self._add(folder, commit)
                 tree = Repository(folder)
                 tree.git.checkout("--quiet", "--detach", "--force", commit)
@@ -195,15 +216,15 @@ class RunRepo:
             except git.GitError:  # a lock left by a killed git, or a broken .git: create it again, once
                 if not again:
                     raise
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
 
     def _has(self, folder: Path) -> bool:
         """Whether a folder is a worktree of this repository. If the repository was moved, or copied with its runs, the
         worktrees in it still belong to the old place.
         """
         try:
-            link = (folder / ".git").read_text().removeprefix("gitdir: ").strip()
-        except (OSError, UnicodeDecodeError):
+            link = os.fsdecode((folder / ".git").read_bytes()).removeprefix("gitdir: ").strip()
+        except OSError:
             return False
         ours = os.path.join(os.path.realpath(self.repository.common_dir), "worktrees")
         return os.path.dirname(os.path.realpath(folder / link)) == ours
@@ -214,13 +235,13 @@ class RunRepo:
     def _take_over(self, folder: Path, commit: str) -> None:
         """Turn a worktree of another repository into one of this repository, at a commit, keeping its files."""
         other = folder.with_name(f"{folder.name}.old")
-        shutil.rmtree(other, ignore_errors=True)
+        remove(other)
         folder.rename(other)
         self._add(folder, commit, "--no-checkout")
         for path in other.iterdir():
             if path.name != ".git":
                 path.rename(folder / path.name)
-        shutil.rmtree(other)
+        remove(other)
         Repository(folder).git.reset("--quiet")
 
     def _require_branch_is_free(self, branch: str) -> None:

@@ -70,8 +70,10 @@ class Run:
         self.prices: dict[str, float] = {}  # of --seat-price: dollars per hour, by kind
         self._noted: Sequence[Seat] = []  # the seats as last recorded in the journal
         self.waits_for_room = False  # the disk is full, and the user has been told
+        self.unwritten: set[str] = set()  # names of files that could not be written; the user has been told
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
+        self.files = functools.lru_cache(maxsize=8)(self._files)  # of the commits asked for most recently
 
     @property
     def facts(self) -> Facts:
@@ -223,15 +225,12 @@ class Run:
 
     def require_same_game(self, facts: Facts) -> None:
         """Scores are comparable only for one profile, data set, seed and kind of device. Raises UserError."""
-        if (game := self.ledger.facts) is None:
-            return
-        for name in ("profile", "data", "seed", "device", "time_budget", "game"):
-            recorded, now = getattr(game, name), getattr(facts, name)
-            if recorded != now and not (name == "game" and now is None):  # None: the data is not prepared yet
-                raise UserError(
-                    f"run {self.repo.tag} has {name} {recorded}, but now it would be {now}; results of two games are "
-                    "never mixed. Use the run's settings, or start another run with --tag NEW"
-                )
+        if self.ledger.facts and (unlike := self.ledger.facts.unlike(facts)):
+            name, recorded, now = unlike
+            raise UserError(
+                f"run {self.repo.tag} has {name} {recorded}, but now it would be {now}; results of two games are "
+                "never mixed. Use the run's settings, or start another run with --tag NEW"
+            )
 
     def recorded_settings(self) -> dict[str, str]:
         """The settings that the run began with, for `open`."""
@@ -305,11 +304,11 @@ class Run:
         self.advance()
         self.repo.agents_worktree(place).reset(self.ledger.champion_commit)
 
-    def files(self, commit: str) -> dict[str, bytes]:
+    def _files(self, commit: str) -> dict[str, bytes]:
         """The contents of the editable files in a commit."""
         globs = any(map(is_glob, self.task.editable))
         names = among(self.task.editable, self.repo.committed(commit) if globs else ())
-        return {name: self.repo.read(commit, name) for name in names}
+        return self.repo.read(commit, names)
 
     def context(self) -> dict[str, bytes]:
         """The other files that agents are shown, as the human committed them."""
@@ -322,7 +321,7 @@ class Run:
             for name in sorted(self.repo.committed(self.ledger.base))
             if may_edit(shown, name) or name.startswith(folders)
         ]
-        return {name: self.repo.read(self.ledger.base, name) for name in names}
+        return self.repo.read(self.ledger.base, names)
 
     def job(self, commit: str, name: str, seed: int, fresh_caches: bool = False) -> Job:
         """A job that trains and scores the code of a commit."""
@@ -397,6 +396,19 @@ class Run:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self.stop.reaches(1), 0.2)
                         raise
+
+    async def write_aside(
+        self, name: str, step: Callable[[], object], advice: str = "the run continues without it"
+    ) -> None:
+        """Write a file that only follows from the record. If that fails, say so once and continue."""
+        try:
+            await self.with_room(step)
+        except OSError as error:
+            if disk_is_full(error):  # and the user has asked to stop
+                raise
+            if name not in self.unwritten:
+                self.console.line(f"{name} cannot be written: {error.strerror}; {advice}", "yellow")
+            self.unwritten.add(name)
 
     async def record(self, event: events.Event) -> None:
         """Write an event to the journal; if the disk is full, as soon as there is room."""

@@ -188,6 +188,16 @@ class Facts:
     readable: tuple[str, ...] = ()  # paths that trials need, besides the task's own
     hidden: tuple[str, ...] = ()  # paths that trials must not read
 
+    def unlike(self, other: "Facts", but: Sequence[str] = ()) -> tuple[str, object, object] | None:
+        """(Name, value here, value there) of the first fact by which scores do not compare with those of another game;
+        None where they do. but: facts that may differ.
+        """
+        for name in ("profile", "data", "seed", "device", "time_budget", "game"):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs and name not in but and (name, theirs) != ("game", None):  # data that are not there yet
+                return name, ours, theirs
+        return None
+
     @property
     def gpu(self) -> bool:
         """Whether the game is the one that needs a GPU."""

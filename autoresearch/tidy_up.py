@@ -7,10 +7,11 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError
+from autoresearch.files import remove
 from autoresearch.record.journal import Lock
 from autoresearch.record.runs import RUNS, choose_tag
 from autoresearch.repo import open_repository
-from autoresearch.runner.machine import disk_usage, remove
+from autoresearch.runner.machine import disk_usage
 from autoresearch.text import count
 
 FOLDERS = ("worktree*", "scratch", "stage*", "caches*", "reference")  # of a run: what can be created again

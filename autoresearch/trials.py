@@ -6,7 +6,6 @@ conclusions, by the rules of judge.py.
 """
 
 import asyncio
-import collections
 import dataclasses
 import itertools
 import statistics
@@ -33,6 +32,7 @@ from autoresearch.judge import (
 )
 from autoresearch.record import events
 from autoresearch.record.conditions import alike, if_comparable
+from autoresearch.record.events import DISTURBED, SUSPENDED
 from autoresearch.record.ledger import HELD, Attempt
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Job, Measurement, Phase, Seat, SeatLost
@@ -64,8 +64,6 @@ class Trials:
     def __init__(self, run: Run, rule: KeepRule, baseline_runs: int | None = 1) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.rule, self.baseline_runs = rule, baseline_runs
-        self.suspensions = collections.Counter[int]()  # by number of an attempt
-        self.disturbances = collections.Counter[int]()
         self.again = asyncio.Lock()  # held while the champion runs again
 
     async def first(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
@@ -370,8 +368,7 @@ class Trials:
         champion's trials: the whole attempt then runs again, a limited number of times.
         """
         if measured.suspended:
-            self.suspensions[attempt.number] += 1
-            if self.suspensions[attempt.number] <= SUSPENSIONS:
+            if attempt.reruns[SUSPENDED] < SUSPENSIONS:
                 raise Disturbed(suspension_of(measured))
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
             said = taken_in_words(taken, measured.taken_by)
@@ -379,8 +376,7 @@ class Trials:
 
     def disturbed(self, attempt: Attempt, taken: float, why: str) -> None:
         """Raise Disturbed, unless the attempt has been disturbed too often already."""
-        self.disturbances[attempt.number] += 1
-        if self.disturbances[attempt.number] <= DISTURBANCES:
+        if attempt.reruns[DISTURBED] < DISTURBANCES:
             raise Disturbed(f"{why}: it runs again", taken)
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
@@ -406,7 +402,7 @@ class Trials:
         """Before a disturbed attempt runs again, wait until the machine is free, at most as long as a training takes.
         Raises Stopped when the user asks to stop meanwhile.
         """
-        if self.disturbances[attempt.number]:
+        if attempt.reruns[DISTURBED]:
             limit = self.run.facts.time_budget or 0.0
             self.console.line(f"  waiting until the machine is free, at most {duration(limit)}", "yellow")
             most = self.most_before(attempt) + (self.ledger.most_taken or 0.0)

@@ -34,6 +34,7 @@ from autoresearch.agents import (
 from autoresearch.agents.editor import EDITOR, PLAIN_EDITOR, Editor, ToolError
 from autoresearch.agents.failures import Meaning, meaning_of, named_wait
 from autoresearch.brief import Brief
+from autoresearch.editable import in_folder
 from autoresearch.keys import scrubbed
 
 MODEL = "claude-sonnet-5-5"
@@ -290,7 +291,8 @@ class Conversation:
 
     def pause(self) -> "Conversation | None":
         """This conversation, to continue from the failed request; None if nothing was answered. Reports its cost."""
-        self.files = {name: (self.folder / name).read_bytes() for name in self.brief.sources}
+        names = in_folder(self.brief.task.editable, self.folder)  # new files, too
+        self.files = {name: (self.folder / name).read_bytes() for name in names}
         self.tokens, self.dollars = 0, self.dollars and 0.0
         return self if self.turns else None
 
@@ -303,6 +305,7 @@ class Conversation:
         self.deadline = now() + self.agent.limit
         if same:
             for name, content in self.files.items():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (self.folder / name).write_bytes(content)
             return
         text = (
@@ -348,7 +351,7 @@ class Conversation:
     def end_without_submitting(self, answer: dict) -> Proposal:
         """For a model that cannot call `submit`: it may still have made an edit, and said what it is."""
         sources = self.brief.sources.items()
-        if all((self.folder / name).read_text(errors="replace") == source for name, source in sources):
+        if all((self.folder / name).read_bytes().decode(errors="replace") == source for name, source in sources):
             raise AgentFailed("the model ended without an edit", **self.costs())
         text = "\n".join(block["text"] for block in answer["content"] if block["type"] == "text")
         return read_reply(text, transcript=str(self.transcript.parent), **self.costs())

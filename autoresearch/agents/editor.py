@@ -38,32 +38,35 @@ class Editor:
         self.folder, self.editable = folder, editable
 
     def edit(self, given: dict) -> str:
-        """What a call of the tool answers. Raises ToolError."""
+        """What a call of the tool answers. Line ends, and what is no UTF-8, stay as they are. Raises ToolError."""
         path = self.path_of(given)
         command = given.get("command")
-        if command == "create":
-            path.write_text(text_of(given, "file_text"), encoding="utf-8", errors="replace")
-            return "written"
-        source = path.read_text(encoding="utf-8", errors="replace")
+        raw = path.read_bytes() if path.exists() else b""
+        ends = "\r\n" if 0 < raw.count(b"\n") == raw.count(b"\r\n") else "\n"
+        source = raw.decode(errors="surrogateescape").replace(ends, "\n")
         match command:
+            case "create":
+                source = text_of(given, "file_text")
             case "view":
-                return view(source, given.get("view_range"))
+                shown = source.encode(errors="surrogateescape").decode(errors="replace")
+                return view(shown, given.get("view_range"))
             case "str_replace":
                 old = text_of(given, "old_str")
                 found = source.count(old) if old else 0
                 if found != 1:
                     raise ToolError(f"`old_str` occurs {found} times in {path.name}; it must occur exactly once")
-                path.write_text(source.replace(old, text_of(given, "new_str", "")), encoding="utf-8", errors="replace")
+                source = source.replace(old, text_of(given, "new_str", ""))
             case "insert":
                 lines, after = source.splitlines(keepends=True), given.get("insert_line")
                 if not isinstance(after, int) or not 0 <= after <= len(lines):
                     raise ToolError(f"`insert_line` must be from 0 to {len(lines)}")
                 text = text_of(given, "insert_text")
                 lines[after:after] = [text if text.endswith("\n") else text + "\n"]
-                path.write_text("".join(lines), encoding="utf-8", errors="replace")
+                source = "".join(lines)
             case _:
                 raise ToolError(f"there is no command {command!r}: view, str_replace, insert, create")
-        return "edited"
+        path.write_bytes(source.replace("\n", ends).encode(errors="surrogateescape"))
+        return "written" if command == "create" else "edited"
 
     def path_of(self, given: dict) -> Path:
         """The file that a tool call names: by its whole path or from the folder, which some models call /repo."""
@@ -82,7 +85,7 @@ def text_of(given: dict, name: str, default: str | None = None) -> str:
     text = given.get(name, default)
     if not isinstance(text, str):
         raise ToolError(f"`{name}` must be a string")
-    return text
+    return text.encode(errors="replace").decode().replace("\r\n", "\n")
 
 
 def view(source: str, lines: object) -> str:

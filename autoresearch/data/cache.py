@@ -134,7 +134,7 @@ def write_rows(game: "Game", source: Climbmix | Documents, split: str, encoding,
         for batch in source.deduplicated(split):
             counts["documents"] += len(batch)
             counts["characters"] += sum(map(len, batch))
-            encoded = encoding.encode_ordinary_batch(batch, num_threads=os.cpu_count() or 1)
+            encoded = encoding.encode_ordinary_batch(batch, num_threads=len(os.sched_getaffinity(0)))
             yield [
                 np.array([bos, *tokens[start : start + longest]], dtype=np.uint16)
                 for tokens in encoded

@@ -15,6 +15,7 @@ import git
 
 from autoresearch import UserError
 from autoresearch.editable import among
+from autoresearch.files import remove
 from autoresearch.plan.draft import UNKNOWN
 from autoresearch.record.journal import take
 from autoresearch.record.runs import RUNS, make_folder
@@ -23,7 +24,6 @@ from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN, Job, Measurement
 from autoresearch.runner.denied import REFUSED
 from autoresearch.runner.local import Local, seats_of
 from autoresearch.runner.logs import read_figures, read_tail
-from autoresearch.runner.machine import remove
 from autoresearch.task import NOTHING, Task
 from autoresearch.text import clean, count, duration, one_line
 
@@ -286,5 +286,5 @@ async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: On
         proof.faults.append(f"the {once.checked.failed} fails on the unchanged code: {once.checked.reason}")
     if await bench.baselines(runner, once.measured, proof):
         names = among(task.editable, bench.repo.committed(base))
-        await bench.break_each(runner, {name: bench.repo.read(base, name) for name in names}, proof)
+        await bench.break_each(runner, bench.repo.read(base, names), proof)
     return proof

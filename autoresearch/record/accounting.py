@@ -358,14 +358,6 @@ class Account:
         return self._time if now is None else max(self._time, now + self._offset)
 
 
-def account(events: Iterable[events.Event], now: float | None = None) -> dict[str, float]:
-    """Seconds by kind of a journal's events. now: the present time, if a loop is at work on it."""
-    counted = Account()
-    for event in events:
-        counted.add(event)
-    return counted.total(now)
-
-
 def parts_of(length: float, runs: list[dict | None]) -> Iterator[tuple[str, float]]:
     """(kind, seconds) of a trial and its repetitions, which took `length` together.
 

@@ -14,6 +14,7 @@ from autoresearch.keys import scrubbed
 
 FORM = 2
 FAULT = "a fault: "  # start of the reason of a Stop that was caused by an error
+SUSPENDED, DISTURBED, LOST = "suspended", "disturbed", "lost"  # why a trial ran again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,6 +175,7 @@ class Rerun(Event):
     reason: str
     seconds: float = 0.0
     taken: float | None = None  # share of the CPU, or of the GPU, that others used, if that is the reason
+    why: str = ""  # SUSPENDED, DISTURBED or LOST: each is counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

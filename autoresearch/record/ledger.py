@@ -1,5 +1,6 @@
 """The ledger: the state of a run, computed from its journal: attempts, champion, noise, costs, use of time."""
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -81,6 +82,7 @@ class Attempt:
     dollars: float | None = None
     transcript: str = ""  # folder with what the agent was told and what it answered
     repairs: int = 0  # how often it was repaired after an early crash
+    reruns: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # Rerun events, by `why`
     node: str = ""  # on a cluster: where it ran last
     time: float = 0.0  # when it was committed
     runs: list[float] = dataclasses.field(
@@ -387,9 +389,11 @@ class Ledger:
             case events.Approved() | events.Rejected() if held := self.held.pop(event.number, None):
                 self._decide(held, event)
             case events.Rerun():
+                attempt = self.attempts[event.number - 1]
                 self.words.pop(event.number, None)
-                if self.attempts[event.number - 1].is_screened:
-                    self.attempts[event.number - 1].screened.clear()
+                attempt.reruns[event.why] += 1
+                if attempt.is_screened:
+                    attempt.screened.clear()
             case events.Note():
                 self.notes.append((len(self.attempts) + 1, event.text))
             case events.Pause() | events.Resume():
@@ -414,7 +418,7 @@ class Ledger:
             return
         first = self.attempts[attempt.number - 1]  # which is replaced
         self.approved.discard(attempt.number)
-        attempt.repairs = first.repairs
+        attempt.repairs, attempt.reruns = first.repairs, first.reruns
         if first.commit in self._crashed:
             self.repaired[first.edit] = first
             attempt.repairs += 1

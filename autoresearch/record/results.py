@@ -1,7 +1,9 @@
 """results.tsv in the user's checkout: five columns, one row per experiment. It is generated from the journal."""
 
+import itertools
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from autoresearch import UserError
@@ -18,7 +20,8 @@ def header(metric: str) -> str:
 def row(attempt: Attempt) -> str:
     """The line of an attempt that has its verdict. A score on the first kind of --tiers compares with no other row."""
     score = 0.0 if attempt.score is None else math.nan if attempt.is_screened else attempt.score
-    columns = [short(attempt.commit), f"{score:.6f}", f"{attempt.memory_gb:.1f}", attempt.status or ""]
+    said = f"{score:.6f}" if score == 0 or 1e-5 <= abs(score) < 1e15 else f"{score:.7g}"
+    columns = [short(attempt.commit), said, f"{attempt.memory_gb:.1f}", attempt.status or ""]
     return "\t".join([*columns, one_line(attempt.description)]) + "\n"
 
 
@@ -28,9 +31,20 @@ def whole(ledger: Ledger) -> str:
 
 
 def for_comparison(text: str) -> str:
-    """Without statuses, since a keep that a person took back may not be written yet, and without the metric's name,
-    which older versions called val_bpb in every game."""
-    return re.sub(r"\t(keep|discard|crash)\t", "\t\t", re.sub(r"^commit\t[^\t\n]*\t", "commit\t\t", text))
+    """Without statuses, since a keep that a person took back may not be written yet, and without the metric's name and
+    the scores, which older versions wrote in another way."""
+    plain = re.sub(r"^(commit|[0-9a-f]{7})\t[^\t\n]*", r"\1\t", text, flags=re.MULTILINE)
+    return re.sub(r"\t(keep|discard|crash)\t", "\t\t", plain)
+
+
+def readable(runs: Path) -> Iterator[Ledger]:
+    """The journals below a folder, but for those that are damaged or of a newer version."""
+    for path in sorted(runs.glob("*/journal.jsonl")):
+        try:
+            ledger = Ledger(path.parent, repair=False)
+        except UserError:
+            continue
+        yield ledger
 
 
 class Results:
@@ -45,7 +59,7 @@ class Results:
         if not self.path.exists():
             return
         text = self.path.read_text(encoding="utf-8", errors="replace")
-        journals = [self.ledger, *(Ledger(p.parent, repair=False) for p in sorted(runs.glob("*/journal.jsonl")))]
+        journals = itertools.chain([self.ledger], readable(runs))
         if text and not any(for_comparison(whole(ledger)).startswith(for_comparison(text)) for ledger in journals):
             raise UserError(
                 f"{self.path} was not written by this loop, so it is not overwritten; move it away: "

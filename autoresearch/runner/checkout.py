@@ -22,9 +22,8 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError, disk_is_full
-from autoresearch.files import write_whole
-from autoresearch.repo import Git, RunRepo
-from autoresearch.runner.machine import remove
+from autoresearch.files import remove, write_whole
+from autoresearch.repo import Git, RunRepo, same_hash
 
 SETTLED = 2.0  # seconds after which a file that changed again has another time of change
 # Endings of what interpreters and build tools load by themselves: a new one is learned by its whole name.
@@ -75,11 +74,13 @@ class Checkout:
             remove(path)
         self.folder.mkdir(parents=True)
         source = self.repo.repository.common_dir
-        Git(self.folder).execute(["git", "init", "--quiet", f"--separate-git-dir={self.git_folder}"])
+        init = ["git", "init", "--quiet", f"--separate-git-dir={self.git_folder}"]
+        Git(self.folder).execute(init, env=same_hash(base))
         any_commit = "--upload-pack=git -c uploadpack.allowAnySHA1InWant=true upload-pack"
         self._git(
-            "fetch", "--quiet", "--depth=1", "--no-tags", any_commit, f"file://{urllib.parse.quote(str(source))}", base
-        )
+            "fetch", "--quiet", "--depth=1", "--no-tags", any_commit, f"file://{urllib.parse.quote(str(source))}", base,
+            env={"GIT_NO_LAZY_FETCH": "0"},  # of a partial clone: it is the user's own, and may fetch
+        )  # fmt: skip
         self._git("config", "lfs.storage", os.path.join(source, "lfs"))
         self._git("checkout", "--quiet", "--detach", "--force", base)
         for line in self._git("ls-tree", "-r", "-z", base).split("\0"):
@@ -119,10 +120,10 @@ class Checkout:
         self._clean |= {"files": files, "folders": sorted(folders), "tracked": sorted(tracked & files.keys())}
         write_whole(self.made / "clean.json", json.dumps(self._clean))
 
-    def _git(self, *words: str) -> str:
+    def _git(self, *words: str, env: Mapping[str, str] | None = None) -> str:
         """What git says of it. A trial cannot have changed the settings that git goes by."""
         at = f"--git-dir={self.git_folder}", f"--work-tree={self.folder}"
-        return Git(self.folder).execute(["git", *at, *words], strip_newline_in_stdout=False)
+        return Git(self.folder).execute(["git", *at, *words], strip_newline_in_stdout=False, env=env)
 
     # -- before and after each trial
 

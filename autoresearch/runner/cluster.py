@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from autoresearch import UserError
-from autoresearch.files import write_whole
-from autoresearch.repo import Git, RunRepo
+from autoresearch.files import remove, write_whole
+from autoresearch.repo import Git, RunRepo, same_hash
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
 from autoresearch.runner.connect import connect
 from autoresearch.runner.local import Local
-from autoresearch.runner.machine import remove
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
 from autoresearch.runner.places import Place, choose_kinds, places_of, seats_in_words
 from autoresearch.task import Facts
@@ -234,10 +233,9 @@ class Cluster:
             return opened.fault
         facts: Facts = opened.result
         for kind, first in self.facts_of.items():
-            for name in ("profile", "data", "time_budget", "game", *(["device"] if kind == place.kind else [])):
-                ours, theirs = getattr(first, name), getattr(facts, name)
-                if ours != theirs:
-                    return f"it has {name} {theirs}, the run {ours}"
+            if unlike := first.unlike(facts, but=() if kind == place.kind else ("device",)):
+                name, ours, theirs = unlike
+                return f"it has {name} {theirs}, the run {ours}"
         self.facts_of.setdefault(place.kind, facts)
         self.marks.setdefault(place.kind, mark)
         return ""
@@ -394,11 +392,13 @@ def has_submodules(repo: RunRepo, base: str) -> bool:
 
 
 def bundle_of(repo: RunRepo, base: str) -> bytes:
-    """The commit that a run began with, and what it stands on, as a git bundle of a branch `base`."""
+    """The commit that a run began with, and what it stands on, as a git bundle of a branch `base`. Raises UserError."""
     common = Path(repo.repository.common_dir).resolve()
+    if (common / "shallow").exists():
+        raise UserError("a shallow clone does not run on a cluster: bring its history, `git fetch --unshallow`")
     with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
         there = Git(folder)
-        there.execute(["git", "init", "--quiet", "--bare", "."])
+        there.execute(["git", "init", "--quiet", "--bare", "."], env=same_hash(base))
         Path(folder, "objects/info/alternates").write_text(f"{common / 'objects'}\n")
         there.execute(["git", "update-ref", "refs/heads/base", base])
         there.execute(["git", "bundle", "create", "--quiet", "base.bundle", "refs/heads/base"])

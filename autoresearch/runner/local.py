@@ -247,7 +247,7 @@ def name_of(folder: str, seat: Seat) -> str:
 def seats_of(gpus: str | None, workers: int) -> list[Seat]:
     """A seat for each GPU (nvidia-smi numbers, with commas), else `workers` seats on the CPU. Raises UserError."""
     if gpus is None:
-        one = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+        one = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // workers))}
         share = {} if workers == 1 or "OMP_NUM_THREADS" in os.environ else one
         return [Seat(number, share) for number in range(workers)]
     names = [name.strip() for name in gpus.split(",")]

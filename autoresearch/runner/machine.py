@@ -4,13 +4,13 @@ import contextlib
 import itertools
 import math
 import os
-import shutil
 import stat
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
+
+from autoresearch.files import remove
 
 CONTROL_GROUPS = (  # version 2 and 1: folder, controller, and the files and the prefix that say what is used
     (Path("/sys/fs/cgroup"), "", ("memory.max", "memory.current", "")),
@@ -188,19 +188,6 @@ def unlinked_by(pids: Iterable[int]) -> int:
                     if plain and not os.readlink(entry.path).startswith(("/memfd:", "/dev/", "/SYSV")):
                         found[status.st_dev, status.st_ino] = status.st_blocks * 512
     return sum(found.values())
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder with all in it, whatever its names, modes and depth; what cannot go stays."""
-    with contextlib.suppress(OSError):
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
-            path.unlink()
-            return
-        with contextlib.suppress(OSError, RecursionError):
-            shutil.rmtree(path)
-        for words in (["rm", "-rf"], ["chmod", "-R", "u+rwx"], ["rm", "-rf"]):  # which know no depth
-            if path.exists():
-                subprocess.run([*words, "--", path], stderr=subprocess.DEVNULL, check=False)
 
 
 def clear(path: Path, stays: Callable[[os.DirEntry], bool]) -> None:

@@ -16,7 +16,6 @@ import os
 import pickle
 import platform
 import re
-import shutil
 import signal
 import struct
 import sys
@@ -25,6 +24,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from autoresearch.files import LARGEST, open_plain, remove
 from autoresearch.task import Facts, Task
 
 FOLDER = "AUTORESEARCH_CLUSTER"  # environment variable of a node: where its seats' folders are
@@ -267,8 +267,6 @@ class Node:
 
     def _files(self, limit: int) -> dict[str, bytes]:
         """What people and agents may want to read of a trial: the ends of its logs, and what it says of itself."""
-        from autoresearch.files import LARGEST
-
         assert self.folder
         found = {}
         for path in sorted(self.folder.glob("*.log")):
@@ -276,11 +274,8 @@ class Node:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
                 found[path.name] = file.read(limit)
         for name in SAID:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK  # others can write it
-            with contextlib.suppress(OSError):
-                handle = os.open(self.folder / "run" / name, flags)
-                with open(handle, "rb") as file:
-                    found[f"run/{name}"] = file.read(LARGEST)
+            with contextlib.suppress(OSError), open_plain(self.folder / "run" / name) as file:
+                found[f"run/{name}"] = file.read(LARGEST)
         return found
 
     async def quiet(self, most: float, limit: float) -> bool:
@@ -301,7 +296,7 @@ class Node:
             for path in folder.glob("run/*"):
                 if path.is_file() and not path.is_symlink():
                     kept[path.name] = path.read_bytes()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         return kept
 
 
@@ -316,7 +311,7 @@ def clone(seat: Path, bundle: bytes, base: str) -> Path:
         with contextlib.suppress(git.GitError):
             Git(root).execute(["git", "cat-file", "-e", f"{base}^{{commit}}"])
             return root
-    shutil.rmtree(root, ignore_errors=True)
+    remove(root)
     packed = seat / "base.bundle"
     packed.write_bytes(bundle)
     Git(seat).execute(["git", "clone", "--quiet", "--branch", "base", str(packed), str(root)])

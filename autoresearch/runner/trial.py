@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -27,6 +28,7 @@ from pathlib import Path
 from statistics import median
 
 from autoresearch import keys, preflight
+from autoresearch.files import remove
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import CACHES, HARMLESS, matching, their_words
@@ -39,7 +41,6 @@ from autoresearch.runner.machine import (
     cut_at_end,
     disk_usage,
     free_memory,
-    remove,
 )
 from autoresearch.runner.neighbours import Processors, has_quota
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over
@@ -66,6 +67,7 @@ KEPT = ("model.safetensors", "figures.json", "progress.json")  # the files in ru
 TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # files that a training with referee cannot read
 LARGEST_FIGURES = 1 << 16  # size limit in bytes of each of KEPT but the first
 MOST_MEGABYTES = 1e8  # the largest memory use that a trial can report
+LARGEST_SCORE = 1e100  # sums and squares of such scores are still finite
 NEXT_SEED = 1000  # distance between the seeds of a task's `repeats`
 MOST_TASKS = 4096  # limit for the processes and threads of a command
 NEARLY_NO_FILES = 10_000  # fewer free inodes than this count as none
@@ -256,6 +258,8 @@ class Trial:
             return self._failed(printed, f"{printed}.log holds no line `{self.task.metric}: NUMBER`{others}")
         if not math.isfinite(score):
             return self._failed(printed, f"{self.task.metric} is {score}, not a finite number")
+        if abs(score) > LARGEST_SCORE:
+            return self._failed(printed, f"{self.task.metric} is {score:g}, too large to compare")
         if self.task.range and not self.task.range[0] <= score <= self.task.range[1]:
             least, largest = self.task.range
             said = f"the `range` in program.md is {least:g} to {largest:g}"
@@ -463,9 +467,9 @@ def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
 def end_left_overs(folder: Path) -> bool:
     """End processes of a trial that still run because the loop was killed. Returns whether there were any."""
     try:
-        identifiers = (folder / "process").read_text().split("\n")
+        identifiers = re.findall(r"^\d+ \d+$", (folder / "process").read_text(errors="replace"), re.MULTILINE)
     except OSError:
         return False
     (folder / "process").unlink()
-    ended = [end_left_over(identifier) for identifier in identifiers if identifier]
+    ended = [end_left_over(identifier) for identifier in identifiers]  # a power failure may leave anything else there
     return any(ended)

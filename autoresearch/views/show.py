@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoresearch.program import read_stages
+from autoresearch.program import program_of, read_stages
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS
 from autoresearch.runner import SCORE, TRAIN
@@ -85,7 +85,7 @@ def answer_of(root: Path, ledger: Ledger, number: int) -> dict:
                 f"edit {', '.join(common['edit'])}"
             )
         return {"verdict": "refused", "reason": reason, **common}
-    attempt, stages = ledger.attempts[number - 1], read_stages(root / "program.md")
+    attempt, stages = ledger.attempts[number - 1], read_stages(program_of(root, Path.cwd()))
     trial = folder / "trials" / str(number)
     return {
         "number": attempt.number,

@@ -160,9 +160,10 @@ STEPS = {
     "the moved edit has its reference": remembered("{}-on"),
     "a trial has to run again": event("after", "rerun"),
 }
+OF_PEOPLE = {"before an edit is accepted": event("before", "attempt")}
 
 if __name__ == "__main__":
     step, number = sys.argv.pop(1), int(sys.argv.pop(1))
     note_ledger()
-    STEPS[step](number)
+    (STEPS | OF_PEOPLE)[step](number)
     loop.main()

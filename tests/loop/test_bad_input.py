@@ -209,6 +209,11 @@ def test_a_program_md_as_windows_writes_it_in_a_folder_of_a_monorepo(toy):
     toy.folder = below
     assert toy.statuses() == ["keep", "keep"]
     assert "packages/one/solver.py" in (toy.runs / "proposals/2/brief.md").read_text()
+    toy.write("program.md", "---\nstages: nonsense\n---\n")  # of another game, which is not this one's
+    toy.folder = package
+    assert json.loads(toy.run("wait", "--json"))["stage"] == "explore"
+    toy.folder = below
+    (toy.folder / "program.md").unlink()
     toy.require_whole()
 
 
@@ -244,6 +249,16 @@ def test_a_slip_in_program_md_does_not_end_the_night(toy):
     toy.run_agent(3, "--sandbox", "off")
     assert toy.statuses() == ["keep", "keep", "keep"]
     assert "Go on." in (toy.runs / "proposals/3/brief.md").read_text()
+
+
+def test_a_program_md_that_cannot_be_read_does_not_end_the_night(toy):
+    """Saved as UTF-16, as an editor on Windows may: the agent is told what stood there before."""
+    program = str(toy.folder / "program.md")
+    slip = f"import pathlib\npathlib.Path({program!r}).write_text('Go on.', encoding='utf-16')\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": slip + solver(5)}, "say": "slip"}], e3=[step(6)])
+    assert "save it as UTF-8; agenda and stages stay as they were" in toy.run_agent(3, "--sandbox", "off")
+    assert toy.statuses() == ["keep", "keep", "keep"]
+    assert "Raise the number." in (toy.runs / "proposals/3/brief.md").read_text()
 
 
 def test_a_task_that_changed_under_a_run(toy, refused):

@@ -1,6 +1,7 @@
 """An external agent: `loop.py start` and `loop.py try`, on the toy task and, as program.md says, on the real game."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -156,6 +157,19 @@ def test_the_trial_of_a_caller_that_is_killed_goes_on(toy):
     assert toy.run("wait", "3", expect=1).startswith("---\nscore:             4\n")  # of an earlier one, too
     assert toy.statuses() == ["keep", "keep", "discard", "keep"]
     toy.require_whole()
+
+
+def test_a_run_that_somebody_elsewhere_works_on(toy, refused):
+    """In a container, say, with process numbers of its own: then its number is that of another process here."""
+    toy.run("start")
+    edit(toy, 5)
+    with open(toy.runs / "lock", "r+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write("1")
+        lock.flush()
+        for command in (["try", "-m", "x"], ["start"]):
+            assert "a loop is already running on tag night (process 1)" in refused(*command)
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """What goes wrong around a run: folders that vanish, files that cannot be written, trials that flood their log."""
 
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 from conftest import HANGS, ROOT, solver, step, wait_for
+
+READ_ONLY = "mount --bind {0} {0} && mount -o remount,bind,ro {0}"
 
 
 @pytest.mark.parametrize("folder", ["worktree", "stage"])
@@ -30,16 +33,72 @@ def test_a_worktree_that_is_deleted_while_a_trial_runs(toy, folder):
 def test_a_results_file_that_cannot_be_written_does_not_end_the_night(toy):
     """It is on a file system that becomes read-only. The journal has all; the file is written when it can be again."""
     toy.plan_steps(e2=[step(2)], e3=[step(3)])
-    loop = " ".join(
-        f"'{word}'"
-        for word in [sys.executable, str(ROOT / "loop.py"), "--tag", "night", *toy.agent, "--baseline-runs", "1"]
-    )
-    read_only = "mount --bind results.tsv results.tsv && mount -o remount,bind,ro results.tsv"
-    script = f"{loop} --experiments 2 && {read_only} && {loop} --experiments 3"
+    night = loop(*toy.agent, "--baseline-runs", "1")
+    answer = mounting(toy, f"{night} --experiments 2 && {READ_ONLY.format('results.tsv')} && {night} --experiments 3")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.stdout.count("results.tsv cannot be written") == 1 and "loop.py results" in answer.stdout
+    assert len(toy.rows()) == 2 and len(toy.journal("verdict")) == 3
+    toy.run("results")
+    assert toy.statuses() == ["keep"] * 3
+
+
+def test_what_only_helps_and_cannot_be_written_does_not_end_the_night(toy):
+    """Pages of attempts, ideas and lessons. It is said once of each."""
+    toy.plan_steps(e2=[step(2)], e3=[lesson(3)], e4=[lesson(4)])
+    night, runs = loop(*toy.agent, "--baseline-runs", "1"), ".autoresearch"
+    ideas = f"printf -- '- dare more\n' > {runs}/ideas.md; touch {runs}/lessons.md"
+    closed = " && ".join(READ_ONLY.format(f"{runs}/{name}") for name in ("night/attempts", "ideas.md", "lessons.md"))
+    answer = mounting(toy, f"{night} --experiments 2 && {ideas} && {closed} && {night} --experiments 4")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert toy.statuses() == ["keep"] * 4
+    for name in ("attempts/", "ideas.md", "lessons.md"):
+        assert answer.stdout.count(f"{name} cannot be written") == 1, answer.stdout
+    assert "I1: dare more" in (toy.runs / "proposals/4/brief.md").read_text()
+
+
+def test_a_disk_that_cannot_be_written_is_said(toy):
+    for command in ("", "note hello", "ideas add 'dare more'", "start"):
+        answer = mounting(toy, f'{READ_ONLY.format(".")} && cd "$PWD" && {loop()} {command}')
+        assert answer.returncode == 2 and answer.stderr.startswith("error: "), answer.stderr
+    assert "cannot be used: Read-only file system" in answer.stderr
+
+
+def test_what_a_power_failure_left_of_a_trial(toy):
+    toy.plan_steps(e2=[step(2)])
+    toy.run_agent(1)
+    (toy.runs / "trials/1/process").write_bytes(bytes(30) + b"\n\xff\n12 gone\n")
+    toy.run_agent(2)
+    assert toy.statuses() == ["keep", "keep"] and not (toy.runs / "trials/1/process").exists()
+
+
+def test_a_damaged_record_of_another_run_is_no_fault_of_this_one(toy, refused):
+    """Nor is one of a newer version. But a file that belongs to it is not replaced."""
+    toy.plan_steps(e2=[step(2)])
+    toy.run_agent(2)
+    other = toy.folder / ".autoresearch/other/journal.jsonl"
+    other.parent.mkdir()
+    for damaged in ("garbage\n{}\n", '{"event": "run", "form": 99}\n'):
+        other.write_text(damaged)
+        toy.run_agent(2)
+    toy.write("results.tsv", "commit\tscore\tmemory_gb\tstatus\tdescription\n0123456\t1\t0.0\tkeep\tof the other\n")
+    assert "was not written by this loop" in refused()
+
+
+def loop(*arguments: str) -> str:
+    """The words of the loop, for a shell."""
+    return shlex.join([sys.executable, str(ROOT / "loop.py"), *arguments, "--tag", "night"])
+
+
+def lesson(value: int) -> dict:
+    return step(value, f"description: set it to {value}\nlesson: {value} is better\nidea: a b | c | d")
+
+
+def mounting(toy, script: str) -> subprocess.CompletedProcess:
+    """A shell script in the toy's folder that may mount something, which nobody else sees."""
     flags = ["--mount"] if os.geteuid() == 0 else ["--user", "--map-root-user", "--mount"]
     if subprocess.run(["unshare", *flags, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no mount namespaces")
-    answer = subprocess.run(
+    return subprocess.run(
         ["unshare", *flags, "sh", "-c", script],
         cwd=toy.folder,
         env=toy.environment,
@@ -47,11 +106,6 @@ def test_a_results_file_that_cannot_be_written_does_not_end_the_night(toy):
         text=True,
         timeout=HANGS,
     )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert answer.stdout.count("results.tsv cannot be written") == 1 and "loop.py results" in answer.stdout
-    assert len(toy.rows()) == 2 and len(toy.journal("verdict")) == 3
-    toy.run("results")
-    assert toy.statuses() == ["keep"] * 3
 
 
 @pytest.mark.slow

@@ -158,6 +158,7 @@ def test_a_crash_is_a_row_and_the_night_goes_on(toy):
         "import os\nos.kill(os.getpid(), 9)\n": "training: killed by SIGKILL",
         "import os\nos.kill(os.getpid(), 40)\n": "training: killed by signal 40",  # which has no name
         "VALUE = float('nan')\nprint('score:', VALUE)\n": "score is nan, not a finite number",
+        "VALUE = 1.7e308\nprint('score:', VALUE)\n": "score is 1.7e+308, too large to compare",
         "print('nothing')\n": "train.log holds no line `score: NUMBER`",
     }
     plan = {f"e{n}": [{"files": {"solver.py": code}, "say": "crash it"}] for n, code in enumerate(reasons, 2)}

@@ -303,6 +303,9 @@ def test_a_fake_is_held_back_or_taken_back(toy, refused):
     assert toy.tip() == toy.journal("attempt")[4]["commit"]
     toy.require_results()
     assert "- I1 (discarded, run night, experiment 6): dare more\n  outcome: held back: it g" in ideas.read_text()
+    process = toy.start("before an edit is accepted", "10", "accept", "6", loop=ROOT / "tests/loop/kill_loop.py")
+    process.communicate(timeout=60)
+    assert process.returncode == -9 and toy.journal("accepted") == []  # or whatever is number 10 would be kept
     assert "runs again as experiment 10" in toy.run("accept", "6")
     assert ideas.read_text() == "- I1 (in trial, run night, experiment 10): dare more\n"
     output = toy.run_agent(12)

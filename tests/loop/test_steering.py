@@ -62,6 +62,18 @@ def test_an_agenda_edited_in_the_night_counts_from_the_next_proposal(toy):
     assert ["Prefer odd numbers." in brief for brief in briefs] == [False, True]
 
 
+def test_a_note_in_whatever_locale_the_loop_runs(toy):
+    """Who leaves it may have another."""
+    toy.plan_steps(e2=[step(5)])
+    toy.run_agent(1)
+    box = toy.runs / "inbox"
+    box.mkdir()
+    (box / "1-1.json").write_text(json.dumps({"event": "note", "text": "größer"}, ensure_ascii=False), "utf-8")
+    toy.run_agent(2, LC_ALL="POSIX", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert [note["text"] for note in toy.journal("note")] == ["größer"]
+    assert "größer" in (toy.runs / "proposals/2/brief.md").read_text()
+
+
 # -- what waits for a word
 
 

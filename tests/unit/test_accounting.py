@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from autoresearch.record.accounting import KINDS, Account, account
+from autoresearch.record.accounting import KINDS, Account
 from autoresearch.record.events import Event, from_json
 
 NEEDED = {  # fields without which an event is none, whatever else these tests leave out
@@ -38,6 +38,14 @@ def event(time: float, name: str, fields: dict) -> Event:
 def events(*told) -> list[Event]:
     """(time, name, fields) as a journal has them."""
     return [event(time, name, fields[0] if fields else {}) for time, name, *fields in told]
+
+
+def account(told: list[Event], now: float | None = None) -> dict[str, float]:
+    """Seconds by kind of a journal's events. now: the present time, if a loop is at work on it."""
+    counted = Account()
+    for one in told:
+        counted.add(one)
+    return counted.total(now)
 
 
 def some(**seconds) -> dict[str, float]:

@@ -68,36 +68,50 @@ def test_of_two_that_beat_one_champion_only_the_first_is_kept(toy, monkeypatch):
     assert toy.tip() == git(toy.folder, "rev-parse", "autoresearch/night")
 
 
-def test_an_edit_under_which_seats_are_lost_again_and_again_has_crashed(toy, monkeypatch):
-    """Not at once: a node that goes is no fault of the edit's. But one that takes its nodes down would never end."""
+@pytest.mark.parametrize(
+    ("trouble", "times", "reason"),
+    [
+        ("lost", 5, "node1 was lost, as 5 times before"),
+        ("suspended", 3, "it was suspended for 9 s, as 3 times before"),
+        ("disturbed", 2, "other programs took 90% of the processors"),
+    ],
+)
+def test_a_trial_that_is_in_trouble_again_and_again_has_its_verdict(toy, monkeypatch, trouble, times, reason):
+    """Not at once: a node that goes is no fault of the edit's. But one that takes its nodes down would never end, also
+    where the loop is started again in the meantime.
+    """
     monkeypatch.chdir(toy.folder)
     for name, value in toy.environment.items():
         monkeypatch.setenv(name, value)
 
-    class Losing(Local):
+    class Troubled(Local):
         async def run(self, job, seat, tell=lambda phase: None) -> Measurement:
-            if job.name == "2":
+            if job.name != "2":
+                return await super().run(job, seat, tell)
+            if trouble == "lost":
                 raise SeatLost("the seat on node1 was lost")
-            return await super().run(job, seat, tell)
+            return Measurement(1.0, taken=0.9) if trouble == "disturbed" else Measurement(suspended=9.0)
 
-    async def try_out() -> None:
+    async def try_out(times: int) -> None:
         console = Console(plain=True)
         with open_run("night", "off", console, StopRequest(console.line)) as run:
             run.begin()
-            await run.open(run.choose_seats(), {}, 42, lambda facts: None, Losing)
+            await run.open(run.choose_seats(), {}, 42, lambda facts: None, Troubled)
+            run.ledger.append(events.Game(facts={"most_taken": 0.05}))
             base, experiments = run.ledger.base, Experiments(run, RULES["margin"], Pages(run))
             for number in (1, 2):
-                run.ledger.append(events.Attempt(number=number, commit=base, parent=base, description="x"))
-                run.repo.remember(number, base)
-                attempt = run.ledger.attempts[-1]
-                for _ in range(9):
+                if number > len(run.ledger.attempts):
+                    run.ledger.append(events.Attempt(number=number, commit=base, parent=base, description="x"))
+                    run.repo.remember(number, base)
+                attempt = run.ledger.attempts[number - 1]
+                for _ in range(times):
                     if not attempt.status:
                         await experiments.try_out(attempt, run.runner.seats[0])
 
-    in_a_loop(try_out())
-    verdict = toy.journal("verdict")[1]
-    assert verdict["status"] == "crash" and "node1 was lost, as 5 times before" in verdict["reason"]
-    assert [entry["number"] for entry in toy.journal("rerun")] == [2] * 5
+    in_a_loop(try_out(1))
+    in_a_loop(try_out(9))
+    assert reason in toy.journal("verdict")[1]["reason"]
+    assert [entry["why"] for entry in toy.journal("rerun")] == [trouble] * times
 
 
 STUBBORN = """

@@ -1,12 +1,13 @@
 """One call of the claude-api agent: the real SDK, and a scripted model behind real HTTP."""
 
 import asyncio
+import dataclasses
 import json
 import socket
 import threading
 
 import pytest
-from calls import Call, connections, discarded
+from calls import TASK, Call, connections, discarded
 from conftest import solver
 from models import (
     CUT,
@@ -30,6 +31,7 @@ from models import (
 from autoresearch import UserError
 from autoresearch.agents import AgentBlocked, AgentFailed, AgentStopped, AgentUnavailable, Proposal, claude_api, price
 from autoresearch.agents.claude_api import ClaudeAPI
+from autoresearch.agents.editor import Editor
 from autoresearch.task import Stages
 
 
@@ -179,6 +181,36 @@ def test_an_outage_in_mid_conversation_resumes_from_the_request_that_failed(call
         (call.folder / "solver.py").write_text(solver(2))
         call.propose(caller, sources={"solver.py": solver(2)})
     assert call.text() == solver(6) and "another edit was kept" in models.asked[6].text
+
+
+def test_a_file_that_is_new_outlives_an_outage_too(call, monkeypatch):
+    monkeypatch.setattr("calls.TASK", dataclasses.replace(TASK, editable=("solver.py", "*.inc")))
+    turns = iter([[create("new.inc", "X = 1")], Fault(529, "overloaded_error", "Overloaded"), [submit()]])
+    with Models(lambda asked: next(turns)) as models:
+        caller = agent(models)
+        with pytest.raises(AgentUnavailable):
+            call.propose(caller)
+        (call.folder / "new.inc").unlink()
+        call.propose(caller)
+    assert (call.folder / "new.inc").read_text() == "X = 1"
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_line_ends_and_what_is_no_utf_8_stay_as_they_are(tmp_path, end):
+    path, editor = tmp_path / "a.c", Editor(tmp_path, ("a.c",))
+    path.write_bytes(end.join([b"/* \xfcber */", b"a", b"b", b""]))
+    assert "\ufffdber" in editor.edit({"command": "view", "path": "a.c"})
+    editor.edit({"command": "str_replace", "path": "a.c", "old_str": "a\nb", "new_str": "c\r\nd"})
+    editor.edit({"command": "insert", "path": "a.c", "insert_line": 1, "insert_text": "\ud800 new"})
+    assert path.read_bytes() == end.join([b"/* \xfcber */", b"? new", b"c", b"d", b""])
+
+
+def test_no_edit_of_a_file_of_windows_is_no_edit(call):
+    call.original = call.original.replace(b"\n", b"\r\n")
+    (call.folder / "solver.py").write_bytes(call.original)
+    said = Say("I would raise the value.")
+    with Models(lambda asked: [said]) as models, pytest.raises(AgentFailed, match="ended without an edit"):
+        call.propose(agent(models))
 
 
 def test_what_was_begun_for_another_attempt_is_not_gone_on_with(call):

@@ -1,8 +1,11 @@
 """Which seats a cluster has, and which of them a run takes."""
 
+import os
+
 import pytest
 
 from autoresearch import UserError
+from autoresearch.runner.local import seats_of
 from autoresearch.runner.places import choose_kinds, places_of, seats_in_words, tiers_of
 
 
@@ -32,6 +35,14 @@ def test_a_seat_is_a_gpu_or_so_many_cores_of_a_node_that_is_alive():
     ]
     by_cores = [place for place in places_of(NODES, seat_cpus=3) if place.cores]
     assert [(place.kind, place.share) for place in by_cores] == [("CPU, 3 cores", 2), ("CPU, 3 cores", 2), ("lab", 1)]
+
+
+def test_workers_share_the_cores_that_this_program_may_use(monkeypatch):
+    """Not all that the machine has: taskset, or a container with a set of its own."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [seat.device for seat in seats_of(None, 2)] == [{"OMP_NUM_THREADS": "4"}] * 2
 
 
 def test_nodes_of_one_machine_have_names_of_their_own():

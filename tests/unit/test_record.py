@@ -55,6 +55,28 @@ def test_a_row_has_the_public_columns():
     assert results.row(crash) == "abcdef0\t0.000000\t0.0\tcrash\tboom\n"
 
 
+@pytest.mark.parametrize(
+    ("score", "said"), [(1.7e308, "1.7e+308"), (3.25e-7, "3.25e-07"), (-0.5, "-0.500000"), (0.0, "0.000000")]
+)
+def test_a_score_of_any_size_is_legible(score, said):
+    attempt = Attempt(2, "0123456789", "0" * 40, "x", "sweep", status="keep", score=score)
+    assert results.row(attempt).split("\t")[1] == said and float(said) == score
+
+
+def test_rows_as_older_versions_wrote_them_are_this_loop_s(old, tmp_path):
+    """A score of any size had six decimals."""
+    old.finished[1].score = 3.25e-7
+    text = results.whole(old)
+    path = tmp_path / "results.tsv"
+    for theirs in (text, text.replace("3.25e-07", "0.000000"), text[: text.index("3.25e-07") + 3], text[:-20]):
+        path.write_text(theirs)
+        results.Results(path, old).require_ours(tmp_path / "none")
+    for other in ("hello", text + "my own note\n", text.replace(old.finished[1].commit[:7], "0000000")):
+        path.write_text(other)
+        with pytest.raises(UserError, match="was not written by this loop"):
+            results.Results(path, old).require_ours(tmp_path / "none")
+
+
 def test_figures_of_a_log(tmp_path):
     log = tmp_path / "train.log"
     log.write_bytes(
