@@ -256,7 +256,7 @@ def test_a_program_md_that_cannot_be_read_does_not_end_the_night(toy):
     program = str(toy.folder / "program.md")
     slip = f"import pathlib\npathlib.Path({program!r}).write_text('Go on.', encoding='utf-16')\n"
     toy.plan_steps(e2=[{"files": {"solver.py": slip + solver(5)}, "say": "slip"}], e3=[step(6)])
-    assert "save it as UTF-8; agenda and stages stay as they were" in toy.run_agent(3, "--sandbox", "off")
+    assert "save it as UTF-8; agenda and stages stay as before" in toy.run_agent(3, "--sandbox", "off")
     assert toy.statuses() == ["keep", "keep", "keep"]
     assert "Raise the number." in (toy.runs / "proposals/3/brief.md").read_text()
 

@@ -23,7 +23,7 @@ def test_without_git(toy, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert answer.returncode == 2 and answer.stderr.startswith("error: there is no git here: `apt install git`")
+    assert answer.returncode == 2 and answer.stderr.startswith("error: git is not installed: `apt install git`")
 
 
 @pytest.mark.parametrize("made", ["sha1", "sha256"])
@@ -51,7 +51,7 @@ def test_a_partial_clone_fetches_what_it_lacks(toy, environment, tmp_path):
     assert not (clone.folder / "other").exists()
     git(clone.folder, "remote", "set-url", "origin", "file:///nowhere")
     said = clone.run("--agent", "sweep", "--experiments", "1", "--baseline-runs", "1", expect=2)
-    assert "is a partial one" in said and "git fetch --refetch --no-filter" in said and "cmdline" not in said
+    assert "this is a partial clone" in said and "git fetch --refetch --no-filter" in said and "cmdline" not in said
     git(clone.folder, "remote", "set-url", "origin", f"file://{toy.folder}")
     clone.run("--agent", "sweep", "--experiments", "1", "--baseline-runs", "1")
     assert (clone.runs / "stage/other/text").read_text() == "left out"

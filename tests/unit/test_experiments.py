@@ -72,8 +72,8 @@ def test_of_two_that_beat_one_champion_only_the_first_is_kept(toy, monkeypatch):
     ("trouble", "times", "reason"),
     [
         ("lost", 5, "node1 was lost, as 5 times before"),
-        ("suspended", 3, "it was suspended for 9 s, as 3 times before"),
-        ("disturbed", 2, "other programs took 90% of the processors"),
+        ("suspended", 3, "it was suspended for 9 s, after 3 earlier suspensions"),
+        ("disturbed", 2, "other programs used 90% of the CPU"),
     ],
 )
 def test_a_trial_that_is_in_trouble_again_and_again_has_its_verdict(toy, monkeypatch, trouble, times, reason):
