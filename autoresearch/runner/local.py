@@ -286,7 +286,7 @@ def choose_confinement(mode: str) -> bool:
 
 def sandbox_in_words(confined: bool) -> str:
     if confined:
-        return f"{sandbox.method()}: trials see no home folder, keys or network, and write only to their folder"
+        return f"{sandbox.method()}: trials see no home folder, keys or network; write only to their folder"
     return "NONE: the agent's code runs with your permissions (see --sandbox)"
 
 
