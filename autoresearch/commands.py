@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoresearch import Stopped, UserError
 from autoresearch.agents import Agent, Proposal
@@ -27,6 +27,7 @@ from autoresearch.record.findings import doubt
 from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS, recorded_run, root_of
 from autoresearch.run import Run, open_run
+from autoresearch.runner import Runner
 from autoresearch.runner.local import Local, sandbox_in_words
 from autoresearch.runner.places import prices_of, require_known, tiers_of
 from autoresearch.task import Task, edit_hash
@@ -38,7 +39,7 @@ from autoresearch.views.show import first_screen, show_end
 from autoresearch.views.track import Tracking
 
 if TYPE_CHECKING:
-    from autoresearch.runner.cluster import Fleet
+    from autoresearch.runner.fleet import Fleet
 
 
 @contextlib.asynccontextmanager
@@ -110,7 +111,7 @@ async def night(loop: type, options: Research) -> int:
             "cost": "not limited: --max-cost USD would" if spends and options.max_cost is None else "",
         }
         settings = options.settings()
-        make = fleet.runner if fleet else Local
+        make = partial(on, fleet) if fleet else Local
         await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown), make)
         run.note_start(options.keep_rule)
         try:
@@ -128,7 +129,7 @@ async def night(loop: type, options: Research) -> int:
 
 async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -> "Fleet":
     """Connect to the cluster of --cluster, until the end of the night. Raises UserError."""
-    from autoresearch.runner import cluster  # which needs Ray
+    from autoresearch.runner import fleet as cluster  # which needs Ray
 
     if options.gpus is not None or options.workers is not None:
         raise UserError("--cluster takes the seats that the cluster has; leave --gpus and --workers out")
@@ -141,6 +142,13 @@ async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -
     run.prices = {kind: price for kind, price in prices.items() if kind in fleet.kinds}
     run.kind, run.tiers = fleet.kinds[-1], fleet.kinds if fleet.kinds[1:] else ()
     return fleet
+
+
+def on(fleet: "Fleet", *arguments: Any) -> Runner:
+    """The runner of a cluster; arguments as of Local."""
+    from autoresearch.runner.cluster import Cluster
+
+    return Cluster(fleet, Local(*arguments))
 
 
 def seat_prices(run: Run) -> str:

@@ -10,11 +10,10 @@ time; one that joins becomes a seat. All this is awaited on the one thread that 
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from autoresearch import UserError
 from autoresearch.files import write_whole
 from autoresearch.repo import Git, RunRepo
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
-from autoresearch.runner.connect import connect
+from autoresearch.runner.fleet import Fleet
 from autoresearch.runner.local import Local
 from autoresearch.runner.machine import remove
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
-from autoresearch.runner.places import Place, choose_kinds, places_of, seats_in_words
+from autoresearch.runner.places import Place
 from autoresearch.task import Facts
 from autoresearch.text import one_line
 
@@ -49,63 +48,13 @@ class Worker:
         return self.actor.call.remote(name, *arguments)
 
 
-@dataclasses.dataclass
-class Fleet:
-    """A cluster that this process is connected to. kinds: what the run uses, the one that decides last. say: told what
-    a person should know. aside: why a node is not used, by its name; the loop adds to it.
-    """
-
-    kinds: tuple[str, ...]
-    seat_cpus: int | None
-    say: Callable[..., None]
-    aside: Mapping[str, str]
-    cluster: "Cluster | None" = None
-
-    def runner(self, *arguments: Any) -> "Cluster":
-        """The runner of a run; arguments as of Local."""
-        self.cluster = Cluster(self, Local(*arguments))
-        return self.cluster
-
-    async def close(self) -> None:
-        import ray
-
-        if self.cluster:
-            await self.cluster.close()
-        ray.shutdown()
-
-    def places(self) -> list[Place]:
-        import ray
-
-        return [place for place in places_of(ray.nodes(), self.seat_cpus) if place.node not in self.aside]
-
-    def in_words(self) -> str:
-        return seats_in_words(self.places(), self.kinds)
-
-
-async def join(
-    asked: str, seat_cpus: int | None, kinds: tuple[str, ...], say: Callable[..., None], aside: Mapping[str, str]
-) -> Fleet:
-    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; none: those it has most of. The rest
-    is as Fleet has it. Raises UserError.
-    """
-    await connect(asked)
-    import ray
-
-    fleet = Fleet(kinds, seat_cpus, say, aside)
-    fleet.kinds = choose_kinds(fleet.places(), kinds)
-    here = {place.node for place in places_of(ray.nodes(), seat_cpus)}
-    for node in (node for node in aside if node in here):
-        say(f"{node} stays aside: {aside[node]}", "yellow")
-    return fleet
-
-
 class Cluster:
     """Runs the jobs of one run on the seats of a fleet. home: the runner of this machine, without a seat. It has the
     run's folder, and rehearses edits.
     """
 
     def __init__(self, fleet: Fleet, home: Local) -> None:
-        self.fleet, self.home = fleet, home
+        self.fleet, self.home, fleet.closes = fleet, home, self.close
         self.task, self.repo, self.base, self.folder = home.task, home.repo, home.base, home.folder
         self.settings, self.confined = home.settings, home.confined
         self.home.share = 1
@@ -131,7 +80,7 @@ class Cluster:
         if self.task.link or has_submodules(self.repo, self.base):
             raise UserError("a game with `link` in program.md, or with git submodules, does not run on a cluster yet")
         self.mark, kinds = fingerprint(), self.fleet.kinds
-        self._bundle = ray.put(bundle_of(self.repo, self.base))
+        self._bundle = await self.fleet.ask(lambda: ray.put(bundle_of(self.repo, self.base)))
         self._watching = asyncio.create_task(self._watch())
         await self._until(lambda: len(self._described) == len(kinds), NO_SEAT)
         require(self._described[kinds[-1]])
@@ -171,6 +120,7 @@ class Cluster:
 
         while True:
             with contextlib.suppress(ray.exceptions.RayError):  # it does not answer just now
+                await self.fleet.look()
                 self._look({place.key: place for place in self.fleet.places() if place.kind in self.fleet.kinds})
             await asyncio.sleep(LOOK)
 
@@ -191,8 +141,8 @@ class Cluster:
 
         pinned = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
         needs = {"num_cpus": place.cores} if place.cores else {"num_cpus": 0, "num_gpus": 1}
-        actor = ray.remote(Actor).options(scheduling_strategy=pinned, max_concurrency=100, **needs).remote()
-        worker = Worker(place, actor)
+        made = ray.remote(Actor).options(scheduling_strategy=pinned, max_concurrency=100, **needs)
+        worker = Worker(place, await self.fleet.ask(made.remote))
         try:
             why = await self._set_up(worker)
             if not why:
@@ -266,7 +216,7 @@ class Cluster:
         until = asyncio.get_running_loop().time() + AGAIN
         text, before = f"{worker.place.node}: {why}", self._aside.get(worker.place.key, ("",))[0]
         self._aside[worker.place.key] = text, until
-        ray.kill(worker.actor)
+        self.fleet.send(ray.kill, worker.actor)
         if text != before and worker.place.node not in self.fleet.aside:  # then it has been said
             self.fleet.say(f"a seat is not used: {text}", "yellow")
         self._changed.set()
