@@ -171,6 +171,7 @@ class Loop:
 
         Cancel the proposals of a night that ends, and (level 2) the trials too.
         """
+        self.proposer.want_seats([trial.seat for trial in self.trials.values()], self.fault or self.reason_to_end())
         asked = start(self.stop.reaches(self.stop.level + 1))
         told = start(self.run.told(self.seats))
         thinks = any(not task.cancelling() for task in self.proposals)

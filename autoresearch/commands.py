@@ -71,9 +71,7 @@ async def night(loop: type, options: Research) -> int:
     stop = StopRequest(console.line)
     limits = Limits(options.experiments, options.hours, options.max_cost, options.max_tokens)
     gate = gate_of(options.approve)
-    if (options.tiers is not None or options.seat_price) and not options.cluster:
-        name = "--seat-price" if options.tiers is None else "--tiers"
-        raise UserError(f"{name} names kinds of devices of a cluster: it goes with --cluster auto|HOST:PORT")
+    require_cluster(options)
     agents, agents_in_words, filler = agents_of(options)
     say = partial(console.line, style="yellow")
     listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
@@ -127,6 +125,19 @@ async def night(loop: type, options: Research) -> int:
     return 130 if stop.now() else 0
 
 
+def require_cluster(options: Research) -> None:
+    """UserError for options that only a cluster can follow, and for those that do not go together."""
+    if options.cluster and options.max_seats and options.tiers is not None:
+        raise UserError("--max-seats lets seats of one kind grow; leave it out, or --tiers")
+    names = "names kinds of devices of a cluster"
+    for option, said, why in (
+        ("--tiers", options.tiers is not None, names), ("--seat-price", options.seat_price, names),
+        ("--max-seats", options.max_seats, "asks a cluster for nodes"),
+    ):  # fmt: skip
+        if said and not options.cluster:
+            raise UserError(f"{option} {why}: it goes with --cluster auto|HOST:PORT")
+
+
 async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -> "Fleet":
     """Connect to the cluster of --cluster, until the end of the night. Raises UserError."""
     from autoresearch.runner import fleet as cluster  # which needs Ray
@@ -136,7 +147,9 @@ async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -
     assert options.cluster
     prices = prices_of(options.seat_price)
     kinds = run.choose_kinds(() if options.tiers is None else tiers_of(options.tiers))
-    fleet = await cluster.join(options.cluster, options.seat_cpus, kinds, run.console.line, run.ledger.aside)
+    say, aside = run.console.line, run.ledger.aside
+    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, aside, options.max_seats)
+    fleet = await run.stop.unless_asked(joining)
     at_end.push_async_callback(fleet.close)
     require_known(prices, fleet.places())
     run.prices = {kind: price for kind, price in prices.items() if kind in fleet.kinds}

@@ -131,6 +131,11 @@ class Research(Begins):
         "the second, which decides.",
         metavar="KIND,KIND",
     )
+    max_seats: int | None = option(
+        "With --cluster: ask its autoscaler for up to so many seats while proposals wait for one, and give them back "
+        "when no more will begin. Default: those that it has.",
+        min=1,
+    )
     seat_price: list[str] = option(
         "With --cluster: dollars an hour for a seat of that kind, counted by --max-cost; again, or with commas, for "
         "more.",

@@ -35,12 +35,12 @@ class Tiers:
         return not all(any(self.suits(seat, attempt) for seat in seats) for attempt in (None, *waiting))
 
     def room_for_new(self, waiting: Sequence[Attempt], idle: Sequence[Seat]) -> tuple[int, int]:
-        """(Attempts that wait for seats on which new edits run, such seats that are idle.) What waits for the last
-        kind, beyond one for each of its seats, counts as well: more would only pile up.
+        """(Attempts that wait for seats on which new edits run, such seats that are idle or may come.) What waits for
+        the last kind, beyond one for each of its seats, counts as well: more would only pile up.
         """
         last = sum(not self.suits(seat) for seat in self.run.runner.seats)
         promoted = sum(attempt.promoted for attempt in waiting)
-        return len(waiting) - min(promoted, last), sum(map(self.suits, idle))
+        return len(waiting) - min(promoted, last), sum(map(self.suits, idle)) + self.run.runner.room
 
     async def screen(self, attempt: Attempt, seat: Seat, view: Tell) -> tuple[Verdict, Measurement]:
         """Run an attempt on the first kind, if it has not: the judge's word, by the champion's scores there. A baseline

@@ -74,6 +74,16 @@ class SeatLost(Exception):
 class Runner(Protocol):
     seats: Sequence[Seat]  # what can run at once; another list when some have come or gone
 
+    @property
+    def room(self) -> int:
+        """Seats that may come beside these, if there is work for them: so many attempts more are worth having ready."""
+        ...
+
+    def want(self, trials: int, busy: Sequence[Seat]) -> None:
+        """Told again and again how many trials could run at once, and on which seats some do. 0: no more will begin,
+        and seats that are not busy may go."""
+        ...
+
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None]) -> Measurement:
         """Run a job; cancelling it ends it, whole. Raises UserError for what only a person can put right, OSError where
         a full disk kept it from running, and SeatLost where the seat is gone. Never raises for what the job's commands

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from autoresearch import UserError
 from autoresearch.files import write_whole
 from autoresearch.repo import Git, RunRepo
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
-from autoresearch.runner.fleet import Fleet
+from autoresearch.runner.fleet import LOOK, Fleet
 from autoresearch.runner.local import Local
 from autoresearch.runner.machine import remove
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
@@ -29,7 +30,6 @@ from autoresearch.runner.places import Place
 from autoresearch.task import Facts
 from autoresearch.text import one_line
 
-LOOK = 1.0  # seconds between two looks at which nodes there are
 AGAIN = 10.0  # seconds after which a seat that was lost or could not be set up is tried again
 LATE = 30.0  # seconds for which the run waits for the other seats when it has its first
 NO_SEAT = 120.0  # seconds without any word of a seat, at the start, after which somebody else has them all
@@ -66,6 +66,7 @@ class Cluster:
         self._aside: dict[tuple[str, int], tuple[str, float]] = {}  # why a place is not used, and until when
         self._trained: dict[str, Worker] = {}  # by name of the trial: what its training saved is there
         self._bringing: set[asyncio.Task] = set()
+        self._giving_back: set[asyncio.Task] = set()
         self._changed = asyncio.Event()
         self._described: dict[str, Facts] = {}  # by kind, before anything that takes long
         self._opened = False
@@ -129,8 +130,11 @@ class Cluster:
         for worker in [worker for worker in self._workers.values() if worker.place.key not in places]:
             self._lose(worker, self.fleet.aside.get(worker.place.node, "the node is gone"))
         known = {*self._opening, *(worker.place.key for worker in self._workers.values())}
-        now = asyncio.get_running_loop().time()
+        now, demand = asyncio.get_running_loop().time(), self.fleet.demand
+        most = math.inf if demand is None else demand.most if demand.wanted else 0
         for key, place in places.items():
+            if len(self._workers) + len(self._opening) >= most:
+                return
             if key not in known and self._aside.get(key, ("", 0.0))[1] <= now:
                 self._opening[key] = asyncio.create_task(self._open(place))
 
@@ -225,11 +229,42 @@ class Cluster:
         """A seat is gone."""
         if worker.seat is None or self._workers.get(worker.seat.number) is not worker:
             return
-        del self._workers[worker.seat.number]
-        self.seats = [seat for seat in self.seats if seat.number != worker.seat.number]
+        self._remove(worker.seat)
         self._put_aside(worker, why)
         if (kind := worker.place.kind) in self._lacking():
             self.fleet.say(f"no seat of {kind} is left: waiting until a node joins; Ctrl-C ends the loop", "yellow")
+
+    def _remove(self, seat: Seat) -> None:
+        del self._workers[seat.number]
+        self.seats = [other for other in self.seats if other.number != seat.number]
+
+    # -- more of them, and less
+
+    @property
+    def room(self) -> int:
+        """See Runner. As many again as there are: nodes take minutes to come, and edits that wait are soon stale."""
+        demand = self.fleet.demand
+        return min(demand.most - len(self.seats), max(1, len(self.seats))) if demand else 0
+
+    def want(self, trials: int, busy: Sequence[Seat]) -> None:
+        """See Runner."""
+        if self.fleet.demand is None:
+            return
+        self.fleet.demand.want(trials)
+        for worker in [] if trials else list(self._workers.values()):
+            if worker.seat and worker.seat not in busy:
+                self._remove(worker.seat)
+                task = asyncio.create_task(self._give_back(worker))
+                self._giving_back.add(task)
+                task.add_done_callback(self._giving_back.discard)
+
+    async def _give_back(self, worker: Worker) -> None:
+        """End an actor when what it has for us is here: its node is idle then, and the autoscaler removes it."""
+        import ray
+
+        if self._bringing:
+            await asyncio.wait(self._bringing, timeout=ENDING)
+        self.fleet.send(ray.kill, worker.actor)
 
     # -- jobs
 

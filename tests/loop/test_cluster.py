@@ -186,8 +186,8 @@ def test_a_node_that_dies_loses_no_trial_and_a_new_one_takes_work(on_nodes, node
 
 @pytest.mark.slow
 def test_a_loop_that_is_killed_leaves_no_trial_and_the_same_command_goes_on(on_nodes, nodes):
-    """Fails where trials outlive the loop, or Ctrl-C twice; where a run that was cut off loses or doubles one; where the
-    loop does not hear Ctrl-C while the head of the cluster does not answer."""
+    """Fails where trials outlive the loop, or Ctrl-C twice; where a run that was cut off loses or doubles one; where
+    the loop does not hear Ctrl-C while the head of the cluster does not answer."""
     toy = on_nodes
     toy.plan_steps(otherwise=[waits(toy, 2)], e3=[waits(toy, 3)])
     night = *toy.agent, "--experiments", "3"
@@ -323,6 +323,9 @@ def test_what_to_type_where_there_is_no_cluster_or_no_ray(toy, refused, monkeypa
     assert "takes auto or HOST:PORT" in refused(*night, "--cluster", "somewhere")
     assert "leave --gpus and --workers out" in refused(*night, "--cluster", "auto", "--workers", "2")
     assert "--tiers names kinds of devices of a cluster" in refused(*night, "--tiers", "fast,slow")
+    assert "--max-seats asks a cluster for nodes" in refused(*night, "--max-seats", "4")
+    both = "--max-seats", "4", "--tiers", "fast,slow"
+    assert "leave it out, or --tiers" in refused(*night, "--cluster", "auto", *both)
     assert "--seat-price names kinds of devices of a cluster" in refused(*night, "--seat-price", "fast=2")
     assert "takes two kinds" in refused(*night, "--cluster", "auto", "--tiers", "fast")
     assert "names fast twice" in refused(*night, "--cluster", "auto", "--tiers", "fast,fast")
