@@ -104,6 +104,7 @@ class Experiments:
         again = f"it looked good on {self.run.tiers[0]}; now on {seat.kind}" if attempt.promoted else ""
         view = self.console.trial(attempt, again, seat=seat.number)
         try:
+            await self.trials.look_at(attempt, seat)
             if self.run.screens(seat):
                 verdict, measured = await self.tiers.screen(attempt, seat, view)
                 checked = Measurement()

@@ -139,6 +139,7 @@ class Ledger:
         self.stale = {False: 0, True: 0}  # verdicts since the champion ran last; True: on the first kind of --tiers
         self.screening = ""  # the first kind of --tiers
         self.aside: dict[str, str] = {}  # why a node of a cluster is used no more, by its name
+        self.paces: dict[tuple[str, str], list[float]] = {}  # of the baseline, by kind and name of a node
         self.dropped: list[Attempt] = []  # what was kept and taken back by a person
         self.accepted: set[int] = set()  # numbers of attempts that a person has looked at
         self.verified: list[events.Verified] = []
@@ -330,6 +331,8 @@ class Ledger:
                 self.started, self.called, self.cost_rejected = event, None, ""
             case events.Aside():
                 self.aside[event.node] = event.reason
+            case events.Pace():
+                self.paces.setdefault((event.kind, event.node), []).append(event.pace)
             case events.Game():
                 self.facts = Facts.of(event.facts)
             case events.Attempt():

@@ -169,7 +169,7 @@ class Cluster:
         """Why a place cannot be a seat; empty if it can."""
         place = worker.place
         mark = await worker.call("fingerprint")
-        if why := self._objection(mark, place.kind):
+        if why := objection(mark, self.mark, self.marks.get(place.kind), self.confined):
             return why
         device = {"OMP_NUM_THREADS": str(place.cores)} if place.cores else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         run = f"{self.repo.tag}-{hashlib.sha256(f'{self.base} {self.folder}'.encode()).hexdigest()[:12]}"
@@ -194,23 +194,6 @@ class Cluster:
                     return f"it has {name} {theirs}, the run {ours}"
         self.facts_of.setdefault(place.kind, facts)
         self.marks.setdefault(place.kind, mark)
-        return ""
-
-    def _objection(self, mark: Fingerprint, kind: str) -> str:
-        """Why a node's trials would not compare, or could not run; empty where nothing speaks against it."""
-        home = self.mark
-        if mark.code != home.code:
-            return "its code of the loop is another than here: bring its checkout to the same state (git pull)"
-        if mark.python != home.python:
-            return f"it has Python {mark.python}, this machine {home.python}"
-        if home.torch and mark.torch.partition("+")[0] != home.torch.partition("+")[0]:
-            return f"it has torch {mark.torch or 'not at all'}, this machine {home.torch}: `uv sync` in its checkout"
-        if self.confined and not mark.sandbox:
-            return "trials cannot be confined there, and are here: it has neither Landlock nor bubblewrap"
-        if first := self.marks.get(kind):
-            for name in ("torch", "driver") if first.driver else ("torch", "processor"):
-                if (theirs := getattr(mark, name)) != (ours := getattr(first, name)):
-                    return f"it has the {name} {theirs or 'unknown'}, the first node {ours or 'unknown'}"
         return ""
 
     def _put_aside(self, worker: Worker, why: str) -> None:
@@ -362,6 +345,24 @@ class Cluster:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def objection(mark: Fingerprint, home: Fingerprint, first: Fingerprint | None, confined: bool) -> str:
+    """Why a node's trials would not compare, or could not run; empty where nothing speaks against it. home: this
+    machine. first: the first node of its kind.
+    """
+    if mark.code != home.code:
+        return "its code of the loop is another than here: bring its checkout to the same state (git pull)"
+    if mark.python != home.python:
+        return f"it has Python {mark.python}, this machine {home.python}"
+    if home.torch and mark.torch.partition("+")[0] != home.torch.partition("+")[0]:
+        return f"it has torch {mark.torch or 'not at all'}, this machine {home.torch}: `uv sync` in its checkout"
+    if confined and not mark.sandbox:
+        return "trials cannot be confined there, and are here: it has neither Landlock nor bubblewrap"
+    for name in ("torch", "driver") if first and first.driver else ("torch", "processor"):
+        if first and (theirs := getattr(mark, name)) != (ours := getattr(first, name)):
+            return f"it has the {name} {theirs or 'unknown'}, the first node {ours or 'unknown'}"
+    return ""
 
 
 def put(folder: Path, files: Any) -> None:

@@ -4,6 +4,7 @@ One cluster for all tests, of two nodes of one kind and one of another. What kil
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -20,8 +21,8 @@ import pytest
 from conftest import PROGRAM, ROOT, Toy, git, solver, step, wait_for
 
 from autoresearch.repo import Repository, RunRepo
-from autoresearch.runner.cluster import bundle_of
-from autoresearch.runner.node import clone
+from autoresearch.runner.cluster import bundle_of, objection
+from autoresearch.runner.node import Fingerprint, clone
 
 GONE = 30.0  # seconds after which an actor whose loop is gone has ended its trial
 JOINED = 60.0  # seconds for a raylet to start, on a busy machine, and to have a seat
@@ -239,6 +240,57 @@ def test_a_slow_node_is_put_aside(on_nodes, nodes):
         assert aside["node"] not in {seat["node"] for seat in toy.journal("seats")[-1]["seats"]}
     finally:
         nodes.cluster.remove_node(slow)
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_later_is_checked_like_the_first_ones(on_nodes, nodes, tmp_path):
+    """Fails where a slow node that joins during the night gets an edit before the baseline, keeps its seat, or costs
+    the edit its verdict; where one with another torch gets a seat, or is not spoken of."""
+    toy = on_nodes
+    before = "import os, time\nif __name__ == '__main__':\n    time.sleep(30 if os.environ['KIND'] == 'lame' else 11)\n"
+    toy.write("solver.py", solver(1, before))
+    toy.commit()
+    toy.plan_steps(e2=[waits(toy, 2)], e3=[waits(toy, 3)], e4=[step(0)])
+    other = tmp_path / "torch-0.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n")
+    process = toy.start(*toy.agent, "--baseline-runs", "3", "--experiments", "4")
+    wait_for(lambda: len(nodes.trials()) == 2 and toy.journal("verdict"), 120)
+    late = [
+        nodes.cluster.add_node(num_cpus=1, wait=True, resources={"kind:fast": 1}, env_vars=own, **nodes.usual)
+        for own in ({"KIND": "lame"}, {"KIND": "fast", "PYTHONPATH": str(tmp_path)})
+    ]
+    try:
+        lame, differs = (node.node_id[:6] for node in late)
+        (aside,) = wait_for(lambda: toy.journal("aside"), 150)
+        assert aside["node"].endswith(lame) and "s, 11 in the middle of 4" in aside["reason"]
+        toy.go.touch()
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        assert f"{differs}: it has torch 0.1, this machine " in output
+        assert not any(node.endswith(differs) for _, node in ran(toy))
+        assert [number for number, node in ran(toy) if node.endswith(lame)] == [4]
+        assert [entry["number"] for entry in toy.journal("measured")].count(4) == 1  # elsewhere
+        assert sorted(verdicts(toy)) == [1, 2, 3, 4] and verdicts(toy)[4] == ("discard", 0)
+        toy.require_whole(in_order=False)
+    finally:
+        for node in late:
+            nodes.cluster.remove_node(node)
+
+
+def test_what_is_said_against_a_node():
+    """Fails where a difference between nodes is overlooked, or one that does not matter is held against a node."""
+    home = Fingerprint("code", "3.13.1", "2.11.0", "", "CPU A", "Landlock")
+    gpu = dataclasses.replace(home, torch="2.11.0+cu130", driver="600.1")
+    for field, value, why in (
+        ("code", "other", "its code of the loop"), ("python", "3.12.1", "Python 3.12.1, this machine 3.13.1"),
+        ("torch", "2.12.0", "torch 2.12.0, this machine 2.11.0"), ("driver", "601.2", "driver 601.2, the first"),
+        ("torch", "2.11.0+cu128", "torch 2.11.0+cu128, the first node 2.11.0+cu130"), ("sandbox", "", "Landlock"),
+    ):  # fmt: skip
+        assert why in objection(dataclasses.replace(gpu, **{field: value}), home, gpu, True), field
+    assert not objection(dataclasses.replace(gpu, processor="CPU B"), home, gpu, True)
+    assert not objection(dataclasses.replace(gpu, sandbox=""), home, gpu, False)
+    assert "processor CPU B" in objection(dataclasses.replace(home, processor="CPU B"), home, home, True)
 
 
 def of_kind(toy: Toy, fast: int, slow: int, wait: bool = False) -> dict:
