@@ -21,6 +21,7 @@ from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import (
     AddIdea,
     Approve,
+    Called,
     Check,
     Clean,
     Doctor,
@@ -131,6 +132,7 @@ def check(context: typer.Context, options: Check) -> None:
 @taking(Start)
 def start(context: typer.Context, options: Start) -> None:
     """For an external agent (see program.md): begin a run or find it again, train the baseline, say where to edit."""
+    require_this_machine("start", options)
     if options.apart:
         from autoresearch import commands
 
@@ -147,6 +149,7 @@ def try_(context: typer.Context, options: Try) -> None:
 
     Exit code 0: kept. 1: discarded. 3: it crashed. 4: it was refused, and stands where it stood. 2: bad use, or a fault
     that has to be put right first. 130: it was stopped; the same command goes on. With --background 0: it runs."""
+    require_this_machine("try", options)
     if not options.message.strip():
         raise UserError(f'-m needs a description: {to_type("try")} -m "what and why"')
     if options.apart:
@@ -156,6 +159,14 @@ def try_(context: typer.Context, options: Try) -> None:
     from autoresearch import calls
 
     end_with(calls.try_edit(program_of(context.obj), arguments(), options))
+
+
+def require_this_machine(command: str, options: Called) -> None:
+    if options.cluster:
+        raise UserError(
+            f"`{command}` runs its trial on this machine only: leave --cluster out. What runs on a cluster is a night, "
+            f"`{to_type()} --cluster {options.cluster}`, and `verify`"
+        )
 
 
 @app.command()

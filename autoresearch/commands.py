@@ -148,12 +148,25 @@ async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -
     prices = prices_of(options.seat_price)
     kinds = run.choose_kinds(() if options.tiers is None else tiers_of(options.tiers))
     say, aside = run.console.line, run.ledger.aside
-    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, aside, options.max_seats)
+    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, aside, options.max_seats, grows=True)
     fleet = await run.stop.unless_asked(joining)
     at_end.push_async_callback(fleet.close)
     require_known(prices, fleet.places())
     run.prices = {kind: price for kind, price in prices.items() if kind in fleet.kinds}
     run.kind, run.tiers = fleet.kinds[-1], fleet.kinds if fleet.kinds[1:] else ()
+    return fleet
+
+
+async def one_seat(run: Run, options: Verify, at_end: contextlib.AsyncExitStack) -> "Fleet":
+    """Connect to the cluster of --cluster for one seat, of the kind that decided in the run. Raises UserError."""
+    from autoresearch.runner import fleet as cluster
+
+    kinds, say = run.choose_kinds(())[-1:], run.console.line
+    assert options.cluster
+    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, run.ledger.aside, most=1)
+    fleet = await run.stop.unless_asked(joining)
+    at_end.push_async_callback(fleet.close)
+    run.kind = kinds[-1]
     return fleet
 
 
@@ -295,22 +308,25 @@ async def run_verify(options: Verify) -> int:
     console = Console(options.plain)
     stop = StopRequest(console.line)
     tag = recorded_run(options.tag).tag
-    async with opened(tag, options, console, stop) as run:
+    async with opened(tag, options, console, stop) as run, contextlib.AsyncExitStack() as at_end:
         kept = run.ledger.kept
         if len(kept) < 2:
             raise UserError(f"run {tag} has kept nothing after its baseline, so there is no gain to verify")
         run.begin(keep_edit=True)
+        fleet = await one_seat(run, options, at_end) if options.cluster else None
         verification = Verification(run, options.runs)
         shown = {
             "baseline": f"{short(kept[0].commit)}, {run.task.metric} {digits(kept[0].score)} in the run",
             "champion": f"{short(kept[-1].commit)}, {digits(kept[-1].score)}, {count(len(kept) - 1, 'change')} kept",
             "runs": f"{options.runs} of each code, with fresh seeds, in turn",
+            **({"cluster": f"one seat of {run.kind}"} if fleet else {}),
             "sandbox": sandbox_in_words(run.confined),
             "to stop": "Ctrl-C: after the running one; twice: now. The same command continues",
         }
         title = f"autoresearch: verify run {tag}"
-        seats, settings = run.choose_seats(), run.recorded_settings()
-        await run.open(seats, settings, run.ledger.seed, lambda facts: console.first_screen(title, shown))
+        seats, settings = [] if fleet else run.choose_seats(), run.recorded_settings()
+        make = partial(on, fleet) if fleet else Local
+        await run.open(seats, settings, run.ledger.seed, lambda facts: console.first_screen(title, shown), make)
         try:
             finished = await stop.unless_asked(verification(options.ablate, options.prune), level=2)
         except Stopped:

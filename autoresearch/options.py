@@ -68,6 +68,13 @@ KEEP_RULE = (
 )
 
 
+CLUSTER = (
+    "Run trials on the nodes of a Ray cluster: that of this machine, or the one there. `uv run --group cluster` "
+    "installs Ray."
+)
+SEAT_CPUS = "With --cluster: cores of one trial, on nodes without GPUs. Default: all that a node has."
+
+
 @dataclasses.dataclass
 class Research(Begins):
     """Of the loop itself."""
@@ -118,14 +125,8 @@ class Research(Begins):
         metavar="0,1,..",
     )
     workers: int | None = option("Trials at a time, without GPUs. Default: 1, or as the run has it.", min=1)
-    cluster: str | None = option(
-        "Run trials on the nodes of a Ray cluster: that of this machine, or the one there. `uv run --group cluster` "
-        "installs Ray.",
-        metavar="auto|HOST:PORT",
-    )
-    seat_cpus: int | None = option(
-        "With --cluster: cores of one trial, on nodes without GPUs. Default: all that a node has.", min=1
-    )
+    cluster: str | None = option(CLUSTER, metavar="auto|HOST:PORT")
+    seat_cpus: int | None = option(SEAT_CPUS, min=1)
     tiers: str | None = option(
         "With --cluster: two kinds of devices. Edits are screened on the first; what looks good there is tried on "
         "the second, which decides.",
@@ -206,6 +207,7 @@ class Called:
         "Return as soon as the trial runs; `loop.py wait` has its verdict.", "--background", default=False
     )
     apart: bool = option("This is the process that does it (calls.py).", "--apart", default=False, hidden=True)
+    cluster: str | None = option("Refused.", hidden=True)
 
 
 @dataclasses.dataclass
@@ -261,6 +263,8 @@ class Verify(Trials):
     prune: bool = option(
         "Ablate, then write a branch without the changes that do not, and run that too.", "--prune", default=False
     )
+    cluster: str | None = option(f"{CLUSTER} For a run of a cluster.", metavar="auto|HOST:PORT")
+    seat_cpus: int | None = option(SEAT_CPUS, min=1)
 
 
 @dataclasses.dataclass

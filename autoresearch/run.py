@@ -152,7 +152,8 @@ class Run:
         if started.kind and self.ledger.finished:
             raise UserError(
                 f"run {self.repo.tag} trains on {started.kind} of a cluster, and its scores do not compare with this "
-                "machine's; continue it with --cluster auto, or start another with --tag NEW"
+                "machine's; continue it with --cluster auto, which the loop and `verify` take (`start` and `try` run "
+                "on this machine only), or start another with --tag NEW"
             )
         if gpus is None and workers is None:
             gpus = started.gpus

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,7 +130,7 @@ class Cluster:
             self._lose(worker, self.fleet.aside.get(worker.place.node, "the node is gone"))
         known = {*self._opening, *(worker.place.key for worker in self._workers.values())}
         now, demand = asyncio.get_running_loop().time(), self.fleet.demand
-        most = math.inf if demand is None else demand.most if demand.wanted else 0
+        most = self.fleet.most if demand is None or demand.wanted else 0
         for key, place in places.items():
             if len(self._workers) + len(self._opening) >= most:
                 return

@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
@@ -22,13 +23,15 @@ Result = TypeVar("Result")
 @dataclasses.dataclass
 class Fleet:
     """kinds: what the run uses, the one that decides last. say: told what a person should know. aside: why a node is
-    not used, by its name; the loop adds to it. demand: with --max-seats. closes: ends the runner on it.
+    not used, by its name; the loop adds to it. most: seats to use, at most. demand: what asks for them, with
+    --max-seats. closes: ends the runner on it.
     """
 
     kinds: tuple[str, ...]
     seat_cpus: int | None
     say: Callable[..., None]
     aside: Mapping[str, str]
+    most: float = math.inf
     demand: Demand | None = None
     nodes: list[dict] = dataclasses.field(default_factory=list)  # as Ray said last
     closes: Callable[[], Awaitable[None]] | None = None
@@ -87,13 +90,13 @@ class Fleet:
 
 async def join(
     asked: str, seat_cpus: int | None, kinds: tuple[str, ...], say: Callable[..., None], aside: Mapping[str, str],
-    most: int | None = None,
+    most: int | None = None, grows: bool = False,
 ) -> Fleet:  # fmt: skip
-    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; none: those it has most of. most:
-    seats that its autoscaler is asked for. The rest is as Fleet has it. Raises UserError.
+    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; none: those it has most of. grows:
+    whether its autoscaler is asked for so many seats. The rest is as Fleet has it. Raises UserError.
     """
     await connect(asked)
-    fleet = Fleet(kinds, seat_cpus, say, aside, Demand(most, say) if most else None)
+    fleet = Fleet(kinds, seat_cpus, say, aside, most or math.inf, Demand(most, say) if most and grows else None)
     try:
         await fleet.look()
         if fleet.demand:

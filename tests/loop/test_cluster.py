@@ -45,6 +45,12 @@ class Nodes:
         own = {"resources": {f"kind:{kind}": 1}, "env_vars": {"KIND": kind}}
         return self.cluster.add_node(num_cpus=1, wait=False, **own, **self.usual)
 
+    def under(self, trial: psutil.Process) -> str:
+        """Name of the node on which a trial runs."""
+        above = {process.pid for process in trial.parents()}
+        ids = {node.all_processes["raylet"][0].process.pid: node.node_id for node in self.nodes}
+        return f"host/{next(name for pid, name in ids.items() if pid in above)}"
+
     def kill(self, name: str) -> None:
         """End the raylet of a node with SIGKILL, and start another one."""
         node = next(node for node in self.nodes if node.node_id.startswith(name.partition("/")[2]))
@@ -357,6 +363,34 @@ def test_the_budget_counts_what_seats_cost(on_nodes):
     state = status(toy)
     assert 40 <= state["seat_dollars"] < 80 and not state["dollars"]
     toy.require_whole()
+
+
+@pytest.mark.slow
+def test_verify_runs_on_a_seat_of_the_run(on_nodes, nodes):
+    """Fails where a run of a cluster cannot be verified, or is on another machine; where a node that dies costs verify
+    a score; where a command that runs here only does not say so."""
+    toy = on_nodes
+    toy.plan_steps(e2=[waits(toy, 2)])
+    toy.go.touch()
+    toy.run(*toy.agent, "--experiments", "2")
+    toy.go.unlink()
+    night = "--tag", toy.tag
+    assert "`start` and `try` run on this machine only" in toy.run("try", "-m", "x", *night, expect=2)
+    assert "which the loop and `verify` take" in toy.run("verify", *night, expect=2)
+    assert "on this machine only: leave --cluster out" in toy.run("start", "--cluster", "auto", *night, expect=2)
+    process = toy.start("verify", "--cluster", "auto", "--runs", "2", "--plain", *night)
+    (trial,) = wait_for(nodes.trials, 90)
+    nodes.kill(nodes.under(trial))
+    (trial,) = wait_for(lambda: [other for other in nodes.trials() if other.pid != trial.pid], JOINED)
+    toy.go.touch()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "cluster   one seat of fast" in output and "was lost in the middle of it: it runs again" in output
+    assert [(entry["name"], entry["score"]) for entry in toy.journal("verified")] == 2 * [
+        ("baseline", 1),
+        ("champion", 2),
+    ]
+    assert not psutil.wait_procs([trial], 5)[1]
 
 
 def test_without_cluster_no_ray_is_imported(toy):
