@@ -12,20 +12,19 @@ import asyncio
 import contextlib
 import functools
 import hashlib
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoresearch import UserError
 from autoresearch.files import write_whole
-from autoresearch.repo import Git, RunRepo
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
 from autoresearch.runner.fleet import LOOK, Fleet
 from autoresearch.runner.local import Local
 from autoresearch.runner.machine import remove
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
 from autoresearch.runner.places import Place
+from autoresearch.runner.sent import bundles_of, links_of, submodules_of
 from autoresearch.task import Facts
 from autoresearch.text import one_line
 
@@ -77,10 +76,10 @@ class Cluster:
         """See Runner. Waits for the first seat, and a little for the others."""
         import ray
 
-        if self.task.link or has_submodules(self.repo, self.base):
-            raise UserError("a game with `link` in program.md, or with git submodules, does not run on a cluster yet")
+        self._links = links_of(self.repo.root, self.task.link)
+        self._modules = submodules_of(self.repo, self.base)
         self.mark, kinds = fingerprint(), self.fleet.kinds
-        self._bundle = await self.fleet.ask(lambda: ray.put(bundle_of(self.repo, self.base)))
+        self._bundles = await self.fleet.ask(lambda: ray.put(bundles_of(self.repo.root, self.base, self._modules)))
         self._watching = asyncio.create_task(self._watch())
         await self._until(lambda: len(self._described) == len(kinds), NO_SEAT)
         require(self._described[kinds[-1]])
@@ -174,9 +173,9 @@ class Cluster:
         run = f"{self.repo.tag}-{hashlib.sha256(f'{self.base} {self.folder}'.encode()).hexdigest()[:12]}"
         assignment = Assignment(
             run, self.repo.tag, self.base, self.task, self.settings, device, self.confined, place.share, place.number,
-            place.cores,
+            place.cores, self._links, self._modules,
         )  # fmt: skip
-        opening = asyncio.ensure_future(worker.call("open", assignment, self._bundle))
+        opening = asyncio.ensure_future(worker.call("open", assignment, self._bundles))
         described: Outcome = await worker.call("describe")
         if described.fault:
             return described.fault
@@ -371,20 +370,3 @@ def put(folder: Path, files: Any) -> None:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
-
-
-def has_submodules(repo: RunRepo, base: str) -> bool:
-    listed = repo.repository.git.ls_tree("-r", "-z", base).split("\0")
-    return any(line.startswith("160000 ") for line in listed)
-
-
-def bundle_of(repo: RunRepo, base: str) -> bytes:
-    """The commit that a run began with, and what it stands on, as a git bundle of a branch `base`."""
-    common = Path(repo.repository.common_dir).resolve()
-    with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
-        there = Git(folder)
-        there.execute(["git", "init", "--quiet", "--bare", "."])
-        Path(folder, "objects/info/alternates").write_text(f"{common / 'objects'}\n")
-        there.execute(["git", "update-ref", "refs/heads/base", base])
-        there.execute(["git", "bundle", "create", "--quiet", "base.bundle", "refs/heads/base"])
-        return Path(folder, "base.bundle").read_bytes()

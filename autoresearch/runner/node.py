@@ -52,10 +52,11 @@ class Fingerprint:
 
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-    """What a seat is told at its start. The repository comes beside it, as a git bundle.
+    """What a seat is told at its start. The repository comes beside it, as git bundles.
 
     run: names the run, and its folder on the node. settings: environment variables of the game. device: those that
-    choose the seat's own. share: seats of this node. place: which of them it is. cores: processors that it has.
+    choose the seat's own. share: seats of this node. place: which of them it is. cores: processors that it has. links:
+    where what `link` names lies, by its path in the repository. modules: commits of submodules, by their paths.
     """
 
     run: str
@@ -68,6 +69,8 @@ class Assignment:
     share: int = 1
     place: int = 0
     cores: int = 0
+    links: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,12 +195,12 @@ class Node:
     async def fingerprint(self) -> Fingerprint:
         return fingerprint()
 
-    async def open(self, assignment: Assignment, bundle: bytes) -> Outcome:
+    async def open(self, assignment: Assignment, bundles: Mapping[str, bytes]) -> Outcome:
         """Set the game up; its facts. See Runner.open."""
         from autoresearch import UserError
 
         try:
-            return Outcome(await self._open(assignment, bundle))
+            return Outcome(await self._open(assignment, bundles))
         except Exception as error:
             said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             outcome = Outcome(fault=said)
@@ -205,18 +208,22 @@ class Node:
                 self.described.set_result(outcome)
             return outcome
 
-    async def _open(self, assignment: Assignment, bundle: bytes) -> Facts:
+    async def _open(self, assignment: Assignment, bundles: Mapping[str, bytes]) -> Facts:
         import autoresearch.runner.local as local
         from autoresearch.record.runs import RUNS
         from autoresearch.repo import Repository, RunRepo
         from autoresearch.runner import Seat
+        from autoresearch.runner.sent import clone, find_links
 
         if assignment.cores and len(have := sorted(os.sched_getaffinity(0))) >= assignment.share * assignment.cores:
             first = assignment.place * assignment.cores  # so that seats of a node do not disturb one another
             os.sched_setaffinity(0, have[first : first + assignment.cores])
         top = Path(os.environ.get(FOLDER) or Path.home() / ".cache/autoresearch/cluster")
         self._lock, seat = await free_folder(top / assignment.run)
-        root = clone(seat, bundle, assignment.base)
+        root = clone(seat, bundles[""], assignment.base)
+        for path, commit in assignment.modules.items():
+            clone(seat, bundles[path], commit, path)
+        find_links(root, assignment.links)
         folder = root / RUNS / assignment.tag
         folder.mkdir(parents=True, exist_ok=True)
         repository = Repository(root)
@@ -303,24 +310,6 @@ class Node:
                     kept[path.name] = path.read_bytes()
         shutil.rmtree(folder, ignore_errors=True)
         return kept
-
-
-def clone(seat: Path, bundle: bytes, base: str) -> Path:
-    """A clone in the folder of a seat that has the commit; the one that is there, if it has."""
-    import git
-
-    from autoresearch.repo import Git
-
-    root = seat / "repository"
-    if (root / ".git").is_dir():  # else GitPython would ask in the folder that Ray was started in
-        with contextlib.suppress(git.GitError):
-            Git(root).execute(["git", "cat-file", "-e", f"{base}^{{commit}}"])
-            return root
-    shutil.rmtree(root, ignore_errors=True)
-    packed = seat / "base.bundle"
-    packed.write_bytes(bundle)
-    Git(seat).execute(["git", "clone", "--quiet", "--branch", "base", str(packed), str(root)])
-    return root
 
 
 async def free_folder(run: Path) -> tuple[IO, Path]:

@@ -20,9 +20,11 @@ import psutil
 import pytest
 from conftest import PROGRAM, ROOT, Toy, git, solver, step, wait_for
 
+from autoresearch import UserError
 from autoresearch.repo import Repository, RunRepo
-from autoresearch.runner.cluster import bundle_of, objection
-from autoresearch.runner.node import Fingerprint, clone
+from autoresearch.runner.cluster import objection
+from autoresearch.runner.node import Fingerprint
+from autoresearch.runner.sent import bundle_of, bundles_of, clone, find_links, links_of
 
 GONE = 30.0  # seconds after which an actor whose loop is gone has ended its trial
 JOINED = 60.0  # seconds for a raylet to start, on a busy machine, and to have a seat
@@ -393,6 +395,48 @@ def test_verify_runs_on_a_seat_of_the_run(on_nodes, nodes):
     assert not psutil.wait_procs([trial], 5)[1]
 
 
+@pytest.mark.slow
+def test_what_is_linked_and_submodules_are_on_the_nodes(on_nodes, tmp_path):
+    """Fails where a trial on a node lacks what `link` names or a submodule, or can change it."""
+    toy, part = on_nodes, tmp_path / "part"
+    part.mkdir()
+    git(part, "init", "-q")
+    (part / "inside").write_text("20")
+    git(part, "add", "-A")
+    git(part, "commit", "-qm", "part")
+    git(toy.folder, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(part), "deep/part")
+    (toy.folder / "data").mkdir()
+    (toy.folder / "data/number").write_text("3")
+    toy.write(".gitignore", "results.tsv\n__pycache__/\ndata/\n")
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("  env:", "  link: [data/]\n  env:"))
+    toy.commit()
+    reads = "SUM = int(open('data/number').read()) + int(open('deep/part/inside').read())\n"
+    writes = "try:\n    open('data/number', 'w')\nexcept OSError:\n    SUM += 100\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": solver("SUM", reads + writes)}, "say": "read them"}])
+    toy.run(*toy.agent, "--experiments", "2", "--sandbox", "require")
+    assert verdicts(toy)[2] == ("keep", 123)
+    assert (toy.folder / "data/number").read_text() == "3"
+
+
+def test_what_a_node_lacks_of_a_game_is_said(toy, tmp_path):
+    """Fails where a node without what `link` names trains all the same, or does not say what to do about it; where a
+    shallow submodule ends in a fault of git's."""
+    with pytest.raises(UserError, match=r"names data, and .*/gone is not there: copy it to the same path"):
+        find_links(tmp_path, {"data": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match="names data, and there is no such file or folder"):
+        links_of(toy.folder, ["data"])
+    toy.write("solver.py", solver(2))
+    toy.commit()
+    git(toy.folder, "clone", "-q", "--depth=1", f"file://{toy.folder}", "part")
+    commit = git(toy.folder / "part", "rev-parse", "HEAD")
+    with pytest.raises(UserError, match="`git -C part fetch --unshallow`"):
+        bundles_of(toy.folder, git(toy.folder, "rev-parse", "HEAD"), {"part": commit})
+    git(toy.folder / "part", "fetch", "-q", "--unshallow")
+    bundles = bundles_of(toy.folder, git(toy.folder, "rev-parse", "HEAD"), {"part": commit})
+    clone(tmp_path, bundles[""], commit)
+    assert (clone(tmp_path, bundles["part"], commit, "part") / "solver.py").read_text() == solver(2)
+
+
 def test_without_cluster_no_ray_is_imported(toy):
     toy.plan_steps(otherwise=[step(2)])
     code = "import sys, loop\ntry:\n    loop.main()\nfinally:\n    print('Ray is here:', 'ray' in sys.modules)\n"
@@ -424,7 +468,7 @@ def test_a_node_gets_the_commit_wherever_ray_was_started(toy, tmp_path, monkeypa
     """Fails where git looks for the commit in the folder that Ray was started in, which may be the checkout itself."""
     repo = RunRepo(Repository(toy.folder), "night", toy.runs)
     base, seat = repo.head(), tmp_path / "seat-0"
-    bundle = bundle_of(repo, base)
+    bundle = bundle_of(toy.folder, base)
     seat.mkdir()
     monkeypatch.chdir(toy.folder)
     root = clone(seat, bundle, base)
@@ -433,4 +477,4 @@ def test_a_node_gets_the_commit_wherever_ray_was_started(toy, tmp_path, monkeypa
     assert (clone(seat, bundle, base) / "mark").exists()  # what is there is used again
     toy.write("solver.py", solver(2))
     toy.commit()
-    assert git(clone(seat, bundle_of(repo, repo.head()), repo.head()), "rev-parse", "HEAD") == repo.head()
+    assert git(clone(seat, bundle_of(toy.folder, repo.head()), repo.head()), "rev-parse", "HEAD") == repo.head()
