@@ -112,6 +112,7 @@ async def night(loop: type, options: Research) -> int:
         make = partial(on, fleet) if fleet else Local
         await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown), make)
         run.note_start(options.keep_rule)
+        experiments.tidy()
         try:
             waves = options.lookahead is None and not run.task.is_timed and (fleet is not None or len(seats) > 1)
             reason = await loop(run, proposer, experiments, limits, ahead, waves).night()

@@ -179,6 +179,14 @@ class Experiments:
                 why = "another experiment was kept while it waited for a word: it is tested on top of that"
                 self.run_again(attempt, why, began)
 
+    def tidy(self) -> None:
+        """Remove what the last trials left, where a loop that was killed did not come to it; of a kept one on a node of
+        a cluster the weights come home.
+        """
+        for attempt in self.ledger.finished[-len(self.run.runner.seats) :]:
+            with contextlib.suppress(OSError):
+                self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
+
     def log_of(self, attempt: Attempt, *measured: Measurement) -> Path:
         """The log of the command that failed."""
         failed = next((part.failed for part in measured if part.failed), TRAIN)

@@ -72,6 +72,7 @@ WHOLE = (
     "test_score.py",
     "test_cluster.py",
     "test_growing.py",
+    "test_kill_on_nodes.py",
 )  # the tests of each share what takes long
 
 

@@ -40,6 +40,7 @@ class Worker:
     def __init__(self, place: Place, actor: Any) -> None:
         self.place, self.actor = place, actor
         self.seat: Seat | None = None  # None: it is not ready
+        self.jobs = 0  # that it was given
 
     def call(self, name: str, *arguments: Any) -> Any:
         """A method of node.Node. Awaiting it raises ray.exceptions.RayError where the node is gone."""
@@ -261,15 +262,16 @@ class Cluster:
             remove(folder)
         if worker is None or self._trained.get(job.name) is not worker:
             raise SeatLost(f"the seat on {seat.node} was lost, and what the trial had saved there with it")
-        running = asyncio.ensure_future(worker.call("run", job))
-        following = asyncio.create_task(self._follow(worker, job, folder, tell))
+        worker.jobs = number = worker.jobs + 1
+        running = asyncio.ensure_future(worker.call("run", job, number))
+        following = asyncio.create_task(self._follow(worker, job, number, folder, tell))
         try:
             outcome: Outcome = await running
         except ray.exceptions.RayError:
             self._lose(worker, "its node, or the actor on it, is gone")
             raise SeatLost(f"the seat on {seat.node} was lost in the middle of it") from None
         except asyncio.CancelledError:
-            await asyncio.wait({asyncio.ensure_future(worker.call("end"))}, timeout=ENDING)
+            await asyncio.wait({asyncio.ensure_future(worker.call("end", number))}, timeout=ENDING)
             raise
         finally:
             following.cancel()
@@ -284,7 +286,7 @@ class Cluster:
         worker = self._workers.get(seat.number)
         return worker if worker and worker.seat is seat else None
 
-    async def _follow(self, worker: Worker, job: Job, folder: Path, tell: Callable[[Phase], None]) -> None:
+    async def _follow(self, worker: Worker, job: Job, number: int, folder: Path, tell: Callable[[Phase], None]) -> None:
         """Bring what a running job says into the run's folder."""
         import ray
 
@@ -293,7 +295,7 @@ class Cluster:
         tell(said(phase))
         with contextlib.suppress(ray.exceptions.RayError):  # `run` hears of it as well
             while True:
-                news: News = await worker.call("news")
+                news: News = await worker.call("news", number)
                 put(folder, news.files)
                 if news.phase and news.phase != phase:
                     phase = news.phase
@@ -313,9 +315,10 @@ class Cluster:
     # -- what is left of trials
 
     def tidy(self, name: str, keep_weights: bool) -> None:
+        """See Runner. Where the loop was killed nobody knows which seat has it, so all are asked."""
         self.home.tidy(name, keep_weights)
         worker = self._trained.pop(name, None)
-        if worker and worker in self._workers.values():
+        for worker in [other for other in self._workers.values() if worker in (None, other)]:
             task = asyncio.create_task(self._bring(worker, name, keep_weights))
             self._bringing.add(task)
             task.add_done_callback(self._bringing.discard)
@@ -326,7 +329,8 @@ class Cluster:
 
         with contextlib.suppress(ray.exceptions.RayError, OSError):  # it has its verdict
             files = await worker.call("tidy", name, keep_weights)
-            put(self.home.folder_of(name) / "run", files)
+            if put(self.home.folder_of(name) / "run", files):
+                await worker.call("forget", name)
 
     def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
         return self.home.log(name, limit, phases)
@@ -363,10 +367,15 @@ def objection(mark: Fingerprint, home: Fingerprint, first: Fingerprint | None, c
     return ""
 
 
-def put(folder: Path, files: Any) -> None:
-    """Write files that came from a node, whole or not at all. A full disk is no reason to end a night."""
+def put(folder: Path, files: Any) -> bool:
+    """Write files that came from a node, each whole or not at all. Whether all are there: a full disk is no reason to
+    end a night.
+    """
+    written = 0
     for name, content in files.items():
         with contextlib.suppress(OSError):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
+            written += 1
+    return written == len(files)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
+import math
 import os
 import pickle
 import platform
@@ -184,9 +185,13 @@ async def messages(source: asyncio.StreamReader) -> AsyncIterator[tuple]:
 
 
 class Node:
-    """One seat: the runner of this machine, in a clone of the repository that is its own."""
+    """One seat: the runner of this machine, in a clone of the repository that is its own. Jobs are numbered, since Ray
+    may bring what is asked about one before the job itself.
+    """
 
     def __init__(self) -> None:
+        self.number = 0  # of the job that runs, or ran last
+        self.ended: float = 0  # that job, and those before it, are not wanted any more
         self.described: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.job: asyncio.Task | None = None
         self.folder: Path | None = None  # of the trial that runs
@@ -246,9 +251,11 @@ class Node:
         """The facts of the game, before anything takes long."""
         return await asyncio.shield(self.described)
 
-    async def run(self, job: Any) -> Outcome:
+    async def run(self, job: Any, number: int) -> Outcome:
         """A job's measurement, with its logs."""
-        self.folder, self.phase, self._told = self.local.folder_of(job.name), "", {}
+        if number <= self.ended:
+            return Outcome(fault="it was ended")
+        self.number, self.folder, self.phase, self._told = number, self.local.folder_of(job.name), "", {}
 
         def tell(phase: Any) -> None:
             self.phase = phase.name
@@ -262,15 +269,23 @@ class Node:
             return Outcome(fault=f"{type(error).__name__}: {error}")
         return Outcome(measured, files=self._files(LOG_SENT))
 
-    async def news(self) -> News:
-        """What the running job says, as soon as there is something new."""
-        until, phase = time.monotonic() + NEWS, self.phase
-        while self.job and not self.job.done() and self.phase == phase and time.monotonic() < until:  # noqa: ASYNC110  files
+    async def news(self, number: int) -> News:
+        """What a job says, as soon as there is something new."""
+        until, before = time.monotonic() + NEWS, (self.number, self.phase)
+        while (self.number, self.phase) == before and (self.number < number or self.has_job(number)):
+            if time.monotonic() > until:
+                break
             await asyncio.sleep(LOOK)
+        if self.number != number:
+            return News("", {}, over=self.number > number)
         files = self._files(LOG_SHOWN)
         new = {name: content for name, content in files.items() if self._told.get(name) != content}
         self._told = files
-        return News(self.phase, new, not self.job or self.job.done())
+        return News(self.phase, new, not self.has_job(number))
+
+    def has_job(self, number: int) -> bool:
+        """Whether a job runs."""
+        return self.number == number and self.job is not None and not self.job.done()
 
     def _files(self, limit: int) -> dict[str, bytes]:
         """What people and agents may want to read of a trial: the ends of its logs, and what it says of itself."""
@@ -294,22 +309,26 @@ class Node:
         """See Runner.quiet."""
         return await self.local.quiet(self.local.seats[0], most, limit)
 
-    async def end(self) -> None:
-        """End the running job, whole."""
-        if self.job and not self.job.done():
+    async def end(self, number: float = math.inf) -> None:
+        """End a job, whole; by default whatever runs."""
+        self.ended = max(self.ended, number)
+        if self.job and self.number <= number and not self.job.done():
             self.job.cancel()
             await asyncio.wait({self.job})
 
     async def tidy(self, name: str, keep_weights: bool) -> dict[str, bytes]:
-        """Remove what a trial left. What is to be kept comes home: files by their names in run/."""
+        """Remove what a trial left but for what is to be kept, which is sent: files by their names in run/."""
         self.local.tidy(name, keep_weights)
         folder, kept = self.local.folder_of(name), {}
         if keep_weights:
             for path in folder.glob("run/*"):
                 if path.is_file() and not path.is_symlink():
                     kept[path.name] = path.read_bytes()
-        shutil.rmtree(folder, ignore_errors=True)
         return kept
+
+    async def forget(self, name: str) -> None:
+        """Remove all of a trial: what is to be kept of it is at home."""
+        shutil.rmtree(self.local.folder_of(name), ignore_errors=True)
 
 
 async def free_folder(run: Path) -> tuple[IO, Path]:

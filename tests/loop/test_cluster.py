@@ -3,6 +3,7 @@
 One cluster for all tests, of two nodes of one kind and one of another. What kills a node puts one in its place.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import importlib.util
@@ -22,8 +23,9 @@ from conftest import PROGRAM, ROOT, Toy, git, solver, step, wait_for
 
 from autoresearch import UserError
 from autoresearch.repo import Repository, RunRepo
+from autoresearch.runner import Job, Measurement
 from autoresearch.runner.cluster import objection
-from autoresearch.runner.node import Fingerprint
+from autoresearch.runner.node import Fingerprint, News, Node
 from autoresearch.runner.sent import bundle_of, bundles_of, clone, find_links, links_of
 
 GONE = 30.0  # seconds after which an actor whose loop is gone has ended its trial
@@ -435,6 +437,50 @@ def test_what_a_node_lacks_of_a_game_is_said(toy, tmp_path):
     bundles = bundles_of(toy.folder, git(toy.folder, "rev-parse", "HEAD"), {"part": commit})
     clone(tmp_path, bundles[""], commit)
     assert (clone(tmp_path, bundles["part"], commit, "part") / "solver.py").read_text() == solver(2)
+
+
+def test_a_node_is_asked_about_a_job_before_it_has_it(tmp_path):
+    """Fails where what is asked too early is answered of the job before, so that nothing is seen of one; or where a job
+    that was ended before it came runs all the same."""
+
+    class Jobs:
+        """A runner whose jobs last until they are told to end. begun: those that run."""
+
+        seats = (None,)
+
+        def __init__(self) -> None:
+            self.begun, self.over = [], asyncio.Event()
+
+        def folder_of(self, name: str) -> Path:
+            return tmp_path / name
+
+        async def run(self, job: Job, seat: None, tell) -> Measurement:
+            self.begun.append(job.name)
+            self.folder_of(job.name).mkdir()
+            (self.folder_of(job.name) / "train.log").write_text(job.name)
+            await self.over.wait()
+            return Measurement(score=1)
+
+    async def ask() -> None:
+        node, jobs = Node(), Jobs()
+        node.local, early = jobs, asyncio.create_task(node.news(1))
+        running = asyncio.create_task(node.run(Job("first", {}, 0), 1))
+        news = await early
+        assert not news.over
+        while not news.files:
+            news = await node.news(1)
+        assert news.files == {"train.log": b"first"} and not news.over
+        early = asyncio.create_task(node.news(2))
+        await asyncio.sleep(0)
+        jobs.over.set()
+        assert (await running).result.score == 1
+        assert await early == News("", {}, over=False) and (await node.news(1)).over
+        await node.end(2)
+        assert (await node.run(Job("second", {}, 0), 2)).fault == "it was ended"
+        assert (await node.run(Job("third", {}, 0), 3)).result and jobs.begun == ["first", "third"]
+        assert (await node.news(2)).over
+
+    asyncio.run(ask())
 
 
 def test_without_cluster_no_ray_is_imported(toy):
