@@ -98,9 +98,8 @@ class Loop:
 
     def lacks_seats(self) -> bool:
         """Whether something cannot run because a cluster has lost all its nodes, or all of one kind."""
-        if self.fault or self.reason_to_end():
-            return False
-        return self.experiments.tiers.lack(self.run.runner.seats, self.waiting())
+        ends = self.fault or self.reason_to_end()
+        return not ends and self.experiments.tiers.lack(self.run.runner.seats, self.waiting())
 
     # -- propose
 
@@ -172,6 +171,7 @@ class Loop:
 
         If the night is ending, cancel the proposals. If the user wants to stop now (level 2), cancel the trials too.
         """
+        self.proposer.want_seats([trial.seat for trial in self.trials.values()], self.fault or self.reason_to_end())
         asked = start(self.stop.reaches(self.stop.level + 1))
         told = start(self.run.told(self.seats))
         thinks = any(not task.cancelling() for task in self.proposals)

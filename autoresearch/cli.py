@@ -22,6 +22,7 @@ from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
 from autoresearch.options import (
     AddIdea,
     Approve,
+    Called,
     Check,
     Clean,
     Doctor,
@@ -132,6 +133,7 @@ def check(context: typer.Context, options: Check) -> None:
 @taking(Start)
 def start(context: typer.Context, options: Start) -> None:
     """For an external agent (see program.md): begin or continue a run, train the baseline, say which file to edit."""
+    require_this_machine("start", options)
     if options.apart:
         from autoresearch import commands
 
@@ -148,6 +150,7 @@ def try_(context: typer.Context, options: Try) -> None:
 
     Exit code 0: kept. 1: discarded. 3: crashed. 4: refused; the edit stays in the worktree. 2: wrong usage, or a fault
     to fix first. 130: stopped; run the same command again to continue. With --background, 0: the trial is running."""
+    require_this_machine("try", options)
     if not options.message.strip():
         raise UserError(f'-m needs a description: {to_type("try")} -m "what and why"')
     if options.apart:
@@ -157,6 +160,14 @@ def try_(context: typer.Context, options: Try) -> None:
     from autoresearch import calls
 
     end_with(calls.try_edit(program_of(context.obj), arguments(), options))
+
+
+def require_this_machine(command: str, options: Called) -> None:
+    if options.cluster:
+        raise UserError(
+            f"`{command}` runs its trial only on this machine: omit --cluster. `{to_type()} --cluster "
+            f"{options.cluster}` and `verify` run on a cluster"
+        )
 
 
 @app.command()

@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autoresearch import Stopped, UserError
 from autoresearch.agents import Agent, Proposal
@@ -27,6 +27,7 @@ from autoresearch.record.findings import doubt
 from autoresearch.record.ledger import HELD
 from autoresearch.record.runs import RUNS, recorded_run, root_of
 from autoresearch.run import Run, open_run
+from autoresearch.runner import Runner
 from autoresearch.runner.local import Local, sandbox_in_words
 from autoresearch.runner.places import prices_of, require_known, tiers_of
 from autoresearch.task import Task, edit_hash
@@ -38,7 +39,7 @@ from autoresearch.views.show import first_screen, show_end
 from autoresearch.views.track import Tracking
 
 if TYPE_CHECKING:
-    from autoresearch.runner.cluster import Fleet
+    from autoresearch.runner.fleet import Fleet
 
 
 @contextlib.asynccontextmanager
@@ -70,9 +71,7 @@ async def night(loop: type, options: Research) -> int:
     stop = StopRequest(console.line)
     limits = Limits(options.experiments, options.hours, options.max_cost, options.max_tokens)
     gate = gate_of(options.approve)
-    if (options.tiers is not None or options.seat_price) and not options.cluster:
-        name = "--seat-price" if options.tiers is None else "--tiers"
-        raise UserError(f"{name} is about the devices of a cluster: use it with --cluster auto|HOST:PORT")
+    require_cluster(options)
     agents, agents_described, filler = agents_of(options)
     say = partial(console.line, style="yellow")
     listeners: list[Listener] = [Notifier(options.notify, say)] if options.notify else []
@@ -110,9 +109,10 @@ async def night(loop: type, options: Research) -> int:
             "cost": "no limit; set one with --max-cost USD" if spends and options.max_cost is None else "",
         }
         settings = options.settings()
-        make = fleet.runner if fleet else Local
+        make = partial(on, fleet) if fleet else Local
         await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown), make)
         run.note_start(options.keep_rule)
+        experiments.tidy()
         try:
             waves = options.lookahead is None and not run.task.is_timed and (fleet is not None or len(seats) > 1)
             reason = await loop(run, proposer, experiments, limits, ahead, waves).night()
@@ -126,21 +126,56 @@ async def night(loop: type, options: Research) -> int:
     return 130 if stop.now() else 0
 
 
+def require_cluster(options: Research) -> None:
+    """UserError for options that need a cluster, and for options that exclude each other."""
+    if options.cluster and options.max_seats and options.tiers is not None:
+        raise UserError("--max-seats requests seats of one kind; omit it, or --tiers")
+    kinds = "is about the devices of a cluster"
+    for option, said, why in (
+        ("--tiers", options.tiers is not None, kinds), ("--seat-price", options.seat_price, kinds),
+        ("--max-seats", options.max_seats, "asks a cluster for nodes"),
+    ):  # fmt: skip
+        if said and not options.cluster:
+            raise UserError(f"{option} {why}: use it with --cluster auto|HOST:PORT")
+
+
 async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -> "Fleet":
     """Connect to the cluster of --cluster until the end of the night. Raises UserError."""
-    from autoresearch.runner import cluster  # needs Ray
+    from autoresearch.runner import fleet as cluster  # needs Ray
 
     if options.gpus is not None or options.workers is not None:
         raise UserError("--cluster uses all seats of the cluster; omit --gpus and --workers")
     assert options.cluster
     prices = prices_of(options.seat_price)
     kinds = run.choose_kinds(() if options.tiers is None else tiers_of(options.tiers))
-    fleet = await cluster.join(options.cluster, options.seat_cpus, kinds, run.console.line, run.ledger.aside)
+    say, aside = run.console.line, run.ledger.aside
+    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, aside, options.max_seats, grows=True)
+    fleet = await run.stop.unless_asked(joining)
     at_end.push_async_callback(fleet.close)
     require_known(prices, fleet.places())
     run.prices = {kind: price for kind, price in prices.items() if kind in fleet.kinds}
     run.kind, run.tiers = fleet.kinds[-1], fleet.kinds if fleet.kinds[1:] else ()
     return fleet
+
+
+async def one_seat(run: Run, options: Verify, at_end: contextlib.AsyncExitStack) -> "Fleet":
+    """Connect to the cluster of --cluster for one seat of the kind that decided in the run. Raises UserError."""
+    from autoresearch.runner import fleet as cluster
+
+    kinds, say = run.choose_kinds(())[-1:], run.console.line
+    assert options.cluster
+    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, run.ledger.aside, most=1)
+    fleet = await run.stop.unless_asked(joining)
+    at_end.push_async_callback(fleet.close)
+    run.kind = kinds[-1]
+    return fleet
+
+
+def on(fleet: "Fleet", *arguments: Any) -> Runner:
+    """The runner of a cluster, with the arguments of Local."""
+    from autoresearch.runner.cluster import Cluster
+
+    return Cluster(fleet, Local(*arguments))
 
 
 def seat_prices(run: Run) -> str:
@@ -272,22 +307,25 @@ async def run_verify(options: Verify) -> int:
     console = Console(options.plain)
     stop = StopRequest(console.line)
     tag = recorded_run(options.tag).tag
-    async with opened(tag, options, console, stop) as run:
+    async with opened(tag, options, console, stop) as run, contextlib.AsyncExitStack() as at_end:
         kept = run.ledger.kept
         if len(kept) < 2:
             raise UserError(f"run {tag} has kept nothing after its baseline, so there is no gain to verify")
         run.begin(keep_edit=True)
+        fleet = await one_seat(run, options, at_end) if options.cluster else None
         verification = Verification(run, options.runs)
         shown = {
             "baseline": f"{short(kept[0].commit)}, {run.task.metric} {digits(kept[0].score)} in the run",
             "champion": f"{short(kept[-1].commit)}, {digits(kept[-1].score)}, {count(len(kept) - 1, 'change')} kept",
             "runs": f"{options.runs} of each version, with fresh seeds, in turn",
+            **({"cluster": f"one seat of {run.kind}"} if fleet else {}),
             "sandbox": sandbox_in_words(run.confined),
             "to stop": "Ctrl-C: after the current run; twice: now. Run the same command again to continue",
         }
         title = f"autoresearch: verify run {tag}"
-        seats, settings = run.choose_seats(), run.recorded_settings()
-        await run.open(seats, settings, run.ledger.seed, lambda facts: console.first_screen(title, shown))
+        seats, settings = [] if fleet else run.choose_seats(), run.recorded_settings()
+        make = partial(on, fleet) if fleet else Local
+        await run.open(seats, settings, run.ledger.seed, lambda facts: console.first_screen(title, shown), make)
         try:
             finished = await stop.unless_asked(verification(options.ablate, options.prune), level=2)
         except Stopped:

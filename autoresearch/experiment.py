@@ -103,6 +103,7 @@ class Experiments:
         again = f"it looked good on {self.run.tiers[0]}; now on {seat.kind}" if attempt.promoted else ""
         view = self.console.trial(attempt, again, seat=seat.number)
         try:
+            await self.trials.look_at(attempt, seat)
             if self.run.screens(seat):
                 verdict, measured = await self.tiers.screen(attempt, seat, view)
                 checked = Measurement()
@@ -115,8 +116,7 @@ class Experiments:
                     await self.trials.champion_again(attempt, seat)
                 verdict, checked = await self.decide(attempt, measured, seat, view)
         except Disturbed as disturbed:
-            why = events.SUSPENDED if disturbed.taken is None else events.DISTURBED
-            return self.run_again(attempt, str(disturbed), began, disturbed.taken, why)
+            return self.run_again(attempt, str(disturbed), began, disturbed.taken, disturbed.why)
         except SeatLost as lost:
             if attempt.reruns[events.LOST] < LOSSES:
                 return self.run_again(attempt, f"{lost}: it runs again", began, why=events.LOST)
@@ -176,6 +176,14 @@ class Experiments:
             if not await self.conclude(verdict):
                 why = "another experiment was kept while it waited for approval: testing it on top of that"
                 self.run_again(attempt, why, began)
+
+    def tidy(self) -> None:
+        """Remove what the last trials left, if the loop was killed before it did so. Weights of a keep are copied if
+        they are still on a node of a cluster.
+        """
+        for attempt in self.ledger.finished[-len(self.run.runner.seats) :]:
+            with contextlib.suppress(OSError):
+                self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
 
     def log_of(self, attempt: Attempt, *measured: Measurement) -> Path:
         """The log of the command that failed."""

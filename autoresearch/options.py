@@ -67,6 +67,13 @@ KEEP_RULE = (
 )
 
 
+CLUSTER = (
+    "Run trials on a Ray cluster. auto: the cluster that this machine belongs to. "
+    "`uv run --group cluster` installs Ray."
+)
+SEAT_CPUS = "With --cluster: cores per trial on nodes without GPUs. Default: all cores of the node."
+
+
 @dataclasses.dataclass
 class Research(Begins):
     """Options of the loop itself."""
@@ -117,18 +124,17 @@ class Research(Begins):
         metavar="0,1,..",
     )
     workers: int | None = option("Number of trials at a time, without GPUs. Default: that of the run, or 1.", min=1)
-    cluster: str | None = option(
-        "Run trials on a Ray cluster. auto: the cluster that this machine belongs to. `uv run --group cluster` "
-        "installs Ray.",
-        metavar="auto|HOST:PORT",
-    )
-    seat_cpus: int | None = option(
-        "With --cluster: cores per trial on nodes without GPUs. Default: all cores of the node.", min=1
-    )
+    cluster: str | None = option(CLUSTER, metavar="auto|HOST:PORT")
+    seat_cpus: int | None = option(SEAT_CPUS, min=1)
     tiers: str | None = option(
         "With --cluster: two kinds of devices. Edits are screened on the first; those that look good run on the "
         "second, which decides.",
         metavar="KIND,KIND",
+    )
+    max_seats: int | None = option(
+        "With --cluster: ask its autoscaler for up to this many seats while proposals wait for one, and give them back "
+        "when no more trials will begin. Default: the seats that it has.",
+        min=1,
     )
     seat_price: list[str] = option(
         "With --cluster: price of a seat of that kind in dollars per hour, counted by --max-cost. Repeat, or separate "
@@ -205,6 +211,7 @@ class Called:
         "Return as soon as the trial runs; `loop.py wait` returns its verdict.", "--background", default=False
     )
     apart: bool = option("This is the process that does the work (calls.py).", "--apart", default=False, hidden=True)
+    cluster: str | None = option("Refused.", hidden=True)
 
 
 @dataclasses.dataclass
@@ -264,6 +271,8 @@ class Verify(Trials):
         "--prune",
         default=False,
     )
+    cluster: str | None = option(f"{CLUSTER} Only for a run of a cluster.", metavar="auto|HOST:PORT")
+    seat_cpus: int | None = option(SEAT_CPUS, min=1)
 
 
 @dataclasses.dataclass

@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Sequence
 
 import git
 
@@ -43,6 +44,7 @@ from autoresearch.record.runs import RUNS
 from autoresearch.refusal import Refusals, as_recorded
 from autoresearch.roster import Roster
 from autoresearch.run import Run
+from autoresearch.runner import Seat
 from autoresearch.runner.logs import read_tail
 from autoresearch.text import one_line, short
 from autoresearch.tried import Tried
@@ -110,6 +112,14 @@ class Proposer:
         return self.limits.room(self.ledger, new) and not self.limits.reached(
             self.ledger, tokens=tokens, dollars=dollars
         )
+
+    def want_seats(self, busy: Sequence[Seat], over: object) -> None:
+        """Tell the runner how many trials could run at once when the proposals in progress are ready: a cluster may
+        grow. busy: the seats of running trials. over: why no more trials will begin, if the night is about to end.
+        """
+        coming = len(self.ledger.pending) + sum(draft.back is None for draft in self.drafts)
+        more = coming > len(busy) or self.ledger.paused or self.ledger.champion is None or self.has_room()
+        self.run.runner.want(0 if over or not more else max(1, coming), busy)
 
     def interrupted_edits(self) -> list[Attempt]:
         """Interrupted attempts of external agents."""

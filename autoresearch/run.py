@@ -153,7 +153,8 @@ class Run:
         if started.kind and self.ledger.finished:
             raise UserError(
                 f"run {self.repo.tag} trains on {started.kind} of a cluster, so its scores are not comparable with "
-                "this machine's; continue it with --cluster auto, or start another with --tag NEW"
+                "this machine's; continue it with --cluster auto, as the loop and `verify` can (`start` and `try` run "
+                "only on this machine), or start another with --tag NEW"
             )
         if gpus is None and workers is None:
             gpus = started.gpus

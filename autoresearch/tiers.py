@@ -35,12 +35,13 @@ class Tiers:
         return not all(any(self.suits(seat, attempt) for seat in seats) for attempt in (None, *waiting))
 
     def room_for_new(self, waiting: Sequence[Attempt], idle: Sequence[Seat]) -> tuple[int, int]:
-        """(How many attempts wait for the seats that new edits need, how many of these seats are idle.) Attempts that
-        wait for the last kind count too, if there are more than seats of that kind: they would only pile up.
+        """(How many attempts wait for the seats that new edits need, how many of these seats are idle or may join.)
+        Attempts that wait for the last kind count too, if there are more than seats of that kind: they would only pile
+        up.
         """
         last = sum(not self.suits(seat) for seat in self.run.runner.seats)
         promoted = sum(attempt.promoted for attempt in waiting)
-        return len(waiting) - min(promoted, last), sum(map(self.suits, idle))
+        return len(waiting) - min(promoted, last), sum(map(self.suits, idle)) + self.run.runner.room
 
     async def screen(self, attempt: Attempt, seat: Seat, view: Tell) -> tuple[Verdict, Measurement]:
         """Run an attempt on the first kind, unless it has run there, and judge it by the champion's scores there. A

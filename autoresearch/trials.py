@@ -8,7 +8,6 @@ conclusions, by the rules of judge.py.
 import asyncio
 import dataclasses
 import itertools
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,15 +26,15 @@ from autoresearch.judge import (
     judge_turns,
     mean,
     noise_of_turns,
-    odd_ones,
     step_of,
 )
+from autoresearch.paces import Paces
 from autoresearch.record import events
 from autoresearch.record.conditions import alike, if_comparable
 from autoresearch.record.events import DISTURBED, SUSPENDED
 from autoresearch.record.ledger import HELD, Attempt
 from autoresearch.run import Run
-from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Job, Measurement, Phase, Seat, SeatLost
+from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat, SeatLost
 from autoresearch.text import digits, duration, to_type
 
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
@@ -44,18 +43,19 @@ BESIDE = 5  # times that a champion runs again because others take more or less 
 BASELINES, SHORT = 5, 60.0  # runs of a baseline that takes less than so many seconds, in other repositories
 FIRST_TURN, FIRST_ALONE = 100, 200  # the seeds of runs in turn, and of the champion alone, are the run's plus these
 BUSY = 0.05  # of a time, from one run to the next: above it a person is told
-LONG_ENOUGH = 10.0  # seconds of training; what is shorter says more of the start of a program than of the machine
 SETTLED = 5  # verdicts that are needed before a gain can be too large to be believed once
 
 Tell = Callable[[Phase], None]
 
 
 class Disturbed(Exception):
-    """What was measured does not count; the text says why. taken: share of the machine that others used."""
+    """What was measured does not count; the text says why. why: SUSPENDED or DISTURBED, which are counted; empty for
+    other reasons. taken: share of the machine that others used.
+    """
 
-    def __init__(self, why: str, taken: float | None = None) -> None:
-        super().__init__(why)
-        self.taken = taken
+    def __init__(self, text: str, why: str = "", taken: float | None = None) -> None:
+        super().__init__(text)
+        self.why, self.taken = why, taken
 
 
 class Trials:
@@ -64,6 +64,7 @@ class Trials:
     def __init__(self, run: Run, rule: KeepRule, baseline_runs: int | None = 1) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.rule, self.baseline_runs = rule, baseline_runs
+        self.paces = Paces(run)
         self.again = asyncio.Lock()  # held while the champion runs again
 
     async def first(self, attempt: Attempt, seat: Seat, view: Tell) -> Measurement:
@@ -73,7 +74,10 @@ class Trials:
         """
         seats, once = self.seats_from(seat), self.baseline_runs == 1
         if self.ledger.champion or not self.task.is_timed or len(seats) == 1 or once:
-            return await self.measure(attempt, str(attempt.number), self.run.seed, seat, view)
+            measured = await self.measure(attempt, str(attempt.number), self.run.seed, seat, view)
+            if attempt.is_baseline:
+                await self.paces.compare([seat], [measured])
+            return measured
         results = await self.baseline(attempt, range(1, len(seats) + 1), seats)
         return next((measured for measured in results if measured.score is None or measured.suspended), results[0])
 
@@ -165,7 +169,7 @@ class Trials:
                 task.cancel()
             await asyncio.wait(tasks)
             raise
-        await self.put_aside_odd_ones([seat for *_, seat, _ in runs], results)
+        await self.paces.compare([seat for *_, seat, _ in runs], results)
         if seats[0].node in self.ledger.aside:
             raise SeatLost(f"{seats[0].node} is not used any more")  # its earlier measurements do not count either
         for (name, seed, seat, _), measured in zip(runs, results, strict=True):
@@ -175,20 +179,26 @@ class Trials:
                 self.run.runner.tidy(name, keep_weights=False)
         return results
 
-    async def put_aside_odd_ones(self, seats: Sequence[Seat], results: Sequence[Measurement]) -> None:
-        """Stop using cluster nodes on which the baseline ran at another speed than on the rest."""
-        if not all(seat.node for seat in seats) or any(measured.score is None for measured in results):
+    async def look_at(self, attempt: Attempt, seat: Seat) -> None:
+        """Before a seat on a node that joined later runs an attempt: check whether the baseline is as fast there as
+        elsewhere. Raises Disturbed if it is not.
+        """
+        if attempt.is_baseline or not self.paces.is_new(seat):
             return
-        seconds = [measured.seconds.get(TRAIN, 0.0) for measured in results]
-        steps = [measured.figures.get("num_steps", 0.0) for measured in results]
-        paces, unit = (steps, "steps") if self.task.referee and all(steps) else (seconds, "s")  # all have equal time
-        if statistics.median(seconds) < LONG_ENOUGH:
-            return
-        for place in odd_ones(paces):
-            reason = f"its baseline run had {paces[place]:,.0f} {unit}, "
-            reason += f"against a median of {statistics.median(paces):,.0f} over {len(paces)} seats of its kind"
-            await self.run.record(events.Aside(node=seats[place].node, reason=reason))
-            self.console.line(f"  {seats[place].node} is not used any more: {reason}", "yellow")
+        baseline, name = self.ledger.kept[0], f"{attempt.number}-look-{seat.number}"
+        again = f"the baseline, to see whether {seat.node} is as fast as the others"
+        view = self.console.trial(baseline, again=again, seat=seat.number)
+        try:
+            measured = await self.train(baseline, name, self.run.seed, seat, view)
+            self.run.runner.tidy(name, keep_weights=False)
+        finally:
+            view.close()
+        if measured.score is None:
+            await self.paces.put_aside(seat.node, f"failed: {measured.reason}")
+        elif not measured.suspended:
+            await self.paces.compare([seat], [measured])
+        if seat.node in self.ledger.aside:
+            raise Disturbed(f"{seat.node} is not used any more: it runs elsewhere")
 
     def seats_from(self, seat: Seat) -> list[Seat]:
         """All seats of the same kind, the given one first."""
@@ -369,7 +379,7 @@ class Trials:
         """
         if measured.suspended:
             if attempt.reruns[SUSPENDED] < SUSPENSIONS:
-                raise Disturbed(suspension_of(measured))
+                raise Disturbed(suspension_of(measured), SUSPENDED)
         elif (taken := measured.taken) is not None and self.is_disturbed(attempt, taken):
             said = taken_in_words(taken, measured.taken_by)
             self.disturbed(attempt, taken, f"{said}, so it made less progress")
@@ -377,7 +387,7 @@ class Trials:
     def disturbed(self, attempt: Attempt, taken: float, why: str) -> None:
         """Raise Disturbed, unless the attempt has been disturbed too often already."""
         if attempt.reruns[DISTURBED] < DISTURBANCES:
-            raise Disturbed(f"{why}: it runs again", taken)
+            raise Disturbed(f"{why}: it runs again", DISTURBED, taken)
 
     def is_disturbed(self, attempt: Attempt, taken: float) -> bool:
         """Whether other programs used clearly more during an attempt's trial than during any of its champion's."""

@@ -3,6 +3,7 @@
 record/findings.py draws the conclusions from these runs.
 """
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING
 from autoresearch.record.events import Verified
 from autoresearch.record.findings import BASELINE, CHAMPION, PRUNED, Findings, findings, without
 from autoresearch.record.ledger import Attempt, Ledger
-from autoresearch.runner import HOLDOUT, Measurement
+from autoresearch.runner import HOLDOUT, Measurement, SeatLost
 from autoresearch.text import count, digits, one_line, short
 
 if TYPE_CHECKING:
     from autoresearch.run import Run
 
+LOOK = 1.0  # seconds between two checks for a seat of a cluster
 FRESH = 1000  # the seeds of `verify` are the run's seed plus this, and on
 
 
@@ -115,7 +117,14 @@ class Verification:
                 left = typical * (len(missing) - number + 1)
                 place = f"{code.name}, seed {seed}", number, len(missing), left
                 began = time.monotonic()
-                measured, check = await self.measure(code, seed, place)
+                if not run.runner.seats:
+                    await asyncio.sleep(LOOK)
+                    continue
+                try:
+                    measured, check = await self.measure(code, seed, place)
+                except SeatLost as lost:
+                    run.console.line(f"  {lost}: it runs again", "yellow")
+                    continue
                 if not (suspended := measured.suspended + check.suspended):
                     break
                 run.console.line(f"  it was suspended for {suspended:.0f} s: it runs again", "yellow")

@@ -73,7 +73,13 @@ TIMED = (
     "test_gaming.py",
     "test_neighbours.py",
 )
-WHOLE = ("test_honest.py", "test_score.py", "test_cluster.py")  # the tests of each share what takes long
+WHOLE = (
+    "test_honest.py",
+    "test_score.py",
+    "test_cluster.py",
+    "test_growing.py",
+    "test_kill_on_nodes.py",
+)  # the tests of each share what takes long
 
 
 def pytest_addoption(parser):

@@ -66,6 +66,16 @@ class Aside(Event):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pace(Event):
+    """How fast the baseline ran on a node of a cluster."""
+
+    name = "pace"
+    node: str
+    kind: str
+    pace: float  # seconds of its training, or the number of its steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Game(Event):
     """The game of the run: profile, device, data, time budget, as the task describes them."""
 
@@ -357,9 +367,9 @@ class Stop(Event):
 KINDS: dict[str, type[Event]] = {
     kind.name: kind
     for kind in (
-        Run, Start, Seats, Aside, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun, Measured,
-        Screened, Promoted, Quarantine, Verdict, InTurn, Dropped, Accepted, Verified, Note, Pause, Resume, Held,
-        Approved, Rejected, Stop,
+        Run, Start, Seats, Aside, Pace, Game, Attempt, Moved, Crashed, Refused, Waited, Interrupted, Trial, Rerun,
+        Measured, Screened, Promoted, Quarantine, Verdict, InTurn, Dropped, Accepted, Verified, Note, Pause, Resume,
+        Held, Approved, Rejected, Stop,
     )
 }  # fmt: skip
 FIRST_NAMES, FIRST_FIELDS = {"void": "rerun"}, {"driven": "external"}  # in the journals of version 0.1

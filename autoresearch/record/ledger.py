@@ -142,6 +142,7 @@ class Ledger:
         self.stale = {False: 0, True: 0}  # verdicts since the champion last ran; True: on the first kind of --tiers
         self.screening = ""  # the first kind of --tiers
         self.aside: dict[str, str] = {}  # why a node of a cluster is not used any more, by its name
+        self.paces: dict[tuple[str, str], list[float]] = {}  # of the baseline, by kind and name of a node
         self.dropped: list[Attempt] = []  # keeps that a person has dropped
         self.accepted: set[int] = set()  # numbers of attempts that a person has accepted
         self.verified: list[events.Verified] = []
@@ -336,6 +337,8 @@ class Ledger:
                 self.started, self.called, self.cost_rejected = event, None, ""
             case events.Aside():
                 self.aside[event.node] = event.reason
+            case events.Pace():
+                self.paces.setdefault((event.kind, event.node), []).append(event.pace)
             case events.Game():
                 self.facts = Facts.of(event.facts)
             case events.Attempt():

@@ -76,6 +76,16 @@ class SeatLost(Exception):
 class Runner(Protocol):
     seats: Sequence[Seat]  # all seats; replaced by a new list when some have come or gone
 
+    @property
+    def room(self) -> int:
+        """How many more seats may join if there is work for them: prepare this many more attempts."""
+        ...
+
+    def want(self, trials: int, busy: Sequence[Seat]) -> None:
+        """Called again and again with the number of trials that could run at once, and the seats that are busy. 0: no
+        more trials will begin, and idle seats may be given back."""
+        ...
+
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None]) -> Measurement:
         """Run a job. If cancelled, end all its processes. Raises UserError for errors that only a person can fix,
         OSError if a full disk kept it from running, and SeatLost if the seat is gone. Never raises for failures of the

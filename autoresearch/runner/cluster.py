@@ -10,26 +10,23 @@ joins becomes a seat. All of this is awaited in the event loop of the one thread
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import hashlib
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from autoresearch import UserError
 from autoresearch.files import remove, write_whole
-from autoresearch.repo import Git, RunRepo, same_hash
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
-from autoresearch.runner.connect import connect
+from autoresearch.runner.fleet import LOOK, Fleet
 from autoresearch.runner.local import Local
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
-from autoresearch.runner.places import Place, choose_kinds, places_of, seats_in_words
+from autoresearch.runner.places import Place
+from autoresearch.runner.sent import bundles_of, links_of, submodules_of
 from autoresearch.task import Facts
 from autoresearch.text import one_line
 
-LOOK = 1.0  # seconds between two checks for nodes
 AGAIN = 10.0  # seconds until a seat that was lost or could not be set up is tried again
 LATE = 30.0  # seconds that the run waits for the other seats once it has its first
 NO_SEAT = 120.0  # seconds to wait for a first seat at the start; after that, all are assumed to be taken
@@ -42,60 +39,11 @@ class Worker:
     def __init__(self, place: Place, actor: Any) -> None:
         self.place, self.actor = place, actor
         self.seat: Seat | None = None  # None: not ready
+        self.jobs = 0  # number of jobs that it was given
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a method of node.Node. Awaiting the result raises ray.exceptions.RayError if the node is gone."""
         return self.actor.call.remote(name, *arguments)
-
-
-@dataclasses.dataclass
-class Fleet:
-    """A connection to a cluster. kinds: the kinds of devices that the run uses; the last one decides. say: prints a
-    message. aside: why a node is not used, by its name; the loop adds to it.
-    """
-
-    kinds: tuple[str, ...]
-    seat_cpus: int | None
-    say: Callable[..., None]
-    aside: Mapping[str, str]
-    cluster: "Cluster | None" = None
-
-    def runner(self, *arguments: Any) -> "Cluster":
-        """The runner of a run, with the arguments of Local."""
-        self.cluster = Cluster(self, Local(*arguments))
-        return self.cluster
-
-    async def close(self) -> None:
-        import ray
-
-        if self.cluster:
-            await self.cluster.close()
-        ray.shutdown()
-
-    def places(self) -> list[Place]:
-        import ray
-
-        return [place for place in places_of(ray.nodes(), self.seat_cpus) if place.node not in self.aside]
-
-    def describe(self) -> str:
-        return seats_in_words(self.places(), self.kinds)
-
-
-async def join(
-    asked: str, seat_cpus: int | None, kinds: tuple[str, ...], say: Callable[..., None], aside: Mapping[str, str]
-) -> Fleet:
-    """Connect to a cluster. asked: auto, or host:port. kinds: of the run's seats; empty: the most frequent kind. The
-    other arguments are those of Fleet. Raises UserError.
-    """
-    await connect(asked)
-    import ray
-
-    fleet = Fleet(kinds, seat_cpus, say, aside)
-    fleet.kinds = choose_kinds(fleet.places(), kinds)
-    here = {place.node for place in places_of(ray.nodes(), seat_cpus)}
-    for node in (node for node in aside if node in here):
-        say(f"{node} is still not used: {aside[node]}", "yellow")
-    return fleet
 
 
 class Cluster:
@@ -104,7 +52,7 @@ class Cluster:
     """
 
     def __init__(self, fleet: Fleet, home: Local) -> None:
-        self.fleet, self.home = fleet, home
+        self.fleet, self.home, fleet.closes = fleet, home, self.close
         self.task, self.repo, self.base, self.folder = home.task, home.repo, home.base, home.folder
         self.settings, self.confined = home.settings, home.confined
         self.home.share = 1
@@ -116,6 +64,7 @@ class Cluster:
         self._aside: dict[tuple[str, int], tuple[str, float]] = {}  # why a place is not used, and until when
         self._trained: dict[str, Worker] = {}  # by name of the trial: what its training saved is there
         self._bringing: set[asyncio.Task] = set()
+        self._giving_back: set[asyncio.Task] = set()
         self._changed = asyncio.Event()
         self._described: dict[str, Facts] = {}  # by kind, before anything that takes long
         self._opened = False
@@ -127,10 +76,10 @@ class Cluster:
         """See Runner. Waits for the first seat, and a little for the others."""
         import ray
 
-        if self.task.link or has_submodules(self.repo, self.base):
-            raise UserError("games with `link` in program.md, or with git submodules, cannot run on a cluster yet")
+        self._links = links_of(self.repo.root, self.task.link)
+        self._modules = submodules_of(self.repo, self.base)
         self.mark, kinds = fingerprint(), self.fleet.kinds
-        self._bundle = ray.put(bundle_of(self.repo, self.base))
+        self._bundles = await self.fleet.ask(lambda: ray.put(bundles_of(self.repo.root, self.base, self._modules)))
         self._watching = asyncio.create_task(self._watch())
         await self._until(lambda: len(self._described) == len(kinds), NO_SEAT)
         require(self._described[kinds[-1]])
@@ -170,6 +119,7 @@ class Cluster:
 
         while True:
             with contextlib.suppress(ray.exceptions.RayError):  # it does not answer just now
+                await self.fleet.look()
                 self._look({place.key: place for place in self.fleet.places() if place.kind in self.fleet.kinds})
             await asyncio.sleep(LOOK)
 
@@ -178,8 +128,11 @@ class Cluster:
         for worker in [worker for worker in self._workers.values() if worker.place.key not in places]:
             self._lose(worker, self.fleet.aside.get(worker.place.node, "the node is gone"))
         known = {*self._opening, *(worker.place.key for worker in self._workers.values())}
-        now = asyncio.get_running_loop().time()
+        now, demand = asyncio.get_running_loop().time(), self.fleet.demand
+        most = self.fleet.most if demand is None or demand.wanted else 0
         for key, place in places.items():
+            if len(self._workers) + len(self._opening) >= most:
+                return
             if key not in known and self._aside.get(key, ("", 0.0))[1] <= now:
                 self._opening[key] = asyncio.create_task(self._open(place))
 
@@ -190,8 +143,8 @@ class Cluster:
 
         pinned = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
         needs = {"num_cpus": place.cores} if place.cores else {"num_cpus": 0, "num_gpus": 1}
-        actor = ray.remote(Actor).options(scheduling_strategy=pinned, max_concurrency=100, **needs).remote()
-        worker = Worker(place, actor)
+        made = ray.remote(Actor).options(scheduling_strategy=pinned, max_concurrency=100, **needs)
+        worker = Worker(place, await self.fleet.ask(made.remote))
         try:
             why = await self._set_up(worker)
             if not why:
@@ -214,15 +167,15 @@ class Cluster:
         """Set up a place. Returns why it cannot be a seat; empty if it can."""
         place = worker.place
         mark = await worker.call("fingerprint")
-        if why := self._objection(mark, place.kind):
+        if why := objection(mark, self.mark, self.marks.get(place.kind), self.confined):
             return why
         device = {"OMP_NUM_THREADS": str(place.cores)} if place.cores else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         run = f"{self.repo.tag}-{hashlib.sha256(f'{self.base} {self.folder}'.encode()).hexdigest()[:12]}"
         assignment = Assignment(
             run, self.repo.tag, self.base, self.task, self.settings, device, self.confined, place.share, place.number,
-            place.cores,
+            place.cores, self._links, self._modules,
         )  # fmt: skip
-        opening = asyncio.ensure_future(worker.call("open", assignment, self._bundle))
+        opening = asyncio.ensure_future(worker.call("open", assignment, self._bundles))
         described: Outcome = await worker.call("describe")
         if described.fault:
             return described.fault
@@ -240,23 +193,6 @@ class Cluster:
         self.marks.setdefault(place.kind, mark)
         return ""
 
-    def _objection(self, mark: Fingerprint, kind: str) -> str:
-        """Why a node's trials could not run, or would not be comparable; empty if there is no objection."""
-        home = self.mark
-        if mark.code != home.code:
-            return "its loop code differs from this machine's: bring its checkout to the same state (git pull)"
-        if mark.python != home.python:
-            return f"it has Python {mark.python}, this machine {home.python}"
-        if home.torch and mark.torch.partition("+")[0] != home.torch.partition("+")[0]:
-            return f"it has torch {mark.torch or 'not at all'}, this machine {home.torch}: `uv sync` in its checkout"
-        if self.confined and not mark.sandbox:
-            return "trials cannot be confined there, and are here: it has neither Landlock nor bubblewrap"
-        if first := self.marks.get(kind):
-            for name in ("torch", "driver") if first.driver else ("torch", "processor"):
-                if (theirs := getattr(mark, name)) != (ours := getattr(first, name)):
-                    return f"it has the {name} {theirs or 'unknown'}, the first node {ours or 'unknown'}"
-        return ""
-
     def _put_aside(self, worker: Worker, why: str) -> None:
         """Do without a place for a while, and print why."""
         import ray
@@ -264,7 +200,7 @@ class Cluster:
         until = asyncio.get_running_loop().time() + AGAIN
         text, before = f"{worker.place.node}: {why}", self._aside.get(worker.place.key, ("",))[0]
         self._aside[worker.place.key] = text, until
-        ray.kill(worker.actor)
+        self.fleet.send(ray.kill, worker.actor)
         if text != before and worker.place.node not in self.fleet.aside:  # then it has been said
             self.fleet.say(f"a seat is not used: {text}", "yellow")
         self._changed.set()
@@ -273,11 +209,42 @@ class Cluster:
         """Handle the loss of a seat."""
         if worker.seat is None or self._workers.get(worker.seat.number) is not worker:
             return
-        del self._workers[worker.seat.number]
-        self.seats = [seat for seat in self.seats if seat.number != worker.seat.number]
+        self._remove(worker.seat)
         self._put_aside(worker, why)
         if (kind := worker.place.kind) in self._lacking():
             self.fleet.say(f"no seat of {kind} is left: waiting until a node joins; Ctrl-C ends the loop", "yellow")
+
+    def _remove(self, seat: Seat) -> None:
+        del self._workers[seat.number]
+        self.seats = [other for other in self.seats if other.number != seat.number]
+
+    # -- growing and shrinking
+
+    @property
+    def room(self) -> int:
+        """See Runner. At most as many as there are: nodes take minutes to join, and waiting edits are soon stale."""
+        demand = self.fleet.demand
+        return min(demand.most - len(self.seats), max(1, len(self.seats))) if demand else 0
+
+    def want(self, trials: int, busy: Sequence[Seat]) -> None:
+        """See Runner."""
+        if self.fleet.demand is None:
+            return
+        self.fleet.demand.want(trials)
+        for worker in [] if trials else list(self._workers.values()):
+            if worker.seat and worker.seat not in busy:
+                self._remove(worker.seat)
+                task = asyncio.create_task(self._give_back(worker))
+                self._giving_back.add(task)
+                task.add_done_callback(self._giving_back.discard)
+
+    async def _give_back(self, worker: Worker) -> None:
+        """End an actor once its files are copied: its node is then idle, and the autoscaler removes it."""
+        import ray
+
+        if self._bringing:
+            await asyncio.wait(self._bringing, timeout=ENDING)
+        self.fleet.send(ray.kill, worker.actor)
 
     # -- jobs
 
@@ -293,15 +260,16 @@ class Cluster:
             remove(folder)
         if worker is None or self._trained.get(job.name) is not worker:
             raise SeatLost(f"the seat on {seat.node} was lost, and what the trial had saved there with it")
-        running = asyncio.ensure_future(worker.call("run", job))
-        following = asyncio.create_task(self._follow(worker, job, folder, tell))
+        worker.jobs = number = worker.jobs + 1
+        running = asyncio.ensure_future(worker.call("run", job, number))
+        following = asyncio.create_task(self._follow(worker, job, number, folder, tell))
         try:
             outcome: Outcome = await running
         except ray.exceptions.RayError:
             self._lose(worker, "its node, or the actor on it, is gone")
             raise SeatLost(f"the seat on {seat.node} was lost in the middle of it") from None
         except asyncio.CancelledError:
-            await asyncio.wait({asyncio.ensure_future(worker.call("end"))}, timeout=ENDING)
+            await asyncio.wait({asyncio.ensure_future(worker.call("end", number))}, timeout=ENDING)
             raise
         finally:
             following.cancel()
@@ -316,7 +284,7 @@ class Cluster:
         worker = self._workers.get(seat.number)
         return worker if worker and worker.seat is seat else None
 
-    async def _follow(self, worker: Worker, job: Job, folder: Path, tell: Callable[[Phase], None]) -> None:
+    async def _follow(self, worker: Worker, job: Job, number: int, folder: Path, tell: Callable[[Phase], None]) -> None:
         """Copy the progress and logs of a running job into the run's folder."""
         import ray
 
@@ -325,7 +293,7 @@ class Cluster:
         tell(said(phase))
         with contextlib.suppress(ray.exceptions.RayError):  # `run` hears of it as well
             while True:
-                news: News = await worker.call("news")
+                news: News = await worker.call("news", number)
                 put(folder, news.files)
                 if news.phase and news.phase != phase:
                     phase = news.phase
@@ -345,9 +313,10 @@ class Cluster:
     # -- what is left of trials
 
     def tidy(self, name: str, keep_weights: bool) -> None:
+        """See Runner. If the loop was killed, it is not known which seat has the trial, so all are asked."""
         self.home.tidy(name, keep_weights)
         worker = self._trained.pop(name, None)
-        if worker and worker in self._workers.values():
+        for worker in [other for other in self._workers.values() if worker in (None, other)]:
             task = asyncio.create_task(self._bring(worker, name, keep_weights))
             self._bringing.add(task)
             task.add_done_callback(self._bringing.discard)
@@ -358,7 +327,8 @@ class Cluster:
 
         with contextlib.suppress(ray.exceptions.RayError, OSError):  # it has its verdict
             files = await worker.call("tidy", name, keep_weights)
-            put(self.home.folder_of(name) / "run", files)
+            if put(self.home.folder_of(name) / "run", files):
+                await worker.call("forget", name)
 
     def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
         return self.home.log(name, limit, phases)
@@ -377,29 +347,33 @@ class Cluster:
             await asyncio.wait(tasks)
 
 
-def put(folder: Path, files: Any) -> None:
-    """Write files that came from a node, whole or not at all. A full disk is no reason to end a night."""
+def objection(mark: Fingerprint, home: Fingerprint, first: Fingerprint | None, confined: bool) -> str:
+    """Why a node's trials could not run, or would not be comparable; empty if there is no objection. home: this
+    machine. first: the first node of its kind.
+    """
+    if mark.code != home.code:
+        return "its loop code differs from this machine's: bring its checkout to the same state (git pull)"
+    if mark.python != home.python:
+        return f"it has Python {mark.python}, this machine {home.python}"
+    if home.torch and mark.torch.partition("+")[0] != home.torch.partition("+")[0]:
+        return f"it has torch {mark.torch or 'not at all'}, this machine {home.torch}: `uv sync` in its checkout"
+    if confined and not mark.sandbox:
+        return "trials cannot be confined there, and are here: it has neither Landlock nor bubblewrap"
+    for name in ("torch", "driver") if first and first.driver else ("torch", "processor"):
+        if first and (theirs := getattr(mark, name)) != (ours := getattr(first, name)):
+            return f"it has the {name} {theirs or 'unknown'}, the first node {ours or 'unknown'}"
+    return ""
+
+
+def put(folder: Path, files: Any) -> bool:
+    """Write files that came from a node, each whole or not at all. Returns whether all are written: a full disk is no
+    reason to end a night.
+    """
+    written = 0
     for name, content in files.items():
         with contextlib.suppress(OSError):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
-
-
-def has_submodules(repo: RunRepo, base: str) -> bool:
-    listed = repo.repository.git.ls_tree("-r", "-z", base).split("\0")
-    return any(line.startswith("160000 ") for line in listed)
-
-
-def bundle_of(repo: RunRepo, base: str) -> bytes:
-    """The commit that a run began with, and what it stands on, as a git bundle of a branch `base`. Raises UserError."""
-    common = Path(repo.repository.common_dir).resolve()
-    if (common / "shallow").exists():
-        raise UserError("a shallow clone does not run on a cluster: bring its history, `git fetch --unshallow`")
-    with tempfile.TemporaryDirectory(prefix="autoresearch-") as folder:
-        there = Git(folder)
-        there.execute(["git", "init", "--quiet", "--bare", "."], env=same_hash(base))
-        Path(folder, "objects/info/alternates").write_text(f"{common / 'objects'}\n")
-        there.execute(["git", "update-ref", "refs/heads/base", base])
-        there.execute(["git", "bundle", "create", "--quiet", "base.bundle", "refs/heads/base"])
-        return Path(folder, "base.bundle").read_bytes()
+            written += 1
+    return written == len(files)

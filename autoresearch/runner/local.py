@@ -59,6 +59,11 @@ class Local:
         for trial in (*folder.glob("trials/*"), *folder.glob("verify/*")):
             end_left_overs(trial)
 
+    room = 0  # no seats join this machine
+
+    def want(self, trials: int, busy: Sequence[Seat]) -> None:
+        pass
+
     async def open(self, show: Callable[[Facts], None], require: Callable[[Facts], None]) -> Facts:
         """See Runner. Also raises UserError for GPUs of different kinds."""
         stage = self._stage(self.seats[0])

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import importlib.metadata
+import math
 import os
 import pickle
 import platform
@@ -52,10 +53,11 @@ class Fingerprint:
 
 @dataclasses.dataclass(frozen=True)
 class Assignment:
-    """What a seat is told at its start. The repository comes beside it, as a git bundle.
+    """What a seat is told at its start. The repository comes separately, as git bundles.
 
     run: names the run, and its folder on the node. settings: environment variables of the game. device: those that
-    choose the seat's own. share: seats of this node. place: which of them it is. cores: processors that it has.
+    choose the seat's own. share: seats of this node. place: which of them it is. cores: processors that it has. links:
+    real paths of what `link` names, by path in the repository. modules: commits of submodules, by their paths.
     """
 
     run: str
@@ -68,6 +70,8 @@ class Assignment:
     share: int = 1
     place: int = 0
     cores: int = 0
+    links: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    modules: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +185,13 @@ async def messages(source: asyncio.StreamReader) -> AsyncIterator[tuple]:
 
 
 class Node:
-    """One seat: the runner of this machine, in a clone of the repository that is its own."""
+    """One seat: the runner of this machine, in a clone of the repository that is its own. Jobs are numbered, since
+    Ray may deliver a question about a job before the job itself.
+    """
 
     def __init__(self) -> None:
+        self.number = 0  # of the running job, or the last one
+        self.ended: float = 0  # this job and earlier ones are not wanted any more
         self.described: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.job: asyncio.Task | None = None
         self.folder: Path | None = None  # of the trial that runs
@@ -192,12 +200,12 @@ class Node:
     async def fingerprint(self) -> Fingerprint:
         return fingerprint()
 
-    async def open(self, assignment: Assignment, bundle: bytes) -> Outcome:
+    async def open(self, assignment: Assignment, bundles: Mapping[str, bytes]) -> Outcome:
         """Set the game up; its facts. See Runner.open."""
         from autoresearch import UserError
 
         try:
-            return Outcome(await self._open(assignment, bundle))
+            return Outcome(await self._open(assignment, bundles))
         except Exception as error:
             said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             outcome = Outcome(fault=said)
@@ -205,18 +213,22 @@ class Node:
                 self.described.set_result(outcome)
             return outcome
 
-    async def _open(self, assignment: Assignment, bundle: bytes) -> Facts:
+    async def _open(self, assignment: Assignment, bundles: Mapping[str, bytes]) -> Facts:
         import autoresearch.runner.local as local
         from autoresearch.record.runs import RUNS
         from autoresearch.repo import Repository, RunRepo
         from autoresearch.runner import Seat
+        from autoresearch.runner.sent import clone, find_links
 
         if assignment.cores and len(have := sorted(os.sched_getaffinity(0))) >= assignment.share * assignment.cores:
             first = assignment.place * assignment.cores  # so that seats of a node do not disturb one another
             os.sched_setaffinity(0, have[first : first + assignment.cores])
         top = Path(os.environ.get(FOLDER) or Path.home() / ".cache/autoresearch/cluster")
         self._lock, seat = await free_folder(top / assignment.run)
-        root = clone(seat, bundle, assignment.base)
+        root = clone(seat, bundles[""], assignment.base)
+        for path, commit in assignment.modules.items():
+            clone(seat, bundles[path], commit, path)
+        find_links(root, assignment.links)
         folder = root / RUNS / assignment.tag
         folder.mkdir(parents=True, exist_ok=True)
         repository = Repository(root)
@@ -239,9 +251,11 @@ class Node:
         """The facts of the game, before anything takes long."""
         return await asyncio.shield(self.described)
 
-    async def run(self, job: Any) -> Outcome:
+    async def run(self, job: Any, number: int) -> Outcome:
         """A job's measurement, with its logs."""
-        self.folder, self.phase, self._told = self.local.folder_of(job.name), "", {}
+        if number <= self.ended:
+            return Outcome(fault="it was ended")
+        self.number, self.folder, self.phase, self._told = number, self.local.folder_of(job.name), "", {}
 
         def tell(phase: Any) -> None:
             self.phase = phase.name
@@ -255,15 +269,23 @@ class Node:
             return Outcome(fault=f"{type(error).__name__}: {error}")
         return Outcome(measured, files=self._files(LOG_SENT))
 
-    async def news(self) -> News:
-        """What the running job says, as soon as there is something new."""
-        until, phase = time.monotonic() + NEWS, self.phase
-        while self.job and not self.job.done() and self.phase == phase and time.monotonic() < until:  # noqa: ASYNC110  files
+    async def news(self, number: int) -> News:
+        """The progress of a job, as soon as there is something new."""
+        until, before = time.monotonic() + NEWS, (self.number, self.phase)
+        while (self.number, self.phase) == before and (self.number < number or self.has_job(number)):
+            if time.monotonic() > until:
+                break
             await asyncio.sleep(LOOK)
+        if self.number != number:
+            return News("", {}, over=self.number > number)
         files = self._files(LOG_SHOWN)
         new = {name: content for name, content in files.items() if self._told.get(name) != content}
         self._told = files
-        return News(self.phase, new, not self.job or self.job.done())
+        return News(self.phase, new, not self.has_job(number))
+
+    def has_job(self, number: int) -> bool:
+        """Whether a job runs."""
+        return self.number == number and self.job is not None and not self.job.done()
 
     def _files(self, limit: int) -> dict[str, bytes]:
         """What people and agents may want to read of a trial: the ends of its logs, and what it says of itself."""
@@ -282,40 +304,26 @@ class Node:
         """See Runner.quiet."""
         return await self.local.quiet(self.local.seats[0], most, limit)
 
-    async def end(self) -> None:
-        """End the running job, whole."""
-        if self.job and not self.job.done():
+    async def end(self, number: float = math.inf) -> None:
+        """End a job, whole; by default whatever runs."""
+        self.ended = max(self.ended, number)
+        if self.job and self.number <= number and not self.job.done():
             self.job.cancel()
             await asyncio.wait({self.job})
 
     async def tidy(self, name: str, keep_weights: bool) -> dict[str, bytes]:
-        """Remove what a trial left. What is to be kept comes home: files by their names in run/."""
+        """Remove what a trial left but for what is to be kept, which is sent: files by their names in run/."""
         self.local.tidy(name, keep_weights)
         folder, kept = self.local.folder_of(name), {}
         if keep_weights:
             for path in folder.glob("run/*"):
                 if path.is_file() and not path.is_symlink():
                     kept[path.name] = path.read_bytes()
-        remove(folder)
         return kept
 
-
-def clone(seat: Path, bundle: bytes, base: str) -> Path:
-    """A clone in the folder of a seat that has the commit; the one that is there, if it has."""
-    import git
-
-    from autoresearch.repo import Git
-
-    root = seat / "repository"
-    if (root / ".git").is_dir():  # else GitPython would ask in the folder that Ray was started in
-        with contextlib.suppress(git.GitError):
-            Git(root).execute(["git", "cat-file", "-e", f"{base}^{{commit}}"])
-            return root
-    remove(root)
-    packed = seat / "base.bundle"
-    packed.write_bytes(bundle)
-    Git(seat).execute(["git", "clone", "--quiet", "--branch", "base", str(packed), str(root)])
-    return root
+    async def forget(self, name: str) -> None:
+        """Remove everything of a trial: the files to keep are on the loop's machine."""
+        remove(self.local.folder_of(name))
 
 
 async def free_folder(run: Path) -> tuple[IO, Path]:

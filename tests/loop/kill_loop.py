@@ -1,6 +1,6 @@
 """The loop, killed with SIGKILL at a named step of an experiment: `python kill_loop.py STEP NUMBER ARGUMENTS...`.
 
-Part of test_kill.py.
+Part of test_kill.py, and of test_kill_on_nodes.py.
 """
 
 import inspect
@@ -16,6 +16,7 @@ from autoresearch import experiment, pages, refusal, repo, run
 from autoresearch.agents import command
 from autoresearch.record import journal, results
 from autoresearch.record.ledger import Ledger
+from autoresearch.runner import cluster
 from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.local import Local
 from autoresearch.runner.trial import Trial
@@ -162,8 +163,42 @@ STEPS = {
 }
 OF_PEOPLE = {"before an edit is accepted": event("before", "attempt")}
 
+
+def calling(when: str, method: str):
+    """A call to a node, about the trial of experiment `number`."""
+
+    def about_it(number):
+        return lambda self, name, *said: name == method and getattr(said[0], "name", said[0]) == str(number)
+
+    return lambda number: kill(when, cluster.Worker, "call", about_it(number))
+
+
+def written(when: str, folder: str):
+    """The first file of experiment `number` that comes home into a folder."""
+    ends = lambda number: f"/trials/{number}{folder}"  # noqa: E731
+    return lambda number: kill(
+        when, cluster, "write_whole", lambda path, content: str(path.parent).endswith(ends(number))
+    )
+
+
+ON_NODES = {
+    "before a seat is made": lambda number: kill(
+        "before", cluster.Worker, "call", lambda self, name, *_: name == "open"
+    ),
+    "before a trial is sent": calling("before", "run"),
+    "a trial is sent": calling("after", "run"),
+    "a running trial has said something": written("after", ""),
+    "before it is known what it measured": written("before", ""),
+    "what it measured is here": lambda number: kill(
+        "after", cluster.Cluster, "run", lambda self, job, *_: job.name == str(number)
+    ),
+    "its weights are sent for": calling("after", "tidy"),
+    "before its weights are here": written("before", "/run"),
+}
+
 if __name__ == "__main__":
     step, number = sys.argv.pop(1), int(sys.argv.pop(1))
+    sys.argv[0] = loop.__file__  # Ray's nodes import from beside it
     note_ledger()
-    (STEPS | OF_PEOPLE)[step](number)
+    (STEPS | OF_PEOPLE | ON_NODES)[step](number)
     loop.main()

@@ -3,7 +3,9 @@
 One cluster for all tests, of two nodes of one kind and one of another. What kills a node puts one in its place.
 """
 
+import asyncio
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,9 +21,12 @@ import psutil
 import pytest
 from conftest import PROGRAM, ROOT, Toy, git, solver, step, wait_for
 
+from autoresearch import UserError
 from autoresearch.repo import Repository, RunRepo
-from autoresearch.runner.cluster import bundle_of
-from autoresearch.runner.node import clone
+from autoresearch.runner import Job, Measurement
+from autoresearch.runner.cluster import objection
+from autoresearch.runner.node import Fingerprint, News, Node
+from autoresearch.runner.sent import bundle_of, bundles_of, clone, find_links, links_of
 
 GONE = 30.0  # seconds after which an actor whose loop is gone has ended its trial
 
@@ -43,11 +48,27 @@ class Nodes:
         own = {"resources": {f"kind:{kind}": 1}, "env_vars": {"KIND": kind}}
         return self.cluster.add_node(num_cpus=1, wait=False, **own, **self.usual)
 
+    def under(self, trial: psutil.Process) -> str:
+        """Name of the node on which a trial runs."""
+        above = {process.pid for process in trial.parents()}
+        ids = {node.all_processes["raylet"][0].process.pid: node.node_id for node in self.nodes}
+        return f"host/{next(name for pid, name in ids.items() if pid in above)}"
+
     def kill(self, name: str) -> None:
         """End the raylet of a node with SIGKILL, and start another one."""
         node = next(node for node in self.nodes if node.node_id.startswith(name.partition("/")[2]))
         self.nodes[self.nodes.index(node)] = self.add("fast")
         self.cluster.remove_node(node, allow_graceful=False)
+
+    @contextlib.contextmanager
+    def silent(self):
+        """Inside, the head of the cluster answers nobody."""
+        (head,) = self.cluster.head_node.all_processes["gcs_server"]
+        os.kill(head.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(head.process.pid, signal.SIGCONT)
 
     def trials(self) -> list[psutil.Process]:
         """The commands that run on the nodes, without their keepers."""
@@ -173,7 +194,8 @@ def test_a_node_that_dies_loses_no_trial_and_a_new_one_takes_work(on_nodes, node
 
 @pytest.mark.slow
 def test_a_loop_that_is_killed_leaves_no_trial_and_the_same_command_goes_on(on_nodes, nodes):
-    """Fails where trials outlive the loop, or Ctrl-C twice; where a run that was cut off loses or doubles one."""
+    """Fails where trials outlive the loop, or Ctrl-C twice; where a run that was cut off loses or doubles one; where
+    the loop does not hear Ctrl-C while the head of the cluster does not answer."""
     toy = on_nodes
     toy.plan_steps(otherwise=[waits(toy, 2)], e3=[waits(toy, 3)])
     night = *toy.agent, "--experiments", "3"
@@ -184,8 +206,10 @@ def test_a_loop_that_is_killed_leaves_no_trial_and_the_same_command_goes_on(on_n
     assert not psutil.wait_procs(running, GONE)[1]
     process = toy.start(*night)
     running = wait_for(lambda: len(found := nodes.trials()) == 2 and found)
-    process.send_signal(signal.SIGINT)
-    wait_for(lambda: "stopping after" in process.stdout.readline())
+    with nodes.silent():
+        time.sleep(1.5)  # it asks for nodes each second
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: "stopping after" in process.stdout.readline())
     time.sleep(0.4)  # two that are closer count once
     process.send_signal(signal.SIGINT)
     assert process.wait(40) == 130
@@ -223,6 +247,57 @@ def test_a_slow_node_is_put_aside(on_nodes, nodes):
         assert aside["node"] not in {seat["node"] for seat in toy.journal("seats")[-1]["seats"]}
     finally:
         nodes.cluster.remove_node(slow)
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_later_is_checked_like_the_first_ones(on_nodes, nodes, tmp_path):
+    """Fails where a slow node that joins during the night gets an edit before the baseline, keeps its seat, or costs
+    the edit its verdict; where one with another torch gets a seat, or is not spoken of."""
+    toy = on_nodes
+    before = "import os, time\nif __name__ == '__main__':\n    time.sleep(30 if os.environ['KIND'] == 'lame' else 11)\n"
+    toy.write("solver.py", solver(1, before))
+    toy.commit()
+    toy.plan_steps(e2=[waits(toy, 2)], e3=[waits(toy, 3)], e4=[step(0)])
+    other = tmp_path / "torch-0.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n")
+    process = toy.start(*toy.agent, "--baseline-runs", "3", "--experiments", "4")
+    wait_for(lambda: len(nodes.trials()) == 2 and toy.journal("verdict"))
+    late = [
+        nodes.cluster.add_node(num_cpus=1, wait=True, resources={"kind:fast": 1}, env_vars=own, **nodes.usual)
+        for own in ({"KIND": "lame"}, {"KIND": "fast", "PYTHONPATH": str(tmp_path)})
+    ]
+    try:
+        lame, differs = (node.node_id[:6] for node in late)
+        (aside,) = wait_for(lambda: toy.journal("aside"))
+        assert aside["node"].endswith(lame) and "s, against a median of 11 over 4 seats" in aside["reason"]
+        toy.go.touch()
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        assert f"{differs}: it has torch 0.1, this machine " in output
+        assert not any(node.endswith(differs) for _, node in ran(toy))
+        assert [number for number, node in ran(toy) if node.endswith(lame)] == [4]
+        assert [entry["number"] for entry in toy.journal("measured")].count(4) == 1  # elsewhere
+        assert sorted(verdicts(toy)) == [1, 2, 3, 4] and verdicts(toy)[4] == ("discard", 0)
+        toy.require_whole(in_order=False)
+    finally:
+        for node in late:
+            nodes.cluster.remove_node(node)
+
+
+def test_what_is_said_against_a_node():
+    """Fails where a difference between nodes is overlooked, or one that does not matter is held against a node."""
+    home = Fingerprint("code", "3.13.1", "2.11.0", "", "CPU A", "Landlock")
+    gpu = dataclasses.replace(home, torch="2.11.0+cu130", driver="600.1")
+    for field, value, why in (
+        ("code", "other", "its loop code differs"), ("python", "3.12.1", "Python 3.12.1, this machine 3.13.1"),
+        ("torch", "2.12.0", "torch 2.12.0, this machine 2.11.0"), ("driver", "601.2", "driver 601.2, the first"),
+        ("torch", "2.11.0+cu128", "torch 2.11.0+cu128, the first node 2.11.0+cu130"), ("sandbox", "", "Landlock"),
+    ):  # fmt: skip
+        assert why in objection(dataclasses.replace(gpu, **{field: value}), home, gpu, True), field
+    assert not objection(dataclasses.replace(gpu, processor="CPU B"), home, gpu, True)
+    assert not objection(dataclasses.replace(gpu, sandbox=""), home, gpu, False)
+    assert "processor CPU B" in objection(dataclasses.replace(home, processor="CPU B"), home, home, True)
 
 
 def of_kind(toy: Toy, fast: int, slow: int, wait: bool = False) -> dict:
@@ -291,6 +366,120 @@ def test_the_budget_counts_what_seats_cost(on_nodes):
     toy.require_whole()
 
 
+@pytest.mark.slow
+def test_verify_runs_on_a_seat_of_the_run(on_nodes, nodes):
+    """Fails where a run of a cluster cannot be verified, or is on another machine; where a node that dies costs verify
+    a score; where a command that runs here only does not say so."""
+    toy = on_nodes
+    toy.plan_steps(e2=[waits(toy, 2)])
+    toy.go.touch()
+    toy.run(*toy.agent, "--experiments", "2")
+    toy.go.unlink()
+    night = "--tag", toy.tag
+    assert "(`start` and `try` run only on this machine)" in toy.run("try", "-m", "x", *night, expect=2)
+    assert "as the loop and `verify` can" in toy.run("verify", *night, expect=2)
+    assert "only on this machine: omit --cluster" in toy.run("start", "--cluster", "auto", *night, expect=2)
+    process = toy.start("verify", "--cluster", "auto", "--runs", "2", "--plain", *night)
+    (trial,) = wait_for(nodes.trials)
+    nodes.kill(nodes.under(trial))
+    (trial,) = wait_for(lambda: [other for other in nodes.trials() if other.pid != trial.pid])
+    toy.go.touch()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "cluster   one seat of fast" in output and "was lost in the middle of it: it runs again" in output
+    assert [(entry["name"], entry["score"]) for entry in toy.journal("verified")] == 2 * [
+        ("baseline", 1),
+        ("champion", 2),
+    ]
+    assert not psutil.wait_procs([trial], 5)[1]
+
+
+@pytest.mark.slow
+def test_what_is_linked_and_submodules_are_on_the_nodes(on_nodes, tmp_path):
+    """Fails where a trial on a node lacks what `link` names or a submodule, or can change it."""
+    toy, part = on_nodes, tmp_path / "part"
+    part.mkdir()
+    git(part, "init", "-q")
+    (part / "inside").write_text("20")
+    git(part, "add", "-A")
+    git(part, "commit", "-qm", "part")
+    git(toy.folder, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(part), "deep/part")
+    (toy.folder / "data").mkdir()
+    (toy.folder / "data/number").write_text("3")
+    toy.write(".gitignore", "results.tsv\n__pycache__/\ndata/\n")
+    toy.write("program.md", (toy.folder / "program.md").read_text().replace("  env:", "  link: [data/]\n  env:"))
+    toy.commit()
+    reads = "SUM = int(open('data/number').read()) + int(open('deep/part/inside').read())\n"
+    writes = "try:\n    open('data/number', 'w')\nexcept OSError:\n    SUM += 100\n"
+    toy.plan_steps(e2=[{"files": {"solver.py": solver("SUM", reads + writes)}, "say": "read them"}])
+    toy.run(*toy.agent, "--experiments", "2", "--sandbox", "require")
+    assert verdicts(toy)[2] == ("keep", 123)
+    assert (toy.folder / "data/number").read_text() == "3"
+
+
+def test_what_a_node_lacks_of_a_game_is_said(toy, tmp_path):
+    """Fails where a node without what `link` names trains all the same, or does not say what to do about it; where a
+    shallow submodule ends in a fault of git's."""
+    with pytest.raises(UserError, match=r"names data, and .*/gone is not there: copy it to the same path"):
+        find_links(tmp_path, {"data": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match="names data, and there is no such file or folder"):
+        links_of(toy.folder, ["data"])
+    toy.write("solver.py", solver(2))
+    toy.commit()
+    git(toy.folder, "clone", "-q", "--depth=1", f"file://{toy.folder}", "part")
+    commit = git(toy.folder / "part", "rev-parse", "HEAD")
+    with pytest.raises(UserError, match="`git -C part fetch --unshallow`"):
+        bundles_of(toy.folder, git(toy.folder, "rev-parse", "HEAD"), {"part": commit})
+    git(toy.folder / "part", "fetch", "-q", "--unshallow")
+    bundles = bundles_of(toy.folder, git(toy.folder, "rev-parse", "HEAD"), {"part": commit})
+    clone(tmp_path, bundles[""], commit)
+    assert (clone(tmp_path, bundles["part"], commit, "part") / "solver.py").read_text() == solver(2)
+
+
+def test_a_node_is_asked_about_a_job_before_it_has_it(tmp_path):
+    """Fails where what is asked too early is answered of the job before, so that nothing is seen of one; or where a job
+    that was ended before it came runs all the same."""
+
+    class Jobs:
+        """A runner whose jobs last until they are told to end. begun: those that run."""
+
+        seats = (None,)
+
+        def __init__(self) -> None:
+            self.begun, self.over = [], asyncio.Event()
+
+        def folder_of(self, name: str) -> Path:
+            return tmp_path / name
+
+        async def run(self, job: Job, seat: None, tell) -> Measurement:
+            self.begun.append(job.name)
+            self.folder_of(job.name).mkdir()
+            (self.folder_of(job.name) / "train.log").write_text(job.name)
+            await self.over.wait()
+            return Measurement(score=1)
+
+    async def ask() -> None:
+        node, jobs = Node(), Jobs()
+        node.local, early = jobs, asyncio.create_task(node.news(1))
+        running = asyncio.create_task(node.run(Job("first", {}, 0), 1))
+        news = await early
+        assert not news.over
+        while not news.files:
+            news = await node.news(1)
+        assert news.files == {"train.log": b"first"} and not news.over
+        early = asyncio.create_task(node.news(2))
+        await asyncio.sleep(0)
+        jobs.over.set()
+        assert (await running).result.score == 1
+        assert await early == News("", {}, over=False) and (await node.news(1)).over
+        await node.end(2)
+        assert (await node.run(Job("second", {}, 0), 2)).fault == "it was ended"
+        assert (await node.run(Job("third", {}, 0), 3)).result and jobs.begun == ["first", "third"]
+        assert (await node.news(2)).over
+
+    asyncio.run(ask())
+
+
 def test_without_cluster_no_ray_is_imported(toy):
     toy.plan_steps(otherwise=[step(2)])
     code = "import sys, loop\ntry:\n    loop.main()\nfinally:\n    print('Ray is here:', 'ray' in sys.modules)\n"
@@ -307,6 +496,9 @@ def test_what_to_type_where_there_is_no_cluster_or_no_ray(toy, refused, monkeypa
     assert "takes auto or HOST:PORT" in refused(*night, "--cluster", "somewhere")
     assert "omit --gpus and --workers" in refused(*night, "--cluster", "auto", "--workers", "2")
     assert "--tiers is about the devices of a cluster" in refused(*night, "--tiers", "fast,slow")
+    assert "--max-seats asks a cluster for nodes" in refused(*night, "--max-seats", "4")
+    both = "--max-seats", "4", "--tiers", "fast,slow"
+    assert "omit it, or --tiers" in refused(*night, "--cluster", "auto", *both)
     assert "--seat-price is about the devices of a cluster" in refused(*night, "--seat-price", "fast=2")
     assert "takes two kinds" in refused(*night, "--cluster", "auto", "--tiers", "fast")
     assert "names fast twice" in refused(*night, "--cluster", "auto", "--tiers", "fast,fast")
@@ -319,7 +511,7 @@ def test_a_node_gets_the_commit_wherever_ray_was_started(toy, tmp_path, monkeypa
     """Fails where git looks for the commit in the folder that Ray was started in, which may be the checkout itself."""
     repo = RunRepo(Repository(toy.folder), "night", toy.runs)
     base, seat = repo.head(), tmp_path / "seat-0"
-    bundle = bundle_of(repo, base)
+    bundle = bundle_of(toy.folder, base)
     seat.mkdir()
     monkeypatch.chdir(toy.folder)
     root = clone(seat, bundle, base)
@@ -328,4 +520,4 @@ def test_a_node_gets_the_commit_wherever_ray_was_started(toy, tmp_path, monkeypa
     assert (clone(seat, bundle, base) / "mark").exists()  # what is there is used again
     toy.write("solver.py", solver(2))
     toy.commit()
-    assert git(clone(seat, bundle_of(repo, repo.head()), repo.head()), "rev-parse", "HEAD") == repo.head()
+    assert git(clone(seat, bundle_of(toy.folder, repo.head()), repo.head()), "rev-parse", "HEAD") == repo.head()

@@ -12,7 +12,7 @@ from git import GitCommandError
 
 from autoresearch import UserError, disk_is_full
 from autoresearch.repo import Repository, RunRepo, open_repository
-from autoresearch.runner.cluster import bundle_of
+from autoresearch.runner.sent import bundle_of
 
 
 def test_without_git(toy, tmp_path):
@@ -69,7 +69,7 @@ def test_a_shallow_clone_runs_here_and_not_on_a_cluster(toy, environment, tmp_pa
     assert clone.statuses() == ["keep", "keep"]
     repo = RunRepo(Repository(clone.folder), "night", clone.runs)
     with pytest.raises(UserError, match="git fetch --unshallow"):
-        bundle_of(repo, repo.head())
+        bundle_of(clone.folder, repo.head())
 
 
 def test_a_commit_is_on_the_disk_before_the_journal_names_it(toy, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from autoresearch import UserError
+from autoresearch.runner.demand import shape_of
 from autoresearch.runner.local import seats_of
 from autoresearch.runner.places import choose_kinds, places_of, seats_in_words, tiers_of
 
@@ -74,3 +75,14 @@ def test_tiers_are_two_kinds_that_are_there():
     for said, why in (("H100", "takes two kinds"), ("A,B,C", "takes two kinds"), ("A,", "two"), ("A,A", "twice")):
         with pytest.raises(UserError, match=why):
             tiers_of(said)
+
+
+def test_what_the_autoscaler_is_asked_for_is_a_seat():
+    """Fails where a kind that somebody named is not asked for by that name, or a GPU's type by one that no autoscaler
+    may know; where nothing can be asked for while there is no node."""
+    places = places_of(NODES)
+    assert shape_of("H100", NODES, places, None) == {"GPU": 1}
+    assert shape_of("lab", NODES, places, None) == {"CPU": 4, "kind:lab": 0.001}
+    assert shape_of("lab", NODES, places_of(NODES, 2), 2) == {"CPU": 2, "kind:lab": 0.001}
+    assert shape_of("CPU, 8 cores", [], [], None) == {"CPU": 8}
+    assert shape_of("", [], [], None) == {"GPU": 1} and shape_of("", [], [], 3) == {"CPU": 3}
