@@ -585,7 +585,6 @@ def losses_of(model: ScoredModel, rows: np.ndarray, targets: np.ndarray | None =
     while first < len(rows):
         numbers = np.arange(first, first + model.batch_size) % len(rows)
         count = min(model.batch_size, len(rows) - first)
-        given = copies = None
         try:
             wanted = torch.from_numpy(targets[numbers].astype(np.int64)).to(model.device)
             given = model.logits(torch.from_numpy(rows[numbers, :-1].astype(np.int64)))
@@ -608,9 +607,7 @@ def losses_of(model: ScoredModel, rows: np.ndarray, targets: np.ndarray | None =
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the device's memory ran out. CUDA and cuBLAS, where they take some for themselves, have words of their
-    own for that.
-    """
+    """Whether the device's memory ran out, in the words of PyTorch, CUDA or cuBLAS."""
     import torch
 
     words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
