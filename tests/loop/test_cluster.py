@@ -278,6 +278,8 @@ def test_a_node_that_joins_later_is_checked_like_the_first_ones(on_nodes, nodes,
         assert not any(node.endswith(differs) for _, node in ran(toy))
         assert [number for number, node in ran(toy) if node.endswith(lame)] == [4]
         assert [entry["number"] for entry in toy.journal("measured")].count(4) == 1  # elsewhere
+        (moved,) = [entry for entry in toy.journal("rerun") if "it runs elsewhere" in entry["reason"]]
+        assert moved["number"] == 4 and not moved.get("why")  # no other program disturbed it
         assert sorted(verdicts(toy)) == [1, 2, 3, 4] and verdicts(toy)[4] == ("discard", 0)
         toy.require_whole(in_order=False)
     finally:
