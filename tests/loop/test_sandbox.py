@@ -565,7 +565,7 @@ def test_where_the_machine_cannot(toy, method):
     assert "this kernel has no Landlock" in output
     (toy.folder.parent / "shim-").rename(toy.folder.parent / "shim")
     output = toy.run_agent(1, PYTHONPATH=str(toy.folder.parent / "shim"))
-    assert "NONE: the agent's code runs with your rights" in output and toy.statuses() == ["keep"]
+    assert "NONE: the agent's code runs with your permissions" in output and toy.statuses() == ["keep"]
 
 
 # -- the keeper
