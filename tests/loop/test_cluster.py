@@ -221,7 +221,7 @@ def test_a_loop_that_is_killed_leaves_no_trial_and_the_same_command_goes_on(on_n
     assert sorted(verdicts(toy)) == [1, 2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_slow_node_is_put_aside(on_nodes, nodes):
     """Fails where a node that is slower than its kind keeps its seat, or what it measured counts; or where a loop that
     is started again takes it back."""
@@ -249,7 +249,7 @@ def test_a_slow_node_is_put_aside(on_nodes, nodes):
         nodes.cluster.remove_node(slow)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_node_that_joins_later_is_checked_like_the_first_ones(on_nodes, nodes, tmp_path):
     """Fails where a slow node that joins during the night gets an edit before the baseline, keeps its seat, or costs
     the edit its verdict; where one with another torch gets a seat, or is not spoken of."""
@@ -382,6 +382,7 @@ def test_verify_runs_on_a_seat_of_the_run(on_nodes, nodes):
     assert "as the loop and `verify` can" in toy.run("verify", *night, expect=2)
     assert "only on this machine: omit --cluster" in toy.run("start", "--cluster", "auto", *night, expect=2)
     process = toy.start("verify", "--cluster", "auto", "--runs", "2", "--plain", *night)
+    wait_for(lambda: toy.journal("verified"))  # of the baseline, which waits for nobody
     (trial,) = wait_for(nodes.trials)
     nodes.kill(nodes.under(trial))
     (trial,) = wait_for(lambda: [other for other in nodes.trials() if other.pid != trial.pid])

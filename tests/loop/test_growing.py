@@ -123,6 +123,7 @@ def test_seats_are_asked_for_while_proposals_wait_and_given_back(on_nodes, nodes
     assert [len(entry["seats"]) for entry in toy.journal("seats")] == [1, 2, 1]
 
 
+@pytest.mark.alone
 def test_a_budget_that_is_spent_gives_seats_back(on_nodes, nodes):  # noqa: F811
     """Fails where seats that cost what they may are kept while what runs comes to its verdict."""
     toy = on_nodes
@@ -130,7 +131,7 @@ def test_a_budget_that_is_spent_gives_seats_back(on_nodes, nodes):  # noqa: F811
     agent, place = toy.folder.parent / "slow.py", toy.agent.index("--agent-command") + 1
     agent.write_text(SLOW)
     toy.agent[place] = toy.agent[place].replace(sys.executable, f"{sys.executable} {agent}")
-    process = toy.start(*night_of(toy, "--max-cost", "40", "--seat-price", "grown=3600"))  # a dollar a second
+    process = toy.start(*night_of(toy, "--max-cost", "80", "--seat-price", "grown=3600"))  # a dollar a second
     wait_for(lambda: nodes.there() == 2)
     wait_for(lambda: nodes.there() == 1)
     assert len(nodes.trials()) == 1 and sorted(verdicts(toy)) == [1]
