@@ -181,6 +181,16 @@ class Toy:
         git(self.folder, "add", "-A")
         git(self.folder, "commit", "-qm", "toy")
 
+    def against_the_clock(self, facts: str, source: str, edits: range) -> None:
+        """Make it a game that has these facts and no guard, whose edits change nothing but their number in `source`."""
+        self.write("facts.py", facts)
+        self.write("solver.py", source.format(edit=1))
+        program = (self.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
+        self.write("program.md", program.replace("time_limit", "describe: python facts.py\n  time_limit"))
+        self.commit()
+        steps = {f"e{n}": [{"files": {"solver.py": source.format(edit=n)}, "say": "nothing new"}] for n in edits}
+        self.plan_steps(**steps)
+
     def plan_steps(self, **steps) -> None:
         """plan_steps(e2=[step(2)], otherwise=[...]): what the agent does for experiment 2, and for all others."""
         self.plan.write_text(

@@ -31,13 +31,7 @@ FACTS = """print('{"most_taken": 0.15, "time_budget": 2, "noise": 0.4}')"""  # a
 
 @pytest.fixture
 def busy(toy) -> Toy:
-    toy.write("facts.py", FACTS)
-    toy.write("solver.py", SOLVER.format(edit=1))
-    program = (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
-    toy.write("program.md", program.replace("time_limit", "describe: python facts.py\n  time_limit"))
-    toy.commit()
-    edits = {f"e{n}": [{"files": {"solver.py": SOLVER.format(edit=n)}, "say": "nothing new"}] for n in range(2, 9)}
-    toy.plan_steps(**edits)
+    toy.against_the_clock(FACTS, SOLVER, range(2, 9))
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     yield toy

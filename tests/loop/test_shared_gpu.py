@@ -21,13 +21,7 @@ ALONE, BESIDE, HOT = "100 0 100 1980 1980 4", "60 40 100 1980 1980 0", "100 0 10
 
 @pytest.fixture
 def with_gpu(toy, nvml) -> Toy:
-    toy.write("facts.py", FACTS)
-    toy.write("solver.py", SOLVER.format(edit=1))
-    program = (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
-    toy.write("program.md", program.replace("time_limit", "describe: python facts.py\n  time_limit"))
-    toy.commit()
-    edits = {f"e{n}": [{"files": {"solver.py": SOLVER.format(edit=n)}, "say": "nothing new"}] for n in range(2, 5)}
-    toy.plan_steps(**edits)
+    toy.against_the_clock(FACTS, SOLVER, range(2, 5))
     toy.environment |= {**nvml, "CUDA_VISIBLE_DEVICES": "0"}
     return toy
 
