@@ -181,7 +181,7 @@ class Experiments:
         """Remove what the last trials left, if the loop was killed before it did so. Weights of a keep are copied if
         they are still on a node of a cluster.
         """
-        for attempt in self.ledger.finished[-len(self.run.runner.seats) :]:
+        for attempt in self.ledger.finished[-max(1, len(self.run.runner.seats)) :]:
             with contextlib.suppress(OSError):
                 self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
 
