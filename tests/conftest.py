@@ -63,23 +63,15 @@ sys.exit(step.get("exit", 0))
 """
 
 
-# Trainings that are timed come when the rest is done, and have a processor each: the two processes take one group of
-# these at a time.
-TIMED = (
-    "test_clock.py",
-    "test_end_to_end.py",
-    "test_external.py::test_an_external_agent_does_as_program_md_tells_it",
-    "test_clients.py::test_real_trials",
-    "test_gaming.py",
-    "test_neighbours.py",
+# What trains against the clock comes when the rest is done, in two lanes: one for each of two processors. `[0` is the
+# first of the two nights of test_gaming.py.
+LANES = (
+    r"test_clock\.py|test_gaming\.py.*\[0",
+    r"test_end_to_end\.py|test_external\.py::test_an_external_agent_does|test_clients\.py::test_real_trials"
+    r"|test_gaming\.py|test_neighbours\.py",
 )
-WHOLE = (
-    "test_honest.py",
-    "test_score.py",
-    "test_cluster.py",
-    "test_growing.py",
-    "test_kill_on_nodes.py",
-)  # the tests of each share what takes long
+# The tests of each share what takes long. They come first.
+WHOLE = "test_cluster.py", "test_growing.py", "test_kill_on_nodes.py", "test_honest.py", "test_score.py"
 
 
 def pytest_addoption(parser):
@@ -87,7 +79,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: timed(item.nodeid))
+    items.sort(key=lambda item: place_of(item.nodeid))
     dropped = [item for item in items if any(map(item.get_closest_marker, left_out(config)))]
     if dropped:
         items[:] = [item for item in items if item not in dropped]
@@ -103,17 +95,21 @@ def left_out(config) -> tuple[str, ...]:
     return ("clients", "alone") if config.option.full else ("clients", "alone", "slow")
 
 
-def timed(nodeid: str) -> int:
-    """Its place among TIMED; -1 for what is not timed."""
-    return next((place for place, name in enumerate(TIMED) if name in nodeid), -1)
+def lane_of(nodeid: str) -> int | None:
+    return next((place for place, pattern in enumerate(LANES) if re.search(pattern, nodeid)), None)
+
+
+def place_of(nodeid: str) -> tuple[bool, bool]:
+    """Sort key: what is timed comes last, of the rest what takes long first."""
+    return lane_of(nodeid) is not None, not any(name in nodeid for name in WHOLE)
 
 
 def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if (place := timed(nodeid)) < 0:
-                return next((name for name in WHOLE if name in nodeid), nodeid)
-            return f"timed {place}" + (nodeid.partition("[")[2][:1] if "test_gaming" in nodeid else "")
+            if (lane := lane_of(nodeid)) is not None:
+                return f"timed {lane}"
+            return next((name for name in WHOLE if name in nodeid), nodeid)
 
     return Scheduler(config, log)
 

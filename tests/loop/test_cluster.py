@@ -28,6 +28,7 @@ from autoresearch.runner.cluster import objection
 from autoresearch.runner.node import Fingerprint, News, Node
 from autoresearch.runner.sent import bundle_of, bundles_of, clone, find_links, links_of
 
+PACED = Path(__file__).with_name("paced_loop.py")
 GONE = 30.0  # seconds after which an actor whose loop is gone has ended its trial
 
 
@@ -231,18 +232,18 @@ def test_a_slow_node_is_put_aside(on_nodes, nodes):
     )
     try:
         before = "import os, time\nLAME = os.environ['KIND'] == 'lame'\n"
-        before += "if __name__ == '__main__':\n    time.sleep(30 if LAME else 11)\n"
+        before += "if __name__ == '__main__':\n    time.sleep(12 if LAME else 4)\n"
         toy.write("solver.py", solver("7 if LAME else 1", before))
         toy.commit()
         toy.plan_steps(e2=[step(2)], e3=[step(3)])
         night = *toy.agent, "--baseline-runs", "4"
-        output = toy.run(*night, "--experiments", "1")
+        output = toy.run(*night, "--experiments", "1", loop=PACED)
         (aside,) = toy.journal("aside")
         assert slow.node_id.startswith(aside["node"].partition("/")[2])
         said = ": its baseline run had "
         assert f"{aside['node']} is not used any more{said}" in output
         assert verdicts(toy) == {1: ("keep", 1)}
-        assert f"{aside['node']} is still not used{said}" in toy.run(*night, "--experiments", "3")
+        assert f"{aside['node']} is still not used{said}" in toy.run(*night, "--experiments", "3", loop=PACED)
         assert all(node != aside["node"] for number, node in ran(toy) if number > 1)
         assert aside["node"] not in {seat["node"] for seat in toy.journal("seats")[-1]["seats"]}
     finally:
@@ -254,14 +255,14 @@ def test_a_node_that_joins_later_is_checked_like_the_first_ones(on_nodes, nodes,
     """Fails where a slow node that joins during the night gets an edit before the baseline, keeps its seat, or costs
     the edit its verdict; where one with another torch gets a seat, or is not spoken of."""
     toy = on_nodes
-    before = "import os, time\nif __name__ == '__main__':\n    time.sleep(30 if os.environ['KIND'] == 'lame' else 11)\n"
+    before = "import os, time\nif __name__ == '__main__':\n    time.sleep(12 if os.environ['KIND'] == 'lame' else 4)\n"
     toy.write("solver.py", solver(1, before))
     toy.commit()
     toy.plan_steps(e2=[waits(toy, 2)], e3=[waits(toy, 3)], e4=[step(0)])
     other = tmp_path / "torch-0.1.dist-info"
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n")
-    process = toy.start(*toy.agent, "--baseline-runs", "3", "--experiments", "4")
+    process = toy.start(*toy.agent, "--baseline-runs", "3", "--experiments", "4", loop=PACED)
     wait_for(lambda: len(nodes.trials()) == 2 and toy.journal("verdict"))
     late = [
         nodes.cluster.add_node(num_cpus=1, wait=True, resources={"kind:fast": 1}, env_vars=own, **nodes.usual)
@@ -270,7 +271,7 @@ def test_a_node_that_joins_later_is_checked_like_the_first_ones(on_nodes, nodes,
     try:
         lame, differs = (node.node_id[:6] for node in late)
         (aside,) = wait_for(lambda: toy.journal("aside"))
-        assert aside["node"].endswith(lame) and "s, against a median of 11 over 4 seats" in aside["reason"]
+        assert aside["node"].endswith(lame) and "s, against a median of 4 over 4 seats" in aside["reason"]
         toy.go.touch()
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output
