@@ -6,6 +6,7 @@ then are left out; the table of categories still counts them.
 
 import dataclasses
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 from autoresearch import BRIEF_TOKENS
@@ -87,6 +88,8 @@ class Brief:
     dollars: float | None = None  # that the run may still cost; None: as much as it likes
     # From what the proposal has taken so far, (tokens, dollars): why it must end, or None.
     must_end: Callable[[int | None, float | None], str | None] = lambda tokens, dollars: None
+    # Around each request to a model, given a function that returns what the proposal has taken by then.
+    turn: Callable[[Callable[[], tuple[int, float]]], AbstractAsyncContextManager] = lambda spent: nullcontext()
 
     @property
     def attempts(self) -> list[Attempt]:

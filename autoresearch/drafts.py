@@ -4,12 +4,14 @@ A draft has the number that its experiment would get if it were committed now. T
 the lowest number, and swaps numbers with the draft that had it. So there are no gaps, even if a draft fails.
 """
 
+import asyncio
 import collections
+import contextlib
 import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 
 from autoresearch.agents import Proposal
 from autoresearch.brief import COMBINE
@@ -54,6 +56,8 @@ class Drafts:
         self.ledger, self.repo = ledger, repo
         self.all: list[Draft] = []
         self.took: collections.deque[float] = collections.deque(maxlen=LATEST)  # seconds of the last ones
+        self.turns, self.most = 0, (0, 0.0)  # requests to models in progress; most (tokens, dollars) of one so far
+        self.turn_over = asyncio.Condition()
 
     def __len__(self) -> int:
         return len(self.all)
@@ -106,6 +110,34 @@ class Drafts:
     def taken(self) -> tuple[int, float]:
         """(Tokens, dollars) spent so far that are not in the record yet."""
         return sum(draft.tokens for draft in self.all), math.fsum(draft.dollars for draft in self.all)
+
+    @contextlib.asynccontextmanager
+    async def turn(
+        self, draft: Draft, spent: Callable[[], tuple[int, float]], reached: Callable[[int, float], object]
+    ) -> AsyncIterator[None]:
+        """Around a request of a draft's agent to a model. Near a limit only one is made at a time, so that no more than
+        one passes it.
+
+        spent: (tokens, dollars) that the draft's proposal has used by now. reached: whether so many, besides those in
+        the record, reach a limit.
+        """
+
+        def too_near() -> object:
+            (tokens, dollars), (most_tokens, most_dollars) = self.taken(), self.most
+            return reached(tokens + self.turns * most_tokens, dollars + self.turns * most_dollars)
+
+        draft.tokens, draft.dollars = before = spent()
+        async with self.turn_over:
+            await self.turn_over.wait_for(lambda: not self.turns or not too_near())
+        self.turns += 1
+        try:
+            yield
+        finally:
+            self.turns -= 1
+            draft.tokens, draft.dollars = after = spent()
+            self.most = max(self.most[0], after[0] - before[0]), max(self.most[1], after[1] - before[1])
+            async with self.turn_over:
+                self.turn_over.notify_all()
 
     def expected(self, drafts: Sequence[Draft]) -> tuple[float, float]:
         """The expected (tokens, dollars) of drafts: each counts as an average proposal of its agent, or of the most

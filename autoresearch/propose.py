@@ -109,9 +109,7 @@ class Proposer:
         """Whether the limits allow one more proposal, counting the expected cost of those in progress."""
         new = sum(draft.back is None for draft in self.drafts)
         tokens, dollars = self.drafts.expected(list(self.drafts))
-        return self.limits.room(self.ledger, new) and not self.limits.reached(
-            self.ledger, tokens=tokens, dollars=dollars
-        )
+        return self.limits.room(self.ledger, new) and not self.reached_with(tokens, dollars)
 
     def want_seats(self, busy: Sequence[Seat], over: object) -> None:
         """Tell the runner how many trials could run at once when the proposals in progress are ready: a cluster may
@@ -307,6 +305,7 @@ class Proposer:
                 draft.tokens, draft.dollars = draft.proposal.tokens or 0, draft.proposal.dollars or 0.0
                 refusal = await self.refusals.of(draft)
             except AgentUnavailable:
+                draft.tokens, draft.dollars = 0, 0.0  # the record of the wait has them
                 raise
             except AgentStopped as stopped:
                 self.note_spent(agent, stopped.tokens, stopped.dollars)
@@ -407,6 +406,7 @@ class Proposer:
             redone=draft.back is not None,
             dollars=self.dollars_left(others),
             must_end=lambda tokens, dollars: self.must_end(draft, tokens, dollars),
+            turn=lambda spent: self.drafts.turn(draft, spent, self.reached_with),
         )
         if not draft.back and not draft.focus:
             draft.focus = focus_of(
@@ -423,7 +423,10 @@ class Proposer:
     def must_end(self, draft: Draft, tokens: int | None, dollars: float | None) -> str | None:
         """Why a proposal that has used this much must end: the limit that all proposals in progress reach together."""
         draft.tokens, draft.dollars = tokens or 0, dollars or 0.0
-        tokens, dollars = self.drafts.taken()
+        return self.reached_with(*self.drafts.taken())
+
+    def reached_with(self, tokens: float, dollars: float) -> str | None:
+        """The limit that is reached with so much spending that is not in the record yet."""
         return self.limits.reached(self.ledger, tokens=tokens, dollars=dollars)
 
     def api(self) -> str:

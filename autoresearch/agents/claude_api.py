@@ -368,8 +368,6 @@ class Conversation:
 
     async def ask(self) -> dict:
         """The model's next answer: {"content": blocks, "stop_reason"}. One that is cut off is asked for again."""
-        if reason := self.brief.must_end(self.tokens, self.dollars):
-            raise AgentFailed(f"ended before it had submitted: {reason}", **self.costs())
         messages, last = self.messages[:-1], self.messages[-1]
         if last["role"] == "user":
             last = {**last, "content": [*last["content"][:-1], cacheable(last["content"][-1])]}
@@ -377,7 +375,10 @@ class Conversation:
         message, tries = None, 0
         while message is None:
             try:
-                message = await self.stream(messages)
+                async with self.brief.turn(lambda: (self.tokens, self.dollars or 0.0)):
+                    if reason := self.brief.must_end(self.tokens, self.dollars):
+                        raise AgentFailed(f"ended before it had submitted: {reason}", **self.costs())
+                    message = await self.stream(messages)
             except httpx2.TimeoutException:
                 raise
             except (httpx2.HTTPError, anthropic.APIResponseValidationError, AssertionError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Proposals in the making: their numbers, when to begin one, what they may cost, and who is asked."""
 
+import asyncio
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,6 +105,29 @@ def test_proposals_in_the_making_reach_a_limit_together(ledger, drafts):
     one, other = drafts.begin(), drafts.begin()
     assert spending.must_end(one, 100, 0.6) is None
     assert "$1.10 of $1 are used up" in spending.must_end(other, 100, 0.5)
+
+
+def test_near_a_limit_one_request_is_made_at_a_time(ledger, drafts):
+    """So that no more than one passes the limit: of three proposals, each of whose requests takes 1,000 tokens."""
+    spending, used, at_once = proposer(ledger, drafts, tokens=4500), {}, []
+
+    async def proposal(draft) -> None:
+        def spent() -> tuple[int, float]:
+            return used.get(draft, 0), 0.0
+
+        while True:
+            async with drafts.turn(draft, spent, spending.reached_with):
+                if spending.must_end(draft, *spent()):
+                    return
+                at_once.append(drafts.turns)
+                await asyncio.sleep(0)
+                used[draft] = used.get(draft, 0) + 1000
+
+    async def night() -> None:
+        await asyncio.gather(*(proposal(drafts.begin()) for _ in range(3)))
+
+    asyncio.run(night())
+    assert sum(used.values()) == 5000 and max(at_once) == 3, "without it a third one passes the limit"
 
 
 def attempt(number: int, category: str, status: str | None = None) -> Attempt:

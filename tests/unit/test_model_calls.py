@@ -234,6 +234,15 @@ def test_limits_of_the_run_hold_between_turns(call):
     assert raised.value.tokens == 2220
 
 
+def test_a_request_that_is_cut_off_is_not_made_again_beyond_a_limit(call):
+    def must_end(tokens: int | None, dollars: float | None) -> str | None:
+        return "used up" if tokens else None
+
+    with Models(lambda asked: CUT) as models, pytest.raises(AgentFailed, match="used up"):
+        call.propose(agent(models), must_end=must_end)
+    assert len(models.asked) == 1
+
+
 def test_each_request_has_its_own_price(call, monkeypatch):
     """Two requests below the size from which a token costs more, together above it."""
     large = {"input_tokens": 150_000, "output_tokens": 10, "cache_read_input_tokens": 0}
