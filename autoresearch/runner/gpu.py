@@ -16,8 +16,8 @@ from autoresearch.runner.process import family
 from autoresearch.shortage import GPU_MEMORY
 
 LOOK = 5.0  # seconds between two looks
-# Reasons for a lower clock (clocksEventReason of nvml.h): heat, and a power brake of the host or the card. Not the limit
-# of its power, which code that uses the GPU better reaches sooner.
+# Reasons for a lower clock (clocksEventReason of nvml.h): heat, a power brake of the host or the card. Not the limit of
+# its power, which code that uses the GPU better reaches sooner.
 SLOWED = 0x08 | 0x20 | 0x40 | 0x80
 MOST_HELD = 0.2  # share of the GPU's memory that others may hold, where a trial ran out of it
 
