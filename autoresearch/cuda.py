@@ -11,12 +11,12 @@ import re
 from pathlib import Path
 
 from autoresearch.machine_facts import c_compiler, has_nvidia_card, has_python_header
+from autoresearch.shortage import CUDA_OUT_OF_MEMORY
 
 LEAST_DRIVER = {12: 525, 13: 580}  # of NVIDIA's for Linux, by the CUDA that PyTorch was built with (its release notes)
 SHARE = "it lets only one program use it at a time, and a trial is several: `sudo nvidia-smi -c DEFAULT` lets all"
 LEAST_CAPABILITY = 8  # Ampere, the first with bf16
 MAJOR, COMPUTE_MODE = 75, 20  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_MODE
-OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 INSTEAD = "or play the small game of the CPU: --profile cpu"
 
 
@@ -57,7 +57,7 @@ def why_no_start() -> str:
     """
     library, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
     library.cuDeviceGet(ctypes.byref(device), 0)
-    if (error := library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)) in (0, OUT_OF_MEMORY):
+    if (error := library.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)) in (0, CUDA_OUT_OF_MEMORY):
         return ""
     return f"no program can start on the GPU (error {error}): see `nvidia-smi`"
 

@@ -23,11 +23,13 @@ from autoresearch.record.ledger import ABANDONED, OUTRUN, Attempt
 from autoresearch.record.runs import RUNS
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, TRAIN, Measurement, Seat, SeatLost
+from autoresearch.runner.identity import boot
 from autoresearch.text import to_type
 from autoresearch.tiers import Tiers
 from autoresearch.trials import Disturbed, Tell, Trials, without_score
 
 LOSSES = 5  # how often a trial runs again after losing its seat: the edit itself may crash the node
+DOWNS = 2  # how often the machine may go down during a trial before the edit is taken for the cause
 EARLY = 60.0  # seconds: an edit that crashes earlier than this may be repaired and run again
 PROBED = ("holdout_gap", "holdout_error")  # figures of a holdout command that the record keeps besides its score
 
@@ -90,6 +92,8 @@ class Experiments:
         """
         if attempt.status:  # it had its verdict already when the disk was full
             return None
+        if self.ledger.went_down(attempt, boot()):
+            return await self.after_going_down(attempt)
         await self.console.before_trial(attempt, seat.number)
         waited = time.monotonic()
         try:
@@ -99,7 +103,9 @@ class Experiments:
         waited = round(time.monotonic() - waited, 1)
         began = time.monotonic()
         self.run.require_own_code()
-        self.ledger.append(events.Trial(number=attempt.number, worker=seat.number, waited=waited, node=seat.node))
+        here = "" if seat.node else boot()
+        trial = events.Trial(number=attempt.number, worker=seat.number, waited=waited, node=seat.node, boot=here)
+        self.ledger.append(trial)
         again = f"it looked good on {self.run.tiers[0]}; now on {seat.kind}" if attempt.promoted else ""
         view = self.console.trial(attempt, again, seat=seat.number)
         try:
@@ -144,13 +150,27 @@ class Experiments:
             number = self.ledger.champion.number if self.ledger.champion else 0
             why = f"it beat the champion that it was built on, but experiment {number} was kept meanwhile: testing it"
             return self.run_again(attempt, f"{why} on top of that", began)
+        self.require_champion(attempt, measured, checked)
+        return None
+
+    async def after_going_down(self, attempt: Attempt) -> None:
+        """The machine went down during an attempt's trial (a panic, a power failure): it runs again, but not for ever,
+        since the edit itself may be the cause, and something may start the loop after each boot.
+        """
+        if attempt.reruns[events.DOWN] + 1 < DOWNS:
+            return self.run_again(attempt, "the machine went down during its trial", time.monotonic(), why=events.DOWN)
+        reason = f"the machine went down {DOWNS} times during its trial, without an orderly shutdown"
+        await self.conclude(self.verdict_event(attempt, Verdict("crash", reason)))
+        self.require_champion(attempt)
+
+    def require_champion(self, attempt: Attempt, *measured: Measurement) -> None:
+        """Raises UserError if there is none because the baseline, which this attempt was, crashed."""
         if self.ledger.champion is None:
             raise UserError(
-                f"the baseline crashed: {verdict.reason}\nIts log is {self.log_of(attempt, measured, checked)}. "
+                f"the baseline crashed: {attempt.reason}\nIts log is {self.log_of(attempt, *measured)}. "
                 f"Correct {', '.join(self.task.editable)} or program.md, commit it, and run the same command again. "
                 f"If neither is to blame, `{to_type('doctor')}` checks this machine"
             )
-        return None
 
     async def settle(self, waiting: list[Attempt], proposing: bool) -> None:
         """Hold what needs approval, and act on what people have approved or rejected.

@@ -12,17 +12,35 @@ from typing import BinaryIO
 LARGEST = 1 << 16  # bytes of a JSON file that are read
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes, lasting: bool = True) -> None:
     """Write a file atomically: a reader, or a restart after a kill, finds the old contents or the new, never a part.
 
-    Text is encoded as UTF-8; bytes that were not valid when it was read (surrogateescape) are kept. Raises OSError.
+    lasting: wait until it is on the disk, so that the same holds for a power failure. False is for files that are
+    written often, or large, and that nobody misses then. Text is encoded as UTF-8; bytes that were not valid when it
+    was read (surrogateescape) are kept. Raises OSError.
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+        with open(part, "wb") as file:
+            file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(path)
+        if lasting:
+            flush_folder(path.parent)
     finally:  # of a full disk
         part.unlink(missing_ok=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk, where the file system can be asked for that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def open_plain(path: Path) -> BinaryIO:

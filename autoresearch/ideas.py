@@ -19,6 +19,7 @@ from pathlib import Path
 from autoresearch import UserError
 from autoresearch.record.ledger import ABANDONED, Attempt, Ledger
 from autoresearch.shared_lines import SharedLines, core, named
+from autoresearch.shortage import shortage
 from autoresearch.text import clean, one_line
 
 FILE = "ideas.md"  # in the folder of all runs
@@ -28,10 +29,6 @@ OPEN, AGENT = "open", "agent "
 LIMITS = {"text": 500, "expected": 200, "source": 400, "outcome": 300}  # characters
 MOST_AT_ONCE = 3  # new ones with an edit
 MOST_OF_AGENTS = 30  # that wait to be tested
-WANTS = {  # what a crashed edit had too little of, found in its reason
-    "memory": re.compile("out of ?memory|MemoryError|bad_alloc|of host memory|next to no memory", re.IGNORECASE),
-    "time": re.compile(r"its time limit|in its first \d|its first batch after|process went on for"),
-}
 STARVED = "for want of "  # so begins the outcome of such a one
 
 
@@ -214,6 +211,5 @@ def state_of(attempt: Attempt, run: str) -> tuple[str, str]:
         return OPEN, ""
     if attempt.status == "keep":
         return f"kept, {where}", ""
-    want = next((what for what, words in WANTS.items() if words.search(reason)), "")
-    crashed = attempt.status == "crash" and want
-    return f"discarded, {where}", f"{STARVED}{want}: {reason}" if crashed else reason
+    want = shortage(reason) if attempt.status == "crash" else ""
+    return f"discarded, {where}", f"{STARVED}{want}: {reason}" if want else reason

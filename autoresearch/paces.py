@@ -52,9 +52,9 @@ class Paces:
         odd = dict(runs[place] for place in odd_ones(paces))
         for node, pace in odd.items():
             median = f"a median of {statistics.median(paces):,.0f} over {len(paces)} seats of its kind"
-            await self.put_aside(node, f"had {pace:,.0f} {unit}, against {median}")
+            await self.exclude(node, f"had {pace:,.0f} {unit}, against {median}")
 
-    async def put_aside(self, node: str, why: str) -> None:
+    async def exclude(self, node: str, why: str) -> None:
         """Stop using a node. why: what is wrong with its run of the baseline."""
         reason = f"its baseline run {why}"
         await self.run.record(events.Aside(node=node, reason=reason))

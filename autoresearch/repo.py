@@ -27,6 +27,7 @@ from autoresearch.text import short
 SETTINGS = (
     *("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0"),
     *("submodule.recurse=false", "commit.cleanup=whitespace"),  # a description may begin with #
+    "core.sparseCheckout=false",  # a worktree has the whole commit, as a trial has
     "core.fsync=committed,reference",  # as the journal, which names them, is: a power failure loses neither
 )
 # Without git-lfs installed, git could not check out at all. Such files are pointers in the user's checkout, too, then.

@@ -194,7 +194,7 @@ class Trials:
         finally:
             view.close()
         if measured.score is None:
-            await self.paces.put_aside(seat.node, f"failed: {measured.reason}")
+            await self.paces.exclude(seat.node, f"failed: {measured.reason}")
         elif not measured.suspended:
             await self.paces.compare([seat], [measured])
         if seat.node in self.ledger.aside:

@@ -14,7 +14,7 @@ from autoresearch.keys import scrubbed
 
 FORM = 2
 FAULT = "a fault: "  # start of the reason of a Stop that was caused by an error
-SUSPENDED, DISTURBED, LOST = "suspended", "disturbed", "lost"  # why a trial ran again
+SUSPENDED, DISTURBED, LOST, DOWN = "suspended", "disturbed", "lost", "down"  # why a trial ran again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,12 +172,13 @@ class Trial(Event):
     worker: int = 0
     waited: float = 0.0  # seconds before, for the machine to be free
     node: str = ""  # of a cluster, where it runs
+    boot: str = ""  # identity.boot of this machine, unless it runs on a node
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rerun(Event):
-    """The measurement does not count, and the trial runs again: it was suspended or disturbed, its seat was lost, or
-    its champion was replaced.
+    """The measurement does not count, and the trial runs again: it was suspended or disturbed, its seat was lost, the
+    machine went down, or its champion was replaced.
     """
 
     name = "rerun"
@@ -185,7 +186,7 @@ class Rerun(Event):
     reason: str
     seconds: float = 0.0
     taken: float | None = None  # share of the CPU, or of the GPU, that others used, if that is the reason
-    why: str = ""  # SUSPENDED, DISTURBED or LOST: each is counted
+    why: str = ""  # SUSPENDED, DISTURBED, LOST or DOWN: each is counted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -149,6 +149,7 @@ class Ledger:
         self.refused: list[events.Refused] = []  # since the last attempt
         self.repaired: dict[str, Attempt] = {}  # by edit: attempts that crashed and were repaired
         self._crashed: set[str] = set()  # commits
+        self._boots: dict[int, str] = {}  # by number: of trials whose end is not recorded, the boot that they began in
         self.spent_by: dict[str, Spent] = {}  # by agent
         self.started = events.Start()  # the last time that the loop was started
         self.called: int | None = None  # the experiment that it has begun, or refused, since then
@@ -324,10 +325,18 @@ class Ledger:
                 setattr(total, field.name, getattr(total, field.name) + getattr(spent, field.name))
         return total
 
+    def went_down(self, attempt: Attempt, boot: str) -> bool:
+        """Whether the machine went down during an attempt's last trial. boot: identity.boot. A loop that was killed
+        leaves a trial without an end, too, but in the same boot; one that was told to end has recorded that.
+        """
+        return bool(boot and self._boots.get(attempt.number) not in (None, "", boot))
+
     # -- events
 
     def _apply(self, event: events.Event) -> None:
         self.account.add(event)
+        if isinstance(event, events.Interrupted | events.Crashed | events.Rerun | events.Verdict):
+            self._boots.pop(event.number, None)
         if isinstance(event, events.Message):
             self.messages.add(event.message)
         match event:
@@ -361,6 +370,7 @@ class Ledger:
                 self.attempts[event.number - 1].taken.clear()
                 self.in_turn = {key: runs for key, runs in self.in_turn.items() if key[1] != event.number}
                 self.called, self.attempts[event.number - 1].node = event.number, event.node
+                self._boots[event.number] = event.boot
             case events.Measured():
                 self.attempts[event.number - 1].runs.append(event.score)
                 self.attempts[event.number - 1].taken.append(event.taken)
@@ -401,6 +411,8 @@ class Ledger:
                 self.notes.append((len(self.attempts) + 1, event.text))
             case events.Pause() | events.Resume():
                 self.paused = isinstance(event, events.Pause)
+            case events.Stop():
+                self._boots.clear()
 
     def _decide(self, held: events.Held, word: events.Approved | events.Rejected) -> None:
         no = word if isinstance(word, events.Rejected) else None

@@ -58,7 +58,7 @@ class Results:
         """Raises UserError if results.tsv was not made from a journal below `runs`: it would be replaced."""
         if not self.path.exists():
             return
-        text = self.path.read_text(encoding="utf-8", errors="replace")
+        text = self.path.read_text(encoding="utf-8", errors="replace").rstrip("\0")  # of a power failure
         journals = itertools.chain([self.ledger], readable(runs))
         if text and not any(for_comparison(whole(ledger)).startswith(for_comparison(text)) for ledger in journals):
             raise UserError(

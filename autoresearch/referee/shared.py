@@ -5,6 +5,7 @@ import ctypes
 import mmap
 from typing import TYPE_CHECKING
 
+from autoresearch.shortage import CUDA_OUT_OF_MEMORY
 from prepare import Profile
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ def pin(memory: "torch.Tensor", size: int) -> None:
 # /dev/shm or one set of process numbers, which confined processes do not have. A file descriptor needs neither.
 
 PINNED, ON_DEVICE, FILE_DESCRIPTOR, READ_WRITE = 1, 1, 1, 3  # CU_MEM_ALLOCATION_TYPE_PINNED and others
-OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
 
 class Location(ctypes.Structure):  # CUmemLocation
@@ -103,7 +103,7 @@ WANTED = Allocation(PINNED, FILE_DESCRIPTOR, Location(ON_DEVICE, 0))
 def driver(name: str, *arguments) -> None:
     """Call a function of the driver. Raises OSError where it fails, MemoryError where memory is what it lacks."""
     if error := getattr(ctypes.CDLL("libcuda.so.1"), name)(*arguments):
-        kind = MemoryError if error == OUT_OF_MEMORY else OSError
+        kind = MemoryError if error == CUDA_OUT_OF_MEMORY else OSError
         raise kind(f"{name} failed with error {error} of the CUDA driver")
 
 

@@ -374,6 +374,6 @@ def put(folder: Path, files: Any) -> bool:
         with contextlib.suppress(OSError):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, content)
+            write_whole(path, content, lasting=False)
             written += 1
     return written == len(files)

@@ -1,25 +1,24 @@
-"""What other programs, or heat, took of the GPU while a trial trained: neighbours.py does the same for the processors.
+"""How much of the GPU other programs used while a trial trained, or heat cost; neighbours.py does the same for the CPU.
 
-NVIDIA's driver tells which processes used the GPU in the last moment, how fast it runs, and why not faster. In a
-container it may hide the processes, in WSL it tells less, and elsewhere there is none: what is not known is not held
-against anybody.
+NVIDIA's driver reports which processes used the GPU in the last seconds, how fast it runs, and why not faster. In a
+container it may hide the processes, in WSL it reports less, and elsewhere there is no driver: what is unknown counts as
+no disturbance.
 """
 
 import contextlib
 import dataclasses
 import os
-import re
 import threading
 import time
 from collections.abc import Mapping
 
 from autoresearch.runner.process import family
+from autoresearch.shortage import GPU_MEMORY
 
 LOOK = 5.0  # seconds between two looks
-# Heat, the card's or the host's brake on its power, and what the card does by itself when it gets too hot or too much
-# power: clocksEventReason of nvml.h. Not the limit of its power, which a better use of it reaches sooner.
+# Reasons for a lower clock (clocksEventReason of nvml.h): heat, a power brake of the host or the card. Not the limit of
+# its power, which code that uses the GPU better reaches sooner.
 SLOWED = 0x08 | 0x20 | 0x40 | 0x80
-MEMORY = re.compile("out ?of ?memory|memory of the GPU|more memory than there is|too little memory", re.IGNORECASE)
 MOST_HELD = 0.2  # share of the GPU's memory that others may hold, where a trial ran out of it
 
 
@@ -27,25 +26,25 @@ MOST_HELD = 0.2  # share of the GPU's memory that others may hold, where a trial
 class Look:
     """Shares, 0 to 1."""
 
-    own: float  # of the GPU's time that this program, and all that it started, used
-    others: float  # and other programs
+    own: float  # of the GPU's time that this program and its descendants used
+    others: float  # that other programs used
     idle: float
-    slowed: float  # of its highest clock that heat or the power supply took
-    held: float = 0.0  # of its memory that anybody holds
+    slowed: float  # of its highest clock that was lost to heat or the power supply
+    held: float = 0.0  # of its memory that is in use, by anybody
 
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """What others took."""
+    """What a trial could not use: see `taken` and `taken_by` of Measurement."""
 
     share: float
-    words: str = ""  # empty: other programs, of the processors
+    words: str = ""  # empty: other programs used it, of the CPU
 
 
 class Watch:
-    """Looks at a GPU from its making until `end`. environment: of a trial, whose variables choose the GPU.
+    """Looks at a GPU again and again, until `end` is called. environment: of a trial; its variables select the GPU.
 
-    It does so in a thread, since a driver in trouble may never answer: whoever asks hears what is known so far.
+    It does so in a thread, since a driver in trouble may never answer: what is known so far can be asked at any time.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -58,9 +57,9 @@ class Watch:
         self._ended.set()
 
     def taken(self) -> Taken | None:
-        """What was taken of it so far, that the trial could have used; None where nobody knows.
+        """How much of it was taken so far that the trial could have used; None if unknown.
 
-        Where the driver shows none of this program's own processes, it says nothing of those of others either.
+        A driver that shows none of this program's own processes does not show those of others either.
         """
         if not (looks := list(self.looks)):
             return None
@@ -75,7 +74,9 @@ class Watch:
         return Taken(share, f"heat or its power supply took {share:.0%} of the GPU's clock while it trained")
 
     def is_free(self, most: float) -> bool:
-        """Whether, at the last look, others and heat took at most this share, and left memory. While no trial runs."""
+        """Whether, at the last look, others and heat took at most this share, and memory was free. For use while no
+        trial runs.
+        """
         if not self.looks:
             return True
         last = self.looks[-1]
@@ -97,10 +98,10 @@ class Watch:
 
 
 def memory_held(reason: str, environment: Mapping[str, str], patience: float = 10.0) -> Taken | None:
-    """What other programs hold of the GPU's memory, if it is for want of it that a trial has failed; None where that is
-    too little to matter, or not known. To be asked when nothing of the trial is left.
+    """The share of the GPU's memory that other programs hold, if a trial failed because memory ran out; None if it is
+    too small to matter, or unknown. To be called after all processes of the trial have ended.
     """
-    if not MEMORY.search(reason):
+    if not GPU_MEMORY.search(reason):
         return None
     watch, until = Watch(environment), time.monotonic() + patience
     while not watch.looks and watch.thread.is_alive() and time.monotonic() < until:
@@ -111,7 +112,7 @@ def memory_held(reason: str, environment: Mapping[str, str], patience: float = 1
 
 
 def chosen(environment: Mapping[str, str]):
-    """The GPU that a trial uses, as the library knows it; None where that cannot be told."""
+    """NVML's handle of the GPU that a trial uses; None if it cannot be determined."""
     import pynvml
 
     name = environment.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
@@ -125,7 +126,7 @@ def chosen(environment: Mapping[str, str]):
 
 
 def look(device) -> Look:
-    """At a GPU now."""
+    """Look at a GPU, by its handle."""
     import pynvml
 
     own, others, idle, slowed, held = 0.0, 0.0, 0.0, 0.0, 0.0

@@ -393,7 +393,7 @@ class Trial:
             held, allowed = memory / 2**30, self.memory_limit / 2**30
             return f"ended because it held {held:.1f} GiB of host memory; {allowed:.1f} are allowed"
         if free_memory() < NEARLY_NOTHING <= self.memory_free:
-            return "ended because the machine had next to no memory left"  # ideas.py looks for these words
+            return "ended because the machine had next to no memory left"  # shortage.py looks for these words
         return self._excess_of_disk(process)
 
     def _excess_of_disk(self, process: Process) -> str | None:

@@ -80,7 +80,7 @@ class Now:
     def write(self, folder: Path) -> None:
         """Into now.json, whole or not at all. A full disk is no reason to stop: the present is not the record."""
         with contextlib.suppress(OSError):
-            write_whole(folder / "now.json", json.dumps(dataclasses.asdict(self)))
+            write_whole(folder / "now.json", json.dumps(dataclasses.asdict(self)), lasting=False)
 
 
 def read_now(folder: Path, pid: int) -> Now | None:

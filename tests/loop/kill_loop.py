@@ -177,7 +177,7 @@ def written(when: str, folder: str):
     """The first file of experiment `number` that comes home into a folder."""
     ends = lambda number: f"/trials/{number}{folder}"  # noqa: E731
     return lambda number: kill(
-        when, cluster, "write_whole", lambda path, content: str(path.parent).endswith(ends(number))
+        when, cluster, "write_whole", lambda path, content, **_: str(path.parent).endswith(ends(number))
     )
 
 

@@ -2,11 +2,14 @@
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 
 import pytest
 from conftest import HANGS, ROOT, solver, step, wait_for
+
+from autoresearch.runner import identity
 
 READ_ONLY = "mount --bind {0} {0} && mount -o remount,bind,ro {0}"
 
@@ -69,6 +72,42 @@ def test_what_a_power_failure_left_of_a_trial(toy):
     (toy.runs / "trials/1/process").write_bytes(bytes(30) + b"\n\xff\n12 gone\n")
     toy.run_agent(2)
     assert toy.statuses() == ["keep", "keep"] and not (toy.runs / "trials/1/process").exists()
+
+
+@pytest.mark.parametrize("down", [True, False])
+def test_an_edit_that_takes_the_machine_down(toy, down):
+    """Something starts the loop after each boot, so it must not run again for ever. A loop that is killed twice loses
+    no edit, and an orderly shutdown does not count.
+    """
+    ready, wait = toy.folder.parent / "ready", toy.folder.parent / "wait"
+    wait.touch()
+    waits = (
+        f"import pathlib, time\npathlib.Path({str(ready)!r}).touch()\n"
+        f"while pathlib.Path({str(wait)!r}).exists():\n    time.sleep(0.02)\n"
+    )
+    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=waits)}, "say": "take it down"}], e3=[step(3)])
+    toy.run_agent(1, "--sandbox", "off")
+    for ending in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        ready.unlink(missing_ok=True)
+        process = toy.start(*toy.agent, "--experiments", "3", "--repairs", "0", "--sandbox", "off")
+        wait_for(ready.exists)
+        process.send_signal(ending)
+        process.communicate(timeout=60)
+        if down or ending == signal.SIGTERM:
+            came_up_again(toy)
+    wait.unlink()
+    toy.run_agent(3, "--sandbox", "off")
+    assert toy.statuses() == ["keep", "crash" if down else "keep", "keep"]
+    assert [entry["why"] for entry in toy.journal("rerun")] == ["down"] * down
+    assert ("the machine went down 2 times during its trial" in toy.journal("verdict")[1]["reason"]) == down
+    toy.require_whole()
+
+
+def came_up_again(toy) -> None:
+    """Let the record look as if the machine had started anew since its last line."""
+    journal, boot = toy.runs / "journal.jsonl", identity.boot()
+    assert boot
+    journal.write_text(journal.read_text().replace(boot, boot[::-1]))
 
 
 def test_a_damaged_record_of_another_run_is_no_fault_of_this_one(toy, refused):

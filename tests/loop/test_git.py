@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Toy, git, step
+from conftest import ROOT, Toy, git, solver, step
 from git import GitCommandError
 
 from autoresearch import UserError, disk_is_full
@@ -55,6 +55,24 @@ def test_a_partial_clone_fetches_what_it_lacks(toy, environment, tmp_path):
     git(clone.folder, "remote", "set-url", "origin", f"file://{toy.folder}")
     clone.run("--agent", "sweep", "--experiments", "1", "--baseline-runs", "1")
     assert (clone.runs / "stage/other/text").read_text() == "left out"
+
+
+@pytest.mark.parametrize("index", ["--no-sparse-index", "--sparse-index"])
+def test_a_sparse_checkout_without_the_editable_file(toy, index):
+    """Agents and trials have the whole commit. The user's checkout stays sparse."""
+    for name in ("kept", "source"):
+        (toy.folder / name).mkdir()
+    (toy.folder / "kept/text").touch()
+    (toy.folder / "solver.py").rename(toy.folder / "source/solver.py")
+    program = (toy.folder / "program.md").read_text().replace("  guard: python check.py\n", "")
+    toy.write("program.md", program.replace("solver.py", "source/solver.py"))
+    toy.commit()
+    git(toy.folder, "sparse-checkout", "set", index, "kept")
+    toy.plan_steps(e2=[{"files": {"source/solver.py": solver(2)}, "say": "two"}])
+    toy.run_agent(2)
+    assert toy.statuses() == ["keep", "keep"] and not (toy.folder / "source").exists()
+    assert git(toy.folder, "status", "--porcelain") == ""
+    toy.require_whole()
 
 
 def test_a_shallow_clone_runs_here_and_not_on_a_cluster(toy, environment, tmp_path):

@@ -1,0 +1,66 @@
+"""Files that are written whole, and are on the disk before anything is built on them."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from autoresearch import inbox
+from autoresearch.ideas import Ideas
+from autoresearch.record import events
+from autoresearch.record.ledger import Ledger
+from autoresearch.record.results import Results
+from autoresearch.views.state import Now
+
+
+@pytest.fixture
+def flushed(monkeypatch) -> list[tuple[str, int]]:
+    """(Path, size) of what the disk was asked to write, as it was then."""
+    found, real = [], os.fsync
+
+    def fsync(handle: int) -> None:
+        found.append((os.readlink(f"/proc/self/fd/{handle}"), os.fstat(handle).st_size))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return found
+
+
+def send_note(folder: Path) -> None:
+    with open(folder / "lock", "w") as lock:  # a loop works, and will take it in
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        inbox.leave(folder, events.Note(text="try smaller batches"))
+
+
+WRITERS = {
+    "inbox/*.json": send_note,
+    "ideas.md": lambda folder: Ideas(folder).add("dare more"),
+    "results.tsv": lambda folder: Results(folder / "results.tsv", Ledger(folder)).rebuild(),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_nothing_else_knows_is_on_the_disk(name, tmp_path, flushed):
+    """First the contents, under another name, then the name: a power failure leaves the old file or the new one."""
+    WRITERS[name](tmp_path)
+    (path,) = tmp_path.glob(name)
+    part, folder = flushed[:2]
+    assert part == (str(path.with_name(f".{path.name}.part")), path.stat().st_size) and folder[0] == str(path.parent)
+
+
+def test_what_is_written_twice_a_second_is_not_waited_for(tmp_path, flushed):
+    Now("12 34", 0.0, {}).write(tmp_path)
+    assert (tmp_path / "now.json").exists() and not flushed
+
+
+def test_results_that_a_power_failure_left_half_written(tmp_path):
+    """Some file systems leave zeros where the last rows should be. Only the loop's own rows are replaced."""
+    ledger = Ledger(tmp_path)
+    results = Results(tmp_path / "results.tsv", ledger)
+    results.rebuild()
+    whole = results.path.read_bytes()
+    results.path.write_bytes(whole[:20] + bytes(40))
+    results.require_ours(tmp_path)
+    results.rebuild()
+    assert results.path.read_bytes() == whole
