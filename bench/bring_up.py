@@ -310,11 +310,14 @@ def ahead() -> None:
             text=True,
         )
         os.setpriority(os.PRIO_PROCESS, compiling.pid, 19)
+        ended: list = []
+        waiting = threading.Thread(target=lambda: ended.extend((*compiling.communicate(), time.perf_counter() - began)))
+        waiting.start()
         measured("the same, beside compiling ahead", shipped, filled, 3 * seconds)
-        said = compiling.communicate()[0].strip()
-        say("compiling ahead", said=said.splitlines()[-1], seconds_at_most=time.perf_counter() - began)
+        waiting.join()
         if compiling.returncode:
-            raise SystemExit(said)
+            raise SystemExit(f"compiling ahead: {ended[0]}")
+        say("compiling ahead", said=ended[0].strip().splitlines()[-1], seconds=ended[-1])
         measured("an edit", edited, left, 2.0)
         measured("an edit, compiled ahead", edited, filled, 2.0)
 
