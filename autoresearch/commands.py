@@ -14,6 +14,7 @@ from autoresearch import Stopped, UserError
 from autoresearch.agents import Agent, Proposal
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.agents.external import External
+from autoresearch.ahead import Ahead
 from autoresearch.experiment import Experiments
 from autoresearch.gate import gate_of
 from autoresearch.ideas import Ideas
@@ -115,7 +116,8 @@ async def night(loop: type, options: Research) -> int:
         experiments.tidy()
         try:
             waves = options.lookahead is None and not run.task.is_timed and (fleet is not None or len(seats) > 1)
-            reason = await loop(run, proposer, experiments, limits, ahead, waves).night()
+            compiler = Ahead(run) if options.compile_ahead and run.facts.gpu and run.task.referee else None
+            reason = await loop(run, proposer, experiments, limits, ahead, waves, compiler).night()
         except Exception as error:
             with contextlib.suppress(OSError):  # the disk may be what failed
                 run.ledger.append(events.Stop(reason=events.FAULT + one_line(str(error))))
@@ -128,6 +130,8 @@ async def night(loop: type, options: Research) -> int:
 
 def require_cluster(options: Research) -> None:
     """UserError for options that need a cluster, and for options that exclude each other."""
+    if options.cluster and options.compile_ahead:
+        raise UserError("--compile-ahead fills the caches of this machine's seats; omit it with --cluster")
     if options.cluster and options.max_seats and options.tiers is not None:
         raise UserError("--max-seats requests seats of one kind; omit it, or --tiers")
     kinds = "is about the devices of a cluster"

@@ -111,6 +111,11 @@ class Research(Begins):
         "seats, as many as will be free by the time a proposal is ready.",
         min=0,
     )
+    compile_ahead: bool = option(
+        "On GPUs: while trials run, compile what the next edit needs, on idle processors. Not measured yet.",
+        "--compile-ahead",
+        default=False,
+    )
     proposers: int | None = option(
         "Maximum number of proposals in progress at once. The loop asks for as many as there are seats that are idle "
         "or about to be; they cost the same as one after the other. Default: one per seat, up to 16.",

@@ -196,6 +196,19 @@ def rehearse(shim: Path) -> bool:
     return not reason
 
 
+def ahead(shim: Path) -> bool:
+    """What --compile-ahead does, with the settings of a trial. Whether it came as far as the first batch."""
+    pretend(shim)
+    from autoresearch import compile_ahead
+
+    began = time.monotonic()
+    found = compile_ahead.compile_ahead(str(ROOT / "train.py"))
+    misses, hits = found["fxgraph_cache_miss"], found["fxgraph_cache_hit"]
+    print(f"  {misses} graphs compiled, {hits} found in the cache: {time.monotonic() - began:.0f} s", flush=True)
+    print(dict(found))
+    return misses + hits > 0
+
+
 def trace(width: int | None, shim: Path) -> bool:
     """Run, compile and count the step. Whether all is as it should be."""
     pretend(shim)
@@ -271,9 +284,12 @@ def main() -> None:
     parser.add_argument("widths", nargs="*", type=int, metavar="WIDTH", help="multiples of 128 (default: as shipped)")
     parser.add_argument("--shim", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--ahead", action="store_true", help="only: what --compile-ahead leaves for another process")
     arguments = parser.parse_args()
     if arguments.shim:
         sys.path.insert(0, str(ROOT))
+        if arguments.ahead:
+            sys.exit(not ahead(arguments.shim))
         if arguments.rehearse:
             sys.exit(not rehearse(arguments.shim))
         sys.exit(not trace(next(iter(arguments.widths), None), arguments.shim))
@@ -293,8 +309,10 @@ def main() -> None:
             "AUTORESEARCH_CACHE": folder,
             "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",
             "TRITON_CACHE_DIR": f"{folder}/triton",
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # workers would find no GPU
         }
-        for more in (["--rehearse"], *([str(width)] for width in arguments.widths or [""])):
+        steps = [["--rehearse"], *([str(width)] for width in arguments.widths or [""])]
+        for more in [["--ahead"]] * 2 if arguments.ahead else steps:
             words = [sys.executable, "-W", "ignore", __file__, "--shim", shim, *filter(None, more)]
             failed |= subprocess.run(words, env=environment, cwd=ROOT).returncode != 0
     sys.exit(failed)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:  # the referee imports this package for sandbox.py, and must start quickly
     from autoresearch.task import Facts
 
-PREFLIGHT, TRAIN, SCORE, GUARD, HOLDOUT = "preflight", "train", "score", "guard", "holdout"
+PREFLIGHT, AHEAD, TRAIN, SCORE, GUARD, HOLDOUT = "preflight", "ahead", "train", "score", "guard", "holdout"
 LOG_END = 4000  # bytes at the end of a log, for agents and pages
 
 
@@ -38,7 +38,7 @@ class Job:
     name: str  # of the trial: 17, 17-again, verify/champion-1042
     files: Mapping[str, bytes]  # the editable files; all others are those of the commit that the run began with
     seed: int
-    phases: tuple[str, ...] = (TRAIN, SCORE)  # or PREFLIGHT alone, or of GUARD and HOLDOUT
+    phases: tuple[str, ...] = (TRAIN, SCORE)  # or PREFLIGHT or AHEAD alone, or of GUARD and HOLDOUT
     fresh_caches: bool = False  # compile again, with separate caches
     gone: tuple[str, ...] = ()  # editable files of that commit that were deleted
 

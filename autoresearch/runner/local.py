@@ -18,7 +18,7 @@ from typing import IO
 
 from autoresearch import UserError, cuda
 from autoresearch.repo import RunRepo, Stage
-from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
+from autoresearch.runner import AHEAD, LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
 from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.environment import commands_environment, their_words, toolchains
 from autoresearch.runner.gpu import Watch, memory_held
@@ -120,8 +120,11 @@ class Local:
         return list(dict.fromkeys(place for top in tops for place in (top / self.task.folder, top)))
 
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
-        stage = self._preflight_stage(seat) if PREFLIGHT in job.phases else self._stage(seat)
-        if TRAIN in job.phases or PREFLIGHT in job.phases:
+        if AHEAD in job.phases:  # the seat's own has a trial
+            stage = self.repo.stage("stage-ahead")
+        else:
+            stage = self._preflight_stage(seat) if PREFLIGHT in job.phases else self._stage(seat)
+        if {TRAIN, PREFLIGHT, AHEAD} & {*job.phases}:
             stage.set(self.base, job.files, job.gone)
         folder = self.folder_of(job.name)
         settings = {**self.settings, **seat.device, "AUTORESEARCH_SEED": str(job.seed)}

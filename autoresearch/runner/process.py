@@ -106,7 +106,7 @@ class Process:
     log: file for standard output and error; with `clean`, each line goes through it, and at most OUTPUT_LIMIT bytes are
     kept. rules: of the sandbox (sandbox.launcher); None: no sandbox. on_stdin: keep a pipe to its standard input.
     channel: a socket that it inherits; its number is in AUTORESEARCH_REFEREE. counted: let the kernel count its memory,
-    if possible.
+    if possible. yields: to all others that want the processor.
 
     Raises UserError if there is no such program.
     """
@@ -122,6 +122,7 @@ class Process:
         channel: socket.socket | None = None,
         clean: Callable[[str], str] | None = None,
         counted: bool = False,
+        yields: bool = False,
     ) -> None:
         self.started = time.monotonic()
         require_program(words, folder, environment)
@@ -145,6 +146,8 @@ class Process:
                 start_new_session=True,
                 pass_fds=handles,
             )
+        if yields:  # the keeper has started nothing yet; in the sandbox this would do nothing
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)
         self._ended: Ended | None = None
         self._exit = Exit(self._process.pid)
         copying = copy_lines(self._process.stdout, log, clean) if clean and self._process.stdout else None

@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
-from autoresearch import keys, preflight
+from autoresearch import compile_ahead, keys, preflight
 from autoresearch.editable import in_folder
 from autoresearch.files import remove
-from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
+from autoresearch.runner import AHEAD, GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import CACHES, HARMLESS, matching, their_words
 from autoresearch.runner.gpu import Taken, Watch
@@ -125,6 +125,7 @@ class Trial:
         self.confine, self.changed, self.tell = confine, changed, tell
         self.limits = {
             PREFLIGHT: PREFLIGHT_LIMIT,
+            AHEAD: longest_start(facts.time_budget or 0.0),
             TRAIN: task.time_limit + (facts.time_budget or 0.0),
             SCORE: task.score_limit,
             GUARD: task.score_limit,
@@ -160,6 +161,8 @@ class Trial:
         try:
             if PREFLIGHT in self.job.phases:
                 return await self._preflight()
+            if AHEAD in self.job.phases:
+                return await self._compile_ahead()
             if TRAIN in self.job.phases:
                 return await self._train_and_score()
             return await self._check()
@@ -177,6 +180,14 @@ class Trial:
                 ended = await self._finish(PREFLIGHT, process)
             if ended.reason == "exit code 1":
                 return self._failed(PREFLIGHT, last_line(self.folder / "preflight.log") or ended.reason)
+        return Measurement(seconds=dict(self.seconds))
+
+    async def _compile_ahead(self) -> Measurement:
+        """Compile what the editable files will need. If that fails, only the log says so: a trial compiles it, too."""
+        self._note_disk()
+        for name in self.task.editable:
+            async with self._start(AHEAD, shlex.join([sys.executable, compile_ahead.__file__, name])) as process:
+                await self._finish(AHEAD, process)
         return Measurement(seconds=dict(self.seconds))
 
     async def _train_and_score(self) -> Measurement:
@@ -356,8 +367,10 @@ class Trial:
         else:
             rules = self._rules(self._writable(), linked=phase != TRAIN)
         log = self.folder / f"{phase}.log"
-        words = command_words(command) if self.task.referee or phase == PREFLIGHT else their_words(command)
-        process = Process(words, self.inside, environment, log, rules, on_stdin, channel, counted=True)
+        words = command_words(command) if self.task.referee or phase in (PREFLIGHT, AHEAD) else their_words(command)
+        process = Process(
+            words, self.inside, environment, log, rules, on_stdin, channel, counted=True, yields=phase == AHEAD
+        )
         try:
             with open(self.folder / "process", "a") as file:
                 file.write(process.identifier + "\n")
@@ -370,7 +383,8 @@ class Trial:
         """The sandbox rules of a command (sandbox.launcher). linked: it may read hidden files outside the worktree."""
         if self.confine is None:
             return None
-        read = [str(self.stage), str(self.folder / "run"), preflight.__file__, *self.task.readable]
+        read = [str(self.stage), str(self.folder / "run"), preflight.__file__, compile_ahead.__file__]
+        read += self.task.readable
         texts = [str(path) for name in TEXT * self.task.referee for path in self.stage.glob(name)]
         stage = os.path.realpath(self.stage)
         away = [] if linked else [str(path) for path in self._hidden() if not path.is_relative_to(stage)]

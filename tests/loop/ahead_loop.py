@@ -1,0 +1,16 @@
+"""The loop, told that its game is that of the GPU, where trials share the caches of their seat.
+
+`python ahead_loop.py ARGUMENTS...`, run in a copy of this repository
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path.cwd()))
+
+import loop
+from autoresearch.task import Facts
+
+if __name__ == "__main__":
+    Facts.gpu = property(lambda facts: True)
+    loop.main()
