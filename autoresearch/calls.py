@@ -25,8 +25,9 @@ from autoresearch.record.runs import Recorded, folder_of, recorded_run
 from autoresearch.run import edit_of
 from autoresearch.text import to_type
 from autoresearch.views.console import Console
+from autoresearch.views.now import read_now
 from autoresearch.views.show import answer_of, show_answer
-from autoresearch.views.state import State, look, read_now
+from autoresearch.views.state import State, look
 
 PATIENCE = 30.0  # seconds that `start --background` waits for the baseline to begin: preparing data may take minutes
 KEPT, DISCARDED, CRASHED, REFUSED, RUNNING, STOPPED = 0, 1, 3, 4, 5, 130  # exit codes
@@ -154,7 +155,7 @@ def start(program: str, arguments: list[str], options: Start) -> int:
 def try_edit(program: str, arguments: list[str], options: Try) -> int:
     """`loop.py try`: returns its exit code."""
     recorded = recorded_run(options.tag, f"begin one: {to_type('start')}")
-    console, folder = Console(options.plain, to_errors=options.as_json), recorded.ledger.path.parent
+    console, folder = Console(options.plain, to_errors=options.as_json), recorded.folder
     if call := at_work(folder):
         join(call, recorded, console)
     elif recorded.ledger.paused:
@@ -197,7 +198,7 @@ def join(call: Call, recorded: Recorded, console: Console) -> None:
 def wait(options: Wait) -> int:
     """`loop.py wait`: returns its exit code."""
     recorded = recorded_run(options.tag, f"begin one: {to_type('start')}")
-    ledger, folder = recorded.ledger, recorded.ledger.path.parent
+    ledger, folder = recorded.ledger, recorded.folder
     console = Console(plain=True, to_errors=options.as_json)
     ends = None if options.seconds is None else time.monotonic() + options.seconds
     while True:
