@@ -23,7 +23,6 @@ from autoresearch.tasks import cancel, first_of, start
 if TYPE_CHECKING:  # commands.py builds these parts; importing them here would slow down `loop.py --help`
     import asyncio
 
-    from autoresearch.ahead import Ahead
     from autoresearch.drafts import Draft
     from autoresearch.experiment import Experiments, Returned
     from autoresearch.limits import Limits
@@ -46,16 +45,16 @@ class Loop:
     """The loop over one run. Everything is decided in one thread, as asyncio tasks: proposals and experiments.
 
     While trials run, one on each seat, agents work on the next edits. lookahead: number of attempts to have ready.
-    waves: have more ready when several trials are about to end. ahead: compiles for the attempts that wait.
+    waves: have more ready when several trials are about to end.
     """
 
     def __init__(
         self, run: Run, proposer: Proposer, experiments: Experiments, limits: Limits, lookahead: int = 0,
-        waves: bool = False, ahead: Ahead | None = None,
+        waves: bool = False,
     ) -> None:  # fmt: skip
         self.run, self.ledger, self.stop = run, run.ledger, run.stop
         self.proposer, self.experiments, self.limits = proposer, experiments, limits
-        self.lookahead, self.waves, self.ahead = lookahead, waves, ahead
+        self.lookahead, self.waves = lookahead, waves
         self.proposals: dict[asyncio.Task, Draft] = {}
         self.trials: dict[int, Trial] = {}  # by attempt number
         self.seats: Sequence[Seat] = []  # as of the last start of trials
@@ -70,7 +69,7 @@ class Loop:
                     await self.start_trials()
                     if not (self.fault or self.reason_to_end()):
                         self.start_proposals()
-                    self.compile_ahead()
+                    self.experiments.ahead.look(self.waiting(), self.trials.values())
                 except Exception as fault:
                     self.end_with(fault)
                 if not (self.trials or self.proposals or self.held() or self.lacks_seats()):
@@ -145,9 +144,7 @@ class Loop:
         self.seats = await self.run.take_seats()
         await self.experiments.settle(self.waiting(), bool(self.proposals))
         for attempt in self.waiting():
-            if self.fault or self.ledger.paused or self.reason_to_end(spending=False):
-                return
-            if not (idle := self.idle()):
+            if self.fault or self.ledger.paused or self.reason_to_end(spending=False) or not (idle := self.idle()):
                 return
             ready = await self.experiments.stands_on_champion(attempt)
             if ready is not True:
@@ -156,13 +153,6 @@ class Loop:
                 work: Coroutine = self.run.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
                 self.trials[attempt.number] = Trial(start(work), seat)
                 self.stop.trials = len(self.trials)
-
-    def compile_ahead(self) -> None:
-        """Compile for waiting attempts, if that is asked for, with the caches of the seats that will be free next."""
-        if self.ahead:
-            over = self.fault or self.reason_to_end(spending=False)
-            trials = sorted(self.trials.values(), key=lambda trial: trial.began)
-            self.ahead.look([] if over else self.waiting(), [trial.seat for trial in trials])
 
     def idle(self) -> list[Seat]:
         """Seats that run no trial."""
@@ -196,8 +186,7 @@ class Loop:
             cancel(*self.tasks())
 
     def tasks(self) -> list[asyncio.Task]:
-        compiling = [self.ahead.task] if self.ahead and self.ahead.task and not self.ahead.task.done() else []
-        return [*(trial.task for trial in self.trials.values()), *self.proposals, *compiling]
+        return [*(trial.task for trial in self.trials.values()), *self.proposals, *self.experiments.ahead.tasks]
 
     def take_in(self) -> None:
         """Remove the finished tasks from the lists, and note their errors."""

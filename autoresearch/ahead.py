@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from autoresearch.runner import AHEAD, Seat
 from autoresearch.tasks import cancel, start
@@ -16,28 +16,40 @@ if TYPE_CHECKING:
     from autoresearch.run import Run
 
 
-class Ahead:
-    """One attempt at a time. Nothing depends on it: what is not compiled when the trial begins, the trial compiles."""
+class Begun(Protocol):
+    """A running trial."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.task: asyncio.Task | None = None
+    seat: Seat
+    began: float
+
+
+class Ahead:
+    """One attempt at a time. Nothing depends on it: what is not compiled when the trial begins, the trial compiles.
+
+    wanted: whether to do it at all. It is done in this project's own game on a GPU only; on a CPU nothing is compiled.
+    """
+
+    def __init__(self, run: Run, wanted: bool = False) -> None:
+        self.run, self.wanted = run, wanted
+        self.tasks: list[asyncio.Task] = []  # at most one
         self.commit = ""  # that it is about
         self.begun: set[str] = set()  # commits
 
-    def look(self, waiting: Sequence[Attempt], seats: Sequence[Seat]) -> None:
-        """Begin with the next attempt that waits, or stop if the attempt does not wait any more.
-
-        seats: in the order in which they will probably be free; each has its own caches.
+    def look(self, waiting: Sequence[Attempt], trials: Iterable[Begun]) -> None:
+        """Begin with the next attempt that waits, for the seat that will probably be free first, whose caches it will
+        use; or stop if the attempt does not wait any more.
         """
-        if self.task and not self.task.done():
-            if self.commit not in [attempt.commit for attempt in waiting]:  # it runs, was moved, or the night ends
-                cancel(self.task)
+        if not (self.wanted and self.run.facts.gpu and self.run.task.referee):
             return
-        for attempt, seat in zip(waiting, seats, strict=False):
+        self.tasks = [task for task in self.tasks if not task.done()]
+        if self.tasks:
+            if self.commit not in [attempt.commit for attempt in waiting]:  # it runs, or was moved
+                cancel(*self.tasks)
+            return
+        for attempt, trial in zip(waiting, sorted(trials, key=lambda trial: trial.began), strict=False):
             if attempt.commit not in self.begun:
                 self.begun.add(attempt.commit)
-                self.commit, self.task = attempt.commit, start(self.compile(attempt.commit, seat))
+                self.commit, self.tasks = attempt.commit, [start(self.compile(attempt.commit, trial.seat))]
                 return
 
     async def compile(self, commit: str, seat: Seat) -> None:

@@ -14,7 +14,6 @@ from autoresearch import Stopped, UserError
 from autoresearch.agents import Agent, Proposal
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.agents.external import External
-from autoresearch.ahead import Ahead
 from autoresearch.experiment import Experiments
 from autoresearch.gate import gate_of
 from autoresearch.ideas import Ideas
@@ -92,8 +91,9 @@ async def night(loop: type, options: Research) -> int:
         )  # fmt: skip
         baseline_runs, repairs = options.baseline_runs, options.repairs
         experiments = Experiments(
-            run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None, gate
-        )
+            run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None, gate,
+            options.compile_ahead,
+        )  # fmt: skip
         ahead = options.lookahead
         if ahead is None:
             ahead = int(any(agent.retries for agent in agents) and not run.task.is_timed)
@@ -116,8 +116,7 @@ async def night(loop: type, options: Research) -> int:
         experiments.tidy()
         try:
             waves = options.lookahead is None and not run.task.is_timed and (fleet is not None or len(seats) > 1)
-            compiler = Ahead(run) if options.compile_ahead and run.facts.gpu and run.task.referee else None
-            reason = await loop(run, proposer, experiments, limits, ahead, waves, compiler).night()
+            reason = await loop(run, proposer, experiments, limits, ahead, waves).night()
         except Exception as error:
             with contextlib.suppress(OSError):  # the disk may be what failed
                 run.ledger.append(events.Stop(reason=events.FAULT + one_line(str(error))))

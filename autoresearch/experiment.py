@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoresearch import Stopped, UserError
+from autoresearch.ahead import Ahead
 from autoresearch.gate import Gate
 from autoresearch.ideas import Ideas
 from autoresearch.judge import KeepRule, Verdict, mean
@@ -49,7 +50,7 @@ class Experiments:
 
     rule: when an edit is kept. baseline_runs: how often the baseline is trained; None: depends on how long it takes.
     repairs: how often an edit that crashed early goes back to its agent. can_retry: whether the agent of an attempt can
-    redo it. gate: what needs a person's approval.
+    redo it. gate: what needs a person's approval. compile_ahead: whether to compile for attempts that wait.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class Experiments:
         repairs: int = 0,
         can_retry: Callable[[Attempt], bool] = lambda attempt: False,
         gate: Gate | None = None,
+        compile_ahead: bool = False,
     ) -> None:
         self.run, self.ledger, self.task, self.console = run, run.ledger, run.task, run.console
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
-        self.gate, self.tiers = gate or Gate(), Tiers(run, self.trials)
+        self.gate, self.tiers, self.ahead = gate or Gate(), Tiers(run, self.trials), Ahead(run, compile_ahead)
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
         self.ideas = Ideas(run.root / RUNS)
 
