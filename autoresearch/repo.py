@@ -27,6 +27,7 @@ from autoresearch.text import short
 SETTINGS = (
     *("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0"),
     *("submodule.recurse=false", "commit.cleanup=whitespace"),  # a description may begin with #
+    *("i18n.commitEncoding=utf-8", "i18n.logOutputEncoding=utf-8"),
     "core.sparseCheckout=false",  # a worktree has the whole commit, as a trial has
     "core.fsync=committed,reference",  # as the journal, which names them, is: a power failure loses neither
 )
@@ -123,6 +124,12 @@ class RunRepo:
             self.reset(self.worktree, champion)
         elif not self._has(self.worktree):
             self._take_over(self.worktree, champion)
+
+    def remove_old_locks(self) -> None:
+        """Remove git's locks on the run's refs that a power failure left: nobody but the run's one loop moves them."""
+        refs = Path(self.repository.common_dir, "refs")
+        for path in (refs / f"heads/{self.branch}.lock", *(refs / f"autoresearch/{self.tag}").glob("*.lock")):
+            path.unlink(missing_ok=True)
 
     def agents_worktree(self, place: int) -> "Worktree":
         """The worktree of the proposal at a place; place 0 has `worktree`."""
@@ -231,7 +238,8 @@ class RunRepo:
         return os.path.dirname(os.path.realpath(folder / link)) == ours
 
     def _add(self, folder: Path, commit: str, *options: str) -> None:
-        self.repository.git.worktree("add", "--force", "--detach", *options, str(folder), commit)
+        twice = ("--force", "--force")  # even if a git that did not end, while it added this one, has left it locked
+        self.repository.git.worktree("add", *twice, "--detach", *options, str(folder), commit)
 
     def _take_over(self, folder: Path, commit: str) -> None:
         """Turn a worktree of another repository into one of this repository, at a commit, keeping its files."""

@@ -92,6 +92,7 @@ class Run:
         keep_edit: keep the edit in the worktree. Raises UserError.
         """
         ledger, repo = self.ledger, self.repo
+        repo.remove_old_locks()
         asked = json.loads(json.dumps(dataclasses.asdict(self.task)))
         tip, left = repo.branch_tip(), []
         if ledger.run and not ledger.measured and (ledger.run.task, ledger.base) != (asked, repo.head()):

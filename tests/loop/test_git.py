@@ -104,14 +104,17 @@ def test_a_commit_is_on_the_disk_before_the_journal_names_it(toy, tmp_path, monk
 
 
 def test_names_of_any_bytes(toy):
-    """Those that a glob names and that are no text are not edited, and in nobody's way."""
+    """Those that a glob names and that are no text are not edited, and in nobody's way. Messages are UTF-8 anyway."""
+    git(toy.folder, "config", "i18n.commitEncoding", "latin-1")
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("[solver.py]", "['*.py']"))
     for name in (b"\xfcber.py", "größer → kleiner.py".encode(), b"two\nlines.py"):
         Path(os.fsdecode(os.path.join(os.fsencode(toy.folder), name))).write_text("SIZE = 8\n")
     toy.commit()
-    toy.plan_steps(e2=[step(5)], e3=[{"files": {"größer → kleiner.py": "SIZE = 9\n"}, "say": "nine"}])
+    toy.plan_steps(e2=[step(5, "größer")], e3=[{"files": {"größer → kleiner.py": "SIZE = 9\n"}, "say": "nine"}])
     toy.run_agent(3)
     assert toy.statuses() == ["keep", "keep", "discard"]
+    commit = git(toy.folder, "cat-file", "commit", toy.tip())
+    assert "\ngrößer" in commit and "\nencoding" not in commit
     assert "## The champion's größer → kleiner.py" in (toy.runs / "proposals/3/brief.md").read_text()
     toy.require_whole()
 
