@@ -37,12 +37,25 @@ COMMIT = ["git", "commit", "--quiet", "--no-verify"]
 
 
 class Git(git.Git):
-    """git in its own session: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
+    """git in its own session: Ctrl-C, which reaches all processes of a terminal, must not end it half-way.
+
+    It also gets its folder as an option. If that folder is gone, GitPython would start it in the current one, which is
+    the user's checkout.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.folder = str(folder)
 
     def execute(self, command, *arguments, **options):
         settings = SETTINGS + WITHOUT_LFS * (shutil.which("git-lfs") is None)
-        command = [command[0], *(word for setting in settings for word in ("-c", setting)), *command[1:]]
-        return super().execute(command, *arguments, **options, start_new_session=True)
+        settings = [word for setting in settings for word in ("-c", setting)]
+        whole = [command[0], "-C", self.folder, *settings, *command[1:]]
+        try:
+            return super().execute(whole, *arguments, **options, start_new_session=True)
+        except git.GitCommandError as error:
+            error._cmdline = " ".join(command)  # without the settings, behind which the reason would be cut off
+            raise
 
 
 def same_hash(commit: str) -> dict[str, str]:
@@ -104,6 +117,9 @@ class RunRepo:
         """The commit that the run's branch points at, or None."""
         return self._resolve(f"refs/heads/{self.branch}")
 
+    def has_branch(self, name: str) -> bool:
+        return self._resolve(f"refs/heads/{name}") is not None
+
     def _resolve(self, ref: str) -> str | None:
         try:
             return self.repository.git.rev_parse("--verify", "--quiet", ref + "^{commit}")
@@ -129,7 +145,8 @@ class RunRepo:
         """Remove git's locks on the run's refs that a power failure left: nobody but the run's one loop moves them."""
         refs = Path(self.repository.common_dir, "refs")
         for path in (refs / f"heads/{self.branch}.lock", *(refs / f"autoresearch/{self.tag}").glob("*.lock")):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def agents_worktree(self, place: int) -> "Worktree":
         """The worktree of the proposal at a place; place 0 has `worktree`."""

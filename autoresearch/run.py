@@ -104,6 +104,11 @@ class Run:
                     f"the branch {repo.branch} exists but was not made by this loop; choose another tag with --tag "
                     f"NEW, or remove the branch: `git branch -D {repo.branch}`"
                 )
+            if repo.has_branch("autoresearch"):
+                raise UserError(
+                    f"there is a branch autoresearch, beside which git cannot have {repo.branch}; rename it: "
+                    "`git branch -m autoresearch NEW`"
+                )
             self.require_files()
             ledger.append(events.Run(tag=repo.tag, base=repo.head(), task=asked))
         elif ledger.run.task != {name: asked[name] for name in ledger.run.task if name in asked}:

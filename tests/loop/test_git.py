@@ -103,6 +103,21 @@ def test_a_commit_is_on_the_disk_before_the_journal_names_it(toy, tmp_path, monk
     assert sum(flushes) >= 3  # the file, the tree and the commit
 
 
+def test_git_does_not_run_in_the_user_s_checkout_when_a_worktree_is_gone(toy, monkeypatch):
+    """There it would switch and clean what is the user's. It says why it failed, and not first its settings."""
+    repo = RunRepo(open_repository(toy.folder), "night", toy.runs)
+    repo.agents_worktree(0).reset(repo.head())
+    tree = Repository(repo.worktree)
+    subprocess.run(["rm", "-rf", repo.worktree], check=True)
+    toy.write("solver.py", solver(8))
+    monkeypatch.chdir(toy.folder)
+    with pytest.raises(GitCommandError, match=r"(?s)cmdline: git checkout.*cannot change to"):
+        tree.git.checkout("--quiet", "--detach", "--force", repo.head())
+    assert (
+        git(toy.folder, "branch", "--show-current") == "main" and "VALUE = 8" in (toy.folder / "solver.py").read_text()
+    )
+
+
 def test_names_of_any_bytes(toy):
     """Those that a glob names and that are no text are not edited, and in nobody's way. Messages are UTF-8 anyway."""
     git(toy.folder, "config", "i18n.commitEncoding", "latin-1")
