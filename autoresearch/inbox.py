@@ -4,6 +4,7 @@ Each message is a file in .autoresearch/<tag>/inbox/. The process that holds the
 there is none, the sender does. The journal has the file names, so no message counts twice.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -37,12 +38,13 @@ def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
     for path in sorted(folder.glob("inbox/*.json")):
         try:
             message = events.from_json(json.loads(path.read_bytes()))
-        except (ValueError, TypeError, AttributeError, UserError):
+        except (OSError, ValueError, TypeError, AttributeError, UserError):  # OSError: it belongs to another user, say
             message = None
         if isinstance(message, events.Message) and path.stem not in ledger.messages:
             ledger.append(dataclasses.replace(message, message=path.stem))
             taken.append(message)
-        path.unlink()
+        with contextlib.suppress(OSError):  # it stays, and does not count again
+            path.unlink()
     return taken
 
 

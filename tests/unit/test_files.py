@@ -67,6 +67,14 @@ def test_results_that_a_power_failure_left_half_written(tmp_path):
     assert results.path.read_bytes() == whole
 
 
+def test_a_message_that_cannot_be_read_or_removed_ends_no_night(tmp_path):
+    """Such as one that root has sent. What comes after it is read."""
+    (tmp_path / "inbox/1.json").mkdir(parents=True)
+    inbox.leave(tmp_path, events.Note(text="try smaller batches"))
+    assert [text for _, text in Ledger(tmp_path).notes] == ["try smaller batches"]
+    assert inbox.take_in(tmp_path, Ledger(tmp_path)) == []
+
+
 def test_a_loop_that_starts_while_a_note_is_written_waits_for_it(tmp_path, monkeypatch):
     """It must not say that another loop is running. A note that comes then is left to it."""
     turn = tmp_path / "turn"
