@@ -254,6 +254,14 @@ class RunRepo:
         ours = os.path.join(os.path.realpath(self.repository.common_dir), "worktrees")
         return os.path.dirname(os.path.realpath(folder / link)) == ours
 
+    def tree(self, folder: Path) -> git.Repo:
+        """A worktree. Raises GitError if an agent has replaced its `.git`: git would then work on the user's checkout,
+        or on another repository.
+        """
+        if not self._has(folder):
+            raise git.InvalidGitRepositoryError(f"{folder}/.git is not the one that the loop made")
+        return Repository(folder)
+
     def _add(self, folder: Path, commit: str, *options: str) -> None:
         twice = ("--force", "--force")  # even if a git that did not end, while it added this one, has left it locked
         self.repository.git.worktree("add", *twice, "--detach", *options, str(folder), commit)
@@ -346,7 +354,7 @@ class Worktree:
 
         Commits that an agent made there are undone first; their changes are kept.
         """
-        tree = Repository(self.folder)
+        tree = self.repo.tree(self.folder)
         if not (Path(tree.git_dir) / "HEAD").read_text().startswith(champion):
             tree.git.checkout("--quiet", "--detach")
         tree.git.reset("--quiet", champion)
@@ -354,19 +362,19 @@ class Worktree:
 
     def take_up(self, commit: str, paths: tuple[str, ...]) -> None:
         """Check the paths out from a commit."""
-        Repository(self.folder).git.checkout(commit, "--", *pathspecs(paths))
+        self.repo.tree(self.folder).git.checkout(commit, "--", *pathspecs(paths))
 
     def restore_all_but(self, paths: tuple[str, ...]) -> None:
         """Undo every change outside the given paths."""
         others = pathspecs(paths, "exclude", "top")
-        tree = Repository(self.folder)
+        tree = self.repo.tree(self.folder)
         if tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others):
             tree.git.checkout("HEAD", "--", ":/", *others)
         tree.git.clean("-ffdxq", "--", ":/", *others)
 
     def commit(self, paths: tuple[str, ...], message: str) -> str:
         """Commit the given paths."""
-        tree = Repository(self.folder)
+        tree = self.repo.tree(self.folder)
         if any(map(is_glob, paths)):
             paths = tuple(f":(literal){entry[3:]}" for entry in status_of(tree, *pathspecs(paths)))
         tree.git.add("--all", "--", *paths)
@@ -384,7 +392,7 @@ class Stage:
     def set(self, base: str, files: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
         """Fill the stage with a commit, replace these files, remove those that are gone, and remember the result."""
         with contextlib.suppress(git.GitError):  # the index would be believed, time stamps and all
-            (Path(Repository(self.folder).git_dir) / "index").unlink(missing_ok=True)
+            (Path(self.repo.tree(self.folder).git_dir) / "index").unlink(missing_ok=True)
         self.repo.reset(self.folder, base)
         for name, content in files.items():
             if (path := self.folder / name).read_bytes() != content:

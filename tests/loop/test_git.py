@@ -118,6 +118,23 @@ def test_git_does_not_run_in_the_user_s_checkout_when_a_worktree_is_gone(toy, mo
     )
 
 
+@pytest.mark.parametrize("how", ["link", "file"])
+def test_an_agent_that_points_its_worktree_at_the_user_s_checkout(toy, how):
+    """It is told that it may not, and nothing happens to what is the user's."""
+    ways = {"link": "os.symlink('../../../.git', '.git')", "file": "open('.git', 'w').write('gitdir: ../../../.git')"}
+    once = toy.folder.parent / "once"
+    agent = toy.folder.parent / "agent.py"
+    first = f"if not os.path.exists({str(once)!r}):\n    open({str(once)!r}, 'w')\n"
+    breaks = f"{first}    os.unlink('.git')\n    {ways[how]}\n"
+    agent.write_text(agent.read_text().replace("print(step", f"{breaks}print(step"))
+    toy.plan_steps(e2=[step(5), step(5)])
+    toy.write("solver.py", solver(77))
+    output = toy.run_agent(2)
+    assert "/.git is not the one that the loop made" in output and toy.statuses() == ["keep", "keep"]
+    assert git(toy.folder, "branch", "--show-current") == "main" and "77" in (toy.folder / "solver.py").read_text()
+    assert git(toy.folder, "status", "--porcelain") == "M solver.py"
+
+
 def test_names_of_any_bytes(toy):
     """Those that a glob names and that are no text are not edited, and in nobody's way. Messages are UTF-8 anyway."""
     git(toy.folder, "config", "i18n.commitEncoding", "latin-1")
