@@ -40,8 +40,10 @@ from autoresearch.text import to_type
 if TYPE_CHECKING:
     from autoresearch.ideas import Ideas
 
-# Environment variables that git sets for hooks. They would redirect work in a worktree to the user's checkout.
+# Environment variables that git sets for hooks and aliases. They would redirect work in a worktree to the user's
+# checkout, or change the meaning of paths.
 GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+GIT_PATHS = tuple(f"GIT_{kind}_PATHSPECS" for kind in ("LITERAL", "GLOB", "NOGLOB", "ICASE"))
 DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages of watch and report, by module
 
 app = typer.Typer(
@@ -297,7 +299,7 @@ def main(loop: type) -> None:
     """Entry point. loop: the class Loop of loop.py (passed in because loop.py imports this module)."""
     try:
         require_linux()
-        for name in GIT_PLACES:
+        for name in GIT_PLACES + GIT_PATHS:
             os.environ.pop(name, None)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):

@@ -1,7 +1,7 @@
 """Inbox: messages from people to a run, sent by other processes: a note, a pause, an approval or a rejection.
 
 Each message is a file in .autoresearch/<tag>/inbox/. The process that holds the run's lock writes it to the journal; if
-there is none, the sender takes the lock and writes it. The journal has the file names, so no message counts twice.
+there is none, the sender does. The journal has the file names, so no message counts twice.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from autoresearch import UserError
 from autoresearch.files import write_whole
 from autoresearch.record import events
-from autoresearch.record.journal import Lock, holder
+from autoresearch.record.journal import sharing
 from autoresearch.record.ledger import Ledger
 from autoresearch.text import clean
 
@@ -27,13 +27,9 @@ def leave(folder: Path, message: events.Message) -> None:
     box.mkdir(exist_ok=True)
     said = json.dumps(events.to_json(dataclasses.replace(message, message=name)), ensure_ascii=False)
     write_whole(box / f"{name}.json", said)
-    if holder(folder) is None:
-        with contextlib.suppress(UserError):  # a loop has just started: it will write the message
-            lock = Lock(folder, folder.name)
-            try:
-                take_in(folder, Ledger(folder))
-            finally:
-                lock.release()
+    with sharing(folder, box / "lock") as alone:
+        if alone:
+            take_in(folder, Ledger(folder))
 
 
 def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
@@ -42,12 +38,13 @@ def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
     for path in sorted(folder.glob("inbox/*.json")):
         try:
             message = events.from_json(json.loads(path.read_bytes()))
-        except (ValueError, TypeError, AttributeError, UserError):
+        except (OSError, ValueError, TypeError, AttributeError, UserError):  # OSError: it belongs to another user, say
             message = None
         if isinstance(message, events.Message) and path.stem not in ledger.messages:
             ledger.append(dataclasses.replace(message, message=path.stem))
             taken.append(message)
-        path.unlink()
+        with contextlib.suppress(OSError):  # it stays, and does not count again
+            path.unlink()
     return taken
 
 

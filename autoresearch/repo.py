@@ -27,6 +27,7 @@ from autoresearch.text import short
 SETTINGS = (
     *("core.hooksPath=/dev/null", "commit.gpgsign=false", "maintenance.auto=false", "gc.auto=0"),
     *("submodule.recurse=false", "commit.cleanup=whitespace"),  # a description may begin with #
+    *("i18n.commitEncoding=utf-8", "i18n.logOutputEncoding=utf-8"),
     "core.sparseCheckout=false",  # a worktree has the whole commit, as a trial has
     "core.fsync=committed,reference",  # as the journal, which names them, is: a power failure loses neither
 )
@@ -36,12 +37,25 @@ COMMIT = ["git", "commit", "--quiet", "--no-verify"]
 
 
 class Git(git.Git):
-    """git in its own session: Ctrl-C, which reaches all processes of a terminal, must not end it half-way."""
+    """git in its own session: Ctrl-C, which reaches all processes of a terminal, must not end it half-way.
+
+    It also gets its folder as an option. If that folder is gone, GitPython would start it in the current one, which is
+    the user's checkout.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.folder = str(folder)
 
     def execute(self, command, *arguments, **options):
         settings = SETTINGS + WITHOUT_LFS * (shutil.which("git-lfs") is None)
-        command = [command[0], *(word for setting in settings for word in ("-c", setting)), *command[1:]]
-        return super().execute(command, *arguments, **options, start_new_session=True)
+        settings = [word for setting in settings for word in ("-c", setting)]
+        whole = [command[0], "-C", self.folder, *settings, *command[1:]]
+        try:
+            return super().execute(whole, *arguments, **options, start_new_session=True)
+        except git.GitCommandError as error:
+            error._cmdline = " ".join(command)  # without the settings, behind which the reason would be cut off
+            raise
 
 
 def same_hash(commit: str) -> dict[str, str]:
@@ -103,6 +117,9 @@ class RunRepo:
         """The commit that the run's branch points at, or None."""
         return self._resolve(f"refs/heads/{self.branch}")
 
+    def has_branch(self, name: str) -> bool:
+        return self._resolve(f"refs/heads/{name}") is not None
+
     def _resolve(self, ref: str) -> str | None:
         try:
             return self.repository.git.rev_parse("--verify", "--quiet", ref + "^{commit}")
@@ -123,6 +140,13 @@ class RunRepo:
             self.reset(self.worktree, champion)
         elif not self._has(self.worktree):
             self._take_over(self.worktree, champion)
+
+    def remove_old_locks(self) -> None:
+        """Remove git's locks on the run's refs that a power failure left: nobody but the run's one loop moves them."""
+        refs = Path(self.repository.common_dir, "refs")
+        for path in (refs / f"heads/{self.branch}.lock", *(refs / f"autoresearch/{self.tag}").glob("*.lock")):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def agents_worktree(self, place: int) -> "Worktree":
         """The worktree of the proposal at a place; place 0 has `worktree`."""
@@ -230,8 +254,17 @@ class RunRepo:
         ours = os.path.join(os.path.realpath(self.repository.common_dir), "worktrees")
         return os.path.dirname(os.path.realpath(folder / link)) == ours
 
+    def tree(self, folder: Path) -> git.Repo:
+        """A worktree. Raises GitError if an agent has replaced its `.git`: git would then work on the user's checkout,
+        or on another repository.
+        """
+        if not self._has(folder):
+            raise git.InvalidGitRepositoryError(f"{folder}/.git is not the one that the loop made")
+        return Repository(folder)
+
     def _add(self, folder: Path, commit: str, *options: str) -> None:
-        self.repository.git.worktree("add", "--force", "--detach", *options, str(folder), commit)
+        twice = ("--force", "--force")  # even if a git that did not end, while it added this one, has left it locked
+        self.repository.git.worktree("add", *twice, "--detach", *options, str(folder), commit)
 
     def _take_over(self, folder: Path, commit: str) -> None:
         """Turn a worktree of another repository into one of this repository, at a commit, keeping its files."""
@@ -321,7 +354,7 @@ class Worktree:
 
         Commits that an agent made there are undone first; their changes are kept.
         """
-        tree = Repository(self.folder)
+        tree = self.repo.tree(self.folder)
         if not (Path(tree.git_dir) / "HEAD").read_text().startswith(champion):
             tree.git.checkout("--quiet", "--detach")
         tree.git.reset("--quiet", champion)
@@ -329,19 +362,19 @@ class Worktree:
 
     def take_up(self, commit: str, paths: tuple[str, ...]) -> None:
         """Check the paths out from a commit."""
-        Repository(self.folder).git.checkout(commit, "--", *pathspecs(paths))
+        self.repo.tree(self.folder).git.checkout(commit, "--", *pathspecs(paths))
 
     def restore_all_but(self, paths: tuple[str, ...]) -> None:
         """Undo every change outside the given paths."""
         others = pathspecs(paths, "exclude", "top")
-        tree = Repository(self.folder)
+        tree = self.repo.tree(self.folder)
         if tree.git.diff("--name-only", "--no-renames", "-z", "HEAD", "--", ":/", *others):
             tree.git.checkout("HEAD", "--", ":/", *others)
         tree.git.clean("-ffdxq", "--", ":/", *others)
 
     def commit(self, paths: tuple[str, ...], message: str) -> str:
         """Commit the given paths."""
-        tree = Repository(self.folder)
+        tree = self.repo.tree(self.folder)
         if any(map(is_glob, paths)):
             paths = tuple(f":(literal){entry[3:]}" for entry in status_of(tree, *pathspecs(paths)))
         tree.git.add("--all", "--", *paths)
@@ -359,7 +392,7 @@ class Stage:
     def set(self, base: str, files: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
         """Fill the stage with a commit, replace these files, remove those that are gone, and remember the result."""
         with contextlib.suppress(git.GitError):  # the index would be believed, time stamps and all
-            (Path(Repository(self.folder).git_dir) / "index").unlink(missing_ok=True)
+            (Path(self.repo.tree(self.folder).git_dir) / "index").unlink(missing_ok=True)
         self.repo.reset(self.folder, base)
         for name, content in files.items():
             if (path := self.folder / name).read_bytes() != content:

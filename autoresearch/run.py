@@ -92,6 +92,7 @@ class Run:
         keep_edit: keep the edit in the worktree. Raises UserError.
         """
         ledger, repo = self.ledger, self.repo
+        repo.remove_old_locks()
         asked = json.loads(json.dumps(dataclasses.asdict(self.task)))  # as the journal has it
         tip = repo.branch_tip()
         old_base = ledger.base if ledger.run else ""
@@ -102,6 +103,11 @@ class Run:
                 raise UserError(
                     f"the branch {repo.branch} exists but was not made by this loop; choose another tag with --tag "
                     f"NEW, or remove the branch: `git branch -D {repo.branch}`"
+                )
+            if repo.has_branch("autoresearch"):
+                raise UserError(
+                    f"there is a branch autoresearch, beside which git cannot have {repo.branch}; rename it: "
+                    "`git branch -m autoresearch NEW`"
                 )
             self.require_files()
             ledger.append(events.Run(tag=repo.tag, base=repo.head(), task=asked))

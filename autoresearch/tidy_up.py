@@ -9,6 +9,7 @@ import git
 from autoresearch import UserError
 from autoresearch.files import remove
 from autoresearch.record.journal import Lock
+from autoresearch.record.ledger import Ledger
 from autoresearch.record.runs import RUNS, choose_tag
 from autoresearch.repo import open_repository
 from autoresearch.runner.machine import disk_usage
@@ -19,6 +20,16 @@ FOLDERS = ("worktree*", "scratch", "stage*", "caches*", "reference")  # of a run
 
 def folders_of(run: Path) -> list[Path]:
     return [path for name in FOLDERS for path in sorted(run.glob(name))]
+
+
+def refs_of(repository: git.Repo, run: Path) -> list[str]:
+    """The refs of a run's attempts, but for those without a verdict, which run when it is continued."""
+    place = f"refs/autoresearch/{run.name}/"
+    pending: set[str] = set()
+    with contextlib.suppress(UserError):  # a damaged record, with which nothing can be continued
+        pending = {f"{place}{attempt.number}" for attempt in Ledger(run, repair=False).pending}
+    refs = repository.git.for_each_ref("--format=%(refname)", place).split()
+    return [ref for ref in refs if ref not in pending]
 
 
 def clean(root: Path, tag: str | None, agreed: Callable[[str], bool], say: Callable[[str], None]) -> None:
@@ -32,9 +43,7 @@ def clean(root: Path, tag: str | None, agreed: Callable[[str], bool], say: Calla
     if tag is not None and tag not in known:
         raise UserError(f"there is no run {tag} here; runs are: {', '.join(known) or 'none'}")
     tags = [name for name in known if name == tag or (tag is None and name != last)]
-    refs = {
-        name: repository.git.for_each_ref("--format=%(refname)", f"refs/autoresearch/{name}/").split() for name in tags
-    }
+    refs = {name: refs_of(repository, runs / name) for name in tags}
     tags = [name for name in tags if refs[name] or folders_of(runs / name)]
     if not tags:
         return say(

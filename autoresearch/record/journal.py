@@ -1,12 +1,15 @@
 """The journal of a run, .autoresearch/<tag>/journal.jsonl: one event per line, on disk before anything else happens.
 
-Only the process that holds the run's lock may write it; any process may read it.
+Only the process that holds the run's lock may write it, and while there is none a sender of messages (`sharing`); any
+process may read it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -98,8 +101,8 @@ def already_running(tag: str, process: object) -> str:
 
 
 def take(file: TextIO) -> None:
-    """Lock a file, or raise BlockingIOError if it is locked. A process that only tests the lock shares it briefly, on a
-    busy machine for longer: that is waited for.
+    """Lock a file, or raise BlockingIOError if it is locked. A process that only tests the lock, or writes a message,
+    shares it briefly, on a busy machine for longer: that is waited for.
     """
     import fcntl  # missing on Windows, where the command line prints what is needed
 
@@ -113,6 +116,23 @@ def take(file: TextIO) -> None:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # it is not shared
         fcntl.flock(file, fcntl.LOCK_UN)
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def sharing(folder: Path, turn: Path) -> Iterator[bool]:
+    """Yields whether the journal of a run may be written here because no loop works on the run. One that starts now
+    waits. turn: a file by which several such writers wait for each other.
+    """
+    import fcntl
+
+    with open(turn, "a+") as turns, open(folder / "lock", "a+") as lock:
+        fcntl.flock(turns, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def holder(folder: Path) -> int | None:

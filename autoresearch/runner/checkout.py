@@ -78,6 +78,7 @@ class Checkout:
         Git(self.folder).execute(init, env=same_hash(base))
         any_commit = "--upload-pack=git -c uploadpack.allowAnySHA1InWant=true upload-pack"
         self._git(
+            "-c", "protocol.file.allow=always",  # which careful users forbid; this is their own repository
             "fetch", "--quiet", "--depth=1", "--no-tags", any_commit, f"file://{urllib.parse.quote(str(source))}", base,
             env={"GIT_NO_LAZY_FETCH": "0"},  # of a partial clone: it is the user's own, and may fetch
         )  # fmt: skip

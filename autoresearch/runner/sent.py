@@ -73,7 +73,7 @@ def bundle_of(root: Path, commit: str) -> bytes:
 def clone(seat: Path, bundle: bytes, base: str, path: str = "") -> Path:
     """A clone with the commit, in the folder of a seat; one that is there is used again. path: of a submodule."""
     root = seat / "repository" / path
-    if (root / ".git").is_dir():  # else GitPython would ask in the folder that Ray was started in
+    if (root / ".git").is_dir():  # else git would look in the folders above
         with contextlib.suppress(git.GitError):
             Git(root).execute(["git", "cat-file", "-e", f"{base}^{{commit}}"])
             return root

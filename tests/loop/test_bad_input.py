@@ -37,6 +37,11 @@ def test_a_branch_with_other_work(toy, refused):
     assert not (toy.folder / "results.tsv").exists()
 
 
+def test_a_branch_that_leaves_no_room_for_the_runs(toy, refused):
+    git(toy.folder, "branch", "autoresearch")
+    assert "git branch -m autoresearch NEW" in refused() and not (toy.runs / "journal.jsonl").exists()
+
+
 def test_two_loops_on_one_tag(toy, refused):
     toy.write("solver.py", "import time\ntime.sleep(600)\n")
     toy.commit()

@@ -2,27 +2,35 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import HANGS, ROOT, solver, step, wait_for
+from conftest import HANGS, ROOT, git, solver, step, wait_for
 
 from autoresearch.runner import identity
 
 READ_ONLY = "mount --bind {0} {0} && mount -o remount,bind,ro {0}"
 
 
-@pytest.mark.parametrize("folder", ["worktree", "stage"])
-def test_a_worktree_that_is_deleted_while_a_trial_runs(toy, folder):
-    """The trial that runs may fail for it; the next one has its files again."""
+def waiting(toy) -> tuple[dict, Path, Path]:
+    """(An edit whose trial makes the file `start` and waits for the file `go`, these two). Without a sandbox."""
     start, go = toy.folder.parent / "start", toy.folder.parent / "go"
     waits = (
         f"import pathlib, time\npathlib.Path({str(start)!r}).touch()\n"
         f"while not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.02)\n"
     )
-    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=waits)}, "say": "wait"}], e3=[step(3)])
+    return {"files": {"solver.py": solver(2, before=waits)}, "say": "wait"}, start, go
+
+
+@pytest.mark.parametrize("folder", ["worktree", "stage"])
+def test_a_worktree_that_is_deleted_while_a_trial_runs(toy, folder):
+    """The trial that runs may fail for it; the next one has its files again."""
+    edit, start, go = waiting(toy)
+    toy.plan_steps(e2=[edit], e3=[step(3)])
     process = toy.start(*toy.agent, "--experiments", "3", "--baseline-runs", "1", "--repairs", "0", "--sandbox", "off")
     wait_for(start.exists)
     subprocess.run(["rm", "-rf", str(toy.runs / folder)], check=True)
@@ -74,28 +82,52 @@ def test_what_a_power_failure_left_of_a_trial(toy):
     assert toy.statuses() == ["keep", "keep"] and not (toy.runs / "trials/1/process").exists()
 
 
+def test_what_a_power_failure_left_of_git(toy):
+    """Locks of refs that it was about to move, and of a worktree that it was about to make."""
+    toy.plan_steps(e2=[step(2)], e3=[step(3)])
+    toy.run_agent(2)
+    for ref in ("heads/autoresearch/night", "autoresearch/night/3"):
+        (toy.folder / f".git/refs/{ref}.lock").touch()
+    (toy.folder / ".git/worktrees/worktree/locked").write_text("initializing")
+    shutil.rmtree(toy.runs / "worktree")
+    toy.run_agent(3)
+    assert toy.statuses() == ["keep"] * 3
+    toy.require_whole()
+
+
+def test_a_cleaned_run_whose_last_edit_has_no_verdict(toy):
+    """git removes what no ref names; the edit still has to run."""
+    edit, start, go = waiting(toy)
+    toy.plan_steps(e2=[edit])
+    process = toy.start(*toy.agent, "--experiments", "2", "--repairs", "0", "--baseline-runs", "1", "--sandbox", "off")
+    wait_for(start.exists)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    toy.run("clean", "--yes")
+    git(toy.folder, "reflog", "expire", "--expire=now", "--all")
+    git(toy.folder, "gc", "-q", "--prune=now")
+    go.touch()
+    toy.run_agent(2, "--sandbox", "off")
+    assert toy.statuses() == ["keep", "keep"] and toy.tip() == toy.references()[-1]
+
+
 @pytest.mark.parametrize("down", [True, False])
 def test_an_edit_that_takes_the_machine_down(toy, down):
     """Something starts the loop after each boot, so it must not run again for ever. A loop that is killed twice loses
     no edit, and an orderly shutdown does not count.
     """
-    ready, wait = toy.folder.parent / "ready", toy.folder.parent / "wait"
-    wait.touch()
-    waits = (
-        f"import pathlib, time\npathlib.Path({str(ready)!r}).touch()\n"
-        f"while pathlib.Path({str(wait)!r}).exists():\n    time.sleep(0.02)\n"
-    )
-    toy.plan_steps(e2=[{"files": {"solver.py": solver(2, before=waits)}, "say": "take it down"}], e3=[step(3)])
+    edit, start, go = waiting(toy)
+    toy.plan_steps(e2=[edit], e3=[step(3)])
     toy.run_agent(1, "--sandbox", "off")
     for ending in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
-        ready.unlink(missing_ok=True)
+        start.unlink(missing_ok=True)
         process = toy.start(*toy.agent, "--experiments", "3", "--repairs", "0", "--sandbox", "off")
-        wait_for(ready.exists)
+        wait_for(start.exists)
         process.send_signal(ending)
         process.communicate(timeout=60)
         if down or ending == signal.SIGTERM:
             came_up_again(toy)
-    wait.unlink()
+    go.touch()
     toy.run_agent(3, "--sandbox", "off")
     assert toy.statuses() == ["keep", "crash" if down else "keep", "keep"]
     assert [entry["why"] for entry in toy.journal("rerun")] == ["down"] * down

@@ -103,15 +103,50 @@ def test_a_commit_is_on_the_disk_before_the_journal_names_it(toy, tmp_path, monk
     assert sum(flushes) >= 3  # the file, the tree and the commit
 
 
+def test_git_does_not_run_in_the_user_s_checkout_when_a_worktree_is_gone(toy, monkeypatch):
+    """There it would switch and clean what is the user's. It says why it failed, and not first its settings."""
+    repo = RunRepo(open_repository(toy.folder), "night", toy.runs)
+    repo.agents_worktree(0).reset(repo.head())
+    tree = Repository(repo.worktree)
+    subprocess.run(["rm", "-rf", repo.worktree], check=True)
+    toy.write("solver.py", solver(8))
+    monkeypatch.chdir(toy.folder)
+    with pytest.raises(GitCommandError, match=r"(?s)cmdline: git checkout.*cannot change to"):
+        tree.git.checkout("--quiet", "--detach", "--force", repo.head())
+    assert (
+        git(toy.folder, "branch", "--show-current") == "main" and "VALUE = 8" in (toy.folder / "solver.py").read_text()
+    )
+
+
+@pytest.mark.parametrize("how", ["link", "file"])
+def test_an_agent_that_points_its_worktree_at_the_user_s_checkout(toy, how):
+    """It is told that it may not, and nothing happens to what is the user's."""
+    ways = {"link": "os.symlink('../../../.git', '.git')", "file": "open('.git', 'w').write('gitdir: ../../../.git')"}
+    once = toy.folder.parent / "once"
+    agent = toy.folder.parent / "agent.py"
+    first = f"if not os.path.exists({str(once)!r}):\n    open({str(once)!r}, 'w')\n"
+    breaks = f"{first}    os.unlink('.git')\n    {ways[how]}\n"
+    agent.write_text(agent.read_text().replace("print(step", f"{breaks}print(step"))
+    toy.plan_steps(e2=[step(5), step(5)])
+    toy.write("solver.py", solver(77))
+    output = toy.run_agent(2)
+    assert "/.git is not the one that the loop made" in output and toy.statuses() == ["keep", "keep"]
+    assert git(toy.folder, "branch", "--show-current") == "main" and "77" in (toy.folder / "solver.py").read_text()
+    assert git(toy.folder, "status", "--porcelain") == "M solver.py"
+
+
 def test_names_of_any_bytes(toy):
-    """Those that a glob names and that are no text are not edited, and in nobody's way."""
+    """Those that a glob names and that are no text are not edited, and in nobody's way. Messages are UTF-8 anyway."""
+    git(toy.folder, "config", "i18n.commitEncoding", "latin-1")
     toy.write("program.md", (toy.folder / "program.md").read_text().replace("[solver.py]", "['*.py']"))
     for name in (b"\xfcber.py", "größer → kleiner.py".encode(), b"two\nlines.py"):
         Path(os.fsdecode(os.path.join(os.fsencode(toy.folder), name))).write_text("SIZE = 8\n")
     toy.commit()
-    toy.plan_steps(e2=[step(5)], e3=[{"files": {"größer → kleiner.py": "SIZE = 9\n"}, "say": "nine"}])
+    toy.plan_steps(e2=[step(5, "größer")], e3=[{"files": {"größer → kleiner.py": "SIZE = 9\n"}, "say": "nine"}])
     toy.run_agent(3)
     assert toy.statuses() == ["keep", "keep", "discard"]
+    commit = git(toy.folder, "cat-file", "commit", toy.tip())
+    assert "\ngrößer" in commit and "\nencoding" not in commit
     assert "## The champion's größer → kleiner.py" in (toy.runs / "proposals/3/brief.md").read_text()
     toy.require_whole()
 

@@ -13,7 +13,8 @@ from autoresearch.limits import Limits
 def test_a_night_in_odd_surroundings(tmp_path, environment):
     toy = Toy(tmp_path / "a%20b é", environment)
     (toy.folder / ".git/info/exclude").write_bytes(b"caf\xe9\n")
-    for name, value in (("commit.cleanup", "strip"), ("submodule.recurse", "true")):
+    settings = {"commit.cleanup": "strip", "submodule.recurse": "true", "protocol.file.allow": "never"}
+    for name, value in settings.items():
         git(toy.folder, "config", name, value)
     odd = solver(3).replace("    print(", "    print('run: 20240101_')\n    print(")
     toy.plan_steps(
@@ -22,6 +23,7 @@ def test_a_night_in_odd_surroundings(tmp_path, environment):
         e4=[{"files": {"solver.py": solver(4, "LIMIT = 1e400\n")}, "say": "without a limit " * 40}],
     )
     git_here = {"GIT_DIR": str(toy.folder / ".git"), "GIT_INDEX_FILE": str(toy.folder / ".git/index")}
+    git_here["GIT_LITERAL_PATHSPECS"] = "1"
     toy.run_agent(4, PYTHONIOENCODING="latin-1", **git_here)
     assert toy.statuses() == ["keep"] * 4 and toy.rows()[1][4] == "# a heading"
     assert git(toy.folder, "rev-parse", "--abbrev-ref", "HEAD") == "main"

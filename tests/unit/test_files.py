@@ -1,5 +1,6 @@
-"""Files that are written whole, and are on the disk before anything is built on them."""
+"""Files that are written whole, and are on the disk before anything is built on them; and who may write them."""
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from autoresearch import inbox
 from autoresearch.ideas import Ideas
-from autoresearch.record import events
+from autoresearch.record import events, journal
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.results import Results
 from autoresearch.views.state import Now
@@ -64,3 +65,24 @@ def test_results_that_a_power_failure_left_half_written(tmp_path):
     results.require_ours(tmp_path)
     results.rebuild()
     assert results.path.read_bytes() == whole
+
+
+def test_a_message_that_cannot_be_read_or_removed_ends_no_night(tmp_path):
+    """Such as one that root has sent. What comes after it is read."""
+    (tmp_path / "inbox/1.json").mkdir(parents=True)
+    inbox.leave(tmp_path, events.Note(text="try smaller batches"))
+    assert [text for _, text in Ledger(tmp_path).notes] == ["try smaller batches"]
+    assert inbox.take_in(tmp_path, Ledger(tmp_path)) == []
+
+
+def test_a_loop_that_starts_while_a_note_is_written_waits_for_it(tmp_path, monkeypatch):
+    """It must not say that another loop is running. A note that comes then is left to it."""
+    turn = tmp_path / "turn"
+    with contextlib.ExitStack() as writing:
+        assert writing.enter_context(journal.sharing(tmp_path, turn)) and journal.holder(tmp_path) is None
+        waits = []
+        monkeypatch.setattr(journal.time, "sleep", lambda seconds: waits.append(seconds) or writing.close())
+        lock = journal.Lock(tmp_path, "night")
+    with journal.sharing(tmp_path, turn) as alone:
+        assert not alone and len(waits) == 1
+    lock.release()
