@@ -26,6 +26,11 @@ def may_edit(editable: Sequence[str], path: str) -> bool:
     return path in editable or any(pattern_of(glob).fullmatch(path) for glob in globs)
 
 
+def is_in(names: Sequence[str], path: str) -> bool:
+    """Whether a file is one of these files, fits one of these globs, or lies in one of these folders."""
+    return may_edit(names, path) or any(path.startswith(f"{name}/") for name in names)
+
+
 def among(editable: Sequence[str], paths: Iterable[str]) -> list[str]:
     """The editable files among paths; those that are named in full in any case, and first."""
     named = [name for name in editable if not is_glob(name)]

@@ -311,7 +311,8 @@ def check_task(settings: object, path: Path, folder: str = "") -> Task:
     if (direction := values.get("direction", "minimize")) not in ("minimize", "maximize"):
         meant = {"min": "minimize", "low": "minimize", "dow": "minimize"}.get(direction[:3].lower(), "maximize")
         raise UserError(f"`direction` in {path} must be minimize or maximize, not {direction!r}; did you mean {meant}?")
-    if "context" in values:
-        values["context"] = tuple(check_path("context", name, path, folder) for name in values["context"])
-    values["editable"] = tuple(check_path("editable", name, path, folder) for name in values["editable"])
+    if values.get("hidden") and "score" not in values:
+        raise UserError(f"`hidden` in {path} needs a `score` command, which prints the metric and can read these files")
+    for name in ("editable", "context", "hidden"):
+        values[name] = tuple(check_path(name, value, path, folder) for value in values.get(name, ()))
     return Task(**values, folder=folder)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autoresearch import preflight
-from autoresearch.editable import among, is_glob, may_edit
+from autoresearch.editable import among, is_glob, is_in, may_edit
 from autoresearch.preflight import LARGEST_FILE, LARGEST_LITERAL
 
 NOTHING = "true"  # the `train` command of a task that neither trains nor builds
@@ -51,6 +51,7 @@ class Task:
     memory_limit: float | None = None  # GiB of host memory for each command; default: nine tenths of what is free
     disk_limit: float = 20.0  # GiB that a trial may leave in its folder
     context: tuple[str, ...] = ()  # files, folders and globs that agents are shown, and may not edit
+    hidden: tuple[str, ...] = ()  # files, folders and globs that are not there while `train` runs
     env: tuple[str, ...] = ()  # variables that the commands see: NAME, as the user has it, or NAME=value
     link: tuple[str, ...] = ()  # untracked paths of the user's checkout that are linked into the worktree, to be read
     also: dict = dataclasses.field(default_factory=dict)  # other figures that are shown, by name: {max, min, direction}
@@ -73,6 +74,10 @@ class Task:
         """What `holdout` prints the score as."""
         return f"holdout_{self.metric.removeprefix('val_')}"
 
+    def hides(self, path: str) -> bool:
+        """Whether a file is one of `hidden`."""
+        return "." in self.hidden or is_in(self.hidden, path)
+
     def absent(self, committed: Set[str], new: Set[str], root: Path) -> str | None:
         """What is wrong with the files that the task names, or None. Trials see only what is committed.
 
@@ -94,6 +99,8 @@ class Task:
             alike = alike or difflib.get_close_matches(name, committed, 1)
             meant = f"; did you mean {min(alike, key=len)}?" if alike else ""
             return f"`editable` in program.md names {name}, and there is no such file in {root}{meant}"
+        if both := [path for path in among(self.editable, committed) if self.hides(path)]:
+            return f"`hidden` in program.md names {both[0]}, which `editable` names: no file can be both"
         for command in COMMANDS:
             for word in re.findall(r"[^\s'\";&|()<>]+", getattr(self, command) or ""):
                 if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new - committed:

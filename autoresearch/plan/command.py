@@ -191,6 +191,8 @@ async def proved(
         runner.task = task = sketch.task(program, folder)
         once = dataclasses.replace(once, checked=Measurement())
     proof = await prove(bench, task, base, runner, once)
+    if proof.hidden:
+        sketch = sketch.changed(hidden=proof.hidden)
     if task.is_timed and (repeats := repeats_for(proof)) > 1:
         sketch = sketch.changed(repeats=repeats)
         longer = f"a trial runs it {repeats} times, about {duration(repeats * proof.seconds)}, and takes the median"

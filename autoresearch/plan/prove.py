@@ -6,17 +6,19 @@ no run, tag or branch behind.
 
 import contextlib
 import dataclasses
+import posixpath
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
 import git
 
 from autoresearch import UserError
-from autoresearch.editable import among
+from autoresearch.editable import among, is_in, may_edit
 from autoresearch.files import remove
-from autoresearch.plan.draft import UNKNOWN
+from autoresearch.plan.draft import UNKNOWN, as_yaml
+from autoresearch.plan.survey import language_of
 from autoresearch.record.journal import take
 from autoresearch.record.runs import RUNS, make_folder
 from autoresearch.repo import RunRepo
@@ -41,6 +43,7 @@ TESTS = re.compile(
 NO_TESTS = re.compile(r"\bno (?:tests? (?:were )?(?:ran|run|found|files|executed)|tests to run)\b", re.IGNORECASE)
 PASSED = re.compile(r"^ok\s(?!.*\[no test)", re.MULTILINE)  # go, and the Test Anything Protocol
 REPEATS = ((5, 0.03), (3, 0.015))  # runs per trial, and the noise (as a share of the score) above which they pay off
+MOST_TRIED = 4  # names of data without which `train` is tried
 NOISY = 0.1  # noise, as a share of the score, above which a night finds little
 
 Say = Callable[[str, str], None]  # a line, and its style
@@ -64,6 +67,12 @@ class Proof:
     scores: list[float] = dataclasses.field(default_factory=list)  # of the baseline
     noise: float = 0.0  # their standard deviation
     seconds: float = 0.0  # of the slowest whole trial
+    hidden: list[str] = dataclasses.field(default_factory=list)  # what `score` reads and `train` can do without
+
+    def has(self, score: float) -> bool:
+        """Whether a score could be the baseline's."""
+        center = statistics.fmean(self.scores)
+        return abs(score - center) <= max(4 * self.noise, 1e-9 * abs(center))
 
 
 class Workbench:
@@ -232,10 +241,37 @@ class Workbench:
             took += sum(checked.seconds.values())
             if checked.reason:
                 return Broken("noticed by the guard", took)
-        center = statistics.fmean(proof.scores)
-        gain = (center - measured.score) * (1 if task.lower_is_better else -1)
-        moved = abs(gain) > max(4 * proof.noise, 1e-9 * abs(center))
+        gain = (statistics.fmean(proof.scores) - measured.score) * (1 if task.lower_is_better else -1)
+        moved = not proof.has(measured.score)
         return Broken(f"noticed by the score, {measured.score:g}" * moved, took, True, moved and gain > 0)
+
+    # -- can the edited code read what it is compared with?
+
+    async def spare(self, runner: Local, base: str, proof: Proof) -> None:
+        """Find out which data of the score command `train` does not need, and say what an edit could read."""
+        task, committed = runner.task, self.repo.committed(base)
+        named = compared(task, committed, lambda path: self.repo.read(base, [path])[path].decode(errors="replace"))
+        unneeded = []
+        for name in named[:MOST_TRIED] * (task.train != NOTHING):
+            runner.task = dataclasses.replace(task, hidden=(*task.hidden, *unneeded, name))
+            _, measured = await self.trial(runner, {})
+            if measured.score is not None and proof.has(measured.score):
+                unneeded.append(name)
+        runner.task = task
+        proof.hidden = [posixpath.relpath(name, task.folder or ".") for name in unneeded]
+        if proof.hidden:
+            listed = ", ".join(proof.hidden)
+            self.say(f"hidden    {listed}: `score` names it, and `train` does not need it", "")
+            self.say(f"{'':<10}`hidden: {as_yaml(proof.hidden)}` keeps an edit from reading it", "")
+        if others := [posixpath.relpath(name, task.folder or ".") for name in named if name not in unneeded]:
+            where = "score" if task.train == NOTHING else "train"
+            self.say(
+                f"hidden    nothing of {', '.join(others[:MOST_TRIED])}, which edited code in `{where}` can read",
+                "yellow",
+            )
+            self.say(
+                f"{'':<10}if it holds answers, let `train` write results without it, and `score` compare", "yellow"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +282,33 @@ class Broken:
     seconds: float
     scored: bool = False  # there is a score, and the guard passes
     wins: bool = False  # and the score is better than the baseline's
+
+
+def compared(task: Task, committed: Set[str], read: Callable[[str], str]) -> list[str]:
+    """Data that the score command names, or a script that it runs: files, folders and globs without code in them.
+
+    What a score compares results with may be among it. committed: files of the repository. read: the text of one.
+    """
+    words = re.findall(r"[^\s'\";&|()<>]+", task.score or "")
+    scripts = [
+        path for path in (inside(task.folder, word) for word in words) if path in committed and language_of(path)
+    ]
+    names = [inside(task.folder, word) for word in words]
+    for script in scripts:
+        for literal in re.findall(r"[\"'`]([^\"'`\n]+)[\"'`]", read(script)):
+            names += [inside(folder, literal) for folder in (task.folder, posixpath.dirname(script))]
+
+    def is_data(name: str) -> bool:
+        files = [path for path in committed if is_in([name], path)]
+        code = any(language_of(path) or may_edit(task.editable, path) or task.hides(path) for path in files)
+        return bool(files) and not code
+
+    return [name for name in dict.fromkeys(names) if name not in task.hidden and is_data(name)]
+
+
+def inside(folder: str, name: str) -> str:
+    """A path from the repository's root."""
+    return posixpath.normpath(posixpath.join(folder, name))
 
 
 def ran_no_test(printed: str) -> bool:
@@ -287,4 +350,5 @@ async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: On
     if await bench.baselines(runner, once.measured, proof):
         names = among(task.editable, bench.repo.committed(base))
         await bench.break_each(runner, bench.repo.read(base, names), proof)
+        await bench.spare(runner, base, proof)
     return proof

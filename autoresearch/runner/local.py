@@ -131,7 +131,8 @@ class Local:
             settings["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
         elif self.task.referee and not self.facts.gpu:  # the game of the CPU, which a GPU would play too well
             settings["CUDA_VISIBLE_DEVICES"] = ""
-        own_caches = job.fresh_caches or (self.task.referee and not self.facts.gpu)  # nothing to pass on
+        cpu_game = self.task.referee and not self.facts.gpu
+        own_caches = job.fresh_caches or self.task.hidden or cpu_game  # nothing to pass on, or nothing that may be
         caches = folder / "caches" if own_caches else self.folder / name_of("caches", seat)
         trial = Trial(
             self.task,
@@ -205,7 +206,7 @@ class Local:
     def _above(self) -> list[str]:
         """Committed files at the top of the user's checkout. The worktree lies below it, and tools that search parent
         folders for settings (cargo, pytest) fail if they find files there that they may not read."""
-        names = (name for name in self.repo.committed(self.base) if "/" not in name)
+        names = (name for name in self.repo.committed(self.base) if "/" not in name and not self.task.hides(name))
         files = (self.repo.root / name for name in sorted(names))
         return [str(path) for path in files if path.is_file() and not path.is_symlink()]
 
@@ -224,6 +225,7 @@ class Local:
             environment = self._theirs(stage) or {}
             readable += [str(stage.git_folder), *(os.path.realpath(root / link) for link in stage.links)]
             readable += self._above
+            hidden += [stage.git_folder / "objects"] * bool(self.task.hidden)
             readable += toolchains(self.task, {**os.environ, **environment}, self._places(stage))
         return {"readable": readable, "hidden": [str(path) for path in hidden]}
 

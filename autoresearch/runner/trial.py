@@ -23,11 +23,12 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
 from autoresearch import keys, preflight
+from autoresearch.editable import in_folder
 from autoresearch.files import remove
 from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
 from autoresearch.runner.denied import denied
@@ -184,6 +185,9 @@ class Trial:
         self._note_disk()
         if changed := self.changed():
             return self._failed(TRAIN, f"not run: {', '.join(changed)} is not as in the commit that the run began with")
+        for name in self.task.hidden:
+            if not any(os.path.lexists(self.stage / path) for path in in_folder([name], self.stage)):
+                return self._failed(TRAIN, f"not run: `hidden` in program.md names {name}, and there is no such file")
         async with contextlib.AsyncExitStack() as processes:
             referee, joined = None, None
             if self.task.referee:
@@ -192,10 +196,13 @@ class Trial:
                 with theirs:
                     referee = self._start(SCORE, self.task.score or "", on_stdin=True, channel=theirs)
                     await processes.enter_async_context(referee)
-            training = await processes.enter_async_context(self._start(TRAIN, self.task.train, channel=joined))
-            if joined:
-                joined.close()
-            ended = await self._finish(TRAIN, training)
+            with self._withheld() as replaced:
+                async with self._start(TRAIN, self.task.train, channel=joined) as training:
+                    if joined:
+                        joined.close()
+                    ended = await self._finish(TRAIN, training)
+            if replaced:
+                return self._failed(TRAIN, f"void: {', '.join(replaced)} changed while the trial ran")
             if not self.task.score:
                 ended = await self._repeat(TRAIN, ended)
             if self.task.referee:
@@ -219,6 +226,32 @@ class Trial:
                 if ended.reason:
                     return self._failed(SCORE, f"scoring: {self._explain(SCORE, ended.reason)}")
         return self._score(SCORE if self.task.score else TRAIN)
+
+    @contextlib.contextmanager
+    def _withheld(self) -> Iterator[list[str]]:
+        """A context in which the task's hidden files are not in the worktree. Yields a list; afterwards it has the
+        folders of such files that are no longer where they were.
+        """
+        stage, place, replaced = Path(os.path.realpath(self.stage)), self.folder / "withheld", []
+        moved = [path.relative_to(stage) for path in self._hidden() if path.is_relative_to(stage)]
+        moved = [path for path in moved if not any(above in moved for above in path.parents)]
+        for path in moved:
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (stage / path).rename(place / path)
+        try:
+            yield replaced
+        finally:
+            for path in moved:
+                if os.path.realpath(above := (stage / path).parent) != str(above) or not above.is_dir():
+                    replaced.append(str(path.parent))  # through a link, anything could be overwritten
+                    continue
+                remove(stage / path)
+                (place / path).rename(stage / path)
+            remove(place)
+
+    def _hidden(self) -> list[Path]:
+        """The task's hidden files and folders, as they are in the worktree or, through a link, outside it."""
+        return sorted({Path(os.path.realpath(self.stage / name)) for name in in_folder(self.task.hidden, self.stage)})
 
     async def _repeat(self, phase: str, ended: Ended) -> Ended:
         """Run the command that prints the metric again, as often as the task's `repeats` says, each time with another
@@ -321,7 +354,7 @@ class Trial:
             }
             rules = None
         else:
-            rules = self._rules(self._writable())
+            rules = self._rules(self._writable(), linked=phase != TRAIN)
         log = self.folder / f"{phase}.log"
         words = command_words(command) if self.task.referee or phase == PREFLIGHT else their_words(command)
         process = Process(words, self.inside, environment, log, rules, on_stdin, channel, counted=True)
@@ -333,13 +366,15 @@ class Trial:
             raise
         return process
 
-    def _rules(self, write: list[str], alone: bool = False) -> dict | None:
-        """The sandbox rules of a command (sandbox.launcher)."""
+    def _rules(self, write: list[str], alone: bool = False, linked: bool = True) -> dict | None:
+        """The sandbox rules of a command (sandbox.launcher). linked: it may read hidden files outside the worktree."""
         if self.confine is None:
             return None
         read = [str(self.stage), str(self.folder / "run"), preflight.__file__, *self.task.readable]
         texts = [str(path) for name in TEXT * self.task.referee for path in self.stage.glob(name)]
-        hidden = [*self.confine["hidden"], *texts]
+        stage = os.path.realpath(self.stage)
+        away = [] if linked else [str(path) for path in self._hidden() if not path.is_relative_to(stage)]
+        hidden = [*self.confine["hidden"], *texts, *away]
         rules = {"read": [*read, *self.confine["readable"]], "write": write, "hidden": hidden}
         rules |= {"builds": not self.task.referee, "network": self.task.network}
         return {**rules, "strict": self.task.referee, "alone": alone, "imports": list(self.task.imports)}
@@ -421,6 +456,8 @@ class Trial:
         line = last_word(log)
         if line:  # exit code 1 says nothing that the line does not
             reason = line if reason == "exit code 1" else f"{reason}: {line}"
+        if phase == TRAIN and (found := [path.name for path in self._hidden() if path.name in line]):
+            return f"{reason} (`hidden` in program.md keeps {found[0]} from `train`)"
         rules = None if self.task.referee else self._rules(self._writable())
         said = denied(read_tail(log, 1 << 16), rules, self.root) if rules else ""
         return f"{reason} ({said})" if said else reason

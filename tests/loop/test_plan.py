@@ -147,6 +147,32 @@ def test_the_metric_that_a_command_prints(library):
 
 
 @pytest.mark.slow
+def test_what_train_need_not_read(library):
+    """`plan` hides what the score command names and `train` can do without; what edited code reads is said."""
+    guess = "from pkg.parser import parse\nopen('out.tmp', 'w').write(' '.join(parse(open('data/in.txt').read())))\n"
+    score = "import pathlib\nhere = pathlib.Path(__file__).parent\ntruth = (here / 'truth.txt').read_text().split()\n"
+    score += "open('data/in.txt'), list(here.glob('*.csv'))\nwords = open('out.tmp').read().split()\n"
+    score += "print('accuracy:', sum(a == b for a, b in zip(words, truth)) / 4)\n"
+    (library.folder / "data").mkdir()
+    (library.folder / "eval").mkdir()
+    for name, text in {"guess.py": guess, "eval/score.py": score, "eval/truth.txt": "a b c\n", "eval/more.csv": "1\n",
+                       "data/in.txt": "a b c d"}.items():  # fmt: skip
+        library.write(name, text)
+    library.commit()
+    words = ("plan", "parse more", "--yes", "--edit", "pkg/parser.py", "--score", "python eval/score.py", "--guard", "")
+    said = called(library, *words, "--train", "python guess.py")
+    assert "hidden    eval/truth.txt, eval/*.csv: `score` names it, and `train` does not need it" in said
+    assert "hidden    nothing of data/in.txt, which edited code in `train` can read" in said
+    assert 'hidden: [eval/truth.txt, "eval/*.csv"]' in (library.folder / "program.md").read_text()
+    library.commit()
+    said = called(library, "check")
+    assert "eval/" not in said.partition("hidden    ")[2] and "data/in.txt, which edited code in `train`" in said
+    one = "python guess.py && python eval/score.py"
+    said = called(library, *words[:6], one, *words[7:], "--force")
+    assert "nothing of data/in.txt, eval/truth.txt, eval/*.csv, which edited code in `score` can read" in said
+
+
+@pytest.mark.slow
 def test_check(toy):
     assert "it works. Start with: " in called(toy, "check")
     toy.write("program.md", PROGRAM.replace("python check.py", "python -c 'raise SystemExit(3)'"))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,44 @@ if __name__ == "__main__":
         "submodule": open("part/inside").read(),
     }
     open(os.path.join(os.environ["AUTORESEARCH_RUN_DIR"], "figures.json"), "w").write(json.dumps(said))
+"""
+COMPARED = """---
+task:
+  editable: [solver.py]
+  train: python solver.py
+  score: python compare.py
+  hidden: [truth.txt, 'answers/**/*.txt', made/, data/linked.txt]
+  setup: mkdir made && echo 1 > made/truth.txt
+  link: [data/]
+  metric: right
+  direction: maximize
+  time_limit: 60
+---
+"""
+COMPARE = """import os
+words = open("answers/deep/words.txt").read().split()
+for name in ("truth.txt", "made/truth.txt", "data/linked.txt"):
+    assert open(name).read()
+cache = os.environ["CUDA_CACHE_PATH"]
+os.makedirs(cache, exist_ok=True)
+open(os.path.join(cache, "passed on"), "w").write("SEC" "RET")
+said = open(os.path.join(os.environ["AUTORESEARCH_RUN_DIR"], "said")).read().split()
+print("right:", len(set(said) & set(words)))
+"""
+SEARCH = """import os, pathlib, subprocess
+said = "one"
+tops = ".", {root!r}, os.environ["CUDA_CACHE_PATH"]
+found = [os.path.join(folder, name) for top in tops for folder, below, names in os.walk(top) for name in names]
+for path in (*found, {root!r} + "/truth.txt", "data/linked.txt"):
+    try:
+        said += " two" * ("SEC" "RET" in open(path).read())
+    except (OSError, ValueError):
+        pass
+for word in ("HEAD:truth.txt", "HEAD:answers/deep/words.txt"):
+    shown = subprocess.run(["git", "show", word], capture_output=True, text=True)
+    said += " three" * ("SEC" "RET" in shown.stdout)
+{more}
+open(os.path.join(os.environ["AUTORESEARCH_RUN_DIR"], "said"), "w").write(said)
 """
 PROGRAM = "#!/bin/sh\n{before}\necho NUMBER: {value}\n"
 
@@ -156,6 +195,79 @@ def test_a_build_beside_the_sources(toy, tmp_path, method, by):
     }
     assert (tmp_path / "count").read_text() == "ran\n"
     assert not (toy.folder / "data/new").exists() and (toy.folder / "model.big").read_text() == "pointer\n"
+
+
+@pytest.mark.parametrize("by", METHODS)
+@pytest.mark.slow
+def test_what_only_the_score_command_reads(toy, tmp_path, method, by):
+    """An edit finds hidden files nowhere: not in the worktree, in git, in the checkout, or in what a scoring left. And
+    it cannot make the loop put them back to another place.
+    """
+    for name in ("answers/deep", "data"):
+        (toy.folder / name).mkdir(parents=True)
+    toy.write("truth.txt", "SECRET\n")
+    toy.write("answers/deep/words.txt", "SECRET one two three four\n")
+    toy.write("data/linked.txt", "SECRET\n")
+    toy.write(".gitignore", "data/\nresults.tsv\n")
+    toy.write("compare.py", COMPARE)
+    toy.write("program.md", COMPARED)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+
+    def searching(more: str = "") -> str:
+        return SEARCH.format(root=str(toy.folder), more=more)
+
+    toy.write("solver.py", searching())
+    toy.commit()
+    away = f"os.rename('answers/deep', 'answers/old'); os.symlink({str(outside)!r}, 'answers/deep')"
+    edits = {
+        2: "said += ' four'",
+        3: "said += open('truth.txt').read()",
+        4: away,
+        5: "open('truth.txt', 'w').write('x')",
+    }
+    toy.plan_steps(**{f"e{n}": [{"files": {"solver.py": searching(more)}, "say": "edit"}] for n, more in edits.items()})
+    output = toy.run_agent(5, "--sandbox", "require", **method(by))
+    assert [row[1] for row in toy.rows()] == ["1.000000", "2.000000", "0.000000", "0.000000", "1.000000"], output
+    reasons = [verdict["reason"] for verdict in toy.journal("verdict")]
+    assert "No such file or directory: 'truth.txt' (`hidden` in program.md keeps truth.txt from `train`)" in reasons[2]
+    assert reasons[3] == "void: answers/deep changed while the trial ran" and not list(outside.iterdir())
+
+
+@pytest.mark.slow
+def test_a_score_command_that_runs_edited_code_on_hidden_files(toy):
+    """As the docs say: it reads them, deletes them, and hands them over. The edited code then finds them nowhere."""
+    toy.write("truth.txt", "a text")
+    toy.write("check.py", "")
+    score = "import os, subprocess, sys\ntext = open('truth.txt').read()\nos.remove('truth.txt')\n"
+    score += "print('score:', len(subprocess.check_output([sys.executable, 'solver.py'], input=text, text=True)))\n"
+    toy.write("compare.py", score)
+    task_of(toy, "train: python solver.py", "score: python compare.py\n  hidden: [truth.txt]")
+    plain = "import sys\nprint(sys.stdin.read())\n"
+    toy.write("solver.py", plain)
+    toy.commit()
+    opens = f"{plain}print(open('truth.txt').read())\n"
+    shows = f"{plain}import subprocess\nsubprocess.run(['git', 'show', 'HEAD:truth.txt'])\n"
+    toy.plan_steps(
+        e2=[{"files": {"solver.py": opens}, "say": "opens it"}],
+        e3=[{"files": {"solver.py": shows}, "say": "asks git"}],
+        e4=[{"files": {"solver.py": f"{plain}print(4)\n"}, "say": "prints more"}],
+    )
+    output = toy.run_agent(4, "--sandbox", "require")
+    assert [row[1] for row in toy.rows()] == ["7.000000", "0.000000", "7.000000", "9.000000"], output
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("  time_limit", "  hidden: [check.py]\n  time_limit", "`hidden` in .*/program.md needs a `score` command"),
+        ("  time_limit", "  score: 'true'\n  hidden: [.]\n  time_limit", "names solver.py, which `editable` names"),
+        ("  time_limit", "  score: 'true'\n  hidden: [none/]\n  time_limit", "names none, and there is no such file"),
+    ],
+)
+def test_hidden_files_that_cannot_be(toy, refused, old, new, said):
+    task_of(toy, old, new)
+    assert re.search(said, refused("--agent", "sweep", "--experiments", "1"))
 
 
 def test_commands_for_a_shell():
