@@ -212,7 +212,7 @@ def wait(options: Wait) -> int:
         if done or (ends is not None and time.monotonic() >= ends):
             break
         time.sleep(POLL)
-    if known and (done or options.number):
+    if known and (done or (options.number and settled(ledger, options.number) != "refused")):
         return answer(recorded.root, ledger, number, console, options.as_json)
     if not done:
         say(console, look(ledger), number, options.tag, options.as_json)
@@ -231,7 +231,10 @@ def wait(options: Wait) -> int:
 
 
 def settled(ledger: Ledger, number: int) -> str | None:
-    """The verdict on an experiment, or `refused` if its edit was refused; None if there is no verdict yet."""
+    """The verdict on an experiment, or `refused` if its edit was refused; None if there is no verdict yet.
+
+    While a call is at work, a refusal may be that of an earlier edit: the next one has the same number.
+    """
     if number <= len(ledger.attempts):
         return ledger.attempts[number - 1].status
     return "refused" if any(event.number == number for event in ledger.refused) else None

@@ -285,6 +285,8 @@ def test_an_external_agent_does_as_program_md_tells_it(tmp_path, environment):
 
 def test_ended_before_it_began(toy):
     toy.run("start")
+    edit(toy, "(")
+    assert "number" not in attempt(toy, "-m", "half an edit", expect=4)
     edit(toy, 5)
     describe = "import os, sys, time\nopen(sys.argv[1], 'w')\ntime.sleep(600)\n"
     (toy.folder.parent / "describe.py").write_text(describe)
@@ -296,6 +298,7 @@ def test_ended_before_it_began(toy):
     (toy.runs / "journal.jsonl").write_text(journal.replace(json.dumps(task), json.dumps({**task, "describe": slow})))
     process = toy.start("try", "-m", "raise")
     wait_for(lambda: (toy.folder.parent / "here").exists())
+    assert "still being prepared" in toy.run("wait", "2", "--for", "0", expect=5)  # not the refusal before it
     os.kill(holder(toy.runs), 15)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and (toy.runs / "worktree/solver.py").read_text() == solver(5), said
