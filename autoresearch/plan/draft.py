@@ -225,6 +225,8 @@ def scoring(
         command = ask("Which command is timed? (it should do the work that should become faster)", proposed, known)
         if command == found.tests:
             notes.append("the tests are timed: a workload of your own would be better (--time COMMAND)")
+        elif command in known:
+            notes.append(f"timed: {command}; it must do a fixed amount of work, not repeat it until a time is up")
     if found.language == "Python" and "PYTHONPATH" not in command:  # the checkout's code, not what may be installed
         command = f"PYTHONPATH={source_folder(files)} {command}"
     return {SCORER: TIME.format(command=repr(command))}, scored_by(wishes, "seconds")

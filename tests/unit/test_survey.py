@@ -63,7 +63,7 @@ def look(language: str):
             ),
         ),
         ("Rust", ("cargo", "cargo build --release --offline", "cargo test --release --offline", "src/lib.rs")),
-        ("Go", ("go", "go build ./...", "go test ./...", "a.go")),
+        ("Go", ("go", "go build ./...", "go test -count=1 ./...", "a.go")),
         ("unknown", (None, None, None, "README.md")),
     ],
 )
@@ -77,7 +77,13 @@ def test_benchmarks_and_set_up():
     assert look("Python").benchmarks == ("python benchmark/bench.py",)
     assert look("JavaScript").benchmarks == ("npm run bench:all",) and look("JavaScript").setup == "npm ci"
     assert look("C").benchmarks == ("make bench",)
-    assert look("Rust").benchmarks and look("Go").benchmarks
+    assert look("Rust").benchmarks == () and "-benchtime 100x" in look("Go").benchmarks[0]
+
+
+@pytest.mark.parametrize("path", ["_bench/a_test.go", "testdata/a_test.go", "other/deep/a_test.go"])
+def test_benchmarks_that_go_does_not_run(path):
+    texts = {"go.mod": "", "a.go": "x", "other/go.mod": "", path: "func BenchmarkA("}
+    assert survey(dict.fromkeys(texts, 9), lambda path: texts[path]).benchmarks == ()
 
 
 def test_what_a_goal_names():
@@ -122,6 +128,7 @@ def test_a_draft(tmp_path, language, wishes, settings):
     assert task == made.task(tmp_path / "program.md", "")
     for text in made.files.values():
         compile(text, SCORER, "exec")
+    assert any("fixed amount of work" in note for note in made.notes) == (language in ("Python", "Go"))
     assert ("PYTHONPATH=src python benchmark/bench.py" in made.files.get(SCORER, "")) == (language == "Python")
 
 
