@@ -17,7 +17,7 @@ COMPILER = re.compile(
     r"\berror(?:\[\w+\])?: (?!could not compile|failed to|command |linker command)|undefined reference|"
     r"\bld(?:\.\w+)?: (?:cannot find|library not found)|panicked at|^\S+\.go:\d+:\d+: "
 )
-RAISED = re.compile(r"^(?:E\s+|Uncaught )?[\w.]*(?:Error|Exception)\b.*:|^FAILED |^not ok ")
+RAISED = re.compile(r"^(?:E\s+|Uncaught )?[\w.]*(?:Error|Exception)\b.*:|^FAILED |^not ok |^\s*--- FAIL: ")
 NOISE = re.compile(
     r"^(?:make|gmake)(?:\[\d+\])?: |^collect2: |^ninja: |^compilation terminated|^Node\.js v|^=+ .* =+$|"
     r"^npm (?:ERR!|error) |^error: (?:could not compile|aborting)|^\s+at |^[\s^~|]*$"

@@ -21,6 +21,10 @@ MAKE = "make: *** [Makefile:97: lz4] Error 1\nmake: Leaving directory '/x'\n"
         ("file:///x.js:3\n  foo(\n   ^\nSyntaxError: Unexpected\n    at a\n\nNode.js v20\n", "SyntaxError: Unexpected"),
         ("./x.go:3:2: undefined: y\n", "./x.go:3:2: undefined: y"),
         ("FAILED t.py::test - assert 1\n===== 1 failed in 0.1s =====\n", "FAILED t.py::test - assert 1"),
+        (
+            "--- FAIL: TestA (0.00s)\n    a_test.go:5: 1\nFAIL\nFAIL\tx\t0.1s\nok  \ty\t0.1s\nFAIL\n",
+            "--- FAIL: TestA (0.00s)",
+        ),
         ("Segmentation fault\n" + MAKE, "Segmentation fault"),
         ("one\ntwo\n\n", "two"),
         (MAKE, "make: Leaving directory '/x'"),
