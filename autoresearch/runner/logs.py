@@ -17,10 +17,14 @@ COMPILER = re.compile(
     r"\berror(?:\[\w+\])?: (?!could not compile|failed to|command |linker command)|undefined reference|"
     r"\bld(?:\.\w+)?: (?:cannot find|library not found)|panicked at|^\S+\.go:\d+:\d+: "
 )
-RAISED = re.compile(r"^(?:E\s+|Uncaught )?[\w.]*(?:Error|Exception)\b.*:|^FAILED |^not ok |^\s*--- FAIL: ")
+RAISED = re.compile(
+    r"^(?:E\s+|Uncaught )?[\w.]*(?:Error|Exception)\b.*:|^FAILED |^not ok |^\s*--- FAIL: |"
+    r"^\S+:\d+:in .*\(\w[\w:]*\)$"
+)
 NOISE = re.compile(
     r"^(?:make|gmake)(?:\[\d+\])?: |^collect2: |^ninja: |^compilation terminated|^Node\.js v|^=+ .* =+$|"
-    r"^npm (?:ERR!|error) |^error: (?:could not compile|aborting)|^\s+at |^[\s^~|]*$"
+    r"^npm (?:ERR!|error) |^error: (?:could not compile|aborting)|^\s+(?:at|from) |^[\s^~|]*$|"
+    r"^exit code -?\d+ of: "  # of what a scorer has run
 )
 
 NUMBER = (

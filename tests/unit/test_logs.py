@@ -25,6 +25,12 @@ MAKE = "make: *** [Makefile:97: lz4] Error 1\nmake: Leaving directory '/x'\n"
             "--- FAIL: TestA (0.00s)\n    a_test.go:5: 1\nFAIL\nFAIL\tx\t0.1s\nok  \ty\t0.1s\nFAIL\n",
             "--- FAIL: TestA (0.00s)",
         ),
+        (
+            "a.rb:1:in `require': cannot load such file -- x (LoadError)\n\tfrom a.rb:1:in `<main>'\nexit code 1 of: a",
+            "a.rb:1:in `require': cannot load such file -- x (LoadError)",
+        ),
+        ("sh: 1: a: not found\nexit code 127 of: a\n", "sh: 1: a: not found"),
+        ("exit code -9 of: a\n", "exit code -9 of: a"),
         ("Segmentation fault\n" + MAKE, "Segmentation fault"),
         ("one\ntwo\n\n", "two"),
         (MAKE, "make: Leaving directory '/x'"),
