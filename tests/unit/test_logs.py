@@ -17,6 +17,10 @@ MAKE = "make: *** [Makefile:97: lz4] Error 1\nmake: Leaving directory '/x'\n"
             "ld: cannot find -llz4: No such",
         ),
         ("x.c:(.text+0x5): undefined reference to `f'\ncollect2: error: ld\n", "x.c:(.text+0x5): undefined reference"),
+        (
+            "ld: b.o:(.bss+0x0): multiple definition of `x'\ncollect2: error: ld returned 1\n",
+            "ld: b.o:(.bss+0x0): mult",
+        ),
         ("error[E0425]: cannot find value\n --> src\nerror: could not compile `x`\n", "error[E0425]: cannot find"),
         ("file:///x.js:3\n  foo(\n   ^\nSyntaxError: Unexpected\n    at a\n\nNode.js v20\n", "SyntaxError: Unexpected"),
         ("./x.go:3:2: undefined: y\n", "./x.go:3:2: undefined: y"),
