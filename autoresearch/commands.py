@@ -14,6 +14,7 @@ from autoresearch import Stopped, UserError
 from autoresearch.agents import Agent, Proposal
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.agents.external import External
+from autoresearch.constants import FORMS, constants
 from autoresearch.experiment import Experiments
 from autoresearch.gate import gate_of
 from autoresearch.ideas import Ideas
@@ -81,6 +82,8 @@ async def night(loop: type, options: Research) -> int:
         contextlib.AsyncExitStack() as at_end,
     ):
         run.begin()
+        if options.experiments != 1 and not run.ledger.attempts:
+            require_constants(run, agents)
         fleet = await join(run, options, at_end) if options.cluster else None
         seats = [] if fleet else run.choose_seats(options.gpus, options.workers)
         pages = Pages(run)
@@ -125,6 +128,19 @@ async def night(loop: type, options: Research) -> int:
         console.ended("stop", reason)
         show_end(run, reason)
     return 130 if stop.now() else 0
+
+
+def require_constants(run: Run, agents: Sequence[Agent]) -> None:
+    """UserError before the baseline runs, if all agents vary constants, and there are none."""
+    names = sorted({agent.name for agent in agents})
+    if not {"sweep", "optimize"}.issuperset(names):
+        return
+    with contextlib.suppress(SyntaxError, ValueError):  # of a file that does not parse: its trial says so
+        if not any(constants(name, source, gpu=False) for name, source in run.originals.items()):
+            raise UserError(
+                f"{' and '.join(names)} would find nothing to vary in {', '.join(run.originals)}: {FORMS}. Choose "
+                f"another with --agent, or let a coding agent drive: {to_type('start')}"
+            )
 
 
 def require_cluster(options: Research) -> None:

@@ -13,6 +13,11 @@ from autoresearch.task import edit_hash
 
 SECTION = ("# Hyperparameters", "# End of hyperparameters")  # comments around the constants to vary; without them, all
 LARGEST_READ = 200_000  # bytes of files that are searched for constants: half a second
+# Which these are, for people.
+FORMS = (
+    "it takes upper-case names that are given a number, such as `#define BLOCK 64`, `const BLOCK = 64;` or, in Python "
+    "at the top level, `BLOCK = 64`"
+)
 LONGEST = 256  # bits of a whole number that is one
 Value = bool | int | float | str
 # `#define NAME 1`, `static const int NAME = 1;`, `const NAME: usize = 1;`, `NAME = 1`, at the beginning of a line.

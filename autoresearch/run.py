@@ -452,8 +452,8 @@ class Run:
         """Check that the loop's code has not changed since it started: an agent has the user's permissions."""
         if code_hash() != self.code:
             raise UserError(
-                "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: look at the "
-                "changes with `git diff`, and run the same command again to continue with the new code"
+                "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: unless you "
+                "updated it, look at the changes with `git diff`; then run the same command again to continue with it"
             )
 
 

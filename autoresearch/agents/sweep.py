@@ -9,7 +9,7 @@ from pathlib import Path
 
 from autoresearch.agents import NothingLeft, Proposal
 from autoresearch.brief import Brief
-from autoresearch.constants import Constant, Value, constants, evaluate_text, literal, with_texts
+from autoresearch.constants import FORMS, Constant, Value, constants, evaluate_text, literal, with_texts
 from autoresearch.record.ledger import Attempt
 from autoresearch.task import edit_hash
 
@@ -42,10 +42,7 @@ class Sweep:
                 (folder / constant.file).write_bytes(after[constant.file])
                 return Proposal(description, category=constant.name, tokens=0, dollars=0.0)
         if not moves:
-            raise NothingLeft(
-                "sweep found no constant to vary: it takes upper-case names that are given a number, such as "
-                "`#define BLOCK 64`, `const BLOCK = 64;` or, in Python at the top level, `BLOCK = 64`"
-            )
+            raise NothingLeft(f"sweep found no constant to vary: {FORMS}")
         raise NothingLeft("every step from here has been tried")
 
 

@@ -21,7 +21,7 @@ from autoresearch.plan.workload import draft_workload, workload_of
 from autoresearch.program import is_own_game, program_of, read_task
 from autoresearch.record.runs import root_of
 from autoresearch.repo import open_repository
-from autoresearch.runner import GUARD, TRAIN, Measurement
+from autoresearch.runner import GUARD, SCORE, TRAIN, Measurement
 from autoresearch.runner.local import choose_confinement, sandbox_in_words
 from autoresearch.task import how_to_commit
 from autoresearch.text import clean, duration, to_type
@@ -195,7 +195,8 @@ async def proved(
         sketch = sketch.changed(hidden=proof.hidden)
     if task.is_timed and (repeats := repeats_for(proof)) > 1:
         sketch = sketch.changed(repeats=repeats)
-        longer = f"a trial runs it {repeats} times, about {duration(repeats * proof.seconds)}, and takes the median"
+        again = (repeats - 1) * once.measured.seconds[SCORE if task.score else TRAIN]
+        longer = f"a trial measures {repeats} times, in about {duration(proof.seconds + again)}; the median counts"
         bench.say(f"note      it is noisy: {longer} (`repeats`); edit and champion take turns", "")
     if not wishes.time_limit:
         slowest = max((*once.measured.seconds.values(), *once.checked.seconds.values()), default=0.0)

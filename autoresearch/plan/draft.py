@@ -210,19 +210,23 @@ def scoring(
     """(Files to write, settings of the score) for what is to be measured."""
     kind = "score" if wishes.score else "time" if wishes.time else "size" if wishes.size else kind_of(goal)
     if kind is None:
-        kind = ask("What is measured?", None, ("time", "size", "score"))
+        kind = ask("What is measured? (--time, --size or --score)", None, ("time", "size", "score"))
     if kind == "score":
-        command = wishes.score or ask("Which command prints the number, as `name: number`?", None, ())
+        command = wishes.score or ask("Which command prints the number, as `name: number`? (--score COMMAND)", None, ())
         metric = wishes.metric or UNKNOWN  # found when it has run
         return {}, {"score": command, "metric": metric} | direction_of(wishes, metric)
     if kind == "size":
-        pattern = wishes.size or ask("Whose bytes are counted? (a file, or a pattern such as dist/*.js)", None, ())
+        pattern = wishes.size or ask(
+            "Whose bytes are counted? (a file, or a pattern such as dist/*.js: --size FILE)", None, ()
+        )
         return {SCORER: SIZE.format(pattern=repr(pattern))}, scored_by(wishes, "bytes")
     command = wishes.time
     if command is None:
         known = [*found.benchmarks, *([found.tests] if found.tests else [])]
         proposed = known[0] if known else None
-        command = ask("Which command is timed? (it should do the work that should become faster)", proposed, known)
+        command = ask(
+            "Which command is timed? (it should do the work that should become faster: --time COMMAND)", proposed, known
+        )
         if command == found.tests:
             notes.append("the tests are timed: a workload of your own would be better (--time COMMAND)")
         elif command in known:
@@ -249,7 +253,7 @@ def editable_of(found: Survey, goal: str, ask: Ask, notes: list[str]) -> list[st
     named = files_for(goal, found.sources)[:MOST_FILES]
     proposed = named or list(found.sources[:1])
     listed = list(dict.fromkeys([*proposed, *found.sources]))[:12]
-    question = "Which files may an experiment change? (paths, separated by spaces)"
+    question = "Which files may an experiment change? (paths, separated by spaces: --edit PATH)"
     answer = ask(question, " ".join(proposed) or None, listed)
     chosen = [posixpath.normpath(path) for path in shlex.split(answer)]
     if chosen == proposed:

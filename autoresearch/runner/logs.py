@@ -14,13 +14,17 @@ LOG_KEPT = 8 << 20  # bytes of a log that are kept, of its beginning and of its 
 LOG_TAIL = 1 << 20  # bytes at the end of a log in which a metric is looked for
 # A compiler's first error says what is wrong, and what it and `make` print after it does not.
 COMPILER = re.compile(
-    r"\berror(?:\[\w+\])?: (?!could not compile|failed to|command |linker command)|undefined reference|"
-    r"\bld(?:\.\w+)?: (?:cannot find|library not found)|panicked at|^\S+\.go:\d+:\d+: "
+    r"\berror(?:\[\w+\])?: (?!could not compile|failed to|command |linker command|ld returned)|undefined reference|"
+    r"\bld(?:\.\w+)?: (?:cannot find|library not found)|multiple definition of|panicked at|^\S+\.go:\d+:\d+: "
 )
-RAISED = re.compile(r"^(?:E\s+|Uncaught )?[\w.]*(?:Error|Exception)\b.*:|^FAILED |^not ok ")
+RAISED = re.compile(
+    r"^(?:E\s+|Uncaught )?[\w.]*(?:Error|Exception)\b.*:|^FAILED |^not ok |^\s*--- FAIL: |"
+    r"^\S+:\d+:in .*\(\w[\w:]*\)$"
+)
 NOISE = re.compile(
     r"^(?:make|gmake)(?:\[\d+\])?: |^collect2: |^ninja: |^compilation terminated|^Node\.js v|^=+ .* =+$|"
-    r"^npm (?:ERR!|error) |^error: (?:could not compile|aborting)|^\s+at |^[\s^~|]*$"
+    r"^npm (?:ERR!|error) |^error: (?:could not compile|aborting)|^\s+(?:at|from) |^[\s^~|]*$|"
+    r"^exit code -?\d+ of: "  # of what a scorer has run
 )
 
 NUMBER = (

@@ -282,6 +282,15 @@ def test_the_optimizer_goes_on_while_the_model_cannot_be_reached(toy):
     assert [attempt["agent"] for attempt in toy.journal("attempt")[1:]] == ["optimize"] * 3
 
 
+@pytest.mark.parametrize("agent", ["sweep", "optimize"])
+def test_nothing_to_vary_is_said_before_the_baseline_runs(toy, refused, agent):
+    toy.write("solver.py", "print('score: 1')\n")
+    toy.commit()
+    said = refused("--agent", agent, "--experiments", "2")
+    assert f"{agent} would find nothing to vary in solver.py: it takes upper-case names" in said
+    assert toy.journal("trial") == []
+
+
 @pytest.mark.slow
 def test_an_optimizer_with_nothing_left_is_asked_again_when_something_is_kept(toy):
     """Here it has no constants at first; the model's second edit brings some. Meanwhile the model has every turn."""

@@ -144,9 +144,9 @@ def test_a_scorer_that_wants_the_same_output():
     ("language", "wishes", "message"),
     [
         ("Python", {}, "What is to be improved?"),
-        ("Python", {"goal": "better"}, "What is measured? (time, size, score)"),
-        ("C", {"goal": "a smaller binary"}, "Whose bytes are counted?"),
-        ("unknown", {"goal": "faster"}, "Which command is timed?"),
+        ("Python", {"goal": "better"}, "What is measured? (--time, --size or --score) (time, size, score)"),
+        ("C", {"goal": "a smaller binary"}, "such as dist/*.js: --size FILE)"),
+        ("unknown", {"goal": "faster"}, "should become faster: --time COMMAND)"),
     ],
 )
 def test_what_nobody_is_there_to_answer(language, wishes, message):
