@@ -34,7 +34,7 @@ def for_comparison(text: str) -> str:
     """Without statuses, since a keep that a person took back may not be written yet, and without the metric's name and
     the scores, which older versions wrote in another way."""
     plain = re.sub(r"^(commit|[0-9a-f]{7})\t[^\t\n]*", r"\1\t", text, flags=re.MULTILINE)
-    return re.sub(r"\t(keep|discard|crash)\t", "\t\t", plain)
+    return re.sub(r"^((?:[^\t\n]*\t){3})\w*", r"\1", plain, flags=re.MULTILINE)
 
 
 def readable(runs: Path) -> Iterator[Ledger]:

@@ -275,6 +275,8 @@ def test_val_and_holdout_side_by_side(run, tmp_path):
             {"event": "verdict", "number": number, "holdout": holdout},
         )
     ]
+    events[10]["commit"] = "f" * 40  # and then it was moved onto a new champion
+    events.insert(11, {"event": "moved", "number": 6, "commit": "55dd55d" + "0" * 33})
     (folder / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events) + '{"event": "verd')
     text = run(tmp_path, NIGHT)
     assert "gain since the baseline: val +0.040000, holdout +0.025000, 62% of it" in text

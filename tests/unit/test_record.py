@@ -77,6 +77,13 @@ def test_rows_as_older_versions_wrote_them_are_this_loop_s(old, tmp_path):
             results.Results(path, old).require_ours(tmp_path / "none")
 
 
+def test_a_file_that_was_cut_off_anywhere_is_this_loop_s(old, tmp_path):
+    path, text = tmp_path / "results.tsv", results.whole(old)
+    for size in range(len(text)):
+        path.write_text(text[:size])
+        results.Results(path, old).require_ours(tmp_path / "none")
+
+
 def test_figures_of_a_log(tmp_path):
     log = tmp_path / "train.log"
     log.write_bytes(
