@@ -154,7 +154,7 @@ def start(program: str, arguments: list[str], options: Start) -> int:
 def try_edit(program: str, arguments: list[str], options: Try) -> int:
     """`loop.py try`: returns its exit code."""
     recorded = recorded_run(options.tag, f"begin one: {to_type('start')}")
-    console, folder = Console(options.plain, to_errors=options.as_json), recorded.ledger.path.parent
+    console, folder = Console(options.plain, to_errors=options.as_json), recorded.folder
     if call := at_work(folder):
         join(call, recorded, console)
     elif recorded.ledger.paused:
@@ -197,7 +197,7 @@ def join(call: Call, recorded: Recorded, console: Console) -> None:
 def wait(options: Wait) -> int:
     """`loop.py wait`: returns its exit code."""
     recorded = recorded_run(options.tag, f"begin one: {to_type('start')}")
-    ledger, folder = recorded.ledger, recorded.ledger.path.parent
+    ledger, folder = recorded.ledger, recorded.folder
     console = Console(plain=True, to_errors=options.as_json)
     ends = None if options.seconds is None else time.monotonic() + options.seconds
     while True:

@@ -1,94 +1,58 @@
-"""The command line. options.py defines the options of each command; commands.py runs the commands that need trials.
+"""The command line. options.py defines the options of each command; commands.py runs the commands that need trials,
+and record_commands.py has those that need none.
 
 Exit codes: 0, or what a command documents; 2 for wrong usage and for errors that only a person can fix; 130 for
 stopped at once. Each command imports what only it needs, so that the first screen appears quickly.
 """
 
-import dataclasses
 import errno
-import importlib.util
 import inspect
 import io
-import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from autoresearch import Stopped, UserError, disk_is_full, keys, require_linux
+from autoresearch import Stopped, UserError, disk_is_full, keys, record_commands, require_linux
 from autoresearch.options import (
     AddIdea,
-    Approve,
     Called,
     Check,
     Clean,
-    Doctor,
     DropIdea,
-    Ideas,
-    Logs,
-    Note,
     Numbered,
     Plan,
-    Reject,
-    Report,
     Research,
+    SearchIdeas,
     Start,
-    Status,
-    Stop,
-    Tagged,
-    Track,
     Try,
     Verify,
     Wait,
-    Watch,
+    taking,
 )
-from autoresearch.record.runs import RUNS, Recorded, folder_of, recorded_run, root_of
+from autoresearch.record.runs import RUNS, folder_of, root_of
 from autoresearch.text import clean as clean_text
-from autoresearch.text import count, to_type
+from autoresearch.text import to_type
 
 if TYPE_CHECKING:
-    from autoresearch.ideas import Ideas as KnownIdeas
-    from autoresearch.record.events import Approved, Rejected
+    from autoresearch.ideas import Ideas
 
 # Environment variables that git sets for hooks. They would redirect work in a worktree to the user's checkout.
 GIT_PLACES = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
 DRAWING = {"plotly": "plotly", "matplotlib": "matplotlib", "fpdf": "fpdf2"}  # packages of watch and report, by module
 
-
-def group() -> typer.Typer:
-    return typer.Typer(
-        add_completion=False,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-
-
-app, ideas = group(), group()
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+ideas = typer.Typer()
+app.add_typer(record_commands.app)  # without a name: its commands are commands of this one
 app.add_typer(ideas, name="ideas")
-
-
-def taking(kind: type) -> Callable[[Callable], Callable]:
-    """Turn a function of (context, options) into a typer command with a keyword for each field of the dataclass."""
-
-    def decorate(function: Callable) -> Callable:
-        def call(context: typer.Context, **values):
-            return function(context, kind(**values))
-
-        keyword = inspect.Parameter.KEYWORD_ONLY
-        parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
-        for field in dataclasses.fields(kind):
-            option = field.metadata["option"]
-            parameters.append(inspect.Parameter(field.name, keyword, default=option, annotation=field.type))
-        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        call.__name__, call.__doc__ = function.__name__, function.__doc__
-        return call
-
-    return decorate
 
 
 # ----------------------------------------------------------------------------------------------
@@ -249,8 +213,8 @@ def run_detached(tag: str | None) -> None:
 
 
 @ideas.callback(invoke_without_command=True)
-@taking(Ideas)
-def ideas_(context: typer.Context, options: Ideas) -> None:
+@taking(SearchIdeas)
+def ideas_(context: typer.Context, options: SearchIdeas) -> None:
     """Ideas for the agents of all runs: list them, add one, or let an agent search for more. They are kept in
     .autoresearch/ideas.md, which you may edit. Exit code 1: a search found nothing new."""
     if context.invoked_subcommand:
@@ -289,229 +253,10 @@ def drop_idea(context: typer.Context, options: DropIdea) -> None:
     print(f"dropped: {known_ideas().drop(number).text}")
 
 
-def known_ideas() -> "KnownIdeas":
-    from autoresearch.ideas import Ideas as KnownIdeas
+def known_ideas() -> "Ideas":
+    from autoresearch.ideas import Ideas
 
-    return KnownIdeas(root_of(Path.cwd()) / RUNS)
-
-
-# ----------------------------------------------------------------------------------------------
-# Commands that run no trials
-
-
-@app.command()
-@taking(Status)
-def status(context: typer.Context, options: Status) -> None:
-    """Show the state of a run: champion, what is running, the last verdicts, costs, where the time went. Works for a
-    loop in any process, and for a run that has ended."""
-    from autoresearch.views.panel import print_state
-    from autoresearch.views.state import look
-
-    state = look(recorded_run(options.tag).ledger)
-    if options.as_json:
-        print(keys.scrub(json.dumps(state.as_json(), ensure_ascii=False)))
-    else:
-        print_state(state, options.plain)
-
-
-@app.command("stop")
-@taking(Stop)
-def stop_(context: typer.Context, options: Stop) -> None:
-    """Stop a running loop after the current experiment, as Ctrl-C does. Exit code 1: no loop is running."""
-    from autoresearch.background import ask_to_stop
-
-    folder = folder_of(options.tag)
-    said = ask_to_stop(folder, folder.name, options.now)
-    print(said or f"no loop is running on tag {folder.name}")
-    if not said:
-        raise typer.Exit(1)
-
-
-@app.command()
-@taking(Note)
-def note(context: typer.Context, options: Note) -> None:
-    """Tell the agent something, even while a loop runs: the note is in all later briefs, and in the journal."""
-    from autoresearch.inbox import leave, text_of
-    from autoresearch.record.events import Note as Message
-
-    recorded = recorded_run(options.tag)
-    leave(recorded.ledger.path.parent, Message(text=text_of(options.text)))
-    print(f"run {recorded.tag}: the note is in the next brief")
-
-
-@app.command()
-@taking(Tagged)
-def pause(context: typer.Context, options: Tagged) -> None:
-    """Pause a run: running trials finish, and the loop starts nothing new until `resume`."""
-    from autoresearch.inbox import leave
-    from autoresearch.record.events import Pause
-
-    recorded = recorded_run(options.tag)
-    leave(recorded.ledger.path.parent, Pause())
-    print(f"run {recorded.tag} pauses when its trials are done; to resume: {to_type('resume')} --tag {recorded.tag}")
-
-
-@app.command()
-@taking(Tagged)
-def resume(context: typer.Context, options: Tagged) -> None:
-    """Resume a paused run."""
-    from autoresearch.inbox import leave
-    from autoresearch.record.events import Resume
-
-    recorded = recorded_run(options.tag)
-    leave(recorded.ledger.path.parent, Resume())
-    print(f"run {recorded.tag} resumes" + ("" if is_at_work(recorded) else f" when you start the loop: {to_type()}"))
-
-
-@app.command()
-@taking(Approve)
-def approve(context: typer.Context, options: Approve) -> None:
-    """Approve what waits for your decision (--approve): an edit, a keep, or more cost."""
-    from autoresearch.record.events import Approved
-
-    answer_held(options, Approved(number=options.number), "approved")
-
-
-@app.command()
-@taking(Reject)
-def reject(context: typer.Context, options: Reject) -> None:
-    """Reject what waits for your decision. The agent is told why."""
-    from autoresearch.inbox import text_of
-    from autoresearch.record.events import Rejected
-
-    if not options.message.strip():
-        raise UserError(f'-m needs a reason for the agent: {to_type("reject")} {options.number} -m "why"')
-    answer_held(options, Rejected(number=options.number, reason=text_of(options.message)), "rejected")
-
-
-def answer_held(options: Approve, word: "Approved | Rejected", said: str) -> None:
-    from autoresearch.gate import require_held
-    from autoresearch.inbox import leave
-
-    recorded = recorded_run(options.tag)
-    require_held(recorded.ledger, options.number)
-    leave(recorded.ledger.path.parent, word)
-    print(f"experiment {options.number} is {said}" + ("" if is_at_work(recorded) else f"; to continue: {to_type()}"))
-
-
-def is_at_work(recorded: Recorded) -> bool:
-    from autoresearch.record.journal import holder
-
-    return holder(recorded.ledger.path.parent) is not None
-
-
-@app.command()
-@taking(Logs)
-def logs(context: typer.Context, options: Logs) -> None:
-    """Show what a detached loop has printed."""
-    from autoresearch.background import LOG, read_along
-
-    folder = folder_of(options.tag)
-    if not options.trial and not (folder / LOG).exists():
-        raise UserError(
-            f"run {folder.name} was not detached, so its output is in its terminal. `{to_type('status')} "
-            f"--tag {folder.name}` shows its state, `{to_type('logs')} --trial --tag {folder.name}` the output of its "
-            "trial"
-        )
-    try:
-        for line in read_along(folder, options.follow, options.trial):
-            print(line, flush=True)
-    except KeyboardInterrupt:
-        pass
-    except BrokenPipeError:  # its reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@app.command()
-@taking(Report)
-def report(context: typer.Context, options: Report) -> None:
-    """Write a short report of a run from its journal: what was kept, what it is worth, what did not help, the cost."""
-    from autoresearch.repo import RunRepo, open_repository
-    from autoresearch.views.report import write_report
-    from autoresearch.views.state import look
-
-    recorded = recorded_run(options.tag)
-    ledger, folder = recorded.ledger, recorded.ledger.path.parent
-    if ledger.champion is None:
-        raise UserError(f"run {recorded.tag} has no baseline yet, so there is nothing to report")
-    repo = RunRepo(open_repository(recorded.root), recorded.tag, folder)
-    diffs = {kept.number: repo.diff(kept.parent, kept.commit, recorded.task.editable) for kept in ledger.kept[1:]}
-    path = write_report(look(ledger), diffs, options.output or folder / "report", options.pdf)
-    print(f"{path}: {count(len(ledger.finished), 'experiment')} of run {recorded.tag}")
-
-
-@app.command()
-@taking(Tagged)
-def digest(context: typer.Context, options: Tagged) -> None:
-    """Sum up a run in ten lines: the best score and whether it is verified, what worked, what did not, the cost, and
-    what to look at next."""
-    from autoresearch.views.digest import digest
-    from autoresearch.views.state import look
-
-    print(keys.scrub("\n".join(digest(look(recorded_run(options.tag).ledger)))))
-
-
-@app.command()
-@taking(Track)
-def track(context: typer.Context, options: Track) -> None:
-    """Send a run to an experiment tracker: all experiments it lacks and, while a loop runs, each new one."""
-    from autoresearch.repo import RunRepo, open_repository
-    from autoresearch.views.track import require_tracker, track
-
-    name = require_tracker(options.tracker)
-    recorded = recorded_run(options.tag)
-    repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
-    sent = track(name, recorded.ledger, repo)
-    print(f"{name} has {count(sent, 'experiment')} of run {recorded.tag}")
-
-
-@app.command()
-def mcp(context: typer.Context) -> None:
-    """Start a Model Context Protocol server on standard input and output, with tools to run the experiments."""
-    if importlib.util.find_spec("mcp") is None:
-        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` installs it")
-    from autoresearch.mcp_server import serve
-
-    serve(inspect.getfile(context.obj))
-
-
-@app.command()
-@taking(Watch)
-def watch(context: typer.Context, options: Watch) -> None:
-    """Show a run live in a browser: curve, table, the diff of each attempt, the running log. Read-only without
-    --writable. Ctrl-C ends it."""
-    if importlib.util.find_spec("plotly") is None:  # which the browser asks for later
-        raise ModuleNotFoundError(name="plotly")
-    from autoresearch.repo import RunRepo, open_repository
-    from autoresearch.views import watch as page
-
-    recorded = recorded_run(options.tag, f"begin one: {to_type()}")
-    repo = RunRepo(open_repository(recorded.root), recorded.tag, recorded.ledger.path.parent)
-    page.serve(page.Watch(repo, recorded.ledger, options.writable), options.port)
-
-
-@app.command()
-@taking(Tagged)
-def results(context: typer.Context, options: Tagged) -> None:
-    """Rewrite results.tsv from the journal."""
-    from autoresearch.record.results import Results
-
-    recorded = recorded_run(options.tag)
-    file = Results(recorded.root / "results.tsv", recorded.ledger)
-    file.require_ours(recorded.root / RUNS)
-    file.rebuild()
-    print(f"{file.path}: {len(recorded.ledger.finished)} experiments of run {recorded.tag}")
-
-
-@app.command()
-@taking(Doctor)
-def doctor(context: typer.Context, options: Doctor) -> None:
-    """Check whether this machine has what a run needs, and show how to fix what is missing. Takes seconds. Exit code 1:
-    something is missing."""
-    from autoresearch.doctor import main
-
-    if code := main(options.settings(), options.as_json, options.plain):
-        raise typer.Exit(code)
+    return Ideas(root_of(Path.cwd()) / RUNS)
 
 
 # ----------------------------------------------------------------------------------------------

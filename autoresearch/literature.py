@@ -15,7 +15,7 @@ from autoresearch.brief import Brief
 from autoresearch.ideas import Ideas
 from autoresearch.limits import StopRequest
 from autoresearch.markdown import fence, first, trim
-from autoresearch.options import Ideas as Options
+from autoresearch.options import SearchIdeas
 from autoresearch.program import program_of, read_agenda, read_task
 from autoresearch.record.ledger import Attempt, Spent
 from autoresearch.record.runs import RUNS, make_folder, root_of
@@ -76,7 +76,7 @@ class SearchBrief(Brief):
         return [*told, f"{FOUND} is there, with one line: replace it."]
 
 
-async def search(options: Options) -> int:
+async def search(options: SearchIdeas) -> int:
     """Returns the exit code; 1 where nothing new was found. Raises UserError."""
     root, console = root_of(Path.cwd()), Console(plain=True)
     ideas, program = Ideas(root / RUNS), program_of(root, Path.cwd())

@@ -1,6 +1,8 @@
-"""The options of each command: a dataclass whose fields carry their help texts. cli.py turns it into a command line."""
+"""The options of each command: a dataclass whose fields carry their help texts. `taking` makes a command line of it."""
 
 import dataclasses
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,26 @@ def option(help: str, *names: str, default: Any = None, **more) -> Any:
 def argument(help: str, default: Any = None, **more) -> Any:
     """The same for a positional argument. default: `...` if it is required."""
     return dataclasses.field(default=default, metadata={"option": typer.Argument(default, help=help, **more)})
+
+
+def taking(kind: type) -> Callable[[Callable], Callable]:
+    """Turn a function of (context, options) into a typer command with a keyword for each field of the dataclass."""
+
+    def decorate(function: Callable) -> Callable:
+        def call(context: typer.Context, **values):
+            return function(context, kind(**values))
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
+        for field in dataclasses.fields(kind):
+            option = field.metadata["option"]
+            parameters.append(inspect.Parameter(field.name, keyword, default=option, annotation=field.type))
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        call.__name__, call.__doc__ = function.__name__, function.__doc__
+        return call
+
+    return decorate
 
 
 @dataclasses.dataclass
@@ -62,11 +84,11 @@ class Begins(Game, Trials):
     """Options of commands that can begin a run."""
 
 
-KEEP_RULE = (
-    "margin: a gain must exceed half its standard error and the price of the added lines. strict: any gain is kept."
-)
-
-
+# Options that several commands have.
+MODEL = "The agent's model. Default: the agent's own."
+BASE_URL = "With --agent claude-api: any server with a Messages API."
+AGENT_COMMAND = "The program that --agent command runs."
+AS_JSON = "Print one JSON object; everything else goes to standard error."
 CLUSTER = (
     "Run trials on a Ray cluster. auto: the cluster that this machine belongs to. "
     "`uv run --group cluster` installs Ray."
@@ -91,15 +113,15 @@ class Research(Begins):
         "both, the better one more often. optimize+NAME: optimize varies constants, NAME changes code.",
         default="auto",
     )
-    model: str | None = option("The agent's model. Default: the agent's own.")
-    base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
+    model: str | None = option(MODEL)
+    base_url: str | None = option(BASE_URL)
     price: str | None = option(
         "With --base-url: price of a million input and a million output tokens, in dollars.", metavar="IN,OUT"
     )
     thinking: str | None = option(
         "With claude-api: low, medium (the default), high, xhigh, max, off, or a budget in tokens for older models."
     )
-    agent_command: str | None = option("The program that --agent command runs.")
+    agent_command: str | None = option(AGENT_COMMAND)
     agent_limit: float = option("Time limit for one proposal, in seconds.", min=1, default=1800.0)
     web_search: bool = option("Let the agent search the web when it is stuck.", "--web-search", default=False)
     fill: str | None = option("sweep: let sweep propose while the agent cannot be reached.")
@@ -144,7 +166,11 @@ class Research(Begins):
     )
     brief_tokens: int = option("Maximum size of the agent's brief, in tokens.", min=4000, default=BRIEF_TOKENS)
     seed: int = option("Seed of every trial; picking seeds is not research.", min=0, default=42)
-    keep_rule: str = option(KEEP_RULE, default="margin")
+    keep_rule: str = option(
+        "margin: a gain must exceed half its standard error and the price of the added lines. strict: any gain is "
+        "kept.",
+        default="margin",
+    )
     baseline_runs: int | None = option(
         "How often the baseline is trained, to estimate the noise. Default: 2; in other repositories 5 if it takes "
         "less than a minute.",
@@ -191,9 +217,9 @@ class Plan(Confined):
     agent: str | None = option(
         f"Agent that drafts the workload to be timed if you name none: {', '.join(NAMES[:-1])}. Default: none."
     )
-    model: str | None = option("The agent's model. Default: the agent's own.")
-    base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
-    agent_command: str | None = option("The program that --agent command runs.")
+    model: str | None = option(MODEL)
+    base_url: str | None = option(BASE_URL)
+    agent_command: str | None = option(AGENT_COMMAND)
     yes: bool = option("Accept what is proposed without asking.", "--yes", "-y", default=False)
     force: bool = option("Replace the existing program.md.", "--force", default=False)
 
@@ -236,7 +262,7 @@ class Try(Called, Trials):
         "I3: this edit tests idea I3. 'WHAT | EXPECTED EFFECT | SOURCE': an idea for a later edit. Repeat for more.",
         default=(),
     )
-    as_json: bool = option("Print one JSON object; everything else goes to standard error.", "--json", default=False)
+    as_json: bool = option(AS_JSON, "--json", default=False)
 
 
 @dataclasses.dataclass
@@ -257,7 +283,7 @@ class Wait(Tagged):
     seconds: float | None = option(
         "Wait at most this long. Default: until there is a verdict.", "--for", metavar="SECONDS", min=0
     )
-    as_json: bool = option("Print one JSON object; everything else goes to standard error.", "--json", default=False)
+    as_json: bool = option(AS_JSON, "--json", default=False)
 
 
 @dataclasses.dataclass
@@ -289,14 +315,14 @@ class Note(Tagged):
 
 
 @dataclasses.dataclass
-class Ideas:
+class SearchIdeas:
     search: str | None = option(
         "Let an agent search the web for ideas on this topic; ideas without a source are dropped.", metavar="TOPIC"
     )
     agent: str = option(f"Who searches: {', '.join(NAMES[:-2])}.", default="auto")
-    model: str | None = option("The agent's model. Default: the agent's own.")
-    base_url: str | None = option("With --agent claude-api: any server with a Messages API.")
-    agent_command: str | None = option("The program that --agent command runs.")
+    model: str | None = option(MODEL)
+    base_url: str | None = option(BASE_URL)
+    agent_command: str | None = option(AGENT_COMMAND)
     agent_limit: float = option("Time limit for the search, in seconds.", min=1, default=1800.0)
 
 

@@ -24,6 +24,11 @@ class Recorded:
     task: "Task"
     ledger: "Ledger"
 
+    @property
+    def folder(self) -> Path:
+        """Where its record is."""
+        return self.ledger.path.parent
+
 
 def root_of(folder: Path) -> Path:
     """The top folder of the user's checkout around a folder, also from inside a run's worktree. Raises UserError."""
