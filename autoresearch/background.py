@@ -18,7 +18,7 @@ from autoresearch.record.journal import holder
 from autoresearch.record.runs import make_folder
 from autoresearch.runner.identity import identify
 from autoresearch.text import clean
-from autoresearch.views.state import Now, read_now
+from autoresearch.views.now import Now, read_now
 
 LOG = "loop.log"  # what a detached loop printed
 TAIL = 1 << 16  # bytes of a log that are looked at first

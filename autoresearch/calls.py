@@ -25,8 +25,9 @@ from autoresearch.record.runs import Recorded, folder_of, recorded_run
 from autoresearch.run import edit_of
 from autoresearch.text import to_type
 from autoresearch.views.console import Console
+from autoresearch.views.now import read_now
 from autoresearch.views.show import answer_of, show_answer
-from autoresearch.views.state import State, look, read_now
+from autoresearch.views.state import State, look
 
 PATIENCE = 30.0  # seconds that `start --background` waits for the baseline to begin: preparing data may take minutes
 KEPT, DISCARDED, CRASHED, REFUSED, RUNNING, STOPPED = 0, 1, 3, 4, 5, 130  # exit codes

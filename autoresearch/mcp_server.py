@@ -33,7 +33,8 @@ from autoresearch.task import Facts
 from autoresearch.text import clean, digits, short
 from autoresearch.tried import Tried, change_of
 from autoresearch.views.digest import digest
-from autoresearch.views.state import Record, Row, look
+from autoresearch.views.state import look
+from autoresearch.views.verdicts import Record, Row
 
 PROGRESS = 1.0  # seconds between two notifications
 SHOWN = 20  # attempts

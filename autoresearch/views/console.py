@@ -30,8 +30,10 @@ from autoresearch.runner.identity import identify
 from autoresearch.text import duration, one_line
 from autoresearch.views.digest import digest
 from autoresearch.views.notify import Listener
+from autoresearch.views.now import Now, Running, Thinking
 from autoresearch.views.panel import COLORS, panel_of, screen
-from autoresearch.views.state import Now, Record, Running, State, Thinking, state_of
+from autoresearch.views.state import State, state_of
+from autoresearch.views.verdicts import Record
 
 REDRAWN = 2  # times a second
 

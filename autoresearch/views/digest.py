@@ -9,7 +9,8 @@ from autoresearch.task import Stages
 from autoresearch.text import count, digits, duration, one_line, short, signed, to_type
 from autoresearch.views.panel import cost_in_words, until
 from autoresearch.views.report import UNSAID, barren, categories, crashes, interval, near_misses, seconds_of_verify
-from autoresearch.views.state import Row, State
+from autoresearch.views.state import State
+from autoresearch.views.verdicts import Row
 
 WIDEST = 300  # characters of a line
 NAMED = 3  # changes, kinds or reasons that a line names

@@ -13,7 +13,8 @@ from rich.text import Text
 from autoresearch import keys
 from autoresearch.record.accounting import shares
 from autoresearch.text import count, digits, duration, one_line, short, to_type
-from autoresearch.views.state import Row, SeatState, State, TrialState
+from autoresearch.views.state import SeatState, State, TrialState
+from autoresearch.views.verdicts import Row
 
 COLORS = {"keep": "green", "discard": "bright_black", "crash": "red"}
 WIDEST = 110  # columns

@@ -16,7 +16,8 @@ from autoresearch.record.findings import BASELINE, CHAMPION, Estimate
 from autoresearch.record.ledger import is_a_miss
 from autoresearch.text import count, digits, one_line, short, signed, to_type
 from autoresearch.views.drawing import draw_curve, draw_gains, write_pdf
-from autoresearch.views.state import Row, State
+from autoresearch.views.state import State
+from autoresearch.views.verdicts import Row
 
 DIFF_LINES = 40  # of a kept change, at most
 NEAR_MISSES = 5

@@ -13,7 +13,7 @@ from autoresearch.runner.logs import ends_of
 from autoresearch.task import NOTHING, Facts
 from autoresearch.text import count, digits, short
 from autoresearch.views.console import Console
-from autoresearch.views.state import Record
+from autoresearch.views.verdicts import Record
 
 if TYPE_CHECKING:  # `try` and `wait` need not wait for git
     from autoresearch.run import Run

@@ -1,264 +1,25 @@
 """State: everything known about a run at one moment. Console, `status`, watch and report are all drawn from it.
 
-The past follows from the journal. The present is in .autoresearch/<tag>/now.json, which the loop's console writes
-whenever something begins or ends, and in the progress.json of running trials. The lock tells whether a loop is running.
+The past follows from the journal (verdicts.py). The present is in the run's now.json (now.py) and in the progress.json
+of running trials. The lock tells whether a loop is running.
 """
 
-import collections
-import contextlib
 import dataclasses
-import functools
 import json
-import math
-import statistics
 import time
 from pathlib import Path
 
-from autoresearch.files import read_json, write_whole
 from autoresearch.gate import describe_held
 from autoresearch.record.accounting import Use
-from autoresearch.record.findings import Findings, doubt, findings
 from autoresearch.record.journal import holder
-from autoresearch.record.ledger import Attempt, Ledger, Spent
+from autoresearch.record.ledger import Ledger, Spent
 from autoresearch.runner import GUARD, HOLDOUT, SCORE, TRAIN
-from autoresearch.runner.identity import identify
 from autoresearch.runner.progress import read_progress
-from autoresearch.task import Facts
-from autoresearch.text import one_line
+from autoresearch.views.now import Now, Running, Thinking, read_now
+from autoresearch.views.verdicts import Record, Row
 
-STATUSES = ("keep", "discard", "crash")
 PHASES = {TRAIN: "starting up", SCORE: "scoring", GUARD: "running the guard", HOLDOUT: "scoring the holdout"}
-CURVE = 60  # points of the curve
-LAST = 10  # verdicts that are shown
-NOTES = 3  # of people that are
-TYPICAL = 9  # trials from which the time of the next one is estimated
-
-
-# ----------------------------------------------------------------------------------------------
-# The present, from now.json
-
-
-@dataclasses.dataclass
-class Running:
-    """A trial that runs. Times are seconds since 1970."""
-
-    number: int
-    worker: int
-    label: str  # what it is, in words
-    began: float
-    phase: str = ""
-    since: float = 0.0  # when the phase began
-    folder: str = ""  # where its logs and its progress are
-    node: str = ""  # of a cluster, where it runs
-
-    @property
-    def log(self) -> Path:
-        return Path(self.folder) / f"{self.phase}.log"
-
-
-@dataclasses.dataclass
-class Thinking:
-    """An agent that works on a proposal."""
-
-    number: int
-    agent: str
-    since: float
-
-
-@dataclasses.dataclass
-class Now:
-    """What a loop does at this moment."""
-
-    process: str  # process id and start time, which name it for good
-    since: float  # when it was called
-    limits: dict[str, float]  # by option, without dashes: experiments, hours, max-cost, max-tokens
-    trials: list[Running] = dataclasses.field(default_factory=list)
-    thinking: list[Thinking] = dataclasses.field(default_factory=list)  # proposals that are worked on
-    stopping: bool = False  # it was asked to stop
-    external: bool = False  # an external agent called it: it ends with its verdict
-
-    def write(self, folder: Path) -> None:
-        """Into now.json, whole or not at all. A full disk is no reason to stop: the present is not the record."""
-        with contextlib.suppress(OSError):
-            write_whole(folder / "now.json", json.dumps(dataclasses.asdict(self)))
-
-
-def read_now(folder: Path, pid: int) -> Now | None:
-    """What the loop of a process does; None where it has not said, or another loop has."""
-    found = read_json(folder / "now.json")
-    try:
-        trials = [Running(**trial) for trial in found["trials"]]
-        thinking = [Thinking(**one) for one in found["thinking"]]
-        said = found["process"], found["since"], found["limits"], trials, thinking, found["stopping"]
-        now = Now(*said, external=found.get("external", False))
-    except (TypeError, KeyError):
-        return None
-    inside = all(Path(trial.folder).is_relative_to(folder) and ".." not in trial.folder for trial in now.trials)
-    return now if inside and now.process == identify(pid) else None
-
-
-# ----------------------------------------------------------------------------------------------
-# The past, from the journal
-
-
-@dataclasses.dataclass
-class Row:
-    """One attempt, as tables show it. What is not known is None."""
-
-    number: int
-    status: str  # keep, discard, crash; waiting: it has no verdict yet
-    score: float | None  # on the kind of device that decides
-    gain: float | None  # over the champion of its time, as the judge saw it: positive is better. None for the baseline
-    error: float  # standard error of that gain, from the noise known at its verdict; 0 where none was known
-    seconds: float | None
-    description: str
-    reason: str
-    agent: str
-    category: str
-    commit: str
-    time: float  # when it was committed
-    lines: int | None  # of code that it adds, net
-    tokens: int | None
-    dollars: float | None
-    holdout: float | None
-    repairs: int
-    predicted: float | None
-    node: str = ""  # of a cluster, where it ran last
-
-
-class Record:
-    """What follows from the verdicts so far, computed when it is first asked for, once."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        assert ledger.run is not None and ledger.task is not None
-        self.ledger, self.run, self.task, self.size = ledger, ledger.run, ledger.task, ledger.size
-        self.facts = ledger.facts or Facts()
-        self.sign = 1 if self.task.lower_is_better else -1
-
-    def latest(self) -> "Record":
-        """This one, or a new one when the journal has grown."""
-        return self if self.size == self.ledger.size else Record(self.ledger)
-
-    @functools.cached_property
-    def counts(self) -> dict[str, int]:
-        """Verdicts by status, the baseline's included."""
-        found = collections.Counter(attempt.status for attempt in self.ledger.finished)
-        return {status: found[status] for status in STATUSES}
-
-    @functools.cached_property
-    def tried(self) -> list[Row]:
-        """What has a verdict and came after the baseline, in the order of the verdicts."""
-        return [self.row(attempt) for attempt in self.ledger.tried]
-
-    @functools.cached_property
-    def kept(self) -> list[Row]:
-        """The baseline, and what was kept after it."""
-        return [self.row(attempt) for attempt in self.ledger.kept]
-
-    @functools.cached_property
-    def tried_counts(self) -> dict[str, int]:
-        """Verdicts by status, of what came after the baseline."""
-        found = collections.Counter(attempt.status for attempt in self.ledger.tried)
-        return {status: found[status] for status in STATUSES}
-
-    @functools.cached_property
-    def keep_rate(self) -> float | None:
-        """The share of the changes that were kept."""
-        tried = sum(self.tried_counts.values())
-        return self.tried_counts["keep"] / tried if tried else None
-
-    @functools.cached_property
-    def gain(self) -> float | None:
-        """Of the champion over the baseline: positive is better. In the run itself, so it flatters."""
-        kept = self.ledger.kept
-        if not kept or kept[0].score is None or kept[-1].score is None:
-            return None
-        return self.sign * (kept[0].score - kept[-1].score)
-
-    @functools.cached_property
-    def curve(self) -> list[float]:
-        """The best score so far, at most CURVE points, the last one the champion's."""
-        curve: list[float] = []
-        best = None
-        for attempt in self.ledger.finished:
-            best = attempt.score if attempt.status == "keep" else best
-            curve += [] if best is None else [best]
-        step = max(1.0, len(curve) / CURVE)
-        return [curve[min(len(curve) - 1, math.ceil((i + 1) * step) - 1)] for i in range(min(len(curve), CURVE))]
-
-    @functools.cached_property
-    def last(self) -> list[Row]:
-        """The last verdicts, the newest first."""
-        return [self.row(attempt) for attempt in self.ledger.finished[: -LAST - 1 : -1]]
-
-    @functools.cached_property
-    def typical(self) -> tuple[float | None, float]:
-        """(Seconds of a trial; None where that is not known; seconds of it after its training.)"""
-        newest = self.ledger.finished[-3 * TYPICAL :]
-        known = [a.seconds for a in newest if a.score is not None and (a.seconds or {}).get("wall")][-TYPICAL:]
-        if not known:
-            return None, 0.0
-        after = (max(0.0, seconds["wall"] - seconds.get("train", 0.0)) for seconds in known)
-        return statistics.median(seconds["wall"] for seconds in known), statistics.median(after)
-
-    @functools.cached_property
-    def seconds(self) -> float:
-        """Seconds of all trials that have a verdict."""
-        finished = self.ledger.finished
-        return sum((attempt.seconds or {}).get("wall", 0.0) + attempt.screening_seconds for attempt in finished)
-
-    @functools.cached_property
-    def noise(self) -> float:
-        """The standard deviation of scores of identical code, as far as this run knows it; 0 if it does not."""
-        return self.ledger.noise()
-
-    @functools.cached_property
-    def findings(self) -> Findings | None:
-        """What `verify` found; None where it has not run."""
-        return findings(self.ledger, self.task.lower_is_better, self.task.line_price)
-
-    @functools.cached_property
-    def doubt(self) -> str:
-        """Why the kept changes are not to be believed, taken together; empty where nothing speaks against them."""
-        return doubt(self.ledger.kept)
-
-    @functools.cached_property
-    def _kept_by_commit(self) -> dict[str, Attempt]:
-        return {attempt.commit: attempt for attempt in self.ledger.kept}
-
-    def row(self, attempt: Attempt) -> Row:
-        gain, error = None, 0.0
-        base = None if attempt.is_baseline else self._kept_by_commit.get(attempt.parent)
-        standing = base.score if attempt.standing is None and base else attempt.standing
-        if not attempt.is_baseline and attempt.score is not None and standing is not None:
-            gain = self.sign * (standing - attempt.score)
-            runs = 1 / max(1, len(attempt.own)) + 1 / max(1, attempt.standing_runs)
-            error = (attempt.noise or 0.0) * math.sqrt(runs)
-        return Row(
-            attempt.number,
-            attempt.status or "waiting",
-            None if attempt.is_screened else attempt.score,
-            gain,
-            error,
-            (attempt.seconds or {}).get("wall"),
-            one_line(attempt.description),
-            one_line(attempt.reason or ""),
-            attempt.agent,
-            attempt.category,
-            attempt.commit,
-            attempt.time,
-            attempt.lines,
-            attempt.tokens,
-            attempt.dollars,
-            attempt.holdout,
-            attempt.repairs,
-            attempt.predicted,
-            attempt.node,
-        )
-
-
-# ----------------------------------------------------------------------------------------------
-# Both
+NOTES = 3  # of people that are shown, at most
 
 
 @dataclasses.dataclass
@@ -327,7 +88,7 @@ class Used:
 
 @dataclasses.dataclass
 class State:
-    """A run at one moment. `loop.py status --json` prints all but `record`.
+    """A run at one moment. `loop.py status --json` prints all but `record`. Row is in verdicts.py, Thinking in now.py.
 
     Times are seconds since 1970; what is not known is None, in JSON null.
     """
@@ -357,8 +118,8 @@ class State:
     keep_rate: float | None  # of what came after the baseline
     doubt: str  # why the kept changes are not to be believed, taken together; mostly empty
     per_hour: float | None  # experiments while a loop ran
-    curve: list[float]  # best score so far, oldest first, at most CURVE points
-    last: list[Row]  # the last verdicts, newest first, at most LAST
+    curve: list[float]  # best score so far, oldest first, at most verdicts.CURVE points
+    last: list[Row]  # the last verdicts, newest first, at most verdicts.LAST
     trials: list[TrialState]  # that run
     seats: list[SeatState]
     busy: float | None  # share of the time of all seats, those that are gone included

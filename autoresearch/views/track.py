@@ -37,7 +37,8 @@ from autoresearch.text import clean, one_line, to_type
 from autoresearch.views.digest import digest
 from autoresearch.views.notify import Listener, without_keys
 from autoresearch.views.report import fenced
-from autoresearch.views.state import Record, look
+from autoresearch.views.state import look
+from autoresearch.views.verdicts import Record
 
 POLL = 1.0  # seconds between two looks at the record
 LAST = 60.0  # seconds that a tracker has when the loop has ended

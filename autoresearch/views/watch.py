@@ -42,7 +42,8 @@ from autoresearch.runner import GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN
 from autoresearch.runner.logs import read_tail
 from autoresearch.text import clean, short
 from autoresearch.views.panel import clock_time, seats_in_words
-from autoresearch.views.state import Record, SeatState, State, look
+from autoresearch.views.state import SeatState, State, look
+from autoresearch.views.verdicts import Record
 
 PAGE = Path(__file__).with_name("watch.html")
 LOG = 32 << 10  # characters of the running log that are shown

@@ -31,8 +31,10 @@ from autoresearch.task import OWN_GAME
 from autoresearch.text import ESCAPES
 from autoresearch.views import report
 from autoresearch.views.console import Console
+from autoresearch.views.now import Now, Running, Thinking, read_now
 from autoresearch.views.panel import clock_time, lines_of, panel_of, sparkline
-from autoresearch.views.state import Now, Record, Running, Thinking, read_now, state_of
+from autoresearch.views.state import state_of
+from autoresearch.views.verdicts import Record
 from autoresearch.views.watch import facts_of
 
 

@@ -19,7 +19,9 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.runner.identity import identify
 from autoresearch.runner.progress import read_progress
 from autoresearch.task import OWN_GAME
-from autoresearch.views.state import Now, Record, Running, Thinking, Used, finish_of, look, read_now, state_of
+from autoresearch.views.now import Now, Running, Thinking, read_now
+from autoresearch.views.state import Used, finish_of, look, state_of
+from autoresearch.views.verdicts import Record
 
 PROGRESS = """import json
 (run / 'progress.json').write_text(json.dumps({'clock': time.time(), 'budget': 100, 'loss': 3.25, 'step': 50}))

@@ -11,8 +11,10 @@ from autoresearch.record.ledger import Ledger
 from autoresearch.runner.places import Place, prices_of, require_known
 from autoresearch.task import OWN_GAME
 from autoresearch.views import report
+from autoresearch.views.now import Now
 from autoresearch.views.panel import lines_of
-from autoresearch.views.state import Now, Record, state_of
+from autoresearch.views.state import state_of
+from autoresearch.views.verdicts import Record
 
 HOUR = 3600.0
 

@@ -7,7 +7,7 @@ import pytest
 from autoresearch.record import events, results
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.task import OWN_GAME
-from autoresearch.views.state import Record
+from autoresearch.views.verdicts import Record
 
 RUN = {"seed": 42, "kind": "A100"}
 
