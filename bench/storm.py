@@ -32,8 +32,8 @@ LOOP = f"""import sys
 sys.path.insert(0, {str(ROOT)!r})
 import loop
 from autoresearch import roster
-from autoresearch.agents import claude_api
-roster.PATIENCE, claude_api.SILENCE, claude_api.REQUEST = {PATIENCE}, {SILENCE}, {REQUEST}
+from autoresearch.agents import claude_api, conversation
+roster.PATIENCE, claude_api.SILENCE, conversation.REQUEST = {PATIENCE}, {SILENCE}, {REQUEST}
 loop.main()
 """
 TURN = 1110  # tokens that the scripted model's answers say they took

@@ -29,7 +29,16 @@ from models import (
 )  # fmt: skip
 
 from autoresearch import UserError
-from autoresearch.agents import AgentBlocked, AgentFailed, AgentStopped, AgentUnavailable, Proposal, claude_api, price
+from autoresearch.agents import (
+    AgentBlocked,
+    AgentFailed,
+    AgentStopped,
+    AgentUnavailable,
+    Proposal,
+    claude_api,
+    conversation,
+    price,
+)
 from autoresearch.agents.claude_api import ClaudeAPI
 from autoresearch.agents.editor import Editor
 from autoresearch.task import Stages
@@ -139,18 +148,24 @@ def test_a_stream_that_breaks_off_is_asked_for_again(call):
 
 def test_of_an_answer_that_breaks_off_what_came_counts(call, monkeypatch):
     """The server says how much it made only at the end."""
-    monkeypatch.setattr("autoresearch.agents.claude_api.CHARACTERS_A_TOKEN", 1)
+    monkeypatch.setattr(conversation, "CHARACTERS_A_TOKEN", 1)
     with Models(lambda asked: CUT) as models, pytest.raises(AgentUnavailable) as raised:
         call.propose(agent(models))
     assert raised.value.tokens == 3 * (1100 + len("Let me think about"))
 
 
-@pytest.mark.parametrize(("answer", "limit"), [(PINGS, "REQUEST"), (SLOW, "REQUEST"), (SILENT, "SILENCE")])
-def test_a_request_has_its_own_limit_whatever_trickles_in(call, monkeypatch, answer, limit):
+OF_A_REQUEST, OF_SILENCE = (conversation, "REQUEST"), (claude_api, "SILENCE")
+
+
+@pytest.mark.parametrize(
+    ("answer", "limit", "other"),
+    [(PINGS, OF_A_REQUEST, OF_SILENCE), (SLOW, OF_A_REQUEST, OF_SILENCE), (SILENT, OF_SILENCE, OF_A_REQUEST)],
+)
+def test_a_request_has_its_own_limit_whatever_trickles_in(call, monkeypatch, answer, limit, other):
     """It passes, and costs one time-out, not one for each of several tries."""
-    monkeypatch.setattr(claude_api, "SILENCE" if limit == "REQUEST" else "REQUEST", 1e5)
+    monkeypatch.setattr(*other, 1e5)
     with Models(lambda asked: answer) as models, pytest.raises(AgentUnavailable) as raised:
-        call.propose(agent(models, limit=1e5), late=(getattr(claude_api, limit), lambda: models.sent >= MESSAGES.cut))
+        call.propose(agent(models, limit=1e5), late=(getattr(*limit), lambda: models.sent >= MESSAGES.cut))
     assert len(models.asked) == 1 and raised.value.tokens >= 1110 and not connections(models.url)
 
 
