@@ -11,13 +11,13 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from autoresearch import doctor, machine_facts
+from autoresearch import doctor, machine_checks, machine_facts
 from autoresearch.runner.keeper import main as keeper
 
 SLEEP = "sleep 614.25"  # nobody else does
 HANGS = f"#!/bin/sh\n{SLEEP} & wait\n"
 # The doctor as loop.py runs it, but with less patience for agents.
-IMPATIENT = "from autoresearch import doctor; doctor.AGENT_LIMIT = 1.0; import loop; loop.main()"
+IMPATIENT = "from autoresearch import machine_checks; machine_checks.AGENT_LIMIT = 1.0; import loop; loop.main()"
 # loop.py or prepare.py on a system that is not there: what it lacks is taken away, then the program runs.
 ELSEWHERE = """import asyncio, os, runpy, subprocess, sys, typer, numpy
 platform, missing, *sys.argv = sys.argv[1:]
@@ -91,8 +91,8 @@ def test_a_check_that_fails_does_not_end_the_others(toy, monkeypatch):
     def broken(machine):
         raise KeyError("gone")
 
-    monkeypatch.setattr(doctor.Machine, "ask", lambda *arguments: {})  # of torch: nobody wants to know it here
-    monkeypatch.setattr(doctor, "CHECKS", (no_answer, doctor.task, broken, doctor.git))
+    monkeypatch.setattr(machine_checks.Machine, "ask", lambda *arguments: {})  # of torch: nobody wants to know it here
+    monkeypatch.setattr(doctor, "CHECKS", (no_answer, machine_checks.task, broken, machine_checks.git))
     reported = []
     assert doctor.examine({}, reported.append) == reported
     assert [(finding.name, finding.status) for finding in reported] == [
@@ -113,7 +113,7 @@ def test_a_check_that_fails_does_not_end_the_others(toy, monkeypatch):
 )
 def test_a_gpu(more, status, said):
     h100 = {"gpu": "NVIDIA H100 80GB HBM3", "gpus": 1, "free": 79 << 30, "total": 80 << 30, "driver": "580.1"}
-    finding = doctor.gpu({**h100, "share": 1.0, "error": "", **more}, "fault")
+    finding = machine_checks.gpu({**h100, "share": 1.0, "error": "", **more}, "fault")
     assert finding.status == status and said in finding.said and bool(finding.next) == (status != "ok")
 
 
