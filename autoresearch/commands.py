@@ -109,7 +109,7 @@ async def night(loop: type, options: Research) -> int:
             "cost": "no limit; set one with --max-cost USD" if spends and options.max_cost is None else "",
         }
         settings = options.settings()
-        make = partial(on, fleet) if fleet else Local
+        make = partial(on_cluster, fleet) if fleet else Local
         await run.open(seats, settings, options.seed, lambda facts: first_screen(run, facts, shown), make)
         run.note_start(options.keep_rule)
         experiments.tidy()
@@ -141,17 +141,11 @@ def require_cluster(options: Research) -> None:
 
 async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -> "Fleet":
     """Connect to the cluster of --cluster until the end of the night. Raises UserError."""
-    from autoresearch.runner import fleet as cluster  # needs Ray
-
     if options.gpus is not None or options.workers is not None:
         raise UserError("--cluster uses all seats of the cluster; omit --gpus and --workers")
-    assert options.cluster
     prices = prices_of(options.seat_price)
     kinds = run.choose_kinds(() if options.tiers is None else tiers_of(options.tiers))
-    say, aside = run.console.line, run.ledger.aside
-    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, aside, options.max_seats, grows=True)
-    fleet = await run.stop.unless_asked(joining)
-    at_end.push_async_callback(fleet.close)
+    fleet = await connect(run, options, kinds, at_end, options.max_seats, grows=True)
     require_known(prices, fleet.places())
     run.prices = {kind: price for kind, price in prices.items() if kind in fleet.kinds}
     run.kind, run.tiers = fleet.kinds[-1], fleet.kinds if fleet.kinds[1:] else ()
@@ -160,18 +154,32 @@ async def join(run: Run, options: Research, at_end: contextlib.AsyncExitStack) -
 
 async def one_seat(run: Run, options: Verify, at_end: contextlib.AsyncExitStack) -> "Fleet":
     """Connect to the cluster of --cluster for one seat of the kind that decided in the run. Raises UserError."""
-    from autoresearch.runner import fleet as cluster
-
-    kinds, say = run.choose_kinds(())[-1:], run.console.line
-    assert options.cluster
-    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, run.ledger.aside, most=1)
-    fleet = await run.stop.unless_asked(joining)
-    at_end.push_async_callback(fleet.close)
+    kinds = run.choose_kinds(())[-1:]
+    fleet = await connect(run, options, kinds, at_end, most=1)
     run.kind = kinds[-1]
     return fleet
 
 
-def on(fleet: "Fleet", *arguments: Any) -> Runner:
+async def connect(
+    run: Run,
+    options: Research | Verify,
+    kinds: tuple[str, ...],
+    at_end: contextlib.AsyncExitStack,
+    most: int | None,
+    grows: bool = False,
+) -> "Fleet":
+    """Connect to the cluster of --cluster. most, grows: see fleet.join. Raises UserError."""
+    from autoresearch.runner import fleet as cluster  # needs Ray
+
+    assert options.cluster
+    say, aside = run.console.line, run.ledger.aside
+    joining = cluster.join(options.cluster, options.seat_cpus, kinds, say, aside, most, grows=grows)
+    fleet = await run.stop.unless_asked(joining)
+    at_end.push_async_callback(fleet.close)
+    return fleet
+
+
+def on_cluster(fleet: "Fleet", *arguments: Any) -> Runner:
     """The runner of a cluster, with the arguments of Local."""
     from autoresearch.runner.cluster import Cluster
 
@@ -324,7 +332,7 @@ async def run_verify(options: Verify) -> int:
         }
         title = f"autoresearch: verify run {tag}"
         seats, settings = [] if fleet else run.choose_seats(), run.recorded_settings()
-        make = partial(on, fleet) if fleet else Local
+        make = partial(on_cluster, fleet) if fleet else Local
         await run.open(seats, settings, run.ledger.seed, lambda facts: console.first_screen(title, shown), make)
         try:
             finished = await stop.unless_asked(verification(options.ablate, options.prune), level=2)

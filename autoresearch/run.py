@@ -92,10 +92,10 @@ class Run:
         keep_edit: keep the edit in the worktree. Raises UserError.
         """
         ledger, repo = self.ledger, self.repo
-        asked = json.loads(json.dumps(dataclasses.asdict(self.task)))
-        tip, left = repo.branch_tip(), []
+        asked = json.loads(json.dumps(dataclasses.asdict(self.task)))  # as the journal has it
+        tip = repo.branch_tip()
+        old_base = ledger.base if ledger.run else ""
         if ledger.run and not ledger.measured and (ledger.run.task, ledger.base) != (asked, repo.head()):
-            left = [ledger.base]
             self.begin_anew(asked)
         if ledger.run is None:
             if tip is not None:
@@ -111,19 +111,8 @@ class Run:
                 "version of autoresearch, with another scorer); restore it, or start another run with --tag NEW"
             )
         champion = ledger.champion_commit
-        before = [attempt.commit for attempt in ledger.kept][-2:-1] or [ledger.base, *left]
-        before += [attempt.commit for attempt in ledger.dropped]
-        if tip not in (None, champion, *before):
-            raise UserError(
-                f"the branch {repo.branch} is at {short(tip or '')}, not where the loop left it "
-                f"({short(champion)}). "
-                f"To keep that work, give it a branch: `git branch mine {short(tip or '')}`; then move the branch "
-                f"back: `git branch -f {repo.branch} {short(champion)}`"
-            )
-        last = ledger.finished[-1] if ledger.finished else None
-        discarded = last and last is not ledger.champion
-        if keep_edit and discarded and (repo.worktree / ".git").exists() and self.edit() == last.edit:
-            keep_edit = False  # the loop was killed between the verdict and the reset
+        self.require_tip(tip, old_base)
+        keep_edit = keep_edit and not self.awaits_reset()
         repo.stand_at(champion, keep_edit)
         for attempt in ledger.pending:
             repo.remember(attempt.number, attempt.commit)
@@ -131,6 +120,30 @@ class Run:
             raise UserError(
                 f"{fault}, in the commit that the run starts from ({short(champion)}). Fix it, commit, and start again"
             )
+
+    def require_tip(self, tip: str | None, old_base: str) -> None:
+        """Raises UserError unless the branch is where the loop left it. A kill may have kept it from a last move.
+
+        tip: its commit; None if there is no branch. old_base: the base before the run was begun anew.
+        """
+        champion = self.ledger.champion_commit
+        before = [attempt.commit for attempt in self.ledger.kept][-2:-1] or [self.ledger.base, old_base]
+        before += [attempt.commit for attempt in self.ledger.dropped]
+        if tip in (None, champion, *before):
+            return
+        branch, tip = self.repo.branch, short(tip or "")
+        raise UserError(
+            f"the branch {branch} is at {tip}, not where the loop left it ({short(champion)}). To keep that work, give "
+            f"it a branch: `git branch mine {tip}`; then move the branch back: `git branch -f {branch} "
+            f"{short(champion)}`"
+        )
+
+    def awaits_reset(self) -> bool:
+        """Whether the worktree has an edit that was discarded: the loop was killed between verdict and reset."""
+        last = self.ledger.finished[-1] if self.ledger.finished else None
+        if last is None or last is self.ledger.champion or not (self.repo.worktree / ".git").exists():
+            return False
+        return self.edit() == last.edit
 
     def begin_anew(self, task: dict) -> None:
         """Restart a run that has no score yet with the current program.md and commit, after the user fixed them."""
@@ -377,12 +390,11 @@ class Run:
             try:
                 done = step()
                 result = await done if inspect.isawaitable(done) else done
-                self.waits_for_room = self.waits_for_room and not wait
+                if wait:
+                    self.waits_for_room = False
                 return cast(Result, result)
             except (OSError, git.GitCommandError) as error:
-                task = asyncio.current_task()
-                full = "the disk is full" if disk_is_full(error) else ""
-                full = "no more processes can be started" if isinstance(error, BlockingIOError) else full
+                task, full = asyncio.current_task(), what_is_full(error)
                 if not full or (task and task.cancelling()):
                     raise
                 if not self.waits_for_room:
@@ -392,11 +404,18 @@ class Run:
                     )
                     self.console.tell("fault", reason=full)
                 wait = min(2 * wait, 60.0) or 1.0  # a quota may be full although the disk is not
-                until = asyncio.get_running_loop().time() + wait
-                while asyncio.get_running_loop().time() < until or not self.has_room():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self.stop.reaches(1), 0.2)
-                        raise
+                if await self.asked_to_stop_before_room(wait):
+                    raise
+
+    async def asked_to_stop_before_room(self, seconds: float) -> bool:
+        """Wait so many seconds, and then until the disk has room. True as soon as the user asks to stop."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + seconds
+        while clock() < until or not self.has_room():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.reaches(1), 0.2)
+                return True
+        return False
 
     async def write_aside(
         self, name: str, step: Callable[[], object], advice: str = "the run continues without it"
@@ -430,6 +449,13 @@ class Run:
                 "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: look at the "
                 "changes with `git diff`, and run the same command again to continue with the new code"
             )
+
+
+def what_is_full(error: Exception) -> str:
+    """What an error says has run out and may come back, in words; empty for other errors."""
+    if isinstance(error, BlockingIOError):
+        return "no more processes can be started"
+    return "the disk is full" if disk_is_full(error) else ""
 
 
 def edit_of(task: Task, folder: Path) -> str:
