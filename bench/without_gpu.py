@@ -2,6 +2,7 @@
 
     uv run bench/without_gpu.py             # train.py as it ships; one to three minutes
     uv run bench/without_gpu.py 512 640     # at these widths
+    uv run bench/without_gpu.py --ahead     # only: what --compile-ahead leaves for another process
 
 train.py runs in its full size on tensors that have a shape and no numbers, and its graphs go through Dynamo, Inductor,
 Triton and ptxas. Prints, and ends with exit code 1 if one of them is not so: a preflight passes; no graph breaks; each
@@ -205,7 +206,6 @@ def ahead(shim: Path) -> bool:
     found = compile_ahead.compile_ahead(str(ROOT / "train.py"))
     misses, hits = found["fxgraph_cache_miss"], found["fxgraph_cache_hit"]
     print(f"  {misses} graphs compiled, {hits} found in the cache: {time.monotonic() - began:.0f} s", flush=True)
-    print(dict(found))
     return misses + hits > 0
 
 
