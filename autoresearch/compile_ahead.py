@@ -6,8 +6,8 @@ Triton, ptxas) stays in the caches. Nothing is launched, and no memory of the GP
 
     python compile_ahead.py train.py        # prints how many graphs were compiled, and how many were there already
 
-It guesses. Where a file decides by numbers what to compile, the numbers are not there: what is compared is taken to be
-true, as when a kernel is checked, and any other use of a number ends this. Products are not padded unless an earlier
+It guesses. Where a file decides by numbers what to compile, the numbers are not there: a comparison of tensors is taken
+to be true, as when a kernel is checked, and a decision by `item()` ends this. Products are not padded unless an earlier
 trial has found that this is faster. Where a guess is wrong, the trial compiles what is missing, as without this.
 """
 

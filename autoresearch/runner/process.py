@@ -75,6 +75,16 @@ def ask(
         return code, output.read().decode(errors="replace")
 
 
+def give_way(pid: int, group: MemoryGroup | None) -> None:
+    """Give a process the lowest priority: in its session, and its session (or control group) among others."""
+    os.setpriority(os.PRIO_PROCESS, pid, 19)
+    with contextlib.suppress(OSError):  # a kernel without this
+        Path(f"/proc/{pid}/autogroup").write_text("19")
+    if group and (idle := group.folder / "cpu.idle").exists():
+        with contextlib.suppress(OSError):
+            idle.write_text("1")
+
+
 def command_words(command: str) -> list[str]:
     """A command split as a shell splits it; `python` means this interpreter."""
     words = shlex.split(command)
@@ -146,8 +156,8 @@ class Process:
                 start_new_session=True,
                 pass_fds=handles,
             )
-        if yields:  # the keeper has started nothing yet; in the sandbox this would do nothing
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, 19)
+        if yields:  # before the keeper starts anything; the sandbox would not let the command do so
+            give_way(self._process.pid, self._group)
         self._ended: Ended | None = None
         self._exit = Exit(self._process.pid)
         copying = copy_lines(self._process.stdout, log, clean) if clean and self._process.stdout else None
