@@ -86,7 +86,7 @@ def test_an_edited_file_that_does_not_parse_in_the_repository(toy, refused):
 
 
 def test_a_baseline_that_crashes(toy):
-    toy.write("solver.py", "raise SystemExit('no luck')\n")
+    toy.write("solver.py", "VALUE = 1\nraise SystemExit('no luck')\n")
     toy.commit()
     output = toy.run(expect=2)
     assert all(text in output for text in ("the baseline crashed", "no luck", "train.log", "loop.py doctor"))
