@@ -48,7 +48,7 @@ from autoresearch.runner import Seat
 from autoresearch.runner.logs import read_tail
 from autoresearch.text import one_line, short
 from autoresearch.tried import Tried
-from autoresearch.views.state import Thinking
+from autoresearch.views.now import Thinking
 
 RETRIES = 3  # how often a refused edit goes back to its agent
 FAILURES = 5  # failed proposals in a row before the loop gives up
