@@ -178,7 +178,7 @@ class Loop:
         until = [seconds for seconds in (left, self.due()[1]) if seconds is not None]
         await first_of([*self.tasks(), asked, told], min(until, default=None))
         asked.cancel()
-        if not told.cancel():
+        if not told.cancel():  # it has ended
             self.look_at(told)
         if self.stop.level or self.limits.seconds_left(self.ledger) == 0:
             cancel(*self.proposals)

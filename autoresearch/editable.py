@@ -50,5 +50,5 @@ def in_folder(editable: Sequence[str], folder: Path) -> list[str]:
 
 def pathspecs(editable: Iterable[str], *magic: str) -> list[str]:
     """The same for git."""
-    specs = ((name, [*magic, *["glob"] * is_glob(name)]) for name in editable)
+    specs = ((name, [*magic, "glob"] if is_glob(name) else [*magic]) for name in editable)
     return [f":({','.join(words)}){name}" if words else name for name, words in specs]

@@ -37,8 +37,8 @@ class Gate:
         return "cost" in held or self.holds_cost(ledger) or held.count("edit") + in_the_making * self.edits >= MOST
 
     def __str__(self) -> str:
-        cost = [] if self.dollars is None else [f"each ${self.dollars:g}"]
-        return ", ".join(["edits"] * self.edits + ["keeps"] * self.keeps + cost)
+        cost = "" if self.dollars is None else f"each ${self.dollars:g}"
+        return ", ".join(filter(None, ("edits" if self.edits else "", "keeps" if self.keeps else "", cost)))
 
 
 def gate_of(words: str | None) -> Gate:

@@ -107,7 +107,7 @@ class Server:
         tag: Tag = None,
     ) -> CallToolResult:
         """Stop after the running experiment. For a human who wants the night to end."""
-        return text(await self.call("stop", *["--now"] * now, *named(tag)))
+        return text(await self.call("stop", *(["--now"] if now else []), *named(tag)))
 
     async def note(
         self,

@@ -48,7 +48,7 @@ class Git(git.Git):
         self.folder = str(folder)
 
     def execute(self, command, *arguments, **options):
-        settings = SETTINGS + WITHOUT_LFS * (shutil.which("git-lfs") is None)
+        settings = SETTINGS if shutil.which("git-lfs") else SETTINGS + WITHOUT_LFS
         settings = [word for setting in settings for word in ("-c", setting)]
         whole = [command[0], "-C", self.folder, *settings, *command[1:]]
         try:

@@ -489,7 +489,8 @@ def ignore(repository: git.Repo, name: str) -> None:
         with open(path, "ab+") as file:
             file.seek(0)
             text = file.read()
-            file.write(b"\n" * (text[-1:] not in (b"", b"\n")) + f"/{name}\n".encode())
+            line = f"/{name}\n".encode()
+            file.write(line if text[-1:] in (b"", b"\n") else b"\n" + line)
 
 
 @contextlib.contextmanager

@@ -46,9 +46,8 @@ def clean(root: Path, tag: str | None, agreed: Callable[[str], bool], say: Calla
     refs = {name: refs_of(repository, runs / name) for name in tags}
     tags = [name for name in tags if refs[name] or folders_of(runs / name)]
     if not tags:
-        return say(
-            "there is nothing to remove" + (f" besides the last run: --tag {last} removes that too" * (tag is None))
-        )
+        besides = f" besides the last run: --tag {last} removes that too" if tag is None else ""
+        return say(f"there is nothing to remove{besides}")
     for name in tags:
         size = disk_usage(folders_of(runs / name)) / 2**20
         say(f"run {name}: {size:,.0f} MB of worktrees and caches, {count(len(refs[name]), 'git ref')} of attempts")

@@ -223,7 +223,7 @@ class Trials:
         await self.run.record(first)
         turn, verdict = 1, None
         while not verdict:
-            seed = self.run.seed + (FIRST_TURN + turn) * (turn > 1)
+            seed = self.run.seed + (FIRST_TURN + turn if turn > 1 else 0)
             for code in (attempt, champion):
                 if (turn > 1 or code is champion) and (crash := await self.turn(code, attempt, turn, seed, seat)):
                     return crash

@@ -103,7 +103,7 @@ class Tried:
 
         def did(name: str, attempt: Attempt, values: list) -> str:
             old, new = (literal(value, texts.get(name.split(" ")[-1], "")) for value in values)
-            moved, kept = change_of(attempt), " kept" * (attempt.status == "keep")
+            moved, kept = change_of(attempt), " kept" if attempt.status == "keep" else ""
             return f"#{attempt.number} {old} -> {new} " + ("crash" if moved is None else signed(moved) + kept)
 
         told = (f"{name}: {', '.join(did(name, *one) for one in tried)}" for name, tried in self._constants.items())

@@ -161,8 +161,9 @@ class Workbench:
         refused = dict.fromkeys(one_line(line, 160) for line in text.splitlines() if REFUSED.search(line))
         if phase == GUARD and not failed and ran_no_test(text):
             self.say(f"{'':<10}it ran no tests, so it guards little: name a command that does, with --guard", "yellow")
-        for line in list(refused)[:3] * (not failed):  # if it failed, the reason says so
-            self.say(f"{'':<10}perhaps the sandbox denied this: {line}", "yellow")
+        if not failed:  # else the reason says so
+            for line in list(refused)[:3]:
+                self.say(f"{'':<10}perhaps the sandbox denied this: {line}", "yellow")
         if failed:
             for line in text.strip().splitlines()[-8:]:
                 self.say(f"{'':<10}| {one_line(line, 160)}", "")
@@ -252,7 +253,7 @@ class Workbench:
         task, committed = runner.task, self.repo.committed(base)
         named = compared(task, committed, lambda path: self.repo.read(base, [path])[path].decode(errors="replace"))
         unneeded = []
-        for name in named[:MOST_TRIED] * (task.train != NOTHING):
+        for name in named[:MOST_TRIED] if task.train != NOTHING else ():
             runner.task = dataclasses.replace(task, hidden=(*task.hidden, *unneeded, name))
             _, measured = await self.trial(runner, {})
             if measured.score is not None and proof.has(measured.score):

@@ -288,10 +288,8 @@ class Ledger:
     def turns(self, edit: int) -> tuple[list[float], list[float]]:
         """(The champion's scores, its own scores) of an edit that took turns with its champion; empty for others."""
         theirs = (runs for (number, other), runs in self.in_turn.items() if other == edit != number)
-        champions, own = (
-            [score for _, score in runs] for runs in (next(theirs, []), self.in_turn.get((edit, edit), []))
-        )
-        return champions, own
+        champions, own = next(theirs, []), self.in_turn.get((edit, edit), [])
+        return [score for _, score in champions], [score for _, score in own]
 
     def noise_of_turns(self) -> float:
         """The noise of the gain in one turn, if the metric is a time."""

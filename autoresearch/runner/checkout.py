@@ -236,7 +236,7 @@ class Checkout:
             os.chmod(path, status.st_mode & 0o777 | 0o400)
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found = digest + " x" * bool(status.st_mode & 0o100)
+        found = f"{digest} x" if status.st_mode & 0o100 else digest
         if time.time() - status.st_ctime > SETTLED:
             self._known[path] = same, found
         return found

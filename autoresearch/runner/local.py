@@ -228,7 +228,8 @@ class Local:
             environment = self._theirs(stage) or {}
             readable += [str(stage.git_folder), *(os.path.realpath(root / link) for link in stage.links)]
             readable += self._above
-            hidden += [stage.git_folder / "objects"] * bool(self.task.hidden)
+            if self.task.hidden:
+                hidden.append(stage.git_folder / "objects")
             readable += toolchains(self.task, {**os.environ, **environment}, self._places(stage))
         return {"readable": readable, "hidden": [str(path) for path in hidden]}
 

@@ -385,7 +385,7 @@ class Trial:
             return None
         read = [str(self.stage), str(self.folder / "run"), preflight.__file__, compile_ahead.__file__]
         read += self.task.readable
-        texts = [str(path) for name in TEXT * self.task.referee for path in self.stage.glob(name)]
+        texts = [str(path) for name in TEXT for path in self.stage.glob(name)] if self.task.referee else []
         stage = os.path.realpath(self.stage)
         away = [] if linked else [str(path) for path in self._hidden() if not path.is_relative_to(stage)]
         hidden = [*self.confine["hidden"], *texts, *away]
@@ -479,7 +479,7 @@ class Trial:
     def _writable(self) -> list[str]:
         """The paths that the commands (except a referee) may write to."""
         caches = [self.environment[name] for name in CACHES]
-        stage = [str(self.stage)] * (not self.task.referee)
+        stage = [] if self.task.referee else [str(self.stage)]
         return [str(self.folder / "run"), *caches, *self.task.writable, *stage]
 
     def _failed(self, phase: str, reason: str, suspended: float = 0.0) -> Measurement:

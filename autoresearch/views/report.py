@@ -147,7 +147,8 @@ def what_was_kept(state: State, diffs: Mapping[int, str]) -> list[str]:
         lines = "" if row.lines is None else f"{row.lines:+d}"
         rows.append([str(row.number), one_line(row.description, 80), gain, lines, worth])
     heading = ["experiment", "change", "gain in the run ± standard error", "lines"]
-    heading += ["lost when it is left out"] * bool(parts)
+    if parts:
+        heading.append("lost when it is left out")
     told = [
         "## What was kept",
         table(heading, [row[: len(heading)] for row in rows]),
@@ -169,7 +170,9 @@ def what_was_kept(state: State, diffs: Mapping[int, str]) -> list[str]:
 def fenced(diff: str) -> str:
     """The beginning of a diff, in a fence that nothing in it ends."""
     lines = [line for line in diff.splitlines() if not line.startswith(("diff --git ", "index "))]
-    shown = lines[:DIFF_LINES] + [f"... {len(lines) - DIFF_LINES} more lines"] * (len(lines) > DIFF_LINES)
+    shown = lines[:DIFF_LINES]
+    if len(lines) > DIFF_LINES:
+        shown.append(f"... {len(lines) - DIFF_LINES} more lines")
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", "\n".join(shown))), default=0))
     return "\n".join([f"{fence}diff", *shown, fence])
 
@@ -319,11 +322,12 @@ def seats(state: State) -> list[str]:
         nodes, total = len({node for node, _ in used if node}), sum((use for _, use in used), Use())
         share = "" if total.share is None else f"{total.share:.0%}"
         row = [kind, str(len(used)), str(nodes or 1), f"{total.there / 3600:.2f} h", share, str(total.trials)]
-        rows.append(row + [f"{total.dollars:.2f}"] * bool(state.seat_dollars))
+        rows.append([*row, f"{total.dollars:.2f}"])
     hour = f" {state.per_hour:.1f} experiments came to a verdict an hour." if state.per_hour else ""
+    heading = ["kind", "seats", "nodes", "time", "busy", "trials", *(["dollars"] if state.seat_dollars else [])]
     return [
         f"Seats that ever were there, and how much of their time they ran trials.{hour}",
-        table(["kind", "seats", "nodes", "time", "busy", "trials"] + ["dollars"] * bool(state.seat_dollars), rows),
+        table(heading, [row[: len(heading)] for row in rows]),
     ]
 
 

@@ -50,7 +50,7 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
     builds = bool(rules) and bool(rules.get("builds"))
     shared_memory, own = bool(rules) and (wants_shared_memory(rules) or builds), []
     if by_landlock:  # which forbids it later
-        own = enter_own_rooms() if builds else ["/dev/shm"] * bool(enter_namespaces(shared_memory))
+        own = enter_own_rooms() if builds else ["/dev/shm"] if enter_namespaces(shared_memory) else []
         shared_memory = bool(own)
     if by_landlock and rules and rules.get("network") and not own:
         sys.exit(

@@ -88,7 +88,7 @@ def enter_own_rooms() -> list[str]:
         fcntl.ioctl(any_socket, 0x8914, struct.pack("16sh22x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
     own = libc().mount(b"devpts", b"/dev/pts", b"devpts", 0, b"newinstance,ptmxmode=0666,mode=0620")
     own = own or libc().mount(b"/dev/pts/ptmx", b"/dev/ptmx", None, BIND, None)
-    return ["/dev/shm", *TERMINALS * (not own)]
+    return ["/dev/shm", *(() if own else TERMINALS)]
 
 
 def wants_shared_memory(rules: dict) -> bool:

@@ -149,12 +149,20 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
     if MACHINE not in AUDIT:
         return b""
     builds, loopback = bool(rules.get("builds")), bool(rules.get("network"))
-    denied = [OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES] + [REACH_OUT] * (not loopback)
-    denied += [NAMES] * bool(rules.get("strict")) + [DRIVER_SOCKETS] * (not paths.has_cuda() and not loopback)
-    denied += [HARD_LINKS] * bool(rules.get("alone")) + [SEND_MESSAGES] * (not builds)
-    denied += [TRUNCATE_BY_NAME] * (not builds or (rules["by"] == "Landlock" and version() < 3))
-    idle = [OWNERS] + [LOCKS] * bool(rules.get("strict"))
-    (denied if rules.get("strict") else idle).append(WHAT_IS_READ_AHEAD)
+    strict = bool(rules.get("strict"))
+    denied, idle = [OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES], [OWNERS]
+    for tables, table, applies in (
+        (denied, REACH_OUT, not loopback),
+        (denied, NAMES, strict),
+        (denied, DRIVER_SOCKETS, not paths.has_cuda() and not loopback),
+        (denied, HARD_LINKS, rules.get("alone")),
+        (denied, SEND_MESSAGES, not builds),
+        (denied, TRUNCATE_BY_NAME, not builds or (rules["by"] == "Landlock" and version() < 3)),
+        (idle, LOCKS, strict),
+        (denied if strict else idle, WHAT_IS_READ_AHEAD, True),
+    ):
+        if applies:
+            tables.append(table)
     program = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, AUDIT[MACHINE]), "deny", (LOAD, 0, 0, 0)]
     program += [(AT_LEAST, 0, 1, 0x40000000), "deny", (AT_LEAST, 0, 1, FIRST_UNKNOWN), "unknown"]
     for tables, what in (
@@ -179,7 +187,7 @@ def steps_with_arguments(rules: dict) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name. rules: as of `filter_program`."""
     strict, alone = bool(rules.get("strict")), bool(rules.get("alone"))
     own = "nothing" if strict else "allow"  # what is done to the calling thread itself
-    families = INTERNET + (UNIX,) * (rules.get("by") == "bubblewrap")  # which shows no sockets of others
+    families = (*INTERNET, UNIX) if rules.get("by") == "bubblewrap" else INTERNET  # which shows no sockets of others
 
     def argument(index: int, upper: bool = False) -> tuple[int, int, int, int]:
         return LOAD, 0, 0, 16 + 8 * index + 4 * upper  # a half of it
