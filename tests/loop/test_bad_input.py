@@ -43,7 +43,7 @@ def test_a_branch_that_leaves_no_room_for_the_runs(toy, refused):
 
 
 def test_two_loops_on_one_tag(toy, refused):
-    toy.write("solver.py", "import time\ntime.sleep(600)\n")
+    toy.write("solver.py", "import time\nVALUE = 1\ntime.sleep(600)\n")
     toy.commit()
     first = toy.start()
     try:
