@@ -149,7 +149,7 @@ class Loop:
             ready = await self.experiments.stands_on_champion(attempt)
             if ready is not True:
                 self.returned += [ready] if ready else []
-            elif seat := next((seat for seat in idle if self.experiments.tiers.suits(seat, attempt)), None):
+            elif seat := next((seat for seat in idle if self.experiments.suits(seat, attempt, self.trials)), None):
                 work: Coroutine = self.run.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
                 self.trials[attempt.number] = Trial(start(work), seat)
                 self.stop.trials = len(self.trials)

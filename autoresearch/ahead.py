@@ -41,9 +41,11 @@ class Ahead:
         """
         if not (self.wanted and self.run.facts.gpu and self.run.task.referee):
             return
+        if self.run.stop.level or self.run.ledger.paused:  # nothing that waits will run soon
+            waiting = ()
         self.tasks = [task for task in self.tasks if not task.done()]
         if self.tasks:
-            if self.commit not in [attempt.commit for attempt in waiting]:  # it runs, or was moved
+            if self.commit not in [attempt.commit for attempt in waiting]:  # it runs, was moved, or will not run
                 cancel(*self.tasks)
             return
         for attempt, trial in zip(waiting, sorted(trials, key=lambda trial: trial.began), strict=False):

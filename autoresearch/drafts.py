@@ -113,18 +113,20 @@ class Drafts:
 
     @contextlib.asynccontextmanager
     async def turn(
-        self, draft: Draft, spent: Callable[[], tuple[int, float]], reached: Callable[[int, float], object]
+        self, draft: Draft, spent: Callable[[], tuple[int, float]], reached: Callable[[float, float], object]
     ) -> AsyncIterator[None]:
-        """Around a request of a draft's agent to a model. Near a limit only one is made at a time, so that no more than
-        one passes it.
+        """Around a request of a draft's agent to a model. Near a limit only one is made at a time, so that only one
+        passes it, unless a request takes more than twice as much as any before.
 
         spent: (tokens, dollars) that the draft's proposal has used by now. reached: whether so many, besides those in
         the record, reach a limit.
         """
 
         def too_near() -> object:
+            if not any(self.most):  # nobody knows what one takes
+                return reached(math.inf, math.inf)
             (tokens, dollars), (most_tokens, most_dollars) = self.taken(), self.most
-            return reached(tokens + self.turns * most_tokens, dollars + self.turns * most_dollars)
+            return reached(tokens + 2 * self.turns * most_tokens, dollars + 2 * self.turns * most_dollars)
 
         draft.tokens, draft.dollars = before = spent()
         async with self.turn_over:

@@ -15,9 +15,12 @@ def is_glob(name: str) -> bool:
 
 @functools.cache
 def pattern_of(glob: str) -> re.Pattern:
-    """`**/` stands for any folders, `*` and `?` for what is in one name."""
+    """`**/` stands for any folders, `*` and `?` for what is in one name. What is no glob, `[z-a]`, fits itself."""
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
-    return re.compile("".join(STEPS.get(part, part if part[:1] == "[" else re.escape(part)) for part in parts))
+    try:
+        return re.compile("".join(STEPS.get(part, part if part[:1] == "[" else re.escape(part)) for part in parts))
+    except re.error:
+        return re.compile(re.escape(glob))
 
 
 def may_edit(editable: Sequence[str], path: str) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from autoresearch import Stopped, UserError
@@ -87,6 +87,13 @@ class Experiments:
         await self.conclude(verdict)
         return False
 
+    def suits(self, seat: Seat, attempt: Attempt, running: Collection[int]) -> bool:
+        """Whether an attempt may begin on an idle seat now. One during whose trial the machine went down runs by
+        itself: so no other is blamed if that happens again. running: the numbers of all running trials.
+        """
+        alone = any(self.ledger.attempts[number - 1].reruns[events.DOWN] for number in (attempt.number, *running))
+        return not (alone and running) and self.tiers.suits(seat, attempt)
+
     async def try_out(self, attempt: Attempt, seat: Seat) -> Returned | None:
         """Run an attempt until it has a verdict, unless it has to go back to its agent or to run again.
 
@@ -156,12 +163,13 @@ class Experiments:
         return None
 
     async def after_going_down(self, attempt: Attempt) -> None:
-        """The machine went down during an attempt's trial (a panic, a power failure): it runs again, but not for ever,
-        since the edit itself may be the cause, and something may start the loop after each boot.
+        """The machine was restarted before an attempt's trial had ended (a panic, a power failure): it runs again, but
+        not for ever, since the edit itself may be the cause, and something may start the loop after each boot.
         """
         if attempt.reruns[events.DOWN] + 1 < DOWNS:
-            return self.run_again(attempt, "the machine went down during its trial", time.monotonic(), why=events.DOWN)
-        reason = f"the machine went down {DOWNS} times during its trial, without an orderly shutdown"
+            why = "the machine was restarted before its trial had ended"
+            return self.run_again(attempt, why, time.monotonic(), why=events.DOWN)
+        reason = f"the machine was restarted {DOWNS} times before its trial had ended, and nobody had stopped the loop"
         await self.conclude(self.verdict_event(attempt, Verdict("crash", reason)))
         self.require_champion(attempt)
 

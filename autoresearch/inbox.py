@@ -33,7 +33,7 @@ def leave(folder: Path, message: events.Message) -> None:
 
 
 def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
-    """Write the waiting messages to the journal. Only for the process that holds the lock. Raises OSError."""
+    """Write the waiting messages to the journal. Only for who may write that: see journal.py. Raises OSError."""
     taken = []
     for path in sorted(folder.glob("inbox/*.json")):
         try:

@@ -138,6 +138,8 @@ class Task:
         others = [path for path in changed if not may_edit(self.editable, path)]
         if others:
             return f"only {', '.join(self.editable)} may change, but the edit also touches {', '.join(others[:5])}"
+        if hidden := [path for path in changed if self.hides(path)]:
+            return f"`hidden` in program.md names {hidden[0]}: no edit can be there"
         if not changed:
             return f"nothing changed in {', '.join(self.editable)}"
         return self.fault(folder, originals, changed)

@@ -33,7 +33,7 @@ FOLDER = ".check"  # below RUNS; no tag begins with a dot
 BASELINES = 5
 NIGHT = 8 * 3600.0  # seconds
 SEED = 42
-BREAKING = 300.0  # seconds that breaking files may take; at least one file is broken
+BREAKING = 300.0  # seconds that trials of broken files, or without some, may take; there is at least one
 # A syntax error in every language and data format.
 BROKEN = b"]})> broken on purpose by autoresearch, to see who notices <({[\n"
 # How test runners report the number of tests: cargo, unittest, pytest, node, mocha, Maven; go, ctest, PHPUnit.
@@ -252,8 +252,11 @@ class Workbench:
         """Find out which data of the score command `train` does not need, and say what an edit could read."""
         task, committed = runner.task, self.repo.committed(base)
         named = compared(task, committed, lambda path: self.repo.read(base, [path])[path].decode(errors="replace"))
-        unneeded = []
-        for name in named[:MOST_TRIED] if task.train != NOTHING else ():
+        unneeded, most = [], max(1, min(MOST_TRIED, int(BREAKING / max(proof.seconds, 1.0))))
+        tried = named[:most] if task.train != NOTHING else []
+        if tried:
+            self.say(f"hidden    does `train` need what `score` names? {count(len(tried), 'trial')} without it", "")
+        for name in tried:
             runner.task = dataclasses.replace(task, hidden=(*task.hidden, *unneeded, name))
             _, measured = await self.trial(runner, {})
             if measured.score is not None and proof.has(measured.score):

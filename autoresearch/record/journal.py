@@ -125,7 +125,10 @@ def sharing(folder: Path, turn: Path) -> Iterator[bool]:
     """
     import fcntl
 
-    with open(turn, "a+") as turns, open(folder / "lock", "a+") as lock:
+    def made(name: str, flags: int) -> int:  # to lock a file it need not be one's own
+        return os.open(name, os.O_RDONLY | os.O_CREAT, 0o666)
+
+    with open(turn, opener=made) as turns, open(folder / "lock", opener=made) as lock:
         fcntl.flock(turns, fcntl.LOCK_EX)
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

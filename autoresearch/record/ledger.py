@@ -324,10 +324,11 @@ class Ledger:
         return total
 
     def went_down(self, attempt: Attempt, boot: str) -> bool:
-        """Whether the machine went down during an attempt's last trial. boot: identity.boot. A loop that was killed
-        leaves a trial without an end, too, but in the same boot; one that was told to end has recorded that.
+        """Whether this machine was restarted before an attempt's last trial had ended. boot: identity.boot. A loop that
+        was killed leaves a trial without an end, too, but in the same boot; one that was told to end has recorded that.
         """
-        return bool(boot and self._boots.get(attempt.number) not in (None, "", boot))
+        before = self._boots.get(attempt.number, "")
+        return before != boot and before.partition(" ")[0] == boot.partition(" ")[0] != ""
 
     # -- events
 

@@ -2,13 +2,14 @@
 started. Imports nothing slow.
 """
 
+import os
 from pathlib import Path
 
 
 def boot() -> str:
-    """The kernel's identifier of this boot: another one after each start of the machine. Empty if unknown."""
+    """`host identifier`, of this machine and, from the kernel, of this boot. Empty if unknown."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{os.uname().nodename} {Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
     except OSError:
         return ""
 

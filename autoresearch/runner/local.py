@@ -150,7 +150,7 @@ class Local:
             share=self.share,
         )
         measured = await trial.run()
-        if trial.overfull:
+        if trial.overfull and AHEAD not in job.phases:  # a trial is using them
             self._overfull[job.name] = caches
             if isinstance(stage, Checkout):
                 stage.reset()
@@ -174,8 +174,8 @@ class Local:
 
     def tidy(self, name: str, keep_weights: bool) -> None:
         folder = self.folder_of(name)
-        caches = [self._overfull[name]] if name in self._overfull else []
-        tidy(folder, [folder / "caches", *caches], keep_weights)
+        caches = self._overfull.pop(name, None)
+        tidy(folder, [folder / "caches", *([caches] if caches else [])], keep_weights)
 
     def log(self, name: str, limit: int = LOG_END, phases: Sequence[str] = (TRAIN, SCORE)) -> str:
         return ends_of(self.folder_of(name), limit, phases)
@@ -205,7 +205,7 @@ class Local:
             return self.repo.stage(name)
         return self._checkouts.setdefault(name, Checkout(self.repo, name, self.task.link))
 
-    @functools.cached_property
+    @property
     def _above(self) -> list[str]:
         """Committed files at the top of the user's checkout. The worktree lies below it, and tools that search parent
         folders for settings (cargo, pytest) fail if they find files there that they may not read."""

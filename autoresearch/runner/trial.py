@@ -240,8 +240,8 @@ class Trial:
 
     @contextlib.contextmanager
     def _withheld(self) -> Iterator[list[str]]:
-        """A context in which the task's hidden files are not in the worktree. Yields a list; afterwards it has the
-        folders of such files that are no longer where they were.
+        """A context in which the task's hidden files are not in the worktree. Yields a list; afterwards it has those
+        that could not be put back, or their folders: the trial is void. The next one fills the worktree anew.
         """
         stage, place, replaced = Path(os.path.realpath(self.stage)), self.folder / "withheld", []
         moved = [path.relative_to(stage) for path in self._hidden() if path.is_relative_to(stage)]
@@ -256,8 +256,12 @@ class Trial:
                 if os.path.realpath(above := (stage / path).parent) != str(above) or not above.is_dir():
                     replaced.append(str(path.parent))  # through a link, anything could be overwritten
                     continue
-                remove(stage / path)
-                (place / path).rename(stage / path)
+                try:
+                    above.chmod(above.stat().st_mode | stat.S_IRWXU)
+                    remove(stage / path)
+                    (place / path).rename(stage / path)
+                except OSError:  # the command has made it so
+                    replaced.append(str(path))
             remove(place)
 
     def _hidden(self) -> list[Path]:
@@ -470,7 +474,8 @@ class Trial:
         line = last_word(log)
         if line:  # exit code 1 says nothing that the line does not
             reason = line if reason == "exit code 1" else f"{reason}: {line}"
-        if phase == TRAIN and (found := [path.name for path in self._hidden() if path.name in line]):
+        words = re.findall(r"[\w.-]+", line) if phase == TRAIN and "o such file" in line else ()
+        if found := [path.name for path in self._hidden() if path.name in words]:
             return f"{reason} (`hidden` in program.md keeps {found[0]} from `train`)"
         rules = None if self.task.referee else self._rules(self._writable())
         said = denied(read_tail(log, 1 << 16), rules, self.root) if rules else ""

@@ -111,11 +111,12 @@ def test_a_cleaned_run_whose_last_edit_has_no_verdict(toy):
     assert toy.statuses() == ["keep", "keep"] and toy.tip() == toy.references()[-1]
 
 
-@pytest.mark.parametrize("down", [True, False])
-def test_an_edit_that_takes_the_machine_down(toy, down):
-    """Something starts the loop after each boot, so it must not run again for ever. A loop that is killed twice loses
-    no edit, and an orderly shutdown does not count.
+@pytest.mark.parametrize("what", ["down", "killed", "elsewhere"])
+def test_an_edit_that_takes_the_machine_down(toy, what):
+    """Something starts the loop after each boot, so it must not run again for ever. A loop that is killed twice, or
+    continued on another machine, loses no edit, and an orderly shutdown does not count.
     """
+    down = what == "down"
     edit, start, go = waiting(toy)
     toy.plan_steps(e2=[edit], e3=[step(3)])
     toy.run_agent(1, "--sandbox", "off")
@@ -125,21 +126,58 @@ def test_an_edit_that_takes_the_machine_down(toy, down):
         wait_for(start.exists)
         process.send_signal(ending)
         process.communicate(timeout=60)
-        if down or ending == signal.SIGTERM:
-            came_up_again(toy)
+        if what != "killed" or ending == signal.SIGTERM:
+            came_up_again(toy, elsewhere=what == "elsewhere")
     go.touch()
     toy.run_agent(3, "--sandbox", "off")
     assert toy.statuses() == ["keep", "crash" if down else "keep", "keep"]
     assert [entry["why"] for entry in toy.journal("rerun")] == ["down"] * down
-    assert ("the machine went down 2 times during its trial" in toy.journal("verdict")[1]["reason"]) == down
+    assert ("was restarted 2 times before its trial had ended" in toy.journal("verdict")[1]["reason"]) == down
     toy.require_whole()
 
 
-def came_up_again(toy) -> None:
-    """Let the record look as if the machine had started anew since its last line."""
+def goes_down(toy, process) -> None:
+    process.kill()
+    process.communicate()
+    came_up_again(toy)
+
+
+def came_up_again(toy, elsewhere: bool = False) -> None:
+    """Let the record look as if the machine had started anew since its last line, or as if that was another machine."""
     journal, boot = toy.runs / "journal.jsonl", identity.boot()
-    assert boot
-    journal.write_text(journal.read_text().replace(boot, boot[::-1]))
+    host, _, identifier = boot.partition(" ")
+    before = f"{host}{'-2' if elsewhere else ''} {identifier[::-1]}"
+    assert boot in journal.read_text()
+    journal.write_text(journal.read_text().replace(boot, before))
+
+
+def test_a_machine_that_goes_down_blames_no_edit_that_ran_beside_the_one_that_does_it(toy):
+    """Both that ran run again, one at a time: only the one during which it goes down once more has crashed."""
+    gates = [toy.folder.parent / name for name in ("start-2", "go-2", "start-3", "go-3")]
+
+    def waits(number: int) -> list[dict]:
+        start, go = gates[2 * number - 4 : 2 * number - 2]
+        before = f"import pathlib, time\npathlib.Path({str(start)!r}).touch()\n"
+        before += f"while not pathlib.Path({str(go)!r}).exists():\n    time.sleep(0.02)\n"
+        return [{"files": {"solver.py": solver(number, before=before)}, "say": "wait"}]
+
+    toy.plan_steps(e2=waits(2), e3=waits(3))
+    toy.run_agent(1, "--sandbox", "off", "--workers", "2")
+    night = (*toy.agent, "--experiments", "3", "--repairs", "0", "--sandbox", "off", "--workers", "2")
+    process = toy.start(*night)
+    wait_for(lambda: gates[0].exists() and gates[2].exists())
+    goes_down(toy, process)
+    gates[0].unlink()
+    gates[2].unlink()
+    process = toy.start(*night)
+    wait_for(gates[0].exists)
+    assert not gates[2].exists()
+    gates[1].touch()
+    wait_for(gates[2].exists)
+    goes_down(toy, process)
+    toy.run(*night)
+    assert toy.statuses() == ["keep", "keep", "crash"]
+    toy.require_whole()
 
 
 def test_a_damaged_record_of_another_run_is_no_fault_of_this_one(toy, refused):

@@ -109,7 +109,7 @@ def test_proposals_in_the_making_reach_a_limit_together(ledger, drafts):
 
 def test_near_a_limit_one_request_is_made_at_a_time(ledger, drafts):
     """So that no more than one passes the limit: of three proposals, each of whose requests takes 1,000 tokens."""
-    spending, used, at_once = proposer(ledger, drafts, tokens=4500), {}, []
+    spending, used, at_once = proposer(ledger, drafts, tokens=9500), {}, []
 
     async def proposal(draft) -> None:
         def spent() -> tuple[int, float]:
@@ -127,7 +127,7 @@ def test_near_a_limit_one_request_is_made_at_a_time(ledger, drafts):
         await asyncio.gather(*(proposal(drafts.begin()) for _ in range(3)))
 
     asyncio.run(night())
-    assert sum(used.values()) == 5000 and max(at_once) == 3, "without it a third one passes the limit"
+    assert sum(used.values()) == 10_000 and max(at_once) == 3, "without it a third one passes the limit"
 
 
 def attempt(number: int, category: str, status: str | None = None) -> Attempt:
