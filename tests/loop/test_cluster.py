@@ -62,6 +62,24 @@ class Nodes:
         self.cluster.remove_node(node, allow_graceful=False)
 
     @contextlib.contextmanager
+    def cut_off(self, name: str):
+        """Inside, a node of Ray answers nobody, but its trial goes on. Afterwards another one is there."""
+        place = next(i for i, node in enumerate(self.nodes) if node.node_id.startswith(name.partition("/")[2]))
+        raylet = psutil.Process(self.nodes[place].all_processes["raylet"][0].process.pid)
+        stopped = [raylet, *raylet.children()]
+        for process in stopped:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in stopped:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+            psutil.wait_procs([raylet], GONE)  # it is told that it is taken for dead
+            gone, self.nodes[place] = self.nodes[place], self.add("fast")
+            self.cluster.remove_node(gone, allow_graceful=False)
+
+    @contextlib.contextmanager
     def silent(self):
         """Inside, the head of the cluster answers nobody."""
         (head,) = self.cluster.head_node.all_processes["gcs_server"]
@@ -189,6 +207,26 @@ def test_a_node_that_dies_loses_no_trial_and_a_new_one_takes_work(on_nodes, node
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert "has joined" in output, output
+    toy.require_whole(in_order=False)
+    assert sorted(verdicts(toy)) == [1, 2, 3] and "crash" not in toy.statuses()
+
+
+@pytest.mark.slow
+def test_a_node_that_cannot_be_reached_for_a_while(on_nodes, nodes):
+    """Fails where its trial never runs again, counts twice, or goes on when the node is back."""
+    toy = on_nodes
+    toy.plan_steps(e2=[waits(toy, 2)], e3=[waits(toy, 3)])
+    process = toy.start(*toy.agent, "--experiments", "3")
+    node = wait_for(lambda: dict(ran(toy)).get(2))
+    before = wait_for(lambda: len(found := nodes.trials()) == 2 and found)
+    old = [trial for trial in before if nodes.under(trial) == node]
+    with nodes.cut_off(node):
+        (lost,) = wait_for(lambda: toy.journal("rerun"))  # Ray takes half a minute to believe it
+        assert lost["number"] == 2 and lost["why"] == "lost"
+    assert not psutil.wait_procs(old, GONE)[1]
+    toy.go.touch()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
     toy.require_whole(in_order=False)
     assert sorted(verdicts(toy)) == [1, 2, 3] and "crash" not in toy.statuses()
 
