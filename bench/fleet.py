@@ -4,8 +4,9 @@
     uv run bench/fleet.py --seats 4 --kill 30           # every 30 s a node is killed, and another one joins
 
 The nodes are raylets on this machine with made-up cores; trials only wait, so that many of them fit. What is measured
-is the loop, the runner and Ray. Busy is the share of the seats' time, from the first trial of an edit to the start of
-the last one, in which a seat's command ran. It exits with 1 where an experiment has not exactly one verdict.
+is the loop, the runner and Ray. Before that the baseline runs on all seats at once. Busy is the share of the seats'
+time, from the first trial of an edit to the start of the last one, in which a seat's command ran. It exits with 1 where
+an experiment has not exactly one verdict.
 """
 
 import argparse
@@ -72,7 +73,7 @@ class Nodes:
 def night(game: Path, trials: int, nodes: Nodes, kill: float | None) -> dict:
     """Run the loop. Its largest memory in MB, its processor time in seconds, and the kills."""
     agent = ["--agent", "command", "--agent-command", f"sh {game.parent / 'agent.sh'}"]
-    limits = ["--experiments", str(trials + 1), "--baseline-runs", "1", "--repairs", "0", "--plain", "--tag", "bench"]
+    limits = ["--experiments", str(trials + 1), "--repairs", "0", "--plain", "--tag", "bench"]
     words = [sys.executable, str(ROOT / "loop.py"), "--cluster", "auto", "--seat-cpus", "1", *agent, *limits]
     found = {"memory": 0.0, "processor": 0.0, "kills": 0}
     with open(game.parent / "night.log", "w") as log:
