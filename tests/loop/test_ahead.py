@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -165,7 +166,7 @@ SECOND = {"WAITS, HANGS = False": "WAITS, HANGS = True", "3e-3)": "3e-9)"}  # it
 
 @contextlib.contextmanager
 def a_night(folder: Path, environment: dict[str, str], third: dict[str, str]):
-    """A night whose second trial waits for the file `go`. third: what the third edit replaces."""
+    """A night whose second trial waits for the file `go`, and what starts it. third: what the third edit replaces."""
     game = Game(folder / "clone", environment, small=True)
     text = (ROOT / "tests/small_train.py").read_text()
     compiling = text[: text.index("def train():")] + TRAINING.lstrip() + text[text.index("\n\nif __name__") :]
@@ -174,12 +175,18 @@ def a_night(folder: Path, environment: dict[str, str], third: dict[str, str]):
     (folder / "agent.py").write_text(AGENT.replace("EDITS", repr({"2": SECOND, "3": third})))
     words = "--agent command --experiments 3 --baseline-runs 1 --repairs 0 --proposers 1 --lookahead 1 --compile-ahead"
     command = [*words.split(), "--agent-command", f"{sys.executable} {folder / 'agent.py'}"]
-    process = Toy.start(game, *command, loop=Path(__file__).with_name("ahead_loop.py"))
+    started = []
+
+    def start() -> subprocess.Popen:
+        started.append(Toy.start(game, *command, loop=Path(__file__).with_name("ahead_loop.py")))
+        return started[-1]
+
     try:
-        yield game, process
+        yield game, start
     finally:
-        process.kill()
-        process.wait()
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def scored(game: Game) -> int:
@@ -193,10 +200,9 @@ def said(game: Game, log: str) -> str:
 
 @pytest.mark.slow
 def test_the_next_edit_is_compiled_while_a_trial_runs(tmp_path, environment):
-    with a_night(tmp_path, environment, {"WIDTH, HEADS, BLOCKS, ROWS = 64": "WIDTH, HEADS, BLOCKS, ROWS = 32"}) as (
-        game,
-        process,
-    ):
+    narrower = {"WIDTH, HEADS, BLOCKS, ROWS = 64": "WIDTH, HEADS, BLOCKS, ROWS = 32"}
+    with a_night(tmp_path, environment, narrower) as (game, start):
+        process = start()
         wait_for(lambda: "graphs, found" in said(game, "ahead/ahead.log") or process.poll() is not None)
         (game.runs / "trials/2/run/go").touch()
         output, _ = process.communicate(timeout=HANGS)
@@ -209,21 +215,23 @@ def test_the_next_edit_is_compiled_while_a_trial_runs(tmp_path, environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped", [False, True])
-def test_compiling_ahead_ends_when_the_trial_begins_or_the_night_ends(tmp_path, environment, stopped):
-    with a_night(tmp_path, environment, {"WAITS, HANGS = False, False": "WAITS, HANGS = False, True"}) as (
-        game,
-        process,
-    ):
-        wait_for(lambda: "hangs" in said(game, "ahead/ahead.log") or process.poll() is not None)
-        assert process.poll() is None, process.communicate()[0]
-        [pid] = [line.split()[0] for line in said(game, "ahead/process").splitlines()]
-        if stopped:
-            process.send_signal(signal.SIGTERM)
-        else:
-            (game.runs / "trials/2/run/go").touch()
+def test_compiling_ahead_ends_with_the_night_and_when_the_trial_begins(tmp_path, environment):
+    with a_night(tmp_path, environment, {"WAITS, HANGS = False, False": "WAITS, HANGS = False, True"}) as (game, start):
+
+        def compiles() -> str | None:
+            """The process, once it hangs; another one than that of a night before."""
+            pid = said(game, "ahead/process").partition(" ")[0]
+            hangs = "hangs" in said(game, "ahead/ahead.log") and os.path.exists(f"/proc/{pid}")
+            return pid if hangs or process.poll() is not None else None
+
+        process = start()
+        pid = wait_for(compiles)
+        process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=HANGS)
-    assert not os.path.exists(f"/proc/{pid}")
-    assert process.returncode == (130 if stopped else 0), output
-    assert scored(game) == (1 if stopped else 3), output
+        assert process.returncode == 130 and scored(game) == 1 and not os.path.exists(f"/proc/{pid}"), output
+        process = start()
+        pid = wait_for(compiles)
+        (game.runs / "trials/2/run/go").touch()
+        output, _ = process.communicate(timeout=HANGS)
+        assert process.returncode == 0 and scored(game) == 3 and not os.path.exists(f"/proc/{pid}"), output
     game.require_whole()
