@@ -119,7 +119,7 @@ def measure(game: Path, seats: int, seconds: float) -> dict:
         if event["event"] == "trial":
             running[event["number"]] = event["time"]
         elif event["event"] in ("verdict", "rerun") and (at := running.pop(event["number"], None)) is not None:
-            spent = event["seconds"]["train"] if event["event"] == "verdict" else 0.0  # what was lost is no work
+            spent = event["seconds"].get("train", 0.0) if event["event"] == "verdict" else 0.0  # what was lost is no work
             ends[event["number"]] = event["time"]
             busy += max(0.0, min(last, at + spent) - at)
     counts = collections.Counter(event["number"] for event in verdicts)
