@@ -119,9 +119,9 @@ def measure(game: Path, seats: int, seconds: float) -> dict:
         if event["event"] == "trial":
             running[event["number"]] = event["time"]
         elif event["event"] in ("verdict", "rerun") and (at := running.pop(event["number"], None)) is not None:
-            spent = event["seconds"].get("train", 0.0) if event["event"] == "verdict" else 0.0  # what was lost is no work
+            spent = event["seconds"] if event["event"] == "verdict" else {}  # what was lost is no work
             ends[event["number"]] = event["time"]
-            busy += max(0.0, min(last, at + spent) - at)
+            busy += max(0.0, min(last, at + spent.get("train", 0.0)) - at)
     counts = collections.Counter(event["number"] for event in verdicts)
     numbers = {event["number"] for event in events if event["event"] == "attempt"}
     wrong = {number: counts[number] for number in numbers | counts.keys() if counts[number] != 1}
