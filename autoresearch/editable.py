@@ -2,6 +2,7 @@
 
 import functools
 import os
+import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,16 @@ def pattern_of(glob: str) -> re.Pattern:
         return re.compile("".join(STEPS.get(part, part if part[:1] == "[" else re.escape(part)) for part in parts))
     except re.error:
         return re.compile(re.escape(glob))
+
+
+def inside(folder: str, name: str) -> str:
+    """The path from the repository's root of what a name means in a folder."""
+    return posixpath.normpath(posixpath.join(folder, name))
+
+
+def words_in(command: str | None) -> list[str]:
+    """The words of a command that may be names of files."""
+    return re.findall(r"[^\s'\";&|()<>]+", command or "")
 
 
 def may_edit(editable: Sequence[str], path: str) -> bool:

@@ -29,7 +29,6 @@ Any other repository with a number to improve has, in YAML between two lines of 
 import dataclasses
 import difflib
 import math
-import posixpath
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from autoresearch import UserError
+from autoresearch.editable import inside
 from autoresearch.task import COMMANDS, MOST_REPEATS, NOTHING, OWN_GAME, Stages, Task
 from autoresearch.text import METRIC, to_type
 
@@ -252,10 +252,10 @@ def check_surroundings(values: dict[str, Any], path: Path, folder: str) -> None:
 
 def check_path(name: str, value: str, path: Path, folder: str) -> str:
     """A path of the repository, from its root. folder: that of program.md, which it is relative to."""
-    inside = posixpath.normpath(posixpath.join(folder, value))
-    if value.startswith("/") or inside.startswith(".."):
+    found = inside(folder, value)
+    if value.startswith("/") or found.startswith(".."):
         raise UserError(f"`{name}` in {path}: {value} lies outside the repository; give a path from {path.parent}")
-    return inside
+    return found
 
 
 def known_settings() -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from autoresearch import preflight
-from autoresearch.editable import among, is_glob, is_in, may_edit
+from autoresearch.editable import among, inside, is_glob, is_in, may_edit, words_in
 from autoresearch.preflight import LARGEST_FILE, LARGEST_LITERAL
 
 NOTHING = "true"  # the `train` command of a task that neither trains nor builds
@@ -102,8 +102,8 @@ class Task:
         if both := [path for path in among(self.editable, committed) if self.hides(path)]:
             return f"`hidden` in program.md names {both[0]}, which `editable` names: no file can be both"
         for command in COMMANDS:
-            for word in re.findall(r"[^\s'\";&|()<>]+", getattr(self, command) or ""):
-                if (path := posixpath.normpath(posixpath.join(self.folder, word))) in new - committed:
+            for word in words_in(getattr(self, command)):
+                if (path := inside(self.folder, word)) in new - committed:
                     return f"`{command}` in program.md names {word}, which is not committed; {how_to_commit(path)}"
         return None
 

@@ -20,6 +20,7 @@ from autoresearch.data.download import progress_bars
 from autoresearch.data.packing import pack_rows
 from autoresearch.data.sources import SPLITS, Climbmix, Documents, open_source
 from autoresearch.data.tokenizer import SPECIAL_TOKENS, count_token_bytes, load_tokenizer, train_tokenizer
+from autoresearch.files import write_whole
 
 if TYPE_CHECKING:
     from prepare import Game
@@ -109,10 +110,7 @@ def build(game: "Game", source: Climbmix | Documents, part: Path) -> dict:
         "splits": splits,
         "files": files,
     }
-    with open(part / "manifest.json", "w") as file:
-        json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    write_whole(part / "manifest.json", json.dumps(manifest, indent=1))
     return manifest
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import git
 
 from autoresearch import UserError
-from autoresearch.editable import among, is_in, may_edit
+from autoresearch.editable import among, inside, is_in, may_edit, words_in
 from autoresearch.files import remove
 from autoresearch.plan.draft import UNKNOWN, as_yaml
 from autoresearch.plan.survey import language_of
@@ -293,12 +293,8 @@ def compared(task: Task, committed: Set[str], read: Callable[[str], str]) -> lis
 
     What a score compares results with may be among it. committed: files of the repository. read: the text of one.
     """
-    words = re.findall(r"[^\s'\";&|()<>]+", task.score or "")
-    scripts = [
-        path for path in (inside(task.folder, word) for word in words) if path in committed and language_of(path)
-    ]
-    names = [inside(task.folder, word) for word in words]
-    for script in scripts:
+    names = [inside(task.folder, word) for word in words_in(task.score)]
+    for script in [path for path in names if path in committed and language_of(path)]:
         for literal in re.findall(r"[\"'`]([^\"'`\n]+)[\"'`]", read(script)):
             names += [inside(folder, literal) for folder in (task.folder, posixpath.dirname(script))]
 
@@ -308,11 +304,6 @@ def compared(task: Task, committed: Set[str], read: Callable[[str], str]) -> lis
         return bool(files) and not code
 
     return [name for name in dict.fromkeys(names) if name not in task.hidden and is_data(name)]
-
-
-def inside(folder: str, name: str) -> str:
-    """A path from the repository's root."""
-    return posixpath.normpath(posixpath.join(folder, name))
 
 
 def ran_no_test(printed: str) -> bool:
