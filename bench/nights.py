@@ -23,6 +23,8 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
+import os
+import queue
 import shlex
 import shutil
 import subprocess
@@ -102,6 +104,21 @@ def missing(plan: Plan, played: list[Night]) -> Iterator[tuple[str, int]]:
 def code(work: Path) -> Path:
     """A clone that stays as it is for all nights: the loop stops where its own code changes."""
     return clone(ROOT, work / "code")
+
+
+def shares(workers: int) -> queue.SimpleQueue[list[int]]:
+    """The cores of this process in equal parts: a night keeps to one, and takes nothing from the night beside it."""
+    cores, parts = sorted(os.sched_getaffinity(0)), queue.SimpleQueue()
+    if workers > len(cores):
+        raise SystemExit(f"--workers {workers}: each needs a core of its own; this machine has {len(cores)}")
+    for worker in range(workers):
+        parts.put(cores[worker::workers][: len(cores) // workers])
+    return parts
+
+
+def take(parts: queue.SimpleQueue[list[int]]) -> None:
+    """Keep this thread, and what it starts, to one part of the cores."""
+    os.sched_setaffinity(0, parts.get())
 
 
 def clone(source: Path, folder: Path) -> Path:
@@ -262,12 +279,13 @@ def main() -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("--table", action="store_true", help="play nothing")
     parser.add_argument("--picture", action="store_true", help="play nothing; draw the curves")
-    parser.add_argument("--workers", type=int, default=1, help="nights at a time")
+    parser.add_argument("--workers", type=int, default=1, help="nights at a time, each on its share of the cores")
     arguments = parser.parse_args()
     plan, played = read(arguments.plan)
     work = ROOT / ".autoresearch/nights" / arguments.plan.stem
     to_play = [] if arguments.table or arguments.picture else list(missing(plan, played))
-    with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
+    parts = shares(arguments.workers)
+    with concurrent.futures.ThreadPoolExecutor(arguments.workers, initializer=take, initargs=(parts,)) as pool:
         if to_play:
             code(work)
         record = arguments.plan.with_suffix(".jsonl")

@@ -78,6 +78,14 @@ def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run all tests but those marked `clients` or `alone`")
 
 
+def pytest_configure(config):
+    """The tests that are timed and run by themselves share no core with what runs beside them: each process has its own."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and config.option.markexpr == "alone":
+        cores, beside = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        os.sched_setaffinity(0, set(cores[int(worker.removeprefix("gw")) :: beside]) or set(cores))
+
+
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: place_of(item.nodeid))
     dropped = [item for item in items if any(map(item.get_closest_marker, left_out(config)))]
