@@ -79,9 +79,9 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """The tests that are timed and run by themselves share no core with what runs beside them: each process has its own."""
+    """With `-m alone` each process of tests has cores of its own."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and config.option.markexpr == "alone":
+    if worker and are_alone(config):
         cores, beside = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
         os.sched_setaffinity(0, set(cores[int(worker.removeprefix("gw")) :: beside]) or set(cores))
 
@@ -103,6 +103,10 @@ def left_out(config) -> tuple[str, ...]:
     return ("clients", "alone") if config.option.full else ("clients", "alone", "slow")
 
 
+def are_alone(config) -> bool:
+    return config.option.markexpr == "alone"
+
+
 def lane_of(nodeid: str) -> int | None:
     return next((place for place, pattern in enumerate(LANES) if re.search(pattern, nodeid)), None)
 
@@ -115,7 +119,7 @@ def place_of(nodeid: str) -> tuple[bool, bool]:
 def pytest_xdist_make_scheduler(config, log):
     class Scheduler(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if (lane := lane_of(nodeid)) is not None:
+            if (lane := lane_of(nodeid)) is not None and not are_alone(config):
                 return f"timed {lane}"
             return next((name for name in WHOLE if name in nodeid), nodeid)
 
