@@ -70,8 +70,8 @@ LANES = (
     r"test_end_to_end\.py|test_external\.py::test_an_external_agent_does|test_clients\.py::test_real_trials"
     r"|test_gaming\.py|test_neighbours\.py",
 )
-# The tests of each share what takes long. They come first.
-WHOLE = "test_cluster.py", "test_growing.py", "test_kill_on_nodes.py", "test_honest.py", "test_score.py"
+# The tests of each share what takes long. They come first. Those on a cluster mostly wait: one process runs them all.
+WHOLE = (r"test_cluster\.py|test_growing\.py|test_kill_on_nodes\.py", r"test_honest\.py", r"test_score\.py")
 
 
 def pytest_addoption(parser):
@@ -111,9 +111,13 @@ def lane_of(nodeid: str) -> int | None:
     return next((place for place, pattern in enumerate(LANES) if re.search(pattern, nodeid)), None)
 
 
+def whole_of(nodeid: str) -> str | None:
+    return next((pattern for pattern in WHOLE if re.search(pattern, nodeid)), None)
+
+
 def place_of(nodeid: str) -> tuple[bool, bool]:
     """Sort key: what is timed comes last, of the rest what takes long first."""
-    return lane_of(nodeid) is not None, not any(name in nodeid for name in WHOLE)
+    return lane_of(nodeid) is not None, whole_of(nodeid) is None
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -121,7 +125,7 @@ def pytest_xdist_make_scheduler(config, log):
         def _split_scope(self, nodeid: str) -> str:
             if (lane := lane_of(nodeid)) is not None and not are_alone(config):
                 return f"timed {lane}"
-            return next((name for name in WHOLE if name in nodeid), nodeid)
+            return whole_of(nodeid) or nodeid
 
     return Scheduler(config, log)
 
