@@ -5,8 +5,9 @@
 
 A night edits a file of 24 constants. The loss is a sum of squares around a hidden optimum, in logarithms, turned so
 that constants depend on each other a little; most constants matter hardly at all. Scores have noise, and the keep rule
-is the loop's. Printed: what was gained of what could be, and how much more than `sweep`, the same nights compared. What
-it says of a real train.py is little: there nobody knows how the constants act together.
+is the loop's. In a second game the whole numbers, a quarter of the constants, matter more and are further from their
+optimum, as sizes were in real nights. Printed: what was gained of what could be, and how much more than `sweep`, the
+same nights compared. What it says of a real train.py is little: there nobody knows how the constants act together.
 """
 
 import argparse
@@ -44,10 +45,15 @@ AGENTS = {"sweep": Sweep, "optimize": Optimize}
 class Night:
     """A hidden optimum, the same for the same seed, and the noise that scores have."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, sizes: bool) -> None:
+        """sizes: whole numbers matter more."""
         self.random = np.random.default_rng(seed)
         far = self.random.normal(0, 0.6, CONSTANTS) * (self.random.random(CONSTANTS) < 0.6)  # in doublings
         self.optimum, self.weights = far, np.exp(self.random.normal(math.log(0.0075), 1.2, CONSTANTS))
+        if sizes:
+            whole = np.arange(CONSTANTS) % 4 == 1
+            self.weights = self.weights * np.where(whole, 3.0, 1.0)
+            self.optimum = np.where(whole, self.random.normal(0, 1.5, CONSTANTS), self.optimum)
         turned = np.eye(CONSTANTS) + 0.15 * self.random.normal(0, 1, (CONSTANTS, CONSTANTS))
         self.turn, _ = np.linalg.qr(turned)
         self.start = {f"C{i:02}": [0.02, 128, 0.95, 3.0][i % 4] for i in range(CONSTANTS)}
@@ -60,9 +66,9 @@ class Night:
         return self.loss(values) + self.random.normal(0, NOISE)
 
 
-def play(seed: int, agent: Sweep | Optimize, folder: Path) -> list[float]:
+def play(night: Night, agent: Sweep | Optimize, folder: Path) -> list[float]:
     """The champion's true loss after each trial."""
-    night, file = Night(seed), folder / "a.py"
+    file = folder / "a.py"
     source = "".join(f"{name} = {value}\n" for name, value in night.start.items()).encode()
     score = mean(night.score(night.start) for _ in range(2))
     champion = Attempt(1, "1", "1", "baseline", "loop", edit_hash({"a.py": source}), "keep", score, standing_runs=2)
@@ -97,14 +103,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nights", type=int, default=40)
     arguments = parser.parse_args()
-    seeds = range(FIRST, FIRST + arguments.nights)
-    possible = mean(Night(seed).loss(Night(seed).start) - 1 for seed in seeds)
-    print(f"{arguments.nights} nights, noise {NOISE}; {possible:.4f} could be gained")
+    for sizes in (False, True):
+        compare(range(FIRST, FIRST + arguments.nights), sizes)
+
+
+def compare(seeds: range, sizes: bool) -> None:
+    """Play these nights with each agent, and print what they gained."""
+    start = np.array([Night(seed, sizes).loss(Night(seed, sizes).start) for seed in seeds])
+    game = "whole numbers matter more" if sizes else "constants matter alike"
+    print(f"\n{game}: {len(seeds)} nights, noise {NOISE}; {start.mean() - 1:.4f} could be gained")
     with tempfile.TemporaryDirectory() as folder:
         found = {
-            name: np.array([play(seed, agent(seed), Path(folder)) for seed in seeds]) for name, agent in AGENTS.items()
+            name: np.array([play(Night(seed, sizes), agent(seed), Path(folder)) for seed in seeds])
+            for name, agent in AGENTS.items()
         }
-    start = np.array([Night(seed).loss(Night(seed).start) for seed in seeds])
     for name, losses in found.items():
         gained, more = start[:, None] - losses, found["sweep"] - losses
         print(f"\n{name}\n  trials   gained   more than sweep (95% interval)")

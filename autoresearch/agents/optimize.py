@@ -34,7 +34,8 @@ MOVES = 2  # constants that one proposal changes at most
 CANDIDATES = 3  # that a model beside it is told
 DRAWS = 20  # that are made to find an edit which was not tried yet
 EFFECT = 2.0  # standard deviations of one score that doubling a constant changes it by, before anything is known
-CURVE = 1.0  # of that is what it costs besides, to leave the place where somebody has put it
+SIZE = 8.0  # times that for a whole number: depth, width or batch also decide how many steps a fixed time has
+CURVE = 1.0  # of EFFECT is what it costs besides, to leave the place where somebody has put it
 CODE = 10.0  # times that is what an edit of code may do
 
 
@@ -135,6 +136,8 @@ class Model:
         import numpy as np
 
         self.files = sources
+        constants = all_constants(sources, brief.facts.gpu)
+        self.sizes = {name_among(sources, one) for one in constants if type(one.value) is int}
         self.sign = brief.sign
         self.places = places_of(brief.attempts)
         self.now = self.places.get(brief.champion.commit, {})
@@ -162,7 +165,9 @@ class Model:
         """(Mean, standard deviation) of a weight before anything is known."""
         if name.startswith("code "):
             return 0.0, CODE * self.effect
-        return CURVE * self.effect if name.endswith(" squared") else 0.0, self.effect
+        if name.endswith(" squared"):
+            return CURVE * self.effect, self.effect
+        return 0.0, (SIZE if name in self.sizes else 1.0) * self.effect
 
     def best(self, moves: Sequence[Move], random: "np.random.Generator") -> list[Move]:
         """The moves that are best by one draw of the weights, of different constants. The best one, good or not."""
