@@ -52,7 +52,7 @@ class Loop:
         self, run: Run, proposer: Proposer, experiments: Experiments, limits: Limits, lookahead: int = 0,
         waves: bool = False,
     ) -> None:  # fmt: skip
-        self.run, self.ledger, self.stop = run, run.ledger, run.stop
+        self.run, self.ledger, self.disk, self.stop = run, run.ledger, run.disk, run.stop
         self.proposer, self.experiments, self.limits = proposer, experiments, limits
         self.lookahead, self.waves = lookahead, waves
         self.proposals: dict[asyncio.Task, Draft] = {}
@@ -122,8 +122,8 @@ class Loop:
     async def make(self, draft: Draft) -> None:
         """Turn a draft into an attempt, unless its proposal fails. A returned edit that is not redone is concluded."""
         if not (back := draft.back):
-            await self.run.with_room(lambda: self.proposer.next_attempt(draft))
-        elif not await self.run.with_room(lambda: self.proposer.retry(draft, back)):
+            await self.disk.with_room(lambda: self.proposer.next_attempt(draft))
+        elif not await self.disk.with_room(lambda: self.proposer.retry(draft, back)):
             await self.experiments.conclude(back.verdict)
 
     def due(self) -> tuple[int, float | None]:
@@ -150,7 +150,7 @@ class Loop:
             if ready is not True:
                 self.returned += [ready] if ready else []
             elif seat := next((seat for seat in idle if self.experiments.suits(seat, attempt, self.trials)), None):
-                work: Coroutine = self.run.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
+                work: Coroutine = self.disk.with_room(lambda attempt=attempt, seat=seat: self.try_out(attempt, seat))
                 self.trials[attempt.number] = Trial(start(work), seat)
                 self.stop.trials = len(self.trials)
 
@@ -237,7 +237,7 @@ class Loop:
         self.stop.trials = 1
         while not attempt.status and not self.stop.level:
             with contextlib.suppress(Stopped):
-                await self.stop.unless_asked(self.run.with_room(lambda: self.experiments.try_out(attempt, seat)), 2)
+                await self.stop.unless_asked(self.disk.with_room(lambda: self.experiments.try_out(attempt, seat)), 2)
         self.run.reset()
 
 

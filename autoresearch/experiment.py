@@ -68,7 +68,7 @@ class Experiments:
         self.trials, self.pages, self.repairs = Trials(run, rule, baseline_runs), pages, repairs
         self.gate, self.tiers, self.ahead = gate or Gate(), Tiers(run, self.trials), Ahead(run, compile_ahead)
         self.can_retry, self.lessons = can_retry, Lessons(run.root / RUNS / "lessons.md")
-        self.ideas = Ideas(run.root / RUNS)
+        self.disk, self.ideas = run.disk, Ideas(run.root / RUNS)
 
     async def stands_on_champion(self, attempt: Attempt) -> bool | Returned:
         """Rebase a waiting attempt onto the champion, unless it is built on it already.
@@ -76,7 +76,7 @@ class Experiments:
         True: it can run. Returned: git cannot apply it there, and its agent is asked to redo the edit. False: its agent
         cannot redo it either; the attempt now has a verdict.
         """
-        if attempt.parent == self.ledger.champion_commit or await self.run.with_room(lambda: self.run.move(attempt)):
+        if attempt.parent == self.ledger.champion_commit or await self.disk.with_room(lambda: self.run.move(attempt)):
             return True
         champion = self.ledger.champion
         number = champion.number if champion else 0
@@ -144,7 +144,7 @@ class Experiments:
         finally:
             view.close()
         if verdict.status == "crash":
-            self.run.require_room()
+            self.disk.require_room()
         event = self.verdict_event(attempt, verdict, measured, checked, time.monotonic() - began)
         early = verdict.status == "crash" and measured.score is None and time.monotonic() - began < EARLY
         if early and attempt.repairs < self.repairs and not self.run.stop.level and self.can_retry(attempt):
@@ -153,7 +153,7 @@ class Experiments:
             return Returned(attempt, verdict.reason, True, event)
         if attempt.parent == self.ledger.champion_commit and self.gate.holds_keep(self.ledger, event):
             held = events.Held(number=attempt.number, what="keep", verdict=dataclasses.asdict(event))
-            await self.run.with_room(lambda: self.run.hold(held))
+            await self.disk.with_room(lambda: self.run.hold(held))
             return None
         if not await self.conclude(event):
             number = self.ledger.champion.number if self.ledger.champion else 0
@@ -192,7 +192,7 @@ class Experiments:
         if not proposing and self.gate.holds_cost(self.ledger):
             held.append(events.Held(number=len(self.ledger.attempts) + 1, what="cost"))
         for event in held:
-            await self.run.with_room(lambda event=event: self.run.hold(event))
+            await self.disk.with_room(lambda event=event: self.run.hold(event))
         for number, (held, no) in list(self.ledger.words.items()):
             attempt, began = self.ledger.attempts[number - 1], time.monotonic()
             if held.what == "edit":
@@ -313,17 +313,17 @@ class Experiments:
         Returns False and does nothing if the verdict is keep but the champion it beat has been replaced meanwhile.
         """
         attempt = self.ledger.attempts[verdict.number - 1]
-        if not await self.run.with_room(lambda: self.record_unless_outrun(attempt, verdict)):
+        if not await self.disk.with_room(lambda: self.record_unless_outrun(attempt, verdict)):
             return False
         advice = f"its rows are in the journal, and `{to_type('results')}` writes them"
-        await self.run.write_aside("results.tsv", lambda: self.run.results.add(attempt), advice)
-        await self.run.with_room(self.run.advance)
+        await self.disk.write_aside("results.tsv", lambda: self.run.results.add(attempt), advice)
+        await self.disk.with_room(self.run.advance)
         with contextlib.suppress(OSError):  # a file that cannot be removed does not affect the verdict
             self.run.runner.tidy(str(attempt.number), keep_weights=attempt.status == "keep")
-        await self.run.write_aside("attempts/", lambda: self.pages.write(attempt))
+        await self.disk.write_aside("attempts/", lambda: self.pages.write(attempt))
         if attempt.status == "keep":
-            await self.run.write_aside("lessons.md", lambda: self.lessons.confirm(attempt.lesson))
-        await self.run.write_aside("ideas.md", lambda: self.ideas.follow(attempt, self.run.repo.tag))
+            await self.disk.write_aside("lessons.md", lambda: self.lessons.confirm(attempt.lesson))
+        await self.disk.write_aside("ideas.md", lambda: self.ideas.follow(attempt, self.run.repo.tag))
         self.console.verdict(attempt, verdict.seconds["wall"])
         return True
 

@@ -78,7 +78,7 @@ class Proposer:
         at_once: int | None = None,
     ) -> None:
         self.run, self.ledger, self.repo, self.task, self.console = run, run.ledger, run.repo, run.task, run.console
-        self.pages, self.external, self.at_once = pages, external, at_once
+        self.disk, self.pages, self.external, self.at_once = run.disk, pages, external, at_once
         self.roster, self.drafts = Roster(agents, fill, run.ledger, run.console), Drafts(run.ledger, run.repo)
         self.refusals = Refusals(run, self.drafts)
         self.limits, self.web_search, self.brief_tokens = limits or Limits(), web_search, brief_tokens
@@ -188,14 +188,14 @@ class Proposer:
         assert draft.base is not None
         description = proposal.description or f"edit of {', '.join(self.task.editable)} without a description"
         proposal = dataclasses.replace(proposal, description=description)
-        commit = await self.run.with_room(lambda: draft.worktree.commit(self.task.editable, description))
+        commit = await self.disk.with_room(lambda: draft.worktree.commit(self.task.editable, description))
         attempt = await self.commit_as(draft, commit, draft.base.commit, proposal, agent)
         profile, device = self.run.facts.profile or "", self.run.facts.device or ""
         learn = (proposal.lesson, profile, device, self.repo.tag, attempt.number)
-        await self.run.write_aside("lessons.md", lambda: self.lessons.learn(*learn))
-        await self.run.write_aside("ideas.md", lambda: self.ideas.follow(attempt, self.repo.tag))
+        await self.disk.write_aside("lessons.md", lambda: self.lessons.learn(*learn))
+        await self.disk.write_aside("ideas.md", lambda: self.ideas.follow(attempt, self.repo.tag))
         where = f"{agent}, run {self.repo.tag}, experiment {attempt.number}"
-        await self.run.write_aside("ideas.md", lambda: self.ideas.hear(attempt.ideas, where))
+        await self.disk.write_aside("ideas.md", lambda: self.ideas.hear(attempt.ideas, where))
         return attempt
 
     async def commit_as(self, draft: Draft, commit: str, parent: str, proposal: Proposal, agent: str) -> Attempt:
@@ -214,8 +214,8 @@ class Proposer:
             self.drafts.committed(draft, number)
             return number
 
-        number = await self.run.with_room(record)
-        await self.run.with_room(lambda: self.repo.remember(number, commit))
+        number = await self.disk.with_room(record)
+        await self.disk.with_room(lambda: self.repo.remember(number, commit))
         return self.ledger.attempts[number - 1]
 
     def changed_constants(self, parent: str, commit: str) -> tuple[dict[str, list] | None, str]:
@@ -265,7 +265,7 @@ class Proposer:
             return False
         times = f"-{attempt.repairs + 1}" if attempt.repairs else ""
         name = f"{attempt.number}-crashed{times}" if back.crashed else f"{attempt.number}-on-{short(attempt.parent)}"
-        await self.run.with_room(lambda: self.repo.remember(name, attempt.commit))
+        await self.disk.with_room(lambda: self.repo.remember(name, attempt.commit))
         self.roster.answered(agent)
         kept = {name: getattr(proposal, name) or getattr(attempt, name) for name in ("description", "ideas")}
         await self.commit(draft, dataclasses.replace(proposal, **kept), agent.name)
@@ -299,7 +299,7 @@ class Proposer:
             draft.proposal, failed = Proposal(), None
             self.thinks(draft)
             try:
-                await self.run.write_aside("attempts/", self.pages.catch_up)
+                await self.disk.write_aside("attempts/", self.pages.catch_up)
                 brief = self.brief(draft, refusal, crashed, crash)
                 draft.proposal = await agent.propose(brief, draft.worktree.folder)
                 draft.tokens, draft.dollars = draft.proposal.tokens or 0, draft.proposal.dollars or 0.0
@@ -318,7 +318,7 @@ class Proposer:
                 draft.proposal = Proposal(tokens=failure.tokens, dollars=failure.dollars)
             except git.GitError as failure:  # an agent can leave git in a bad state
                 refusal = str(failure)
-                self.run.require_room()
+                self.disk.require_room()
                 if not self.external:
                     draft.worktree.reset(draft.base.commit)
             finally:

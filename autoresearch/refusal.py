@@ -45,7 +45,7 @@ class Refusals:
         job = Job(name_of("preflight", seat), files, self.run.seed, (PREFLIGHT,))
         measured = await self.run.runner.run(job, seat, lambda phase: None)
         draft.preflight = measured.seconds.get(PREFLIGHT)
-        self.run.require_room()
+        self.run.disk.require_room()
         return measured.reason or self.of_repetition(draft) or None  # an equal edit may have been committed meanwhile
 
     def of_repetition(self, draft: Draft) -> str | None:

@@ -6,22 +6,18 @@ The loop and `verify` both work on one. Everything about a run is in its journal
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import functools
 import importlib.util
-import inspect
 import json
-import os
-import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar, cast
 
 import git
 
-from autoresearch import UserError, disk_is_full, inbox
+from autoresearch import UserError, inbox
 from autoresearch.constants import with_change
+from autoresearch.disk import Disk
 from autoresearch.editable import among, in_folder, is_glob, may_edit
 from autoresearch.gate import describe_held
 from autoresearch.limits import StopRequest
@@ -39,8 +35,6 @@ from autoresearch.text import count, short, to_type
 from autoresearch.views.console import Console
 
 LOOK = 0.3  # seconds between two looks into the inbox
-ENOUGH_ROOM = 1 << 16  # bytes that must be free before the loop continues after a full disk
-Result = TypeVar("Result")
 
 
 class Run:
@@ -63,14 +57,13 @@ class Run:
         self.root, self.folder, self.program, self.task = root, folder, program, task
         self.ledger, self.repo = ledger, repo
         self.confined, self.console, self.stop = confined, console, stop
+        self.disk = Disk(folder, console, stop)
         self.seed = ledger.seed
         self.gpus: str | None = None
         self.kind = ""  # on a cluster, the kind of device whose scores decide what is kept
         self.tiers: tuple[str, ...] = ()  # of --tiers: the kind that screens edits, and the kind that decides
         self.prices: dict[str, float] = {}  # of --seat-price: dollars per hour, by kind
         self._noted: Sequence[Seat] = []  # the seats as last recorded in the journal
-        self.waits_for_room = False  # the disk is full, and the user has been told
-        self.unwritten: set[str] = set()  # names of files that could not be written; the user has been told
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
         self.files = functools.lru_cache(maxsize=8)(self._files)  # of the commits asked for most recently
@@ -283,6 +276,10 @@ class Run:
             self._noted = seats
         return seats
 
+    async def record(self, event: events.Event) -> None:
+        """Write an event to the journal; if the disk is full, as soon as there is room."""
+        await self.disk.with_room(lambda: self.ledger.append(event))
+
     # -- messages from people
 
     def take_in(self) -> bool:
@@ -303,7 +300,7 @@ class Run:
 
     async def told(self, seats: Sequence[Seat]) -> None:
         """Wait until a message from a person arrives, or the runner's seats have changed."""
-        while not await self.with_room(self.take_in) and self.runner.seats is seats:  # noqa: ASYNC110  it is a file
+        while not await self.disk.with_room(self.take_in) and self.runner.seats is seats:  # noqa: ASYNC110  a file
             await asyncio.sleep(LOOK)
 
     def hold(self, held: events.Held) -> None:
@@ -384,69 +381,7 @@ class Run:
         self.repo.remember(number, commit)
         return True
 
-    # -- a full disk, and trusted code
-
-    async def with_room(self, step: Callable[[], Result | Awaitable[Result]]) -> Result:
-        """Do a step. If the disk is full, or no process can be started, wait until that has changed and retry.
-
-        Raises OSError if the user asks to stop meanwhile.
-        """
-        wait = 0.0
-        while True:
-            try:
-                done = step()
-                result = await done if inspect.isawaitable(done) else done
-                if wait:
-                    self.waits_for_room = False
-                return cast(Result, result)
-            except (OSError, git.GitCommandError) as error:
-                task, full = asyncio.current_task(), what_is_full(error)
-                if not full or (task and task.cancelling()):
-                    raise
-                if not self.waits_for_room:
-                    self.waits_for_room = True
-                    self.console.line(
-                        f"{full}: waiting until this changes. Nothing is lost; Ctrl-C ends the loop", "yellow"
-                    )
-                    self.console.tell("fault", reason=full)
-                wait = min(2 * wait, 60.0) or 1.0  # a quota may be full although the disk is not
-                if await self.asked_to_stop_before_room(wait):
-                    raise
-
-    async def asked_to_stop_before_room(self, seconds: float) -> bool:
-        """Wait so many seconds, and then until the disk has room. True as soon as the user asks to stop."""
-        clock = asyncio.get_running_loop().time
-        until = clock() + seconds
-        while clock() < until or not self.has_room():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.reaches(1), 0.2)
-                return True
-        return False
-
-    async def write_aside(
-        self, name: str, step: Callable[[], object], advice: str = "the run continues without it"
-    ) -> None:
-        """Write a file that only follows from the record. If that fails, say so once and continue."""
-        try:
-            await self.with_room(step)
-        except OSError as error:
-            if disk_is_full(error):  # and the user has asked to stop
-                raise
-            if name not in self.unwritten:
-                self.console.line(f"{name} cannot be written: {error.strerror}; {advice}", "yellow")
-            self.unwritten.add(name)
-
-    async def record(self, event: events.Event) -> None:
-        """Write an event to the journal; if the disk is full, as soon as there is room."""
-        await self.with_room(lambda: self.ledger.append(event))
-
-    def has_room(self) -> bool:
-        return shutil.disk_usage(self.folder).free >= ENOUGH_ROOM
-
-    def require_room(self) -> None:
-        """Raises OSError if the disk is full: a crash then says nothing about the edit, which has to run again."""
-        if not self.has_room():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
+    # -- trusted code
 
     def require_own_code(self) -> None:
         """Check that the loop's code has not changed since it started: an agent has the user's permissions."""
@@ -455,13 +390,6 @@ class Run:
                 "the loop's own code changed while it ran (loop.py or autoresearch/). Nothing is lost: unless you "
                 "updated it, look at the changes with `git diff`; then run the same command again to continue with it"
             )
-
-
-def what_is_full(error: Exception) -> str:
-    """What an error says has run out and may come back, in words; empty for other errors."""
-    if isinstance(error, BlockingIOError):
-        return "no more processes can be started"
-    return "the disk is full" if disk_is_full(error) else ""
 
 
 def edit_of(task: Task, folder: Path) -> str:

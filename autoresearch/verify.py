@@ -131,7 +131,7 @@ class Verification:
             typical = time.monotonic() - began
             reason = measured.reason or check.reason
             if reason:
-                run.require_room()
+                run.disk.require_room()
             event = Verified(
                 code=code.name,
                 commit=code.commit,

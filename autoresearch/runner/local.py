@@ -150,7 +150,7 @@ class Local:
             share=self.share,
         )
         measured = await trial.run()
-        if trial.overfull and AHEAD not in job.phases:  # a trial is using them
+        if trial.usage.overfull and AHEAD not in job.phases:  # a trial is using them
             self._overfull[job.name] = caches
             if isinstance(stage, Checkout):
                 stage.reset()

@@ -1,4 +1,4 @@
-"""How much of the CPU other programs used while a trial trained.
+"""How much of the machine other programs used while a trial trained: of the CPU; gpu.py looks at the GPU.
 
 A training with a fixed time makes less progress on a busy machine, and would look like a bad idea.
 """
@@ -9,11 +9,12 @@ import dataclasses
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
 
+from autoresearch.runner.gpu import Taken, Watch
 from autoresearch.runner.process import family
 
 LOOK = 5.0  # seconds between two looks while it waits for the machine to be free
@@ -61,6 +62,25 @@ def has_quota() -> bool:
         with contextlib.suppress(OSError, IndexError):
             return Path("/sys/fs/cgroup", name).read_text().split()[0] != none
     return False
+
+
+class Neighbours:
+    """What others take of the machine from now on, until `end` is called. environment: of the trial that may use it."""
+
+    def __init__(self, environment: Mapping[str, str], has_gpu: bool) -> None:
+        self._before = None if has_quota() else Processors.now()
+        self._gpu = Watch(environment) if has_gpu else None
+
+    def taken(self) -> Taken | None:
+        """What they took so far, of the processors or of the GPU, whichever is more; None where nobody knows."""
+        known = [self._gpu.taken()] if self._gpu else []
+        if self._before:
+            known.append(Taken(round(Processors.now().taken_since(self._before), 3)))
+        return max(filter(None, known), key=lambda taken: taken.share, default=None)
+
+    def end(self) -> None:
+        if self._gpu:
+            self._gpu.end()
 
 
 async def quiet(most: float, limit: float, also: Callable[[], bool] = lambda: True) -> bool:

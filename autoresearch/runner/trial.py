@@ -18,7 +18,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import socket
 import stat
 import sys
@@ -33,19 +32,13 @@ from autoresearch.files import remove
 from autoresearch.runner import AHEAD, GUARD, HOLDOUT, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, sandbox
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import CACHES, HARMLESS, matching, their_words
-from autoresearch.runner.gpu import Taken, Watch
+from autoresearch.runner.gpu import Taken
 from autoresearch.runner.logs import last_line, last_word, read_figures, read_tail, shorten
-from autoresearch.runner.machine import (
-    MOST_HANDLES,
-    NEARLY_NOTHING,
-    clear,
-    cut_at_end,
-    disk_usage,
-    free_memory,
-)
-from autoresearch.runner.neighbours import Processors, has_quota
+from autoresearch.runner.machine import clear, cut_at_end
+from autoresearch.runner.neighbours import Neighbours
 from autoresearch.runner.process import Ended, Process, command_words, end_left_over
 from autoresearch.runner.progress import longest_start, read_progress
+from autoresearch.runner.usage import Usage
 from autoresearch.task import Facts, Task
 
 # The only variables of the user's environment that a trial sees: no keys, no tokens, no agent settings.
@@ -70,8 +63,6 @@ LARGEST_FIGURES = 1 << 16  # size limit in bytes of each of KEPT but the first
 MOST_MEGABYTES = 1e8  # the largest memory use that a trial can report
 LARGEST_SCORE = 1e100  # sums and squares of such scores are still finite
 NEXT_SEED = 1000  # distance between the seeds of a task's `repeats`
-MOST_TASKS = 4096  # limit for the processes and threads of a command
-NEARLY_NO_FILES = 10_000  # fewer free inodes than this count as none
 
 
 def trial_environment(
@@ -120,9 +111,9 @@ class Trial:
         tell: Callable[[Phase], None],
         share: int = 1,
     ) -> None:
-        self.task, self.job, self.stage, self.folder, self.environment = task, job, stage, folder, environment
+        self.task, self.job, self.facts, self.stage, self.folder = task, job, facts, stage, folder
         self.inside = stage / task.folder  # where the commands run
-        self.confine, self.changed, self.tell = confine, changed, tell
+        self.environment, self.confine, self.changed, self.tell = environment, confine, changed, tell
         self.limits = {
             PREFLIGHT: PREFLIGHT_LIMIT,
             AHEAD: longest_start(facts.time_budget or 0.0),
@@ -139,22 +130,11 @@ class Trial:
         self.seconds: dict[str, float] = {}
         self.printed: list[dict[str, float]] = []  # figures, by run of the command that prints the metric
         self.peak_memory = 0
-        self.watched = facts.most_taken is not None  # what others take of the machine, from the start of its clock
-        self.clock_began = False
-        self.processors: Processors | None = None  # as they stood then
-        self.gpu: Watch | None = None
-        self.has_gpu = facts.gpu
+        self.neighbours: Neighbours | None = None  # from the start of its clock
         self.taken: Taken | None = None  # what others took since
-        self.overfull = False  # it filled the disk
         self.root = folder.parents[3]  # the user's checkout
-        self.memory_free = free_memory()
-        self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
-        self.outputs = [folder, *(Path(environment[name]) for name in CACHES)]
-        self.counted = [
-            *self.outputs,
-            *([] if task.referee or folder.is_relative_to(stage) else [stage]),
-        ]  # folders that the commands write to
-        self.disk_free, self.disk_used, self.files_free = 0, 0.0, 0  # bytes, bytes, files, when a phase began
+        self.caches = [Path(environment[name]) for name in CACHES]
+        self.usage = Usage(task, stage, folder, self.caches, share)
 
     async def run(self) -> Measurement:
         """Run the phases of the job. Never raises for failures of the commands: a crash is a measurement."""
@@ -167,8 +147,8 @@ class Trial:
                 return await self._train_and_score()
             return await self._check()
         finally:
-            if self.gpu:
-                self.gpu.end()
+            if self.neighbours:
+                self.neighbours.end()
             (self.folder / "process").unlink(missing_ok=True)
 
     async def _preflight(self) -> Measurement:
@@ -184,7 +164,8 @@ class Trial:
 
     async def _compile_ahead(self) -> Measurement:
         """Compile what the editable files will need. If that fails, only the log says so: a trial compiles it, too."""
-        self._note_disk()
+        self.usage.begin()
+        self._make_folders()
         for name in self.task.editable:
             async with self._start(AHEAD, shlex.join([sys.executable, compile_ahead.__file__, name])) as process:
                 await self._finish(AHEAD, process)
@@ -192,8 +173,8 @@ class Trial:
 
     async def _train_and_score(self) -> Measurement:
         remove(self.folder)  # what an interrupted run of it left behind
+        self.usage.begin()
         self._make_folders()
-        self._note_disk()
         if changed := self.changed():
             return self._failed(TRAIN, f"not run: {', '.join(changed)} is not as in the commit that the run began with")
         for name in self.task.hidden:
@@ -324,7 +305,8 @@ class Trial:
     async def _check(self) -> Measurement:
         """Run guard and holdout on what the training of this trial has saved."""
         figures = {}
-        self._note_disk()
+        self.usage.begin()
+        self._make_folders()
         for phase, command in ((GUARD, self.task.guard), (HOLDOUT, self.task.holdout)):
             if not command or phase not in self.job.phases:
                 continue
@@ -339,21 +321,9 @@ class Trial:
             self.changed()  # learns from the baseline
         return Measurement(figures=figures, seconds=dict(self.seconds))
 
-    def _note_disk(self) -> None:
-        """Note what is used and what is free on the disk before the commands write."""
-        self.disk_used = disk_usage(self.counted)
-        if self.disk_used == math.inf:  # nested so deeply that nothing could be counted
-            for path in (self.folder / "run", self.folder / "tmp", *self.outputs[1:]):
-                if disk_usage([path]) == math.inf:
-                    remove(path)
-            self.disk_used = disk_usage(self.counted)
-        self._make_folders()
-        self.disk_free = shutil.disk_usage(self.folder).free
-        self.files_free = os.statvfs(self.folder).f_favail
-
     def _make_folders(self) -> None:
         home = [] if self.task.referee else [self.folder / "run/tmp/home"]
-        for path in (*self.outputs, self.folder / "tmp", self.folder / "run/tmp", *home):
+        for path in (*self.caches, self.folder / "tmp", self.folder / "run/tmp", *home):
             path.mkdir(parents=True, exist_ok=True)
 
     def _start(self, phase: str, command: str, on_stdin: bool = False, channel: socket.socket | None = None) -> Process:
@@ -402,16 +372,16 @@ class Trial:
         self.tell(Phase(phase, str(self.folder)))
         try:
             ended = await process.wait(self.limits[phase] + before, lambda: self._excess(phase, process))
-            if overfull := self._excess_of_disk(process):  # also by what it wrote just before its end
+            if overfull := self.usage.excess_of_disk(process):  # also by what it wrote just before its end
                 ended = dataclasses.replace(ended, reason=ended.reason or overfull)
         finally:  # also of a trial that is cancelled
             cut_at_end(self.folder / f"{phase}.log")
-            if self.overfull and phase == TRAIN:  # at once: the loop needs room for its record
-                tidy(self.folder, self.outputs[1:], keep_weights=False)
+            if self.usage.overfull and phase == TRAIN:  # at once: the loop needs room for its record
+                tidy(self.folder, self.caches, keep_weights=False)
             shorten(self.folder / f"{phase}.log")
             keys.scrub_file(self.folder / f"{phase}.log")
         if phase == TRAIN:
-            self.taken = self._taken()
+            self.taken = self.neighbours.taken() if self.neighbours else None
         self.seconds[phase] = ended.seconds - before
         if phase == TRAIN or (phase == SCORE and not self.task.referee):
             self.peak_memory = max(self.peak_memory, ended.peak_memory)
@@ -420,53 +390,16 @@ class Trial:
             self.seconds["training"] = round(min(progress.budget, max(0.0, ended.seconds - late)), 3)
         return ended
 
-    def _taken(self) -> Taken | None:
-        """What others took since its clock began, of the processors or of the GPU; None where nobody knows."""
-        known = [self.gpu.taken()] if self.gpu else []
-        if self.processors:
-            known.append(Taken(round(Processors.now().taken_since(self.processors), 3)))
-        return max(filter(None, known), key=lambda taken: taken.share, default=None)
-
     def _excess(self, phase: str, process: Process) -> str | None:
-        """Why a command must end now: it exceeds a limit of memory, processes, disk or start-up time. Or None."""
+        """Why a command must end now: it exceeds the limit of start-up time, or uses too much. Or None."""
         running = time.monotonic() - process.started
-        if phase == TRAIN and self.watched and not self.clock_began and read_progress(self.folder):
-            self.clock_began = True
-            self.processors = None if has_quota() else Processors.now()
-            self.gpu = Watch(self.environment) if self.has_gpu else None
+        watched = phase == TRAIN and self.facts.most_taken is not None
+        if watched and not self.neighbours and read_progress(self.folder):
+            self.neighbours = Neighbours(self.environment, self.facts.gpu)
         if phase == TRAIN and running > self.start_limit and read_progress(self.folder) is None:
             limit = f"{self.start_limit:.0f} s"
             return f"ended because it drew no batch in its first {limit}, the limit for importing and compiling"
-        if process.tasks() > MOST_TASKS:
-            return f"ended because it had more than {MOST_TASKS} processes and threads"
-        memory = process.memory()
-        if memory == math.inf:
-            return f"ended because it had more than {MOST_HANDLES} files open, too many to see what memory they hold"
-        if memory > self.memory_limit:
-            held, allowed = memory / 2**30, self.memory_limit / 2**30
-            return f"ended because it held {held:.1f} GiB of host memory; {allowed:.1f} are allowed"
-        if free_memory() < NEARLY_NOTHING <= self.memory_free:
-            return "ended because the machine had next to no memory left"  # shortage.py looks for these words
-        return self._excess_of_disk(process)
-
-    def _excess_of_disk(self, process: Process) -> str | None:
-        """Why a command must end now, or does not count: it has written too much. Or None."""
-        free = shutil.disk_usage(self.folder).free
-        if free < NEARLY_NOTHING <= self.disk_free:
-            self.overfull = True
-            return "ended because the disk was nearly full"
-        if os.statvfs(self.folder).f_favail < NEARLY_NO_FILES <= self.files_free:
-            self.overfull = True
-            return "ended because the disk had next to no room for more files"
-        limit = self.task.disk_limit * 2**30
-        if self.disk_free - free > limit:  # cheap to ask; then exactly
-            used = disk_usage(self.counted) + process.unlinked() - self.disk_used
-            if used > limit:
-                self.overfull = True
-                if used == math.inf:
-                    return "ended because its folders were nested too deeply, or closed, to see how much it had written"
-                return f"ended because it had written {used / 2**30:.1f} GiB; {self.task.disk_limit:g} are allowed"
-        return None
+        return self.usage.excess(process)
 
     def _explain(self, phase: str, reason: str) -> str:
         """Why a command failed: how it ended, what its log says, and what the sandbox denied."""
@@ -483,9 +416,8 @@ class Trial:
 
     def _writable(self) -> list[str]:
         """The paths that the commands (except a referee) may write to."""
-        caches = [self.environment[name] for name in CACHES]
         stage = [] if self.task.referee else [str(self.stage)]
-        return [str(self.folder / "run"), *caches, *self.task.writable, *stage]
+        return [str(self.folder / "run"), *map(str, self.caches), *self.task.writable, *stage]
 
     def _failed(self, phase: str, reason: str, suspended: float = 0.0) -> Measurement:
         return Measurement(None, reason, seconds=dict(self.seconds), suspended=suspended, failed=phase)

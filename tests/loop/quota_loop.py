@@ -9,8 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import loop
-from autoresearch.runner import trial
+from autoresearch.runner import neighbours
 
 if __name__ == "__main__":
-    trial.has_quota = lambda: True
+    neighbours.has_quota = lambda: True
     loop.main()

@@ -17,7 +17,8 @@ from conftest import ROOT, solver, step, wait_for
 from autoresearch.runner import TRAIN, Job, machine, process
 from autoresearch.runner.machine import MemoryGroup
 from autoresearch.runner.process import Process
-from autoresearch.runner.trial import NEARLY_NO_FILES, Trial, settle, tidy, trial_environment
+from autoresearch.runner.trial import Trial, settle, tidy, trial_environment
+from autoresearch.runner.usage import NEARLY_NO_FILES
 from autoresearch.task import Facts, Task
 
 DEEP = """import os
@@ -126,7 +127,10 @@ def test_who_makes_too_many_files_is_ended(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "statvfs", statvfs)
     measured = asyncio.run(trial.run())
-    assert measured.reason == "training: ended because the disk had next to no room for more files" and trial.overfull
+    assert (
+        measured.reason == "training: ended because the disk had next to no room for more files"
+        and trial.usage.overfull
+    )
 
 
 def test_what_cannot_be_listed_is_not_taken_for_empty(tmp_path):
@@ -165,7 +169,9 @@ def test_what_is_reserved_beyond_the_end_of_a_file_is_given_back(tmp_path):
 
 def test_what_is_written_just_before_the_end_counts(tmp_path):
     trial, reason = run_alone(tmp_path, RESERVES.replace("MUCH", "50 << 20"), disk_limit=0.1)
-    assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed: score: 2" and trial.overfull
+    assert (
+        reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed: score: 2" and trial.usage.overfull
+    )
     assert machine.disk_usage([tmp_path]) < 1 << 20  # the record is written next, and has room
 
 
@@ -180,7 +186,7 @@ time.sleep(60)
 
 def test_a_file_without_a_name_counts(tmp_path):
     trial, reason = run_alone(tmp_path, NAMELESS, disk_limit=0.1)
-    assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed" and trial.overfull
+    assert reason == "training: ended because it had written 0.1 GiB; 0.1 are allowed" and trial.usage.overfull
 
 
 # -- memory
@@ -247,7 +253,7 @@ def test_who_starts_too_many_threads_is_ended(toy):
     )
     assert machine.tasks_of([os.getpid()]) >= threading.active_count()
     toy.plan_steps(e2=[{"files": {"solver.py": threads + solver(2)}, "say": "more"}])
-    few = "from autoresearch.runner import trial\ntrial.MOST_TASKS = 20\nimport loop\nloop.main()\n"
+    few = "from autoresearch.runner import usage\nusage.MOST_TASKS = 20\nimport loop\nloop.main()\n"
     program = toy.folder.parent / "loop.py"
     program.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{few}")
     toy.run_agent(2, loop=program)

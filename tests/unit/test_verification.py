@@ -52,7 +52,7 @@ def run(tmp_path):
         seed=42,
         job=lambda commit, name, seed: Job(name, {"train.py": commit.encode()}, seed),
         require_own_code=lambda: None,
-        require_room=lambda: None,
+        disk=types.SimpleNamespace(require_room=lambda: None),
     )
 
 
