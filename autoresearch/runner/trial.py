@@ -13,6 +13,7 @@ command prefix in AUTORESEARCH_CONFINE, which allows them to write only to $TMPD
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -274,12 +275,11 @@ class Trial:
 
     def _links(self) -> dict[str, str]:
         """The target of each symbolic link in what the commands may write; of a folder that nobody may list, itself."""
-        found: dict[str, str] = {}
-        for top in self._writable():
-            for folder, below, names in os.walk(top, onerror=lambda closed: found.update({closed.filename: ""})):
-                paths = (os.path.join(folder, name) for name in (*below, *names))
-                found |= {path: os.readlink(path) for path in paths if os.path.islink(path)}
-        return found
+        closed: list[OSError] = []
+        walks = itertools.chain.from_iterable(os.walk(top, onerror=closed.append) for top in self._writable())
+        paths = (os.path.join(folder, name) for folder, below, names in walks for name in (*below, *names))
+        links = {path: os.readlink(path) for path in paths if os.path.islink(path)}
+        return links | {error.filename: "" for error in closed}
 
     def _hidden(self) -> list[Path]:
         """The task's hidden files and folders, as they are in the worktree or, through a link, outside it."""
