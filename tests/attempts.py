@@ -203,6 +203,7 @@ ATTEMPTS = {
         "documents": lambda: open(TARGET["document"]).close(),
         "what describes a package": lambda: open(TARGET["description"]).close(),
         "the tests of Python": lambda: open(TARGET["test"]).close(),
+        "packages that are not used": lambda: open(TARGET["unused"]).close(),
     },
     "allowed": {
         "rename": lambda: (os.makedirs("a/b"), os.mkdir("c"), os.rename("a/b", "c/b")),

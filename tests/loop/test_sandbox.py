@@ -254,6 +254,7 @@ RARE = {
     "of a namespace",
     "of a child's namespace",
     "passwords",
+    "packages that are not used",
     "somebody else's",
 }
 
@@ -290,6 +291,7 @@ def attempts(tmp_path):
         Path(sysconfig.get_path("stdlib")),
         Path("/usr/share"),
     )
+    unused = Path(sysconfig.get_path("purelib", vars={"base": sys.base_prefix}))
     target = {
         "beside": str(texts / "beside"),
         "closed": str(texts / "closed"),
@@ -298,6 +300,7 @@ def attempts(tmp_path):
         "outside": str(outside),
         "settings": first(*(Path("/etc", name) for name in ("login.defs", "fstab", "hostname", "profile"))),
         "document": first(*(path for path in share.glob("*/*") if path.parent.name not in SHARE)),
+        "unused": first(*unused.glob("*")) if unused != packages else "",
         "zone": first(share / "zoneinfo/Etc/UTC"),
         "test": first(*(path for name in TEXT_OF_PYTHON for path in library.glob(f"{name}/*.py"))),
     }

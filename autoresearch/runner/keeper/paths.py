@@ -83,7 +83,7 @@ def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
     if rules.get("strict"):
         packages = os.path.realpath(rules["packages"])
         described = glob.glob(f"{packages}/*.dist-info")
-        hidden += [*TEXT, *(f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON)]
+        hidden += [*TEXT, *rules["unused"], *(f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON)]
         hidden += [f"{packages}/{name}" for name in set(TEXT_PACKAGES) - set(rules.get("imports", ()))]
         shown = [f"/usr/share/{name}" for name in SHARE] + [f"{folder}/entry_points.txt" for folder in described]
         shown += [f"{folder}/METADATA" for folder in described if os.path.basename(folder).startswith(DESCRIBED)]
