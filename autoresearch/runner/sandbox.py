@@ -34,7 +34,8 @@ def launcher(rules: dict | None) -> list[str]:
     interpreter does not use, but where that can be a /dev/shm of its own (64 MB); `imports` names packages that it sees
     all the same. `alone`, of a model's process: not that either, no hard links and no locks. `builds`, of another
     repository's commands: modes and times of files that they may write can be set, and they have shared memory and
-    pseudo-terminals of their own, where the machine can. `network`: a loopback of their own, too.
+    pseudo-terminals of their own, where the machine can. `network`: a loopback of their own, too. `gpu`, unless
+    False: the device files of GPUs.
     """
     if rules is None:
         return keeper(None)

@@ -412,6 +412,7 @@ class Trial:
         hidden = [*self.confine["hidden"], *texts, *away]
         rules = {"read": [*read, *self.confine["readable"]], "write": write, "hidden": hidden}
         rules |= {"builds": not self.task.referee, "network": self.task.network}
+        rules |= {"gpu": self.has_gpu or not self.task.referee}  # the game of the CPU is not played on a GPU
         return {**rules, "strict": self.task.referee, "alone": alone, "imports": list(self.task.imports)}
 
     async def _finish(self, phase: str, process: Process, before: float = 0.0) -> Ended:

@@ -391,9 +391,10 @@ sys.path.insert(0, sys.argv[1])
 from autoresearch.runner.keeper import paths
 from autoresearch.runner.keeper.landlock import restrict
 from autoresearch.runner.keeper.system_calls import cut_off
-paths.has_cuda = lambda: sys.argv[2] == "there"
-restrict([sys.prefix, sys.base_prefix], [], [], [])
-cut_off({"strict": True, "alone": True})
+paths.gpu_devices = lambda names=(): [] if sys.argv[2] == "missing" else ["/dev/ptmx"]  # in the place of one
+gpu = sys.argv[2] != "denied"
+restrict([sys.prefix, sys.base_prefix], [], [], [], gpu=gpu)
+cut_off({"strict": True, "alone": True, "gpu": gpu})
 def works(action):
     try:
         action()
@@ -411,17 +412,20 @@ def name_a_thread():
         with open(f"/proc/self/task/{thread.native_id}/comm", mode) as name:
             name.write("cuda-EvtHandlr")
 others = [(socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, 1)]
-print(works(listen), works(name_a_thread), *(works(lambda: socket.socket(*kind)) for kind in others))
+first = works(listen), works(name_a_thread), works(lambda: open("/dev/ptmx"))
+print(*first, *(works(lambda: socket.socket(*kind)) for kind in others))
 """
 
 
 @pytest.mark.skipif(sandbox.version() < 2, reason="no Landlock")
-@pytest.mark.parametrize("driver", ["there", "missing"])
+@pytest.mark.parametrize("driver", ["there", "missing", "denied"])
 def test_what_the_driver_of_a_gpu_needs(tmp_path, driver):
-    """cuInit fails unless it may name its threads and listen at an abstract socket of one kind."""
+    """cuInit fails unless it may name its threads and listen at an abstract socket of one kind. In a game of the CPU
+    it gets none of this, nor the device.
+    """
     allowed = str(driver == "there")
     answer = launch(None, tmp_path / "out", "-c", DRIVER, str(ROOT), driver)
-    assert answer.stdout.split() == [allowed, allowed, "False", "False", "False"], answer.stderr
+    assert answer.stdout.split() == [allowed, allowed, allowed, "False", "False", "False"], answer.stderr
 
 
 POOL = """import concurrent.futures, os, sys

@@ -150,12 +150,12 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
     if MACHINE not in AUDIT:
         return b""
     builds, loopback = bool(rules.get("builds")), bool(rules.get("network"))
-    strict = bool(rules.get("strict"))
+    strict, cuda = bool(rules.get("strict")), paths.has_cuda(rules.get("gpu", True))
     denied, idle = [OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES], [OWNERS]
     for tables, table, applies in (
         (denied, REACH_OUT, not loopback),
         (denied, NAMES, strict),
-        (denied, DRIVER_SOCKETS, not paths.has_cuda() and not loopback),
+        (denied, DRIVER_SOCKETS, not cuda and not loopback),
         (denied, HARD_LINKS, rules.get("alone")),
         (denied, SEND_MESSAGES, not builds),
         (denied, TRUNCATE_BY_NAME, not builds or (rules["by"] == "Landlock" and version() < 3)),
@@ -187,6 +187,7 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
 def steps_with_arguments(rules: dict) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name. rules: as of `filter_program`."""
     strict, alone = bool(rules.get("strict")), bool(rules.get("alone"))
+    cuda = paths.has_cuda(rules.get("gpu", True))
     own = "nothing" if strict else "allow"  # what is done to the calling thread itself
     families = (*INTERNET, UNIX) if rules.get("by") == "bubblewrap" else INTERNET  # which shows no sockets of others
 
@@ -208,7 +209,7 @@ def steps_with_arguments(rules: dict) -> dict[str, list]:
 
     # To wake others, and to be told how many there were, by memory that is not this process's own.
     wakes = [argument(1), (HAS_BITS, 0, 1, PRIVATE), "allow", (MASK, 0, 0, 0x7F), *one_of(WAKES, "nothing", "allow")]
-    sockets = unix_of_type(SEQPACKET) if paths.has_cuda() else ["deny"]
+    sockets = unix_of_type(SEQPACKET) if cuda else ["deny"]
     if rules.get("network"):
         sockets = [argument(0), *(step for family in families for step in ((EQUAL, 0, 1, family), "allow")), *sockets]
     return {
@@ -228,9 +229,7 @@ def steps_with_arguments(rules: dict) -> dict[str, list]:
             *one_of(tuple(kind << 8 for kind in FLAG_IOCTLS), "deny", "allow"),
         ],
         "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * strict, "nothing", "allow")],
-        "futex": wakes
-        if alone and not paths.has_cuda()
-        else ["allow"],  # as process pools, and perhaps the driver, need
+        "futex": wakes if alone and not cuda else ["allow"],  # as process pools, and perhaps the driver, need
         "clone": [  # a thread with open files of its own would hide what they hold
             *(argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny"),
             *((HAS_BITS, 0, 2, THREAD), (HAS_BITS, 1, 0, SAME_FILES), "deny", "allow"),
