@@ -147,6 +147,7 @@ class Trial:
         self.has_gpu = facts.gpu
         self.taken: Taken | None = None  # what others took since
         self.overfull = False  # it filled the disk
+        self.at_home = ""  # the phase that has written to the commands' home
         self.root = folder.parents[3]  # the user's checkout
         self.memory_free = free_memory()
         self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
@@ -387,6 +388,10 @@ class Trial:
             rules = None
         else:
             rules = self._rules(self._writable(), linked=phase != TRAIN)
+        if not self.task.referee and phase != self.at_home:  # what edited code leaves there would judge it: packages
+            remove(self.folder / "run/tmp/home")
+            (self.folder / "run/tmp/home").mkdir(parents=True)
+            self.at_home = phase
         log = self.folder / f"{phase}.log"
         words = command_words(command) if self.task.referee or phase in (PREFLIGHT, AHEAD) else their_words(command)
         process = Process(

@@ -245,6 +245,28 @@ def test_what_only_the_score_command_reads(toy, tmp_path, method, by):
 
 
 @pytest.mark.slow
+def test_what_an_edit_leaves_at_home_does_not_reach_what_judges_it(toy):
+    """Python runs what lies in the user's folder of packages, git what the user's settings name, and so on."""
+    toy.write(
+        "compare.py", "import os\nprint('right:', len(open('said').read()) + len(os.listdir(os.environ['HOME'])))\n"
+    )
+    toy.write("check.py", "import os\nassert not os.listdir(os.environ['HOME'])\n")
+    task_of(toy, "  metric: score", "  metric: right\n  score: python compare.py\n  repeats: 2")
+    fakes = "import atexit, sys; 'compare.py' in sys.argv[0] and atexit.register(print, 'right: 99', flush=True)"
+    leaves = f"""import os, site
+open('said', 'w').write('x')
+os.makedirs(site.getusersitepackages())
+open(site.getusersitepackages() + '/usercustomize.py', 'w').write({fakes!r})
+"""
+    toy.write("solver.py", "open('said', 'w').write('x')\n")
+    toy.commit()
+    toy.plan_steps(e2=[{"files": {"solver.py": leaves + "open('said', 'w').write('xx')\n"}, "say": "leaves it there"}])
+    output = toy.run_agent(2, "--sandbox", "require")
+    assert [float(row[1]) for row in toy.rows()] == [1, 2], output
+    assert toy.statuses() == ["keep", "keep"], output
+
+
+@pytest.mark.slow
 def test_a_score_command_that_runs_edited_code_on_hidden_files(toy):
     """As the docs say: it reads them, deletes them, and hands them over. The edited code then finds them nowhere."""
     toy.write("truth.txt", "a text")
