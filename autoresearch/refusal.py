@@ -5,9 +5,8 @@ import dataclasses
 from autoresearch import keys
 from autoresearch.constants import Value, as_it_counts, change, read_code
 from autoresearch.drafts import Draft, Drafts
-from autoresearch.editable import in_folder
 from autoresearch.record.ledger import ABANDONED, Attempt, is_a_miss
-from autoresearch.run import Run
+from autoresearch.run import Run, sources
 from autoresearch.runner import PREFLIGHT, Job, Seat
 from autoresearch.runner.local import name_of
 from autoresearch.text import signed
@@ -29,7 +28,7 @@ class Refusals:
         changed = draft.worktree.changed(draft.base.commit)
         if objection := self.task.objection(folder, changed, self.run.originals):
             return objection
-        files = {name: (folder / name).read_bytes() for name in in_folder(self.task.editable, folder)}
+        files = sources(self.task, folder)
         champion = self.run.files(draft.base.commit)
         for name, content in files.items():
             before = champion.get(name, b"").decode(errors="replace")
@@ -46,6 +45,8 @@ class Refusals:
         measured = await self.run.runner.run(job, seat, lambda phase: None)
         draft.preflight = measured.seconds.get(PREFLIGHT)
         self.run.disk.require_room()
+        if sources(self.task, folder) != files:  # an external agent went on with it, and nobody has looked at that
+            return f"{', '.join(self.task.editable)} changed while it was checked: leave it alone until the verdict"
         return measured.reason or self.of_repetition(draft) or None  # an equal edit may have been committed meanwhile
 
     def of_repetition(self, draft: Draft) -> str | None:

@@ -394,8 +394,13 @@ class Run:
 
 def edit_of(task: Task, folder: Path) -> str:
     """A hash of what the editable files in a worktree do, without comments and layout."""
+    return edit_hash(sources(task, folder))
+
+
+def sources(task: Task, folder: Path) -> dict[str, bytes]:
+    """The editable files in a worktree; empty where one is gone."""
     paths = {name: folder / name for name in in_folder(task.editable, folder)}
-    return edit_hash({name: path.read_bytes() if path.is_file() else b"" for name, path in paths.items()})
+    return {name: path.read_bytes() if path.is_file() else b"" for name, path in paths.items()}
 
 
 def code_hash() -> str:

@@ -153,7 +153,8 @@ class Verification:
         """(One run of a code, its check on the holdout). place: its position among all runs, for Console.verifying."""
         run = self.run
         run.require_own_code()
-        job = run.job(code.commit, f"verify/{code.name.replace(' ', '-')}-{seed}", seed)
+        name = f"verify/{code.name.replace(' ', '-')}-{seed}"
+        job = run.job(code.commit, name, seed, fresh_caches=run.task.referee)  # nor what a trial has left in them
         seat, view = run.runner.seats[0], run.console.verifying(*place)
         run.stop.trials = 1
         try:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import resource
+import signal
 import socket
 import struct
 import sys
@@ -111,6 +112,22 @@ def in_a_namespace() -> None:
     os.waitpid(child, 0)
 
 
+def work_uncounted() -> bool:
+    """Whether the seconds of a child are lost: the kernel gives them to a parent that waits for it, and to no other."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    if (child := os.fork()) == 0:
+        while time.process_time() < 0.1:
+            pass
+        os._exit(0)
+    try:
+        os.waitpid(child, 0)
+    except ChildProcessError:
+        return True
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return False
+
+
 def datagrams(kind: int = socket.SOCK_DGRAM, family: int = socket.AF_UNIX) -> socket.socket:
     return socket.socket(family, kind)
 
@@ -175,6 +192,7 @@ ATTEMPTS = {
         "the kernel's log": lambda: call("klogctl", 3, (ctypes.c_char * 4096)(), 4096),
         "a core dump's limit": lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
         "that limit, the old way": lambda: call("syscall", SETRLIMIT, resource.RLIMIT_CORE, (ctypes.c_ulong * 2)()),
+        "work that nobody counts": work_uncounted,
         "a thread's own files": lambda: call("close_range", 1 << 20, 1 << 20, 2),
         "secret memory": lambda: call("syscall", ctypes.c_long(447), 0),
     },
@@ -185,6 +203,7 @@ ATTEMPTS = {
         "documents": lambda: open(TARGET["document"]).close(),
         "what describes a package": lambda: open(TARGET["description"]).close(),
         "the tests of Python": lambda: open(TARGET["test"]).close(),
+        "packages that are not used": lambda: open(TARGET["unused"]).close(),
     },
     "allowed": {
         "rename": lambda: (os.makedirs("a/b"), os.mkdir("c"), os.rename("a/b", "c/b")),

@@ -18,6 +18,9 @@ from autoresearch.referee.clock import Referee
 from autoresearch.referee.models import ModelProcess
 from prepare import Game, NoScore, bits_per_byte, losses_of, read_figures
 
+# How often as long as the baseline's a scoring may take, and so many seconds more: a model could train in that time.
+SLOWER, PATIENCE = 4.0, 30.0
+
 
 def score(
     game: Game,
@@ -37,7 +40,7 @@ def score(
     names. probe_all: probe every row, instead of a sample. process: what runs the model; tests have their own.
 
     AUTORESEARCH_REFERENCE names a folder, out of the trials' reach, for the losses of the first run that is scored
-    with it: the baseline's, against which those of later ones are compared.
+    with it and the seconds that it took: the baseline's, against which those of later ones are compared.
     """
     channel = os.environ.pop("AUTORESEARCH_REFEREE", None)
     referee = Referee(socket.socket(fileno=int(channel)), game, hold=True) if channel else None
@@ -68,6 +71,7 @@ def score(
             model.load(train_py, figures["device"])
             losses.append(losses_of(model, stream.rows, stream.targets).numpy())
             first.end()  # before the other one begins: they must not meet
+        took = time.perf_counter() - began
         text = np.concatenate([rows, spare])
         token_bytes = game.token_bytes()[text[:, 1:]]
         given = probes.answers(streams, losses, len(rows))
@@ -77,11 +81,16 @@ def score(
             raise NoScore(random_instead(second, streams[1].rows) or reason)
         folder = os.environ.get("AUTORESEARCH_REFERENCE")
         reference = read_reference(Path(folder) / f"{split}.npz", given, len(spare)) if folder else None
-        found = probes.excess(given, reference, token_bytes > 0)
+        if reference and took > (most := SLOWER * reference[2] + PATIENCE):
+            raise NoScore(
+                f"void: scoring took {took:.0f} s; {most:.0f} s are allowed, since the baseline's took "
+                f"{reference[2]:.0f} s"
+            )
+        found = probes.excess(given, reference and reference[:2], token_bytes > 0)
         if reason := found.reason():
             raise NoScore(reason)
         if folder and not reference:
-            write_reference(Path(folder) / f"{split}.npz", given, losses_of(second, spare).numpy())
+            write_reference(Path(folder) / f"{split}.npz", given, losses_of(second, spare).numpy(), took)
     unit = (token_bytes > 0).sum() / token_bytes.sum() / math.log(2)  # bits a byte for a nat a token
     probed = {f"{split}_gap": found.gap * unit, f"{split}_error": found.error * unit}
     return {**figures, f"{split}_bpb": value, **probed, "score_seconds": time.perf_counter() - began}
@@ -107,20 +116,24 @@ def random_instead(model: ModelProcess, rows: np.ndarray) -> str | None:
     return None
 
 
-def read_reference(path: Path, given: probes.Answers, spare: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """The baseline's losses of the scored and of the spare rows; None where there are none for these rows."""
+def read_reference(path: Path, given: probes.Answers, spare: int) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """The baseline's losses of the scored and of the spare rows, and the seconds that its scoring took; None where
+    there are none for these rows.
+    """
     try:
         with np.load(path) as file:
             scored, others = file["scored"].astype(np.float32), file["spare"].astype(np.float32)
+            seconds = float(file["seconds"]) if "seconds" in file else math.inf  # of a run that is older than this
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     fits = scored.shape == given.losses.shape and others.shape == (spare, scored.shape[1])
-    return (scored, others) if fits else None
+    return (scored, others, seconds) if fits else None
 
 
-def write_reference(path: Path, given: probes.Answers, spare: np.ndarray) -> None:
-    """Keep the losses of the first run that is scored."""
+def write_reference(path: Path, given: probes.Answers, spare: np.ndarray, seconds: float) -> None:
+    """Keep the losses of the first run that is scored, and how long it took."""
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = io.BytesIO()
-    np.savez(packed, scored=given.losses.astype(np.float16), spare=spare.astype(np.float16))
+    losses = {"scored": given.losses.astype(np.float16), "spare": spare.astype(np.float16)}
+    np.savez(packed, **losses, seconds=np.array(seconds))
     write_whole(path, packed.getvalue())

@@ -13,6 +13,7 @@ command prefix in AUTORESEARCH_CONFINE, which allows them to write only to $TMPD
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -132,6 +133,7 @@ class Trial:
         self.peak_memory = 0
         self.neighbours: Neighbours | None = None  # from the start of its clock
         self.taken: Taken | None = None  # what others took since
+        self.at_home = ""  # the phase that has written to the commands' home
         self.root = folder.parents[3]  # the user's checkout
         self.caches = [Path(environment[name]) for name in CACHES]
         self.usage = Usage(task, stage, folder, self.caches, share)
@@ -188,13 +190,13 @@ class Trial:
                 with theirs:
                     referee = self._start(SCORE, self.task.score or "", on_stdin=True, channel=theirs)
                     await processes.enter_async_context(referee)
-            with self._withheld() as replaced:
+            with self._withheld() as faults:
                 async with self._start(TRAIN, self.task.train, channel=joined) as training:
                     if joined:
                         joined.close()
                     ended = await self._finish(TRAIN, training)
-            if replaced:
-                return self._failed(TRAIN, f"void: {', '.join(replaced)} changed while the trial ran")
+            if faults:
+                return self._failed(TRAIN, f"void: {', '.join(faults)}")
             if not self.task.score:
                 ended = await self._repeat(TRAIN, ended)
             if self.task.referee:
@@ -221,29 +223,45 @@ class Trial:
 
     @contextlib.contextmanager
     def _withheld(self) -> Iterator[list[str]]:
-        """A context in which the task's hidden files are not in the worktree. Yields a list; afterwards it has those
-        that could not be put back, or their folders: the trial is void. The next one fills the worktree anew.
+        """A context in which the task's hidden files are not in the worktree. Yields a list; afterwards it says what
+        could not be put back, and which links the scoring would follow to where the training could not look: the trial
+        is void. The next one fills the worktree anew.
         """
-        stage, place, replaced = Path(os.path.realpath(self.stage)), self.folder / "withheld", []
+        stage, place, faults = Path(os.path.realpath(self.stage)), self.folder / "withheld", []
         moved = [path.relative_to(stage) for path in self._hidden() if path.is_relative_to(stage)]
         moved = [path for path in moved if not any(above in moved for above in path.parents)]
+        known = self._links() if self.task.hidden else {}
         for path in moved:
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             (stage / path).rename(place / path)
         try:
-            yield replaced
+            yield faults
         finally:
+            found = self._links() if self.task.hidden else {}
+            for link in (link for link, target in found.items() if known.get(link) != target):
+                leads = Path(os.path.realpath(link))
+                inside = any(leads.is_relative_to(os.path.realpath(top)) for top in self._writable())
+                if not (inside and leads.exists()) or any((stage / path).is_relative_to(leads) for path in moved):
+                    faults.append(f"{os.path.basename(link)} is a link to what `train` neither wrote nor could read")
             for path in moved:
                 if os.path.realpath(above := (stage / path).parent) != str(above) or not above.is_dir():
-                    replaced.append(str(path.parent))  # through a link, anything could be overwritten
+                    faults.append(f"{path.parent} changed while the trial ran")  # a link: anything could be overwritten
                     continue
                 try:
                     above.chmod(above.stat().st_mode | stat.S_IRWXU)
                     remove(stage / path)
                     (place / path).rename(stage / path)
                 except OSError:  # the command has made it so
-                    replaced.append(str(path))
+                    faults.append(f"{path} changed while the trial ran")
             remove(place)
+
+    def _links(self) -> dict[str, str]:
+        """The target of each symbolic link in what the commands may write; of a folder that nobody may list, itself."""
+        closed: list[OSError] = []
+        walks = itertools.chain.from_iterable(os.walk(top, onerror=closed.append) for top in self._writable())
+        paths = (os.path.join(folder, name) for folder, below, names in walks for name in (*below, *names))
+        links = {path: os.readlink(path) for path in paths if os.path.islink(path)}
+        return links | {error.filename: "" for error in closed}
 
     def _hidden(self) -> list[Path]:
         """The task's hidden files and folders, as they are in the worktree or, through a link, outside it."""
@@ -340,6 +358,10 @@ class Trial:
             rules = None
         else:
             rules = self._rules(self._writable(), linked=phase != TRAIN)
+        if not self.task.referee and phase != self.at_home:  # what edited code leaves there would judge it: packages
+            remove(self.folder / "run/tmp/home")
+            (self.folder / "run/tmp/home").mkdir(parents=True)
+            self.at_home = phase
         log = self.folder / f"{phase}.log"
         words = command_words(command) if self.task.referee or phase in (PREFLIGHT, AHEAD) else their_words(command)
         process = Process(
@@ -365,6 +387,7 @@ class Trial:
         hidden = [*self.confine["hidden"], *texts, *away]
         rules = {"read": [*read, *self.confine["readable"]], "write": write, "hidden": hidden}
         rules |= {"builds": not self.task.referee, "network": self.task.network}
+        rules |= {"gpu": self.facts.gpu or not self.task.referee}  # the game of the CPU is not played on a GPU
         return {**rules, "strict": self.task.referee, "alone": alone, "imports": list(self.task.imports)}
 
     async def _finish(self, phase: str, process: Process, before: float = 0.0) -> Ended:

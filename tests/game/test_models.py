@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import prepare
-from autoresearch.referee import models
+from autoresearch.referee import models, score
 from autoresearch.referee.models import ModelProcess, copy_weights, why_not
 
 # A process in the place of answer.py, without torch: a few lines that know the channel, and then misbehave.
@@ -92,6 +92,22 @@ def test_a_process_that_breaks_the_rules(trained, monkeypatch, code, reason):
     found = score_of(Stranger(trained), trained, trained.rows("val")[:64])
     assert found is None if reason is None else reason in found
     assert not any(path.name.startswith("model-") for path in trained.run_folder.iterdir())
+
+
+def test_a_model_has_no_time_to_train_while_it_is_scored(trained, monkeypatch, tmp_path):
+    """What takes much longer than the baseline did has no score, whatever it did."""
+    figures = {"profile": "test", "data": trained.data, "device": "cpu", "train_py": str(tmp_path / "train.py")}
+    (tmp_path / "figures.json").write_text(json.dumps(figures))
+    monkeypatch.setenv("AUTORESEARCH_REFERENCE", str(tmp_path / "reference"))
+    monkeypatch.setattr(score, "PATIENCE", 0.0)
+    monkeypatch.setattr(Stranger, "code", "serve(10**6)")
+    baseline = score.score(trained, process=Stranger)
+    assert baseline["val_bpb"] > 3.5, "its logits are all the same"
+    learns = f"time.sleep({score.SLOWER * baseline['score_seconds'] + 0.1})"
+    slow = f"channel.send(b'imported'); channel.recv(4096); {learns}; channel.send(b'ready')"
+    monkeypatch.setattr(Stranger, "code", f"{slow}\nwhile channel.recv(64): channel.send(b'done')")
+    with pytest.raises(prepare.NoScore, match=r"void: scoring took .* since the baseline's took"):
+        score.score(trained, process=Stranger)
 
 
 def test_the_last_word_of_a_process_that_ended_with_a_question_unread(trained, monkeypatch):

@@ -277,6 +277,13 @@ def test_an_external_agent_does_as_program_md_tells_it(tmp_path, environment):
             champion = source.replace(old, new, 1) if code == 0 else champion
             assert train.read_text() == champion
     assert codes.count(4) == 1 and len(game.rows()) == 3
+    train.write_text(champion.replace("6e-3", "4e-3").replace("3e-3", "4e-3"))
+    trying = game.start("try", "-m", "a rate in between")
+    wait_for(lambda: (game.runs / "trials/preflight/process").exists())
+    train.write_text(later := f"import os\n{champion}")
+    said, _ = trying.communicate(timeout=240)
+    assert trying.returncode == 4 and "train.py changed while it was checked" in said and train.read_text() == later
+    train.write_text(champion)
     game.require_whole()
 
 

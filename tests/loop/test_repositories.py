@@ -113,6 +113,8 @@ for word in ("HEAD:truth.txt", "HEAD:answers/deep/words.txt"):
 {more}
 open(os.path.join(os.environ["AUTORESEARCH_RUN_DIR"], "said"), "w").write(said)
 """
+RUN = "os.environ['AUTORESEARCH_RUN_DIR']"
+LEADS = f"{{before}}\nos.symlink({{path}}, {RUN} + '/said')\nraise SystemExit"
 PROGRAM = "#!/bin/sh\n{before}\necho NUMBER: {value}\n"
 
 
@@ -201,7 +203,7 @@ def test_a_build_beside_the_sources(toy, tmp_path, method, by):
 @pytest.mark.slow
 def test_what_only_the_score_command_reads(toy, tmp_path, method, by):
     """An edit finds hidden files nowhere: not in the worktree, in git, in the checkout, or in what a scoring left. And
-    it cannot make the loop put them back to another place.
+    it cannot make the loop put them back to another place, nor the scoring take them for what the edit has said.
     """
     for name in ("answers/deep", "data"):
         (toy.folder / name).mkdir(parents=True)
@@ -225,13 +227,43 @@ def test_what_only_the_score_command_reads(toy, tmp_path, method, by):
         3: "said += open('truth.txt').read()",
         4: away,
         5: "open('truth.txt', 'w').write('x')",
+        6: LEADS.format(path="os.path.abspath('answers/deep/words.txt')", before=""),
+        7: LEADS.format(path="'/proc/self/cwd/answers/deep/words.txt'", before=""),
+        8: LEADS.format(path="'a/words.txt'", before=f"os.symlink(os.path.abspath('answers/deep'), {RUN} + '/a')"),
+        9: LEADS.format(path="'new'", before=f"open({RUN} + '/new', 'w').write('one two three')"),
     }
     toy.plan_steps(**{f"e{n}": [{"files": {"solver.py": searching(more)}, "say": "edit"}] for n, more in edits.items()})
-    output = toy.run_agent(5, "--sandbox", "require", **method(by))
-    assert [row[1] for row in toy.rows()] == ["1.000000", "2.000000", "0.000000", "0.000000", "1.000000"], output
+    output = toy.run_agent(9, "--sandbox", "require", **method(by))
+    scores = [float(row[1]) for row in toy.rows()]
+    assert scores == [1, 2, 0, 0, 1, 0, 0, 0, 3], output
     reasons = [verdict["reason"] for verdict in toy.journal("verdict")]
     assert "No such file or directory: 'truth.txt' (`hidden` in program.md keeps truth.txt from `train`)" in reasons[2]
-    assert reasons[3] == "void: answers/deep changed while the trial ran" and not list(outside.iterdir())
+    for reason in reasons[5:8]:
+        assert "said is a link to what `train` neither wrote nor could read" in reason
+    assert reasons[3].startswith("void: ") and reasons[3].endswith("answers/deep changed while the trial ran")
+    assert not list(outside.iterdir())
+
+
+@pytest.mark.slow
+def test_what_an_edit_leaves_at_home_does_not_reach_what_judges_it(toy):
+    """Python runs what lies in the user's folder of packages, git what the user's settings name, and so on."""
+    toy.write(
+        "compare.py", "import os\nprint('right:', len(open('said').read()) + len(os.listdir(os.environ['HOME'])))\n"
+    )
+    toy.write("check.py", "import os\nassert not os.listdir(os.environ['HOME'])\n")
+    task_of(toy, "  metric: score", "  metric: right\n  score: python compare.py\n  repeats: 2")
+    fakes = "import atexit, sys; 'compare.py' in sys.argv[0] and atexit.register(print, 'right: 99', flush=True)"
+    leaves = f"""import os, site
+open('said', 'w').write('x')
+os.makedirs(site.getusersitepackages())
+open(site.getusersitepackages() + '/usercustomize.py', 'w').write({fakes!r})
+"""
+    toy.write("solver.py", "open('said', 'w').write('x')\n")
+    toy.commit()
+    toy.plan_steps(e2=[{"files": {"solver.py": leaves + "open('said', 'w').write('xx')\n"}, "say": "leaves it there"}])
+    output = toy.run_agent(2, "--sandbox", "require")
+    assert [float(row[1]) for row in toy.rows()] == [1, 2], output
+    assert toy.statuses() == ["keep", "keep"], output
 
 
 @pytest.mark.slow

@@ -254,6 +254,7 @@ RARE = {
     "of a namespace",
     "of a child's namespace",
     "passwords",
+    "packages that are not used",
     "somebody else's",
 }
 
@@ -290,6 +291,7 @@ def attempts(tmp_path):
         Path(sysconfig.get_path("stdlib")),
         Path("/usr/share"),
     )
+    unused = Path(sysconfig.get_path("purelib", vars={"base": sys.base_prefix}))
     target = {
         "beside": str(texts / "beside"),
         "closed": str(texts / "closed"),
@@ -298,6 +300,7 @@ def attempts(tmp_path):
         "outside": str(outside),
         "settings": first(*(Path("/etc", name) for name in ("login.defs", "fstab", "hostname", "profile"))),
         "document": first(*(path for path in share.glob("*/*") if path.parent.name not in SHARE)),
+        "unused": first(*unused.glob("*")) if unused != packages else "",
         "zone": first(share / "zoneinfo/Etc/UTC"),
         "test": first(*(path for name in TEXT_OF_PYTHON for path in library.glob(f"{name}/*.py"))),
     }
@@ -337,7 +340,9 @@ def test_what_another_task_s_trial_tries(attempts, by):
     answers = attempts(by)
     allowed = {**answers.pop("allowed"), **answers.pop("names")}
     assert {name for name, said in allowed.items() if said != "done"} == {"a socket", "an abstract socket"}
-    for name in ("a lock of a file", "a lock of a part of it", "to wait at a place of it"):
+    for name in (
+        "a lock of a file", "a lock of a part of it", "to wait at a place of it", "work that nobody counts",
+    ):  # fmt: skip
         assert answers["notes"].pop(name) == "done"
     files = answers.pop("files")
     assert {answers["what others have read"].pop(name) for name in ("fadvise", "readahead")} == {"done"}  # to no effect
@@ -386,9 +391,10 @@ sys.path.insert(0, sys.argv[1])
 from autoresearch.runner.keeper import paths
 from autoresearch.runner.keeper.landlock import restrict
 from autoresearch.runner.keeper.system_calls import cut_off
-paths.has_cuda = lambda: sys.argv[2] == "there"
-restrict([sys.prefix, sys.base_prefix], [], [], [])
-cut_off({"strict": True, "alone": True})
+paths.gpu_devices = lambda names=(): [] if sys.argv[2] == "missing" else ["/dev/ptmx"]  # in the place of one
+gpu = sys.argv[2] != "denied"
+restrict([sys.prefix, sys.base_prefix], [], [], [], gpu=gpu)
+cut_off({"strict": True, "alone": True, "gpu": gpu})
 def works(action):
     try:
         action()
@@ -406,17 +412,20 @@ def name_a_thread():
         with open(f"/proc/self/task/{thread.native_id}/comm", mode) as name:
             name.write("cuda-EvtHandlr")
 others = [(socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_UNIX, socket.SOCK_STREAM), (socket.AF_INET, 1)]
-print(works(listen), works(name_a_thread), *(works(lambda: socket.socket(*kind)) for kind in others))
+first = works(listen), works(name_a_thread), works(lambda: open("/dev/ptmx"))
+print(*first, *(works(lambda: socket.socket(*kind)) for kind in others))
 """
 
 
 @pytest.mark.skipif(sandbox.version() < 2, reason="no Landlock")
-@pytest.mark.parametrize("driver", ["there", "missing"])
+@pytest.mark.parametrize("driver", ["there", "missing", "denied"])
 def test_what_the_driver_of_a_gpu_needs(tmp_path, driver):
-    """cuInit fails unless it may name its threads and listen at an abstract socket of one kind."""
+    """cuInit fails unless it may name its threads and listen at an abstract socket of one kind. In a game of the CPU
+    it gets none of this, nor the device.
+    """
     allowed = str(driver == "there")
     answer = launch(None, tmp_path / "out", "-c", DRIVER, str(ROOT), driver)
-    assert answer.stdout.split() == [allowed, allowed, "False", "False", "False"], answer.stderr
+    assert answer.stdout.split() == [allowed, allowed, allowed, "False", "False", "False"], answer.stderr
 
 
 POOL = """import concurrent.futures, os, sys

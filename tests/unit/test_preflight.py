@@ -90,8 +90,8 @@ PACKED = base64.b85encode(random.Random(1).randbytes(3000)).decode()
         ("ROWS = [" + "7, " * 5000 + "]", "a literal of 9.8 KB"),
         ("ROWS = {" + ", ".join(f"{n}: ({n}, -{n})" for n in range(900)) + "}", "KB; 4 KB are allowed"),
         ("ROWS = (" + " + ".join([repr(PROSE)] * 60) + ")", "a literal of 5.2 KB"),
-        ("\n".join(f"ROWS{n} = {PROSE * 40!r}" for n in range(12)), "literals of 41.3 KB together; 32 KB are allowed"),
-        ("\n".join(f"print({PROSE * 40!r})" for n in range(12)), "KB together; 32 KB are allowed"),
+        ("\n".join(f"ROWS{n} = {PROSE * 40!r}" for n in range(12)), "literals of 41.3 KB together; 8 KB are allowed"),
+        ("\n".join(f"print({PROSE * 40!r})" for n in range(12)), "KB together; 8 KB are allowed"),
         (f"ROWS = {PACKED[:600]!r}", "looks like packed data"),
         (f"ROWS = {PACKED[:600].encode()!r}", "looks like packed data"),
         (f"ROWS = {' '.join(PACKED[n : n + 20] for n in range(0, 600, 20))!r}", "looks like packed data"),
@@ -128,7 +128,7 @@ def test_data_in_names_and_comments(tmp_path, form):
     task = read_task(tmp_path / "program.md")
     (tmp_path / "train.py").write_text("\n".join([BUILD, *(form.format(name=name) for name in random_names)]))
     fault = task.fault(tmp_path, {"train.py": BUILD.encode()}) or ""
-    assert "compressed it is" in fault and "32 KB are allowed: data is no part of an edit" in fault
+    assert "compressed it is" in fault and "8 KB are allowed: data is no part of an edit" in fault
 
 
 def test_the_size_of_a_file(tmp_path):

@@ -50,7 +50,7 @@ def run(tmp_path):
         task=OWN_GAME,
         stop=types.SimpleNamespace(level=0),
         seed=42,
-        job=lambda commit, name, seed: Job(name, {"train.py": commit.encode()}, seed),
+        job=lambda commit, name, seed, **more: Job(name, {"train.py": commit.encode()}, seed, **more),
         require_own_code=lambda: None,
         disk=types.SimpleNamespace(require_room=lambda: None),
     )
@@ -77,6 +77,7 @@ def test_each_code_runs_with_its_files_and_is_checked_on_the_holdout(run, capsys
         ("verify/champion-1042", BEST.encode(), 1042, (TRAIN, SCORE)),
         ("verify/champion-1042", BEST.encode(), 1042, (HOLDOUT,)),
     ]
+    assert all(job.fresh_caches for job in run.runner.jobs), "a trial could have left weights in the run's"
     found = [(event.code, event.commit, event.champion, event.score, event.holdout) for event in run.ledger.verified]
     assert found == [("baseline", BASE, BEST, 1.0, 2.0), ("champion", BEST, BEST, 0.9, 1.9)]
     assert run.ledger.verified[0].seconds.keys() == {"train", "holdout", "wall"}

@@ -33,13 +33,19 @@ def version() -> int:
 
 
 def restrict(
-    read: list[str], write: list[str], hidden: list[str], shown: list[str], own: Sequence[str] = (), loopback=False
+    read: list[str],
+    write: list[str],
+    hidden: list[str],
+    shown: list[str],
+    own: Sequence[str] = (),
+    loopback: bool = False,
+    gpu: bool = True,
 ) -> None:
     """Confine this process for good, and all that it starts. Paths that do not exist are passed over.
 
     read, write: files or folders, with all below them; what may be written may be read. hidden: what
     is taken out of them again, except that the folders above it can still be listed. shown: read in spite of it. own:
-    devices that nobody else sees. loopback: there is a network that is nobody else's.
+    devices that nobody else sees. loopback: there is a network that is nobody else's. gpu: it may be used.
     """
     known = version()
     handled = FILE_RIGHTS_OF_VERSION[max(v for v in FILE_RIGHTS_OF_VERSION if v <= known)]
@@ -51,8 +57,8 @@ def restrict(
         for path in listed:
             rights |= dict.fromkeys(visible(os.path.realpath(path), set(hidden), above, rights), allowed)
     rights |= dict.fromkeys((*shown, *(f"/proc/{name}" for name in paths.PROC)), READ)
-    rights |= {"/dev": READ_DIR} | dict.fromkeys((*paths.devices(), *own), DEVICE_RIGHTS)
-    if paths.has_cuda():  # cuInit names its threads, as fopen(.., "w") does; it can in the command's own process alone
+    rights |= {"/dev": READ_DIR} | dict.fromkeys((*paths.devices(gpu), *own), DEVICE_RIGHTS)
+    if paths.has_cuda(gpu):  # cuInit names its threads, as fopen(.., "w") does; only the command's own process can
         rights["/proc/self/task"] = READ | WRITE_FILE | TRUNCATE
     for path, allowed in rights.items():
         allow(rules, path, allowed & handled)

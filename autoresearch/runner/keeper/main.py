@@ -76,13 +76,13 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
                 if not shared_memory:  # the semaphores of Inductor's worker processes are files in it
                     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
                 # Those workers only look for a GPU, and cuInit would fail in them: see `restrict`.
-                if by_landlock and has_cuda():
+                if by_landlock and has_cuda(rules.get("gpu", True)):
                     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
             if rules and by_landlock:
                 paths = paths_of(rules)
                 paths[1].extend(path for path in own if path not in TERMINALS)
                 terminals = [path for path in own if path in TERMINALS]
-                restrict(*paths, terminals, loopback=bool(rules.get("network")))
+                restrict(*paths, terminals, loopback=bool(rules.get("network")), gpu=rules.get("gpu", True))
                 drop_privileges(needs_override((*paths[0], *paths[1])))
                 if theirs:
                     listener = cut_off(rules, asks=theirs.recv(1) == b"y")

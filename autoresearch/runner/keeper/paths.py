@@ -60,18 +60,18 @@ CUDA_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dxg")
 OTHER_GPU_DEVICES = ("dri", "kfd")
 
 
-def devices() -> list[str]:
-    """The device files that training needs."""
-    return [*(f"/dev/{name}" for name in DEVICES), *gpu_devices()]
+def devices(gpu: bool = True) -> list[str]:
+    """The device files that training needs. gpu: whether it may use one."""
+    return [*(f"/dev/{name}" for name in DEVICES), *(gpu_devices() if gpu else ())]
 
 
 def gpu_devices(names: tuple[str, ...] = (*CUDA_DEVICES, *OTHER_GPU_DEVICES)) -> list[str]:
     return [path for name in names for path in sorted(glob.glob(f"/dev/{name}"))]
 
 
-def has_cuda() -> bool:
-    """Whether NVIDIA's driver may be used here, and must get what it needs (see the comments)."""
-    return bool(gpu_devices(CUDA_DEVICES))
+def has_cuda(gpu: bool = True) -> bool:
+    """Whether NVIDIA's driver may be used here, and must get what it needs (see the comments). gpu: as of `devices`."""
+    return gpu and bool(gpu_devices(CUDA_DEVICES))
 
 
 def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
@@ -83,7 +83,7 @@ def paths_of(rules: dict) -> tuple[list[str], list[str], list[str], list[str]]:
     if rules.get("strict"):
         packages = os.path.realpath(rules["packages"])
         described = glob.glob(f"{packages}/*.dist-info")
-        hidden += [*TEXT, *(f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON)]
+        hidden += [*TEXT, *rules["unused"], *(f"{rules['library']}/{name}" for name in TEXT_OF_PYTHON)]
         hidden += [f"{packages}/{name}" for name in set(TEXT_PACKAGES) - set(rules.get("imports", ()))]
         shown = [f"/usr/share/{name}" for name in SHARE] + [f"{folder}/entry_points.txt" for folder in described]
         shown += [f"{folder}/METADATA" for folder in described if os.path.basename(folder).startswith(DESCRIBED)]

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+import signal
 import struct
 
 from . import paths
@@ -106,7 +107,7 @@ FIRST_UNKNOWN = 463  # setxattrat; of this call and all younger ones a program h
 # Depends on its arguments: see `steps_with_arguments`.
 WITH_ARGUMENTS = """
 socket 41 198; socketpair 53 199; prlimit64 302 261; prctl 157 167; ioctl 16 29; fcntl 72 25; clone 56 220;
-clone3 435 435; setrlimit 160 164; close_range 436 436; futex 202 98
+clone3 435 435; setrlimit 160 164; close_range 436 436; futex 202 98; rt_sigaction 13 134
 """
 MACHINE = os.uname().machine
 NEW_LISTENER = 1 << 3  # flag of seccomp
@@ -149,12 +150,12 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
     if MACHINE not in AUDIT:
         return b""
     builds, loopback = bool(rules.get("builds")), bool(rules.get("network"))
-    strict = bool(rules.get("strict"))
+    strict, cuda = bool(rules.get("strict")), paths.has_cuda(rules.get("gpu", True))
     denied, idle = [OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES], [OWNERS]
     for tables, table, applies in (
         (denied, REACH_OUT, not loopback),
         (denied, NAMES, strict),
-        (denied, DRIVER_SOCKETS, not paths.has_cuda() and not loopback),
+        (denied, DRIVER_SOCKETS, not cuda and not loopback),
         (denied, HARD_LINKS, rules.get("alone")),
         (denied, SEND_MESSAGES, not builds),
         (denied, TRUNCATE_BY_NAME, not builds or (rules["by"] == "Landlock" and version() < 3)),
@@ -186,6 +187,7 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
 def steps_with_arguments(rules: dict) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name. rules: as of `filter_program`."""
     strict, alone = bool(rules.get("strict")), bool(rules.get("alone"))
+    cuda = paths.has_cuda(rules.get("gpu", True))
     own = "nothing" if strict else "allow"  # what is done to the calling thread itself
     families = (*INTERNET, UNIX) if rules.get("by") == "bubblewrap" else INTERNET  # which shows no sockets of others
 
@@ -207,7 +209,7 @@ def steps_with_arguments(rules: dict) -> dict[str, list]:
 
     # To wake others, and to be told how many there were, by memory that is not this process's own.
     wakes = [argument(1), (HAS_BITS, 0, 1, PRIVATE), "allow", (MASK, 0, 0, 0x7F), *one_of(WAKES, "nothing", "allow")]
-    sockets = unix_of_type(SEQPACKET) if paths.has_cuda() else ["deny"]
+    sockets = unix_of_type(SEQPACKET) if cuda else ["deny"]
     if rules.get("network"):
         sockets = [argument(0), *(step for family in families for step in ((EQUAL, 0, 1, family), "allow")), *sockets]
     return {
@@ -227,14 +229,20 @@ def steps_with_arguments(rules: dict) -> dict[str, list]:
             *one_of(tuple(kind << 8 for kind in FLAG_IOCTLS), "deny", "allow"),
         ],
         "fcntl": [argument(1), *one_of(FILE_COMMANDS + LOCK_COMMANDS * strict, "nothing", "allow")],
-        "futex": wakes
-        if alone and not paths.has_cuda()
-        else ["allow"],  # as process pools, and perhaps the driver, need
+        "futex": wakes if alone and not cuda else ["allow"],  # as process pools, and perhaps the driver, need
         "clone": [  # a thread with open files of its own would hide what they hold
             *(argument(0), (HAS_BITS, 0, 1, NEW_NAMESPACES), "deny"),
             *((HAS_BITS, 0, 2, THREAD), (HAS_BITS, 1, 0, SAME_FILES), "deny", "allow"),
         ],
         "close_range": [argument(2), (HAS_BITS, 0, 1, OWN_FILES), "unknown", "allow"],  # the same
+        # Of children whose end is ignored the kernel gives the seconds to nobody. The loop would take them for those of
+        # other programs, and a trial that saw it had no luck would run again. To ask what is done is allowed.
+        "rt_sigaction": [
+            *(argument(0), (EQUAL, 1, 0, signal.SIGCHLD), "allow", argument(1), (EQUAL, 1, 0, 0), "nothing"),
+            *(argument(1, upper=True), *one_of((0,), "allow", "nothing")),
+        ]
+        if strict
+        else ["allow"],  # make and shells need it
         "clone3": ["unknown"],  # its flags cannot be seen; the C library then calls clone
         **{name: [argument(0), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES)},
         **{name: [argument(1), *one_of((0,), own, "nothing")] for name in numbers_of(PRIORITIES_OF_KINDS)},
