@@ -223,7 +223,7 @@ class Conversation:
         fields: dict = {name: str(said.get(name) or "") for name in ("description", "category", "hypothesis", "lesson")}
         ideas = said.get("ideas") or []
         fields["ideas"] = list(map(str, ideas if isinstance(ideas, list) else [ideas]))
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             fields["predicted"] = float(said["predicted"])
         return Proposal(**fields, transcript=str(self.transcript.parent), **self.costs())
 

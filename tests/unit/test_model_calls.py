@@ -40,7 +40,7 @@ from autoresearch.agents import (
     price,
 )
 from autoresearch.agents.claude_api import ClaudeAPI
-from autoresearch.agents.editor import Editor
+from autoresearch.agents.editor import Editor, ToolError
 from autoresearch.task import Stages
 
 
@@ -218,6 +218,20 @@ def test_line_ends_and_what_is_no_utf_8_stay_as_they_are(tmp_path, end):
     editor.edit({"command": "str_replace", "path": "a.c", "old_str": "a\nb", "new_str": "c\r\nd"})
     editor.edit({"command": "insert", "path": "a.c", "insert_line": 1, "insert_text": "\ud800 new"})
     assert path.read_bytes() == end.join([b"/* \xfcber */", b"? new", b"c", b"d", b""])
+
+
+@pytest.mark.parametrize("name", ["src/a.py/b.py", f"src/{'n' * 300}.py", "src/\0.py", "src/\ud800.py"])
+def test_a_name_that_no_file_can_have_is_an_error_of_the_call(tmp_path, name):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a.py").touch()
+    with pytest.raises(ToolError):
+        Editor(tmp_path.resolve(), ("src/**",)).edit({"command": "create", "path": name, "file_text": ""})
+
+
+@pytest.mark.parametrize("predicted", [10**400, "more", None, {}])
+def test_a_prediction_that_is_no_number_is_none(call, predicted):
+    with Models(steps([[edit(1, 5)], [submit(predicted=predicted)]])) as models:
+        assert call.propose(agent(models)).predicted is None
 
 
 def test_no_edit_of_a_file_of_windows_is_no_edit(call):
