@@ -287,7 +287,7 @@ class Trials:
         if champion is None or attempt.parent != champion.commit:
             return
         screened = attempt.is_screened
-        beside = len(champion.screened_again if screened else self.ledger.in_turn.get((champion.number, 0), ()))
+        beside = len(champion.screened_again if screened else self.ledger.in_turn.get(0, {}).get(champion.number, ()))
         unlike = beside < BESIDE and self.is_unlike(attempt, champion)
         stale = self.repeats_runs and self.ledger.stale[screened] >= STALE and self.ledger.noise(screened)
         if not (unlike or stale):
