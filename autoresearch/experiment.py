@@ -219,8 +219,11 @@ class Experiments:
         return self.run.runner.log_path(str(attempt.number)).with_name(f"{failed}.log")
 
     async def abandon(self, attempt: Attempt) -> None:
-        """Give up an interrupted attempt because its agent has gone on to another edit."""
-        await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED[0])))
+        """Give up an interrupted attempt because its agent has gone on to another edit. One that a person accepted
+        waits until no other edit is in the worktree.
+        """
+        if attempt.number not in self.ledger.accepted:
+            await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED[0])))
 
     # -- run
 

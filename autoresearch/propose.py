@@ -120,8 +120,10 @@ class Proposer:
         self.run.runner.want(0 if over or not more else max(1, coming), busy)
 
     def interrupted_edits(self) -> list[Attempt]:
-        """Interrupted attempts of external agents."""
-        return [attempt for attempt in self.ledger.pending if attempt.agent in External.names]
+        """Attempts of external agents that have no verdict: first the one whose edit is in the worktree, if any."""
+        edit, pending = self.run.edit(), self.ledger.pending
+        external = [attempt for attempt in pending if attempt.agent in External.names]
+        return sorted(external, key=lambda attempt: attempt.edit != edit)
 
     def agent_of(self, attempt: Attempt) -> Agent | None:
         """The agent of an attempt, if it can redo the edit."""
