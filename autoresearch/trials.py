@@ -364,8 +364,9 @@ class Trials:
                     ref, accept = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"accept {attempt.number}"
                     return Verdict(
                         "discard",
-                        f"{HELD}: it gains {digits(gain)}, by far the largest step of this run towards the best possible "
-                        f"score; look at what it changes, `git show {ref}`, and if that is sound, `{to_type(accept)}`",
+                        f"{HELD}: it gains {digits(gain)}, by far the largest step of this run towards the best "
+                        f"possible score; look at what it changes, `git show {ref}`, and if that is sound, "
+                        f"`{to_type(accept)}`",
                     )
                 return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
             finally:

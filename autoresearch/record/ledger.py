@@ -138,7 +138,7 @@ class Ledger:
         self.attempts: list[Attempt] = []  # by number
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
-        # By number of the edit that took turns with its champion (0: a champion that ran again alone), then of the code.
+        # By number of the edit that took turns with its champion (0: the champion ran again alone), then of the code.
         self.in_turn: dict[int, dict[int, list[Run]]] = {}
         self.stale = {False: 0, True: 0}  # verdicts since the champion last ran; True: on the first kind of --tiers
         self.screening = ""  # the first kind of --tiers
