@@ -94,16 +94,16 @@ class Proposer:
         """Whether one more proposal may be in progress."""
         return len(self.drafts) < (self.at_once or max(1, min(len(self.run.runner.seats), AT_ONCE)))
 
-    def wanted(self, waiting: int, idle: int, ahead: int) -> bool:
+    def wanted(self, waiting: int, idle: int, lookahead: int) -> bool:
         """Whether to begin a new proposal: for an idle seat, or to have an attempt ready when a trial ends.
 
-        waiting: attempts that can run next. idle: seats without a trial. ahead: attempts to have ready.
+        waiting: attempts that can run next. idle: seats without a trial. lookahead: attempts to have ready.
         """
         if self.ledger.champion is None:
             return not self.ledger.pending and not self.drafts
         coming = waiting + len(self.drafts)
         answers = not self.drafts or self.roster.fill or self.roster.ready(self.drafts)
-        return bool(coming < idle + ahead and not self.nothing_left and answers and self.has_room())
+        return bool(coming < idle + lookahead and not self.nothing_left and answers and self.has_room())
 
     def has_room(self) -> bool:
         """Whether the limits allow one more proposal, counting the expected cost of those in progress."""
@@ -408,7 +408,7 @@ class Proposer:
             redone=draft.back is not None,
             dollars=self.dollars_left(others),
             must_end=lambda tokens, dollars: self.must_end(draft, tokens, dollars),
-            turn=lambda spent: self.drafts.turn(draft, spent, self.reached_with),
+            request=lambda spent: self.drafts.request(draft, spent, self.reached_with),
         )
         if not draft.back and not draft.focus:
             draft.focus = focus_of(

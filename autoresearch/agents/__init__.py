@@ -124,6 +124,7 @@ class NothingLeft(Exception):
 class Agent(Protocol):
     name: str
     retries: bool  # whether it can fix an edit that was refused or crashed, when told why
+    paid: bool  # whether its proposals cost money that is counted, so that --max-cost can limit it
 
     async def propose(self, brief: "Brief", folder: Path) -> Proposal:
         """Edit the task's files in `folder`.

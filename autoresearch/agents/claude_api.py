@@ -34,7 +34,7 @@ DOLLARS_A_SEARCH = 0.01  # of the server's web search
 
 
 class ClaudeAPI:
-    retries = True
+    retries, paid = True, True
 
     def __init__(
         self,

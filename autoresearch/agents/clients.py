@@ -349,7 +349,7 @@ CLIENTS = {"claude-code": CLAUDE, "codex": CODEX, "gemini": GEMINI, "opencode": 
 class Client:
     """An agent that runs one of these programs. Raises UserError where it is missing, too old or not signed in."""
 
-    retries = True
+    retries, paid = True, True
 
     def __init__(self, program: Program, model: str | None, limit: float, web_search: bool, name: str) -> None:
         self.version = program.require()

@@ -239,7 +239,7 @@ class Conversation:
         while message is None:
             try:
                 asked = now()
-                async with self.brief.turn(lambda: (self.tokens, self.dollars or 0.0)):
+                async with self.brief.request(lambda: (self.tokens, self.dollars or 0.0)):
                     self.deadline += now() - asked  # others were before it
                     if reason := self.brief.must_end(self.tokens, self.dollars):
                         raise AgentFailed(f"ended before it had submitted: {reason}", **self.costs())

@@ -116,10 +116,10 @@ def test_near_a_limit_one_request_is_made_at_a_time(ledger, drafts):
             return used.get(draft, 0), 0.0
 
         while True:
-            async with drafts.turn(draft, spent, spending.reached_with):
+            async with drafts.request(draft, spent, spending.reached_with):
                 if spending.must_end(draft, *spent()):
                     return
-                at_once.append(drafts.turns)
+                at_once.append(drafts.requests)
                 await asyncio.sleep(0)
                 used[draft] = used.get(draft, 0) + 1000
 
