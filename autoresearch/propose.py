@@ -141,6 +141,8 @@ class Proposer:
             return await self.commit_as(draft, base, base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
         roster = self.roster
         await asyncio.sleep(roster.seconds_to_wait())
+        if self.ledger.paused:  # meanwhile
+            return None
         self.reset(draft)
         others = self.drafts.beside(draft)
         ready = roster.ready(others)
@@ -355,7 +357,7 @@ class Proposer:
 
     def note_spent(self, agent: Agent, tokens: int | None, dollars: float | None) -> None:
         """Record what an interrupted proposal has used."""
-        if tokens:
+        if tokens or dollars:
             self.ledger.append(events.Waited(reason="interrupted", agent=agent.name, tokens=tokens, dollars=dollars))
 
     def brief(self, draft: Draft, refusal: str | None = None, crashed: Attempt | None = None, crash: str = "") -> Brief:

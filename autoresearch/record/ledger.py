@@ -364,7 +364,7 @@ class Ledger:
                 self.refused.append(event)
                 self.called = event.number
                 self._spend(event)
-            case events.Waited() if event.tokens:
+            case events.Waited() if event.tokens or event.dollars:
                 self._spend(event)
             case events.Trial():
                 self.attempts[event.number - 1].runs.clear()
