@@ -73,7 +73,7 @@ class Tracked:
     name: str
     id: str  # names this run and no other
     config: dict[str, Any]
-    sent: list[Experiment]  # what it has already
+    sent: list[Experiment]  # those that it has already
 
 
 class Tracker(Protocol):
@@ -249,7 +249,7 @@ def tracked(ledger: Ledger, repo: RunRepo, sent: int) -> Tracked:
 
 
 def experiments(ledger: Ledger, repo: RunRepo, after: int) -> Iterator[Experiment]:
-    """What has its verdict, beginning after so many of them."""
+    """The attempts that have a verdict, in that order, without the first `after`."""
     record = Record(ledger)
     best: float | None = None
     for step, attempt in enumerate(list(ledger.finished), 1):
@@ -303,7 +303,7 @@ def plain(name: str) -> str:
 class Tracking(Listener):
     """`loop.py track NAME` in a process of its own, from the first trial to the end of the loop.
 
-    say: told once where it fails. runs: the folder of all runs. Raises UserError where there is no such tracker.
+    say: called once if it fails. runs: the folder of all runs. Raises UserError if there is no such tracker.
     """
 
     def __init__(self, name: str, runs: Path, say: Callable[[str], None]) -> None:
