@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from calls import TASK, Call, connections, discarded
-from conftest import solver
+from conftest import HANGS, solver
 from models import (
     CUT,
     EDITOR,
@@ -41,6 +41,7 @@ from autoresearch.agents import (
 )
 from autoresearch.agents.claude_api import ClaudeAPI
 from autoresearch.agents.editor import Editor, ToolError
+from autoresearch.brief import no_objection
 from autoresearch.task import Stages
 
 
@@ -441,6 +442,26 @@ def test_the_service_itself_is_asked_to_think_and_to_remember_for_an_hour(call):
         assert ["thinking" in asked.body for asked in models.asked] == [True, False, False]
     with Models(steps([unknown])) as models, pytest.raises(AgentFailed, match="not supported"):
         call.propose(agent(models, base_url=f"{models.url}/anthropic.com", thinking="high"))
+
+
+def test_of_two_that_find_out_at_once_that_a_model_does_not_think_neither_has_failed(call):
+    both, other = threading.Barrier(2), call.folder.with_name("other")
+    other.mkdir()
+    (other / "solver.py").write_bytes(call.original)
+
+    def answer(asked: Asked):
+        if "thinking" in asked.body:
+            both.wait(HANGS)
+            return Fault(400, "invalid_request_error", "adaptive thinking is not supported on this model")
+        return [submit()] if asked.results else [edit(1, 5)]
+
+    async def propose(caller: ClaudeAPI) -> list[Proposal]:
+        brief = call.brief(check=no_objection)
+        return await asyncio.gather(*(caller.propose(brief, folder) for folder in (call.folder, other)))
+
+    with Models(answer) as models:
+        said = asyncio.run(propose(agent(models, base_url=f"{models.url}/anthropic.com")))
+    assert [one.description for one in said] == ["a larger value"] * 2 and len(models.asked) == 6
 
 
 def test_an_unknown_setting_of_thinking_is_refused():
