@@ -89,7 +89,7 @@ class Brief:
     # From what the proposal has taken so far, (tokens, dollars): why it must end, or None.
     must_end: Callable[[int | None, float | None], str | None] = lambda tokens, dollars: None
     # Around each request to a model, given a function that returns what the proposal has taken by then.
-    turn: Callable[[Callable[[], tuple[int, float]]], AbstractAsyncContextManager] = lambda spent: nullcontext()
+    request: Callable[[Callable[[], tuple[int, float]]], AbstractAsyncContextManager] = lambda spent: nullcontext()
 
     @property
     def attempts(self) -> list[Attempt]:

@@ -97,15 +97,15 @@ async def night(loop: type, options: Research) -> int:
             run, rule, pages, baseline_runs, repairs, lambda attempt: proposer.agent_of(attempt) is not None, gate,
             options.compile_ahead,
         )  # fmt: skip
-        ahead = options.lookahead
-        if ahead is None:
-            ahead = int(any(agent.retries for agent in agents) and not run.task.is_timed)
-        spends = bool(run.prices) or any(hasattr(agent, "model") for agent in agents)
+        lookahead = options.lookahead
+        if lookahead is None:
+            lookahead = int(any(agent.retries for agent in agents) and not run.task.is_timed)
+        spends = bool(run.prices) or any(agent.paid for agent in agents)
         shown = {
             "agent": agents_described,
             "cluster": fleet.describe() if fleet else "",
             "parallel": count(len(seats), "trial") if len(seats) > 1 else "",
-            "timing": timing(run.task, ahead, len(seats)),
+            "timing": timing(run.task, lookahead, len(seats)),
             "hooks": ", ".join(hooks_of(run.root)),
             "until": str(limits),
             "approve": f"waits for your approval: {gate}" if str(gate) else "",
@@ -119,7 +119,7 @@ async def night(loop: type, options: Research) -> int:
         experiments.tidy()
         try:
             waves = options.lookahead is None and not run.task.is_timed and (fleet is not None or len(seats) > 1)
-            reason = await loop(run, proposer, experiments, limits, ahead, waves).night()
+            reason = await loop(run, proposer, experiments, limits, lookahead, waves).night()
         except Exception as error:
             with contextlib.suppress(OSError):  # the disk may be what failed
                 run.ledger.append(events.Stop(reason=events.FAULT + one_line(str(error))))
@@ -213,11 +213,11 @@ def seat_prices(run: Run) -> str:
     return ", ".join(priced + free) if priced else ""
 
 
-def timing(task: Task, ahead: int, seats: int) -> str:
+def timing(task: Task, lookahead: int, seats: int) -> str:
     """The line of the first screen about a game whose metric is a time."""
     if not task.is_timed:
         return ""
-    if ahead or seats > 1:
+    if lookahead or seats > 1:
         return f"work in parallel disturbs {task.metric}; --lookahead 0 and --workers 1 avoid that"
     return f"nothing runs in parallel, to keep {task.metric} accurate; --lookahead 1 lets an agent think ahead"
 

@@ -56,8 +56,8 @@ class Drafts:
         self.ledger, self.repo = ledger, repo
         self.all: list[Draft] = []
         self.took: collections.deque[float] = collections.deque(maxlen=LATEST)  # seconds of the last ones
-        self.turns, self.most = 0, (0, 0.0)  # requests to models in progress; most (tokens, dollars) of one so far
-        self.turn_over = asyncio.Condition()
+        self.requests, self.most = 0, (0, 0.0)  # to models, in progress; most (tokens, dollars) of one so far
+        self.request_over = asyncio.Condition()
 
     def __len__(self) -> int:
         return len(self.all)
@@ -112,7 +112,7 @@ class Drafts:
         return sum(draft.tokens for draft in self.all), math.fsum(draft.dollars for draft in self.all)
 
     @contextlib.asynccontextmanager
-    async def turn(
+    async def request(
         self, draft: Draft, spent: Callable[[], tuple[int, float]], reached: Callable[[float, float], object]
     ) -> AsyncIterator[None]:
         """Around a request of a draft's agent to a model. Near a limit only one is made at a time, so that only one
@@ -126,20 +126,20 @@ class Drafts:
             if not any(self.most):  # nobody knows what one takes
                 return reached(math.inf, math.inf)
             (tokens, dollars), (most_tokens, most_dollars) = self.taken(), self.most
-            return reached(tokens + 2 * self.turns * most_tokens, dollars + 2 * self.turns * most_dollars)
+            return reached(tokens + 2 * self.requests * most_tokens, dollars + 2 * self.requests * most_dollars)
 
         draft.tokens, draft.dollars = before = spent()
-        async with self.turn_over:
-            await self.turn_over.wait_for(lambda: not self.turns or not too_near())
-        self.turns += 1
+        async with self.request_over:
+            await self.request_over.wait_for(lambda: not self.requests or not too_near())
+        self.requests += 1
         try:
             yield
         finally:
-            self.turns -= 1
+            self.requests -= 1
             draft.tokens, draft.dollars = after = spent()
             self.most = max(self.most[0], after[0] - before[0]), max(self.most[1], after[1] - before[1])
-            async with self.turn_over:
-                self.turn_over.notify_all()
+            async with self.request_over:
+                self.request_over.notify_all()
 
     def expected(self, drafts: Sequence[Draft]) -> tuple[float, float]:
         """The expected (tokens, dollars) of drafts: each counts as an average proposal of its agent, or of the most

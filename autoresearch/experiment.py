@@ -116,20 +116,20 @@ class Experiments:
         trial = events.Trial(number=attempt.number, worker=seat.number, waited=waited, node=seat.node, boot=here)
         self.ledger.append(trial)
         again = f"it looked good on {self.run.tiers[0]}; now on {seat.kind}" if attempt.promoted else ""
-        view = self.console.trial(attempt, again, seat=seat.number)
         try:
-            await self.trials.look_at(attempt, seat)
-            if self.run.screens(seat):
-                verdict, measured = await self.tiers.screen(attempt, seat, view)
-                checked = Measurement()
-                if verdict.status == "keep":
-                    return await self.tiers.promote(attempt, verdict, measured, time.monotonic() - began)
-            else:
-                measured = await self.trials.first(attempt, seat, view)
-                self.trials.require_undisturbed(attempt, measured)
-                if measured.score is not None:
-                    await self.trials.champion_again(attempt, seat)
-                verdict, checked = await self.decide(attempt, measured, seat, view)
+            with self.console.trial(attempt, again, seat=seat.number) as view:
+                await self.trials.look_at(attempt, seat)
+                if self.run.screens(seat):
+                    verdict, measured = await self.tiers.screen(attempt, seat, view)
+                    checked = Measurement()
+                    if verdict.status == "keep":
+                        return await self.tiers.promote(attempt, verdict, measured, time.monotonic() - began)
+                else:
+                    measured = await self.trials.first(attempt, seat, view)
+                    self.trials.require_undisturbed(attempt, measured)
+                    if measured.score is not None:
+                        await self.trials.champion_again(attempt, seat)
+                    verdict, checked = await self.decide(attempt, measured, seat, view)
         except Disturbed as disturbed:
             return self.run_again(attempt, str(disturbed), began, disturbed.taken, disturbed.why)
         except SeatLost as lost:
@@ -141,8 +141,6 @@ class Experiments:
             self.ledger.append(events.Interrupted(number=attempt.number))
             self.console.line(f"  interrupted: experiment {attempt.number} runs again when you continue", "yellow")
             raise
-        finally:
-            view.close()
         if verdict.status == "crash":
             self.disk.require_room()
         event = self.verdict_event(attempt, verdict, measured, checked, time.monotonic() - began)
@@ -221,8 +219,11 @@ class Experiments:
         return self.run.runner.log_path(str(attempt.number)).with_name(f"{failed}.log")
 
     async def abandon(self, attempt: Attempt) -> None:
-        """Give up an interrupted attempt because its agent has gone on to another edit."""
-        await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED[0])))
+        """Give up an interrupted attempt because its agent has gone on to another edit. One that a person accepted
+        waits until no other edit is in the worktree.
+        """
+        if attempt.number not in self.ledger.accepted:
+            await self.conclude(self.verdict_event(attempt, Verdict("crash", ABANDONED[0])))
 
     # -- run
 

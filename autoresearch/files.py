@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import BinaryIO
 
-LARGEST = 1 << 16  # bytes of a JSON file that are read
+LARGEST = 1 << 16  # bytes of a JSON file that are read, unless it may have more
 
 
 def write_whole(path: Path, content: str | bytes, lasting: bool = True) -> None:
@@ -48,11 +48,11 @@ def open_plain(path: Path) -> BinaryIO:
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
 
-def read_json(path: Path) -> dict:
-    """A small JSON object from an untrusted file, of which a limited size is read. Empty if it is not one."""
+def read_json(path: Path, largest: int = LARGEST) -> dict:
+    """A JSON object from an untrusted file of a limited size, in bytes. Empty if it is not one."""
     try:
         with open_plain(path) as file:
-            found = json.loads(file.read(LARGEST))
+            found = json.loads(file.read(largest))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

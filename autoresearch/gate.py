@@ -46,7 +46,7 @@ def gate_of(words: str | None) -> Gate:
     found: dict = {}
     for word in (words or "").replace(" ", "").split(","):
         cost = re.fullmatch(r"cost:\$?(\d*\.?\d+)", word)
-        if not cost and word not in ("edits", "keeps", ""):
+        if not (cost and float(cost[1])) and word not in ("edits", "keeps", ""):  # at 0 it would wait again at once
             raise UserError(f"--approve takes edits, keeps, cost:5, or several with commas, not {word!r}")
         found |= {"dollars": float(cost[1])} if cost else {word: True} if word else {}
     return Gate(**found)

@@ -94,16 +94,16 @@ class Proposer:
         """Whether one more proposal may be in progress."""
         return len(self.drafts) < (self.at_once or max(1, min(len(self.run.runner.seats), AT_ONCE)))
 
-    def wanted(self, waiting: int, idle: int, ahead: int) -> bool:
+    def wanted(self, waiting: int, idle: int, lookahead: int) -> bool:
         """Whether to begin a new proposal: for an idle seat, or to have an attempt ready when a trial ends.
 
-        waiting: attempts that can run next. idle: seats without a trial. ahead: attempts to have ready.
+        waiting: attempts that can run next. idle: seats without a trial. lookahead: attempts to have ready.
         """
         if self.ledger.champion is None:
             return not self.ledger.pending and not self.drafts
         coming = waiting + len(self.drafts)
         answers = not self.drafts or self.roster.fill or self.roster.ready(self.drafts)
-        return bool(coming < idle + ahead and not self.nothing_left and answers and self.has_room())
+        return bool(coming < idle + lookahead and not self.nothing_left and answers and self.has_room())
 
     def has_room(self) -> bool:
         """Whether the limits allow one more proposal, counting the expected cost of those in progress."""
@@ -120,8 +120,10 @@ class Proposer:
         self.run.runner.want(0 if over or not more else max(1, coming), busy)
 
     def interrupted_edits(self) -> list[Attempt]:
-        """Interrupted attempts of external agents."""
-        return [attempt for attempt in self.ledger.pending if attempt.agent in External.names]
+        """Attempts of external agents that have no verdict: first the one whose edit is in the worktree, if any."""
+        edit, pending = self.run.edit(), self.ledger.pending
+        external = [attempt for attempt in pending if attempt.agent in External.names]
+        return sorted(external, key=lambda attempt: attempt.edit != edit)
 
     def agent_of(self, attempt: Attempt) -> Agent | None:
         """The agent of an attempt, if it can redo the edit."""
@@ -139,6 +141,8 @@ class Proposer:
             return await self.commit_as(draft, base, base, Proposal("baseline", tokens=0, dollars=0.0), "loop")
         roster = self.roster
         await asyncio.sleep(roster.seconds_to_wait())
+        if self.ledger.paused:  # meanwhile
+            return None
         self.reset(draft)
         others = self.drafts.beside(draft)
         ready = roster.ready(others)
@@ -353,7 +357,7 @@ class Proposer:
 
     def note_spent(self, agent: Agent, tokens: int | None, dollars: float | None) -> None:
         """Record what an interrupted proposal has used."""
-        if tokens:
+        if tokens or dollars:
             self.ledger.append(events.Waited(reason="interrupted", agent=agent.name, tokens=tokens, dollars=dollars))
 
     def brief(self, draft: Draft, refusal: str | None = None, crashed: Attempt | None = None, crash: str = "") -> Brief:
@@ -406,7 +410,7 @@ class Proposer:
             redone=draft.back is not None,
             dollars=self.dollars_left(others),
             must_end=lambda tokens, dollars: self.must_end(draft, tokens, dollars),
-            turn=lambda spent: self.drafts.turn(draft, spent, self.reached_with),
+            request=lambda spent: self.drafts.request(draft, spent, self.reached_with),
         )
         if not draft.back and not draft.focus:
             draft.focus = focus_of(

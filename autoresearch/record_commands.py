@@ -31,7 +31,7 @@ from autoresearch.record.runs import RUNS, Recorded, folder_of, recorded_run
 from autoresearch.text import count, to_type
 
 if TYPE_CHECKING:
-    from autoresearch.record.events import Approved, Rejected
+    from autoresearch.record.events import Approved, Message, Rejected
     from autoresearch.repo import RunRepo
 
 app = typer.Typer()
@@ -69,11 +69,10 @@ def stop_(context: typer.Context, options: Stop) -> None:
 @taking(Note)
 def note(context: typer.Context, options: Note) -> None:
     """Tell the agent something, even while a loop runs: the note is in all later briefs, and in the journal."""
-    from autoresearch.inbox import leave, text_of
+    from autoresearch.inbox import text_of
     from autoresearch.record import events
 
-    recorded = recorded_run(options.tag)
-    leave(recorded.folder, events.Note(text=text_of(options.text)))
+    recorded = leave(options, events.Note(text=text_of(options.text)))
     print(f"run {recorded.tag}: the note is in the next brief")
 
 
@@ -81,11 +80,9 @@ def note(context: typer.Context, options: Note) -> None:
 @taking(Tagged)
 def pause(context: typer.Context, options: Tagged) -> None:
     """Pause a run: running trials finish, and the loop starts nothing new until `resume`."""
-    from autoresearch.inbox import leave
     from autoresearch.record.events import Pause
 
-    recorded = recorded_run(options.tag)
-    leave(recorded.folder, Pause())
+    recorded = leave(options, Pause())
     print(f"run {recorded.tag} pauses when its trials are done; to resume: {to_type('resume')} --tag {recorded.tag}")
 
 
@@ -93,11 +90,9 @@ def pause(context: typer.Context, options: Tagged) -> None:
 @taking(Tagged)
 def resume(context: typer.Context, options: Tagged) -> None:
     """Resume a paused run."""
-    from autoresearch.inbox import leave
     from autoresearch.record.events import Resume
 
-    recorded = recorded_run(options.tag)
-    leave(recorded.folder, Resume())
+    recorded = leave(options, Resume())
     print(f"run {recorded.tag} resumes" + ("" if is_at_work(recorded) else f" when you start the loop: {to_type()}"))
 
 
@@ -123,13 +118,22 @@ def reject(context: typer.Context, options: Reject) -> None:
 
 
 def answer_held(options: Approve, word: "Approved | Rejected", said: str) -> None:
+    from autoresearch import inbox
     from autoresearch.gate import require_held
-    from autoresearch.inbox import leave
 
     recorded = recorded_run(options.tag)
     require_held(recorded.ledger, options.number)
-    leave(recorded.folder, word)
+    inbox.leave(recorded.folder, word)
     print(f"experiment {options.number} is {said}" + ("" if is_at_work(recorded) else f"; to continue: {to_type()}"))
+
+
+def leave(options: Tagged, message: "Message") -> Recorded:
+    """Leave a run a message. Returns the run. Raises UserError if there is none."""
+    from autoresearch import inbox
+
+    recorded = recorded_run(options.tag)
+    inbox.leave(recorded.folder, message)
+    return recorded
 
 
 def is_at_work(recorded: Recorded) -> bool:

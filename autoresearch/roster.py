@@ -101,7 +101,7 @@ class Roster:
 
     def note_spent(self, agent: Agent, failure: AgentUnavailable | AgentBlocked) -> None:
         """Record what a failed call has used, if its failure itself is recorded already."""
-        if failure.tokens:
+        if failure.tokens or failure.dollars:
             reason, taken = keys.scrub(str(failure)), {"tokens": failure.tokens, "dollars": failure.dollars}
             self.ledger.append(events.Waited(reason=reason, agent=agent.name, **taken))
 

@@ -95,6 +95,15 @@ class Trials:
         """Train and score the code of an attempt."""
         return await self.run.runner.run(self.run.job(code.commit, name, seed, fresh_caches), seat, tell)
 
+    async def train_again(
+        self, code: Attempt, name: str, seed: int, seat: Seat, why: str, during: Attempt | None = None
+    ) -> Measurement:
+        """Train and score code in a further trial. why: as people are told. during: the attempt that needs it, unless
+        it is that of the code itself.
+        """
+        with self.console.trial(during or code, again=why, seat=seat.number) as view:
+            return await self.train(code, name, seed, seat, view)
+
     async def count(self, attempt: Attempt, seed: int, measured: Measurement, seat: Seat) -> None:
         """Record a measurement as a run of the attempt, if it has a score."""
         if measured.score is not None and not measured.suspended:
@@ -159,8 +168,8 @@ class Trials:
         for number, seat in zip(numbers, seats, strict=False):
             name = f"{attempt.number}-{number}" if number > 1 else str(attempt.number)
             seed = self.run.seed + number - 1
-            view = self.console.trial(attempt, again=f"run {number} of the baseline, seed {seed}", seat=seat.number)
-            runs.append((name, seed, seat, asyncio.create_task(self.train(attempt, name, seed, seat, view))))
+            work = self.train_again(attempt, name, seed, seat, f"run {number} of the baseline, seed {seed}")
+            runs.append((name, seed, seat, asyncio.create_task(work)))
         tasks = [task for *_, task in runs]
         try:
             results = await asyncio.gather(*tasks)
@@ -186,13 +195,9 @@ class Trials:
         if attempt.is_baseline or not self.paces.is_new(seat):
             return
         baseline, name = self.ledger.kept[0], f"{attempt.number}-look-{seat.number}"
-        again = f"the baseline, to see whether {seat.node} is as fast as the others"
-        view = self.console.trial(baseline, again=again, seat=seat.number)
-        try:
-            measured = await self.train(baseline, name, self.run.seed, seat, view)
-            self.run.runner.tidy(name, keep_weights=False)
-        finally:
-            view.close()
+        why = f"the baseline, to see whether {seat.node} is as fast as the others"
+        measured = await self.train_again(baseline, name, self.run.seed, seat, why)
+        self.run.runner.tidy(name, keep_weights=False)
         if measured.score is None:
             await self.paces.exclude(seat.node, f"failed: {measured.reason}")
         elif not measured.suspended:
@@ -256,8 +261,7 @@ class Trials:
     async def turn(self, code: Attempt, attempt: Attempt, turn: int, seed: int, seat: Seat) -> Verdict | None:
         """Run one turn of an edit or its champion. Returns why the edit is not kept, or None."""
         name = f"{attempt.number}-turn-{turn}-{code.number}"
-        view = self.console.trial(attempt, again=f"turn {turn}, experiment {code.number}", seat=seat.number)
-        measured = await self.train(code, name, seed, seat, view)
+        measured = await self.train_again(code, name, seed, seat, f"turn {turn}, experiment {code.number}", attempt)
         self.run.runner.tidy(name, keep_weights=False)
         self.require_undisturbed(attempt, measured)
         if measured.score is None:
@@ -287,7 +291,7 @@ class Trials:
         if champion is None or attempt.parent != champion.commit:
             return
         screened = attempt.is_screened
-        beside = len(champion.screened_again if screened else self.ledger.in_turn.get((champion.number, 0), ()))
+        beside = len(champion.screened_again if screened else self.ledger.in_turn.get(0, {}).get(champion.number, ()))
         unlike = beside < BESIDE and self.is_unlike(attempt, champion)
         stale = self.repeats_runs and self.ledger.stale[screened] >= STALE and self.ledger.noise(screened)
         if not (unlike or stale):
@@ -295,12 +299,8 @@ class Trials:
         self.ledger.stale[screened] = 0  # so that only one of several workers does it
         name, seed = f"{champion.number}-alone-{beside + 1}", self.run.seed + FIRST_ALONE + beside + 1
         why = "the machine is more or less busy now" if unlike else "its score may have been luck"
-        view = self.console.trial(champion, again=f"the champion again: {why}", seat=seat.number)
-        try:
-            measured = await self.train(champion, name, seed, seat, view)
-            self.run.runner.tidy(name, keep_weights=False)
-        finally:
-            view.close()
+        measured = await self.train_again(champion, name, seed, seat, f"the champion again: {why}")
+        self.run.runner.tidy(name, keep_weights=False)
         if measured.score is not None and not measured.suspended:  # a failure is not the next edit's fault
             run, during = run_of(champion.number, seed, measured), attempt.number
             again = events.InTurn(edit=0, during=during, **run)
@@ -348,28 +348,29 @@ class Trials:
             "yellow",
         )
         name, seed = f"{attempt.number}-again", self.run.seed + 1
-        view = self.console.trial(attempt, again=f"again, seed {seed}", seat=seat.number)
-        try:
-            measured = await self.measure(attempt, name, seed, seat, view, fresh_caches=True)
-            self.require_undisturbed(attempt, measured)
-            await self.champion_again(attempt, seat)
-            if measured.score is None:
-                return Verdict("crash", f"in quarantine: {measured.reason}")
-            second, objection = self.judge(attempt, [measured.score]), ""
-            if second.status != "keep":
-                objection = second.reason
-            elif (checked := await self.check(name, seed, seat, view, fresh_caches=True)).reason:
-                objection = f"the guard failed: {checked.reason}" if checked.failed == GUARD else checked.reason
-            if not objection and largest is None:
-                ref, accept = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"accept {attempt.number}"
-                return Verdict(
-                    "discard",
-                    f"{HELD}: it gains {digits(gain)}, by far the largest step of this run towards the best possible "
-                    f"score; look at what it changes, `git show {ref}`, and if that is sound, `{to_type(accept)}`",
-                )
-            return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
-        finally:
-            self.run.runner.tidy(name, keep_weights=False)
+        with self.console.trial(attempt, again=f"again, seed {seed}", seat=seat.number) as view:
+            try:
+                measured = await self.measure(attempt, name, seed, seat, view, fresh_caches=True)
+                self.require_undisturbed(attempt, measured)
+                await self.champion_again(attempt, seat)
+                if measured.score is None:
+                    return Verdict("crash", f"in quarantine: {measured.reason}")
+                second, objection = self.judge(attempt, [measured.score]), ""
+                if second.status != "keep":
+                    objection = second.reason
+                elif (checked := await self.check(name, seed, seat, view, fresh_caches=True)).reason:
+                    objection = f"the guard failed: {checked.reason}" if checked.failed == GUARD else checked.reason
+                if not objection and largest is None:
+                    ref, accept = f"refs/autoresearch/{self.run.repo.tag}/{attempt.number}", f"accept {attempt.number}"
+                    return Verdict(
+                        "discard",
+                        f"{HELD}: it gains {digits(gain)}, by far the largest step of this run towards the best "
+                        f"possible score; look at what it changes, `git show {ref}`, and if that is sound, "
+                        f"`{to_type(accept)}`",
+                    )
+                return Verdict("discard", f"in quarantine, with another seed: {objection}") if objection else None
+            finally:
+                self.run.runner.tidy(name, keep_weights=False)
 
     # -- suspended, or disturbed by other programs
 

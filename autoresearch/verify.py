@@ -155,17 +155,16 @@ class Verification:
         run.require_own_code()
         name = f"verify/{code.name.replace(' ', '-')}-{seed}"
         job = run.job(code.commit, name, seed, fresh_caches=run.task.referee)  # nor what a trial has left in them
-        seat, view = run.runner.seats[0], run.console.verifying(*place)
+        seat, check = run.runner.seats[0], Measurement()
         run.stop.trials = 1
         try:
-            measured = await run.runner.run(job, seat, view)
-            check = Measurement()
-            if measured.score is not None and run.task.holdout:
-                check = await run.runner.run(dataclasses.replace(job, phases=(HOLDOUT,)), seat, view)
+            with run.console.verifying(*place) as view:
+                measured = await run.runner.run(job, seat, view)
+                if measured.score is not None and run.task.holdout:
+                    check = await run.runner.run(dataclasses.replace(job, phases=(HOLDOUT,)), seat, view)
             return measured, check
         finally:
             run.stop.trials = 0
-            view.close()
             run.runner.tidy(job.name, keep_weights=False)
 
 

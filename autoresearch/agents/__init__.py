@@ -124,6 +124,7 @@ class NothingLeft(Exception):
 class Agent(Protocol):
     name: str
     retries: bool  # whether it can fix an edit that was refused or crashed, when told why
+    paid: bool  # whether its proposals cost money that is counted, so that --max-cost can limit it
 
     async def propose(self, brief: "Brief", folder: Path) -> Proposal:
         """Edit the task's files in `folder`.
@@ -201,7 +202,7 @@ def read_number(text: str) -> float | None:
 def price(
     model: str | None, provider: str, taken: int, made: int, cached: int, written: int = 0, requests: int = 1
 ) -> float | None:
-    """Dollars for tokens at public prices; None for an unknown model.
+    """Dollars for tokens at public prices; None for an unknown model, or for amounts that cannot be.
 
     taken: input tokens, including cache reads and writes; made: output tokens. requests: the number of requests. Long
     requests cost more per token, so each is priced separately; here all are assumed to be equally long.
@@ -212,5 +213,5 @@ def price(
     try:
         usage = Usage(input_tokens=taken, output_tokens=made, cache_read_tokens=cached, cache_write_tokens=written)
         return requests * float(calc_price(usage, model, provider_id=provider).total_price) if model else None
-    except LookupError:
+    except (LookupError, ValueError):
         return None

@@ -34,7 +34,7 @@ DOLLARS_A_SEARCH = 0.01  # of the server's web search
 
 
 class ClaudeAPI:
-    retries = True
+    retries, paid = True, True
 
     def __init__(
         self,
@@ -107,9 +107,9 @@ class ClaudeAPI:
             raise AgentUnavailable(reason, **conversation.costs()) from None
         except anthropic.BadRequestError as error:
             unknown = not conversation.turns and re.search("thinking|effort|output_config", str(error))
-            if not self.unasked or not unknown:
+            if not self.unasked or not unknown or not conversation.thinking:
                 raise self.failure(error, conversation) from None
-            self.unasked, self.thinking = False, {}  # from now on
+            self.thinking = conversation.thinking = {}  # from now on; those that began before find it out, too
             conversation.note({"role": "loop", "content": f"asked without thinking, which the model refuses: {error}"})
             return await self.answer_of(conversation)
         except anthropic.APIStatusError as error:

@@ -7,6 +7,7 @@ JSON output has its answer and the cost. failures.py knows what its errors mean.
 
 import dataclasses
 import json
+import math
 import os
 import re
 import shlex
@@ -34,6 +35,13 @@ class Answer:
     tokens: int | None = None
     dollars: float | None = None
     error: str = ""  # what went wrong, in its words
+
+    def __post_init__(self) -> None:
+        """A program may print anything, and the record adds these up: what is no amount counts as not known."""
+        for name in ("tokens", "dollars"):
+            amount = getattr(self, name)
+            if not (isinstance(amount, int | float) and 0 <= amount < math.inf):
+                object.__setattr__(self, name, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +122,7 @@ def objects(output: str) -> list[dict]:
         try:
             value, position = decoder.raw_decode(output, match.start())
             found.append(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             position = match.end()
     return found
 
@@ -341,7 +349,7 @@ CLIENTS = {"claude-code": CLAUDE, "codex": CODEX, "gemini": GEMINI, "opencode": 
 class Client:
     """An agent that runs one of these programs. Raises UserError where it is missing, too old or not signed in."""
 
-    retries = True
+    retries, paid = True, True
 
     def __init__(self, program: Program, model: str | None, limit: float, web_search: bool, name: str) -> None:
         self.version = program.require()
@@ -361,10 +369,17 @@ class Client:
         command, excess = self.command(search, brief.dollars), self.excess(brief.transcript / "agent.log", brief)
         ended, log = await run_told(command, brief, text, folder, self.limit, excess, **environment)
         output = read_tail(log, OUTPUT)
-        answer = self.program.read(output, self.model)
+        answer = self.read(output)
         if ended.reason or answer.error:
             raise self.failure(ended.reason, answer, output)
         return read_reply(answer.text, tokens=answer.tokens, dollars=answer.dollars, transcript=str(log.parent))
+
+    def read(self, output: str) -> Answer:
+        """What the program's output says. An error if it is not of the form that this version is known to print."""
+        try:
+            return self.program.read(output, self.model)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            return Answer("", error=f"an answer that makes no sense: {type(error).__name__}: {error}")
 
     def command(self, search: bool, dollars: float | None) -> str:
         """The whole command line, for a shell. dollars: that it may cost."""
@@ -386,7 +401,7 @@ class Client:
             size = log.stat().st_size
             if self.program.stuck and read_tail(log).count(self.program.stuck) > 5:
                 return "ended because its answers break off again and again (terminated)"
-            taken = self.program.read(read_tail(log, OUTPUT), self.model)
+            taken = self.read(read_tail(log, OUTPUT))
             limit = brief.must_end(taken.tokens, taken.dollars)
             return limit and f"ended before it was done: {limit}"
 

@@ -18,7 +18,7 @@ from autoresearch.runner.process import Ended, Process
 
 
 class CommandAgent:
-    name, retries = "command", True
+    name, retries, paid = "command", True, False
 
     def __init__(self, command: str, limit: float) -> None:
         self.command, self.limit = command, limit

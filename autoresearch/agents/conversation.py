@@ -107,7 +107,7 @@ class Caller(Protocol):
 
     model: str
     official: bool  # the model is behind Anthropic's own server
-    thinking: dict  # settings of a request
+    thinking: dict  # settings of the requests of a conversation that begins now
     web_search: bool
     limit: float  # seconds for one proposal
 
@@ -122,6 +122,7 @@ class Conversation:
         self.agent, self.client, self.brief, self.folder = agent, client, brief, folder
         self.tokens, self.turns, self.reminders = 0, 0, 0
         self.dollars: float | None = 0.0 if agent.price(0, 0, 0, 0, 0) is not None else None
+        self.thinking = agent.thinking  # settings of its requests
         self.files: dict[str, bytes] = {}  # as they stood when it was paused
         self.transcript = brief.transcript / "transcript.jsonl"
         self.submitted: dict | None = None
@@ -164,7 +165,7 @@ class Conversation:
     def go_on(self, client: anthropic.AsyncAnthropic, brief: Brief, folder: Path) -> None:
         """Continue after a pause: with the edit as it stood, or without it on top of a new champion."""
         same_champion = brief.sources == self.brief.sources
-        self.client, self.brief, self.folder = client, brief, folder
+        self.client, self.brief, self.folder, self.thinking = client, brief, folder, self.agent.thinking
         self.deadline = now() + self.agent.limit
         if same_champion:
             for name, content in self.files.items():
@@ -223,7 +224,7 @@ class Conversation:
         fields: dict = {name: str(said.get(name) or "") for name in ("description", "category", "hypothesis", "lesson")}
         ideas = said.get("ideas") or []
         fields["ideas"] = list(map(str, ideas if isinstance(ideas, list) else [ideas]))
-        with contextlib.suppress(KeyError, TypeError, ValueError):
+        with contextlib.suppress(KeyError, TypeError, ValueError, OverflowError):
             fields["predicted"] = float(said["predicted"])
         return Proposal(**fields, transcript=str(self.transcript.parent), **self.costs())
 
@@ -239,7 +240,7 @@ class Conversation:
         while message is None:
             try:
                 asked = now()
-                async with self.brief.turn(lambda: (self.tokens, self.dollars or 0.0)):
+                async with self.brief.request(lambda: (self.tokens, self.dollars or 0.0)):
                     self.deadline += now() - asked  # others were before it
                     if reason := self.brief.must_end(self.tokens, self.dollars):
                         raise AgentFailed(f"ended before it had submitted: {reason}", **self.costs())
@@ -261,7 +262,7 @@ class Conversation:
 
     async def stream(self, messages: list[dict]) -> anthropic.types.Message:
         """One answer. Its tokens count also where it breaks off, as far as they are known. Raises TimeoutError."""
-        request: dict[str, Any] = {"model": self.agent.model, "max_tokens": MAX_TOKENS, **self.agent.thinking}
+        request: dict[str, Any] = {"model": self.agent.model, "max_tokens": MAX_TOKENS, **self.thinking}
         request |= {"system": self.system, "tools": self.tools, "messages": messages}
         usage, message, received = None, None, 0
         until = min(self.deadline, now() + REQUEST)

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from autoresearch import disk_is_full
 from autoresearch.editable import may_edit
 
 EDITOR = "str_replace_based_edit_tool"
@@ -38,7 +39,16 @@ class Editor:
         self.folder, self.editable = folder, editable
 
     def edit(self, given: dict) -> str:
-        """What a call of the tool answers. Line ends, and what is no UTF-8, stay as they are. Raises ToolError."""
+        """What a call of the tool answers. Raises ToolError, and OSError if the disk is full."""
+        try:
+            return self.carry_out(given)
+        except (OSError, ValueError) as error:  # no file can have this name: too long, below another file, not text
+            if disk_is_full(error):
+                raise
+            raise ToolError(f"there can be no such file: {getattr(error, 'strerror', None) or error}") from None
+
+    def carry_out(self, given: dict) -> str:
+        """Do what the call says. Line ends, and what is no UTF-8, stay as they are."""
         path = self.path_of(given)
         command = given.get("command")
         raw = path.read_bytes() if path.exists() else b""

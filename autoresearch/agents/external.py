@@ -7,7 +7,7 @@ from autoresearch.brief import Brief
 
 
 class External:
-    name, retries = "external", True
+    name, retries, paid = "external", True, False
     names = (name, "driver")  # the second is its name in runs of version 0.1
 
     def __init__(self, proposal: Proposal) -> None:

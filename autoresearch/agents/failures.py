@@ -4,6 +4,7 @@ A limit, an outage or a time-out is temporary, and the message often says until 
 signed out or out of credit, or if the model does not exist. All other failures are unknown.
 """
 
+import contextlib
 import datetime
 import enum
 import re
@@ -90,7 +91,8 @@ def named_wait(said: str, now: datetime.datetime | None = None) -> float | None:
     if found := UNIX.search(said):
         return max(0.0, int(found[1]) - now.timestamp())
     if found := ISO.search(said):
-        return max(0.0, (datetime.datetime.fromisoformat(found[0]) - now).total_seconds())
+        with contextlib.suppress(ValueError):  # no such day, hour or offset
+            return max(0.0, (datetime.datetime.fromisoformat(found[0]) - now).total_seconds())
     for found in CLOCK.finditer(said):
         if (then := clock_time(found, now)) is not None:
             return max(0.0, (then - now).total_seconds())
@@ -116,5 +118,9 @@ def clock_time(found: re.Match, now: datetime.datetime) -> datetime.datetime | N
         if found["year"]:
             return then.replace(year=int(found["year"]))
         return then if then > now - datetime.timedelta(days=180) else then.replace(year=now.year + 1)
-    except (ValueError, KeyError):  # no such hour, day, month or zone
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+    ):  # no such hour, day, month or zone; OSError: `America/Argentina` is a folder
         return None

@@ -20,9 +20,7 @@ class Informed:
 
     def __init__(self, agent: Agent, optimizer: Optimize) -> None:
         self.agent, self.optimizer = agent, optimizer
-        self.name, self.retries = agent.name, agent.retries
-        if hasattr(agent, "model"):
-            self.model = agent.model  # by which the first screen knows that it costs something
+        self.name, self.retries, self.paid = agent.name, agent.retries, agent.paid
 
     async def propose(self, brief: Brief, folder: Path) -> Proposal:
         return await self.agent.propose(dataclasses.replace(brief, optimizer=self.optimizer.state(brief)), folder)

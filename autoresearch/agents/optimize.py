@@ -46,7 +46,7 @@ class Move:
 
 
 class Optimize:
-    name, retries = "optimize", False
+    name, retries, paid = "optimize", False, False
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -15,7 +15,7 @@ from autoresearch.task import edit_hash
 
 
 class Sweep:
-    name, retries = "sweep", False
+    name, retries, paid = "sweep", False, False
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

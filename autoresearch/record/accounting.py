@@ -17,8 +17,8 @@ KINDS = {
     "startup": "start-up",  # of trials: import, build, compile, warm up; and the rehearsals before them
     "scoring": "scoring",  # score, guard and holdout
     "interrupted": "trials without a verdict",  # which were stopped, suspended, or repaired and run again
-    "disturbed": "trials beside others' work",  # of which other programs took too much: they ran again
-    "running": "running trials",  # whose verdict is still to come
+    "disturbed": "trials beside others' work",  # other programs used too much of the machine: they ran again
+    "running": "running trials",  # they have no verdict yet
     "agent": "waiting for the agent",  # a worker had nothing to run
     "network": "waiting for the network",  # it had nothing to run because no agent could be reached
     "setup": "set-up",  # from the call to the first trial, or to the first question to an agent
@@ -34,7 +34,7 @@ class Busy:
 
     number: int
     began: float
-    measured: list[dict] = dataclasses.field(default_factory=list)  # seconds of its runs that came to a score
+    measured: list[dict] = dataclasses.field(default_factory=list)  # seconds of its runs that have a score
 
 
 @dataclasses.dataclass
@@ -42,13 +42,13 @@ class Worker:
     """A seat in a session. Times are by the account's clock."""
 
     number: int
-    since: float  # it is there
-    free: float  # it was idle last, or became so
-    node: str = ""  # of a cluster, as the next one
-    kind: str = ""
-    price: float = 0.0  # dollars an hour
+    since: float  # when it joined
+    free: float  # when it last became idle
+    node: str = ""  # on a cluster
+    kind: str = ""  # of its device, on a cluster
+    price: float = 0.0  # dollars per hour
     busy: Busy | None = None
-    gone: bool = False  # what it ran has not been said to be over
+    gone: bool = False  # it has left, but the end of its trial is not recorded yet
 
     @property
     def name(self) -> tuple[int, str, str]:
@@ -57,11 +57,11 @@ class Worker:
 
 @dataclasses.dataclass
 class Use:
-    """How long a seat was there, in all sessions, and how much of that it ran trials. Seconds."""
+    """How long a seat was there, in all sessions, and how long it ran trials. Seconds."""
 
     there: float = 0.0
     busy: float = 0.0
-    trials: int = 0  # that it ran, to whatever end
+    trials: int = 0  # whatever their outcome
     dollars: float = 0.0  # for the time that it was there
 
     @property
@@ -83,8 +83,8 @@ class Account:
         self.workers: dict[int, Worker] = {}  # by number; of the open session, or the last one
         self.uses: dict[tuple[int, str, str], Use] = {}  # by name of the worker, without what is still open
         self.began: float | None = None  # the open session
-        self.last_time = 0.0  # of the last event, as its clock had it
-        self.last_start = 0.0  # of the last `start`, the same
+        self.last_time = 0.0  # of the last event, as recorded
+        self.last_start = 0.0  # of the last `start`, as recorded
         self.stopped_because = ""  # reason of the last `stop`; empty while a session is open
         self.waits_until = 0.0  # by the clock of the journal: the next call of an agent that could not be reached
         self.waits_for = ""
@@ -107,7 +107,7 @@ class Account:
         before = self._time
         time = self._clock(event.time)
         if self.began is None and not isinstance(event, events.Run | events.Start | events.Stop | events.Verified):
-            return  # of no session: nothing that takes time
+            return  # it belongs to no session, so it takes no time
         match event:
             case events.Run():
                 self._first = time
@@ -224,8 +224,8 @@ class Account:
         self.workers |= there
 
     def _leave(self, worker: Worker, time: float) -> None:
-        """A worker is there no more."""
-        if worker.busy:  # it ended unseen
+        """A worker has left."""
+        if worker.busy:  # the end of its trial was not recorded
             self._end_trial(worker.busy.number, time, "interrupted")
         if self.workers.get(worker.number) is worker:
             self._idled(worker, time)
@@ -284,14 +284,14 @@ class Account:
             self.began, self._ended = None, end
             self._crashed.clear()
 
-    # -- what time was for
+    # -- what the time was used for
 
     def _open_parts(self, end: float, busy_kind: str, asked: bool = False) -> Iterator[tuple[str, float]]:
         """(kind, seconds) of what each worker has done since its last change."""
         for worker in self.workers.values():
             if worker.busy:
                 yield busy_kind, end - worker.busy.began
-            elif asked and len(self.workers) > 1:  # it had ended before the others
+            elif asked and len(self.workers) > 1:  # its last trial ended before those of the others
                 yield "rest", end - worker.free
             else:
                 yield from self._idle(worker.free, end)
@@ -314,7 +314,8 @@ class Account:
     def total(self, now: float | None = None) -> dict[str, float]:
         """Seconds by kind.
 
-        now: the present time, if a loop is at work; else a session that is open was killed with its last event.
+        now: the present time, if a loop is at work. Without it, an open session was killed, and ended with its last
+        event.
         """
         seconds = dict(self.seconds)
         if self.began is not None:
@@ -342,12 +343,12 @@ class Account:
         return uses
 
     def dollars(self, now: float | None = None) -> float:
-        """What the seats have cost, as far as they have a price."""
+        """What the seats that have a price have cost."""
         return math.fsum(use.dollars for use in self.used(now).values())
 
     @property
     def dollars_an_hour(self) -> float:
-        """What the seats that are there cost."""
+        """What the present seats cost per hour."""
         return math.fsum(worker.price for worker in self.workers.values()) if self.began is not None else 0.0
 
     def session(self, now: float) -> float:
@@ -387,9 +388,9 @@ def positive(value: object) -> float:
 
 
 def shares(seconds: dict[str, float]) -> list[tuple[str, float, float]]:
-    """(kind in words, seconds, share of the time in sessions) of all kinds that took any, as KINDS orders them.
+    """(kind in words, seconds, share of the time in sessions) of all kinds that took any, in the order of KINDS.
 
-    What lies between sessions has no share.
+    Time between sessions has no share.
     """
     inside = sum(value for kind, value in seconds.items() if kind not in ("verify", "stopped"))
     return [

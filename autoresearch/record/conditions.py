@@ -10,23 +10,24 @@ Run = tuple[float | None, float]
 
 
 def alike(runs: Iterable[Run], taken: float | None, most: float | None) -> list[float]:
-    """The scores of the runs of which others took about as much."""
+    """The scores of the runs during which other programs used about the share `taken`."""
     if taken is None or most is None:
         return []
     return [score for other, score in runs if other is not None and abs(other - taken) <= most]
 
 
 def if_comparable(runs: Sequence[Run], taken: float | None, most: float | None) -> list[float]:
-    """The scores of those alike alone; all where the conditions are of none known."""
+    """The scores of the runs under like conditions; of all runs if the conditions are known for none."""
     known = most is not None and any(other is not None for other, _ in runs)
     return alike(runs, taken or 0.0, most) if known else [score for _, score in runs]
 
 
 def comparable(runs: Sequence[Run], taken: float | None, most: float | None, lower_is_better: bool) -> list[float]:
-    """The scores of a champion's runs that a run is to be compared with, of which others took `taken`.
+    """The scores of a champion's runs with which to compare a run during which other programs used the share `taken`.
 
-    Those alike. Where there are none, those that had more of the machine, the nearest, else the best one: a run is
-    not to look good because its champion was disturbed. A run of which nobody knows counts as left alone.
+    Those under like conditions. If there are none: the nearest of those that were less disturbed, else the best one, so
+    that a run does not look good because its champion was disturbed. A run whose conditions are unknown counts as
+    undisturbed.
     """
     if scores := if_comparable(runs, taken, most):
         return scores
@@ -38,7 +39,7 @@ def comparable(runs: Sequence[Run], taken: float | None, most: float | None, low
 
 
 def by_conditions(runs: Iterable[Run], most: float | None) -> list[list[float]]:
-    """The scores of identical code, apart where the conditions were not alike."""
+    """The scores of identical code, in groups of runs under like conditions."""
     groups: list[tuple[float, list[float]]] = []
     for taken, score in sorted(runs, key=lambda run: run[0] or 0.0):
         if not groups or (most is not None and (taken or 0.0) > groups[-1][0] + most):

@@ -138,7 +138,8 @@ class Ledger:
         self.attempts: list[Attempt] = []  # by number
         self.finished: list[Attempt] = []  # those that have a verdict, in the order of the verdicts
         self.kept: list[Attempt] = []  # the baseline, and what was kept after it
-        self.in_turn: dict[tuple[int, int], list[Run]] = {}  # by number of the code, and of the edit it ran for (or 0)
+        # By number of the edit that took turns with its champion (0: the champion ran again alone), then of the code.
+        self.in_turn: dict[int, dict[int, list[Run]]] = {}
         self.stale = {False: 0, True: 0}  # verdicts since the champion last ran; True: on the first kind of --tiers
         self.screening = ""  # the first kind of --tiers
         self.aside: dict[str, str] = {}  # why a node of a cluster is not used any more, by its name
@@ -226,9 +227,9 @@ class Ledger:
         """The runs behind these scores; with `screened`, those on the first kind of --tiers."""
         if screened:
             return attempt.screened + attempt.screened_again
-        own = self.in_turn.get((attempt.number, attempt.number)) or attempt.own
+        own = self.in_turn.get(attempt.number, {}).get(attempt.number) or attempt.own
         own = own or ([] if attempt.score is None else [(None, attempt.score)])
-        beside = (runs for key, runs in self.in_turn.items() if key[0] == attempt.number != key[1])
+        beside = (by_code.get(attempt.number, ()) for edit, by_code in self.in_turn.items() if edit != attempt.number)
         fresh = [(r.taken, r.score) for r in self.verified if r.commit == attempt.commit and r.score is not None]
         return [*own, *itertools.chain.from_iterable(beside), *fresh]
 
@@ -279,7 +280,8 @@ class Ledger:
             if run.score is not None:
                 fresh.setdefault(run.commit, []).append((run.taken, run.score))
         own = (attempt.own for attempt in kept if len(attempt.runs) > 1)
-        return (*own, *self.in_turn.values(), *fresh.values())
+        in_turn = itertools.chain.from_iterable(by_code.values() for by_code in self.in_turn.values())
+        return (*own, *in_turn, *fresh.values())
 
     def noise(self, screened: bool = False) -> float:
         """The standard deviation of scores of identical code, as estimated in this run; 0 if there is no estimate."""
@@ -287,14 +289,14 @@ class Ledger:
 
     def turns(self, edit: int) -> tuple[list[float], list[float]]:
         """(The champion's scores, its own scores) of an edit that took turns with its champion; empty for others."""
-        theirs = (runs for (number, other), runs in self.in_turn.items() if other == edit != number)
-        champions, own = next(theirs, []), self.in_turn.get((edit, edit), [])
-        return [score for _, score in champions], [score for _, score in own]
+        by_code = self.in_turn.get(edit, {})
+        theirs = next((runs for number, runs in by_code.items() if number != edit), [])
+        return [score for _, score in theirs], [score for _, score in by_code.get(edit, [])]
 
     def noise_of_turns(self) -> float:
         """The noise of the gain in one turn, if the metric is a time."""
         assert self.task
-        pairs = [self.turns(edit) for number, edit in self.in_turn if number == edit]
+        pairs = [self.turns(edit) for edit, by_code in self.in_turn.items() if edit in by_code]
         whole = [gains_of(*pair, self.task.lower_is_better) for pair in pairs if len(pair[0]) == len(pair[1])]
         return noise_of_turns(self.kept[0].runs if self.kept else [], whole)
 
@@ -362,12 +364,12 @@ class Ledger:
                 self.refused.append(event)
                 self.called = event.number
                 self._spend(event)
-            case events.Waited() if event.tokens:
+            case events.Waited() if event.tokens or event.dollars:
                 self._spend(event)
             case events.Trial():
                 self.attempts[event.number - 1].runs.clear()
                 self.attempts[event.number - 1].taken.clear()
-                self.in_turn = {key: runs for key, runs in self.in_turn.items() if key[1] != event.number}
+                self.in_turn.pop(event.number, None)
                 self.called, self.attempts[event.number - 1].node = event.number, event.node
                 self._boots[event.number] = event.boot
             case events.Measured():
@@ -388,7 +390,8 @@ class Ledger:
             case events.Verdict():
                 self._end_attempt(event)
             case events.InTurn():
-                self.in_turn.setdefault((event.number, event.edit), []).append((event.taken, event.score))
+                by_code = self.in_turn.setdefault(event.edit, {})
+                by_code.setdefault(event.number, []).append((event.taken, event.score))
                 self.stale[False] = 0
             case events.Dropped():
                 self._drop(event.number)

@@ -36,8 +36,9 @@ ENDING = 20.0  # seconds within which a cancelled trial must have ended on its n
 class Worker:
     """The actor on a place."""
 
-    def __init__(self, place: Place, actor: Any) -> None:
-        self.place, self.actor = place, actor
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.actor: Any = None  # until it is made
         self.seat: Seat | None = None  # None: not ready
         self.jobs = 0  # number of jobs that it was given
 
@@ -144,8 +145,9 @@ class Cluster:
         pinned = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
         needs = {"num_cpus": place.cores} if place.cores else {"num_cpus": 0, "num_gpus": 1}
         made = ray.remote(Actor).options(scheduling_strategy=pinned, max_concurrency=100, **needs)
-        worker = Worker(place, await self.fleet.ask(made.remote))
+        worker = Worker(place)
         try:
+            worker.actor = await self.fleet.ask(made.remote)
             why = await self._set_up(worker)
             if not why:
                 number = next(number for number in range(len(self._workers) + 1) if number not in self._workers)
@@ -200,7 +202,8 @@ class Cluster:
         until = asyncio.get_running_loop().time() + AGAIN
         text, before = f"{worker.place.node}: {why}", self._aside.get(worker.place.key, ("",))[0]
         self._aside[worker.place.key] = text, until
-        self.fleet.send(ray.kill, worker.actor)
+        if worker.actor:
+            self.fleet.send(ray.kill, worker.actor)
         if text != before and worker.place.node not in self.fleet.aside:  # then it has been said
             self.fleet.say(f"a seat is not used: {text}", "yellow")
         self._changed.set()
@@ -315,8 +318,8 @@ class Cluster:
     def tidy(self, name: str, keep_weights: bool) -> None:
         """See Runner. If the loop was killed, it is not known which seat has the trial, so all are asked."""
         self.home.tidy(name, keep_weights)
-        worker = self._trained.pop(name, None)
-        for worker in [other for other in self._workers.values() if worker in (None, other)]:
+        has_it = self._trained.pop(name, None)
+        for worker in [worker for worker in self._workers.values() if has_it in (None, worker)]:
             task = asyncio.create_task(self._bring(worker, name, keep_weights))
             self._bringing.add(task)
             task.add_done_callback(self._bringing.discard)

@@ -133,7 +133,7 @@ class Console:
             self.tell("fault", reason=one_line(f"{agent} cannot be reached: {keys.scrub(reason)}", 500))
 
     def trial(self, attempt: Attempt, again: str = "", seat: int = 0) -> "TrialView":
-        """Announce a trial and return its view, to be called with its phases. again: describes a repetition."""
+        """Announce a trial and return its view. again: describes a repetition."""
         self.line(f"experiment {attempt.number}: " + (again or one_line(attempt.description, 100)))
         self._announced = attempt.number
         label = f"experiment {attempt.number}" + (again and f", {again}")
@@ -284,7 +284,7 @@ def about(attempt: Attempt) -> dict:
 
 
 class TrialView:
-    """Shows one trial: call it when a phase begins, and close it."""
+    """Shows one trial inside its context, in which it is called whenever a phase begins."""
 
     def __init__(self, console: Console, running: Running) -> None:
         self.console, self.running = console, running
@@ -294,5 +294,8 @@ class TrialView:
         self.running.node = phase.node
         self.console.show_trial(self.running)
 
-    def close(self) -> None:
+    def __enter__(self) -> "TrialView":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self.console.show_trial(self.running, ended=True)

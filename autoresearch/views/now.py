@@ -11,6 +11,8 @@ from pathlib import Path
 from autoresearch.files import read_json, write_whole
 from autoresearch.runner.identity import identify
 
+LARGEST = 1 << 22  # bytes of the file: a trial takes about 300
+
 
 @dataclasses.dataclass
 class Running:
@@ -59,7 +61,7 @@ class Now:
 
 def read_now(folder: Path, pid: int) -> Now | None:
     """What the loop of a process does; None where it has not said, or another loop has."""
-    found = read_json(folder / "now.json")
+    found = read_json(folder / "now.json", LARGEST)
     try:
         now = Now(
             process=found["process"],

@@ -73,7 +73,7 @@ class Tracked:
     name: str
     id: str  # names this run and no other
     config: dict[str, Any]
-    sent: list[Experiment]  # what it has already
+    sent: list[Experiment]  # those that it has already
 
 
 class Tracker(Protocol):
@@ -249,7 +249,7 @@ def tracked(ledger: Ledger, repo: RunRepo, sent: int) -> Tracked:
 
 
 def experiments(ledger: Ledger, repo: RunRepo, after: int) -> Iterator[Experiment]:
-    """What has its verdict, beginning after so many of them."""
+    """The attempts that have a verdict, in that order, without the first `after`."""
     record = Record(ledger)
     best: float | None = None
     for step, attempt in enumerate(list(ledger.finished), 1):
@@ -303,7 +303,7 @@ def plain(name: str) -> str:
 class Tracking(Listener):
     """`loop.py track NAME` in a process of its own, from the first trial to the end of the loop.
 
-    say: told once where it fails. runs: the folder of all runs. Raises UserError where there is no such tracker.
+    say: called once if it fails. runs: the folder of all runs. Raises UserError if there is no such tracker.
     """
 
     def __init__(self, name: str, runs: Path, say: Callable[[str], None]) -> None:
@@ -313,12 +313,15 @@ class Tracking(Listener):
         self.ended: asyncio.Task | None = None
 
     async def before_trial(self, notice: dict) -> None:
-        if self.ended:
-            return
-        words = [sys.executable, os.path.abspath(sys.argv[0]), "track", self.name, "--tag", notice["run"]]
-        self.log = self.runs / notice["run"] / LOG
+        if not self.ended:  # nothing is awaited in between: several trials may begin at once
+            self.ended = asyncio.create_task(self.send_run(notice["run"]))
+
+    async def send_run(self, run: str) -> None:
+        """Start the process, and wait for its end."""
+        words = [sys.executable, os.path.abspath(sys.argv[0]), "track", self.name, "--tag", run]
+        log = self.runs / run / LOG
         try:
-            with open(self.log, "wb") as output:
+            with open(log, "wb") as output:
                 self.process = await asyncio.create_subprocess_exec(
                     *words,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -329,12 +332,9 @@ class Tracking(Listener):
                     start_new_session=True,
                 )
         except OSError as error:
-            self.fault(error.strerror or "")
-        self.ended = asyncio.create_task(self.watch())
-
-    async def watch(self) -> None:
-        if self.process and await self.process.wait():
-            last = read_tail(self.log, 500).strip().rpartition("\n")[2]
+            return self.fault(error.strerror or "")
+        if await self.process.wait():
+            last = read_tail(log, 500).strip().rpartition("\n")[2]
             self.fault(one_line(last.removeprefix("error: ")))
 
     def fault(self, reason: str) -> None:
@@ -343,7 +343,7 @@ class Tracking(Listener):
 
     async def close(self) -> None:
         """Let it send the rest, at most LAST seconds."""
-        if not self.ended or not self.process:
+        if not self.ended:
             return
         try:
             async with asyncio.timeout(LAST):
@@ -352,7 +352,7 @@ class Tracking(Listener):
             self.ended.cancel()
             self.fault(f"it did not end within {LAST:.0f} s")
         finally:
-            if self.process.returncode is None:
+            if self.process and self.process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self.process.pid, signal.SIGKILL)
                 await self.process.wait()

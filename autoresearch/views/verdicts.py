@@ -148,8 +148,9 @@ class Record:
         standing = base.score if attempt.standing is None and base else attempt.standing
         if not attempt.is_baseline and attempt.score is not None and standing is not None:
             gain = self.sign * (standing - attempt.score)
-            runs = 1 / max(1, len(attempt.own)) + 1 / max(1, attempt.standing_runs)
-            error = (attempt.noise or 0.0) * math.sqrt(runs)
+            _, in_turn = self.ledger.turns(attempt.number)
+            runs = max(1, len(in_turn or attempt.own)), max(1, attempt.standing_runs)
+            error = (attempt.noise or 0.0) * math.sqrt(1 / runs[0] + 1 / runs[1])
         return Row(
             number=attempt.number,
             status=attempt.status or "waiting",

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -24,8 +25,9 @@ from conftest import PROGRAM, ROOT, Toy, git, solver, step, wait_for
 from autoresearch import UserError
 from autoresearch.repo import Repository, RunRepo
 from autoresearch.runner import Job, Measurement
-from autoresearch.runner.cluster import objection
+from autoresearch.runner.cluster import Cluster, objection
 from autoresearch.runner.node import Fingerprint, News, Node
+from autoresearch.runner.places import Place
 from autoresearch.runner.sent import bundle_of, bundles_of, clone, find_links, links_of
 
 PACED = Path(__file__).with_name("paced_loop.py")
@@ -520,6 +522,30 @@ def test_a_node_is_asked_about_a_job_before_it_has_it(tmp_path):
         assert (await node.news(2)).over
 
     asyncio.run(ask())
+
+
+def test_a_place_whose_actor_could_not_be_made_is_tried_again(tmp_path):
+    """As while the head of the cluster does not answer. Fails where its seat is lost for the rest of the night."""
+    ray = pytest.importorskip("ray")
+
+    async def fails(*asked: object) -> None:
+        raise ray.exceptions.RpcError("the head does not answer")
+
+    async def open_places() -> None:
+        said = []
+        fleet = SimpleNamespace(ask=fails, say=lambda *words: said.append(words[0]), aside={}, most=9, demand=None)
+        settings = {"task": None, "repo": None, "base": "", "settings": {}, "confined": False}
+        cluster = Cluster(fleet, SimpleNamespace(folder=tmp_path, **settings))
+        place = Place("0" * 56, "node1", "CPU, 1 core", 0, 1, 1)
+        for _ in range(2):
+            cluster._look({place.key: place})
+            (opening,) = cluster._opening.values()
+            await opening
+            assert not cluster._opening
+            cluster._aside.update({key: (why, 0.0) for key, (why, _) in cluster._aside.items()})  # some time passes
+        assert said == ["a seat is not used: node1: the head does not answer"]
+
+    asyncio.run(open_places())
 
 
 def test_without_cluster_no_ray_is_imported(toy):

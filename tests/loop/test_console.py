@@ -254,7 +254,7 @@ def test_what_is_written_down_for_status(ledger, tmp_path, capsys):
             assert read_now(tmp_path, os.getpid()).stopping
             verdict(ledger, 1, "keep", 1.0)
             console.verdict(ledger.attempts[0], 70.0)
-            other.close()
+            other.__exit__()
             assert read_now(tmp_path, os.getpid()).trials == []
 
     console, stop = Console(), Asked()
@@ -327,11 +327,10 @@ def test_many_at_once(ledger, tmp_path):
 
     async def work(worker: int) -> None:
         for turn in range(30):
-            view = console.trial(attempts[worker], f"turn {turn}", seat=worker)
-            view(Phase(TRAIN, str(tmp_path / "trials")))
-            assert worker in [trial.worker for trial in read_now(tmp_path, os.getpid()).trials]
-            await asyncio.sleep(0)
-            view.close()
+            with console.trial(attempts[worker], f"turn {turn}", seat=worker) as view:
+                view(Phase(TRAIN, str(tmp_path / "trials")))
+                assert worker in [trial.worker for trial in read_now(tmp_path, os.getpid()).trials]
+                await asyncio.sleep(0)
 
     async def night() -> None:
         async with console.follow(ledger, tmp_path, Asked()):

@@ -130,6 +130,26 @@ def test_a_try_that_is_ended_in_its_middle(toy, signals, taken_back):
     toy.require_whole()
 
 
+@pytest.mark.slow
+def test_what_a_person_accepted_outlasts_the_agent_s_next_edit(toy):
+    """The agent has made it already, and knows nothing of the decision. Then the accepted one has its turn."""
+    toy.run("start")
+    edit(toy, 5)
+    assert attempt(toy, "-m", "too good", expect=0)["number"] == 2
+    toy.run("drop", "2")
+    record = (toy.runs / "journal.jsonl").read_text()  # as of a run in which it was held back
+    held = record.replace('"status": "keep", "score": 5.0', '"status": "discard", "score": 5.0')
+    held = re.sub(r'"reason": "5 is 4 better[^"]*"', '"reason": "held back: it gains 4"', held)
+    lines = [line for line in held.splitlines(keepends=True) if '"event": "dropped"' not in line]
+    (toy.runs / "journal.jsonl").write_text("".join(lines))
+    assert "runs again as experiment 3" in toy.run("accept", "2")
+    edit(toy, 0)
+    assert attempt(toy, "-m", "lower it", expect=1)["number"] == 4
+    assert [entry["number"] for entry in toy.journal("verdict")] == [1, 2, 4]
+    said = attempt(toy, "-m", "nothing new", expect=0)
+    assert (said["number"], said["verdict"], said["score"]) == (3, "keep", 5.0)
+
+
 def started(toy, number: int) -> bool:
     return (toy.runs / f"trials/{number}/run/started").exists()
 

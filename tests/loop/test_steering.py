@@ -132,6 +132,6 @@ def test_cost_waits(toy, tmp_path):
     toy.require_whole()
 
 
-@pytest.mark.parametrize("words", ["all", "cost", "cost:x", "edits,cost:-1"])
+@pytest.mark.parametrize("words", ["all", "cost", "cost:x", "cost:0", "edits,cost:-1"])
 def test_what_cannot_wait(toy, refused, words):
     assert "--approve takes edits, keeps, cost:5" in refused("--approve", words)

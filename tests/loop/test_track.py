@@ -113,6 +113,25 @@ def test_a_tracker_that_hangs_or_fails_is_said_once_and_holds_nobody_up(tmp_path
     assert len(said) == 1 and said[0].startswith(f"--track wandb: {reason}")
 
 
+def test_one_process_sends_a_run_whose_trials_begin_at_the_same_time(tmp_path, monkeypatch):
+    """As where a run on two GPUs is continued. Two processes would send everything twice."""
+
+    async def night() -> None:
+        tracking = Tracking("wandb", tmp_path, said.append)
+        await asyncio.gather(*(tracking.before_trial({"run": "night"}) for _ in range(2)))
+        await tracking.ended
+        await tracking.close()
+
+    said: list[str] = []
+    (tmp_path / "night").mkdir()
+    (tmp_path / "loop.py").write_text(f"open({str(tmp_path / 'begun')!r}, 'a').write('once ')")
+    (tmp_path / "wandb.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "loop.py")])
+    asyncio.run(night())
+    assert (tmp_path / "begun").read_text() == "once " and not said
+
+
 def test_trackers_that_there_are_not(monkeypatch, refused, toy):
     assert "trackers are trackio, wandb, mlflow, not 'nothing'" in refused("--track", "nothing")
     monkeypatch.setitem(track.TRACKERS, "no_such_module", track.Trackio)

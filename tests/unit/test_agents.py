@@ -10,7 +10,7 @@ from clocks import set_forward
 from conftest import solver
 
 from autoresearch import UserError
-from autoresearch.agents import AgentBlocked, AgentFailed, AgentUnavailable, Proposal
+from autoresearch.agents import AgentBlocked, AgentFailed, AgentUnavailable, Proposal, price
 from autoresearch.agents.bandit import choose
 from autoresearch.agents.choice import AgentOptions, make_agents
 from autoresearch.agents.clients import CLIENTS
@@ -127,6 +127,8 @@ def test_text_tokens_and_cost_are_taken_from_among_other_output(claude):
         (prints("Session limit hit; resets 3am", is_error=True), AgentUnavailable, "resets 3am"),
         (prints("Invalid API key", is_error=True, api_error_status=401), AgentBlocked, "claude is not signed in"),
         (prints("Credit balance is too low", is_error=True), AgentBlocked, "claude asks for payment"),
+        (prints("Done.", modelUsage=["none"]), AgentFailed, "an answer that makes no sense: AttributeError"),
+        ("print('{\"a\": ' + '[' * 9999)", AgentFailed, "it printed no result"),
     ],
 )
 def test_an_answer_that_cannot_be_used(claude, does, kind, message):
@@ -134,6 +136,17 @@ def test_an_answer_that_cannot_be_used(claude, does, kind, message):
     with pytest.raises(kind) as raised:
         call.propose(agent)
     assert type(raised.value) is kind and message in str(raised.value) and len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("cost", ["0.25", float("nan"), float("inf"), -1.0, [1]])
+def test_a_cost_that_is_no_amount_is_not_known(claude, cost):
+    """In the record it would keep the run from ever being opened again."""
+    call, agent = claude("from math import nan, inf\n" + EDIT + prints("description: up", total_cost_usd=cost))
+    assert call.propose(agent).dollars is None and call.text() == solver(5)
+
+
+def test_amounts_that_cannot_be_have_no_price():
+    assert price("gpt-5.5", "openai", taken=10, made=5, cached=20) is None
 
 
 @pytest.mark.parametrize("text", ["I would raise it.", ""])

@@ -116,10 +116,10 @@ def test_near_a_limit_one_request_is_made_at_a_time(ledger, drafts):
             return used.get(draft, 0), 0.0
 
         while True:
-            async with drafts.turn(draft, spent, spending.reached_with):
+            async with drafts.request(draft, spent, spending.reached_with):
                 if spending.must_end(draft, *spent()):
                     return
-                at_once.append(drafts.turns)
+                at_once.append(drafts.requests)
                 await asyncio.sleep(0)
                 used[draft] = used.get(draft, 0) + 1000
 
@@ -165,6 +165,35 @@ def test_of_proposals_that_fail_together_one_counts_and_one_asks_again(ledger, d
     assert not roster.ready([asking])
     roster.answered(agent)
     assert roster.ready([asking]) == [agent]
+
+
+def test_what_a_failed_call_cost_counts_where_its_tokens_are_not_known(ledger):
+    """Some programs say what a call cost, and nothing else."""
+    agent = SimpleNamespace(name="model")
+    roster = Roster([agent, SimpleNamespace(name="other")], None, ledger, QUIET)
+    roster.put_off(agent, AgentUnavailable("503", dollars=0.25))
+    roster.put_off(agent, AgentUnavailable("503", dollars=0.25))  # of a proposal beside it
+    spent = ledger.spent_by["model"]
+    assert (spent.dollars, spent.proposals, spent.unknown_tokens) == (0.5, 2, 2)
+    roster.put_off(SimpleNamespace(name="other"), AgentUnavailable("503"))
+    assert "other" not in ledger.spent_by  # nobody answered
+
+
+def test_an_agent_that_was_waited_for_is_not_asked_in_a_pause(ledger, drafts):
+    """It may have been away for hours. Until the pause is over nothing new begins."""
+    ledger.append(events.Attempt(number=1, commit="c1", parent="c1", agent="loop"))
+    ledger.append(events.Verdict(number=1, status="keep", score=1.0))
+
+    async def proposal() -> object:
+        made, agent = Proposer.__new__(Proposer), SimpleNamespace(name="model")
+        made.ledger, made.drafts, made.roster = ledger, drafts, Roster([agent], None, ledger, QUIET)
+        made.roster._call_again["model"] = time.monotonic() + 0.05
+        asking = asyncio.create_task(made.next_attempt(drafts.begin()))
+        await asyncio.sleep(0)
+        ledger.append(events.Pause())
+        return await asking
+
+    assert asyncio.run(proposal()) is None
 
 
 def test_an_agent_that_is_blocked_twice_at_once_is_left_out_once(ledger):

@@ -18,10 +18,11 @@ from autoresearch.limits import StopRequest
 from autoresearch.pages import Pages
 from autoresearch.record import events
 from autoresearch.run import open_run
-from autoresearch.runner import Measurement, SeatLost
+from autoresearch.runner import TRAIN, Measurement, Phase, SeatLost
 from autoresearch.runner.local import Local
 from autoresearch.runner.process import Process
 from autoresearch.views.console import Console
+from autoresearch.views.now import read_now
 
 
 def in_a_loop(work):
@@ -112,6 +113,35 @@ def test_a_trial_that_is_in_trouble_again_and_again_has_its_verdict(toy, monkeyp
     in_a_loop(try_out(9))
     assert reason in toy.journal("verdict")[1]["reason"]
     assert [entry["why"] for entry in toy.journal("rerun")] == [trouble] * times
+
+
+def test_a_turn_that_is_cut_short_is_not_shown_any_longer(toy, monkeypatch):
+    """Else `status` shows it on its seat, as a trial that runs, until another one begins there."""
+    monkeypatch.chdir(toy.folder)
+    for name, value in toy.environment.items():
+        monkeypatch.setenv(name, value)
+
+    class Lost(Local):
+        async def run(self, job, seat, tell=lambda phase: None) -> Measurement:
+            tell(Phase(TRAIN, str(self.folder_of(job.name))))
+            assert len(read_now(toy.runs, os.getpid()).trials) == 1
+            raise SeatLost("the seat was lost")
+
+    async def take_turns() -> None:
+        console = Console(plain=True)
+        stop = StopRequest(console.line)
+        with open_run("night", "off", console, stop) as run:
+            run.begin()
+            base = run.ledger.base
+            run.runner = Lost(run.task, run.repo, base, run.folder, run.choose_seats(), {}, False, sys.stderr)
+            run.ledger.append(events.Attempt(number=1, commit=base, parent=base, description="x"))
+            (attempt,), trials = run.ledger.attempts, Experiments(run, RULES["margin"], Pages(run)).trials
+            async with console.follow(run.ledger, run.folder, stop):
+                with pytest.raises(SeatLost):
+                    await trials.turn(attempt, attempt, 1, 42, run.runner.seats[0])
+                assert read_now(run.folder, os.getpid()).trials == []
+
+    in_a_loop(take_turns())
 
 
 STUBBORN = """

@@ -32,6 +32,9 @@ HOUR = 3600.0
         ("resets Jan 1 at 0:00", 35.458333 * 24 * HOUR),
         ("try again at 25:00", None),
         ("resets 3am (Nowhere/Else)", None),
+        ("resets 3am (America/Argentina)", None),  # zones lie below it, but it is none
+        ("try again after 2026-02-30T19:00:00Z", None),
+        ("try again after 2026-11-26T19:00:00+99:99, or at 1:01 PM", 60),
         ("it is at 3 percent", None),
         ("try again later", None),
     ],

@@ -1,7 +1,9 @@
 """Files that are written whole, and are on the disk before anything is built on them; and who may write them."""
 
 import contextlib
+import dataclasses
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from autoresearch.ideas import Ideas
 from autoresearch.record import events, journal
 from autoresearch.record.ledger import Ledger
 from autoresearch.record.results import Results
-from autoresearch.views.state import Now
+from autoresearch.runner.identity import identify
+from autoresearch.views.now import Now, Running, read_now
 
 
 @pytest.fixture
@@ -86,3 +89,23 @@ def test_a_loop_that_starts_while_a_note_is_written_waits_for_it(tmp_path, monke
     with journal.sharing(tmp_path, turn) as alone:
         assert not alone and len(waits) == 1
     lock.release()
+
+
+def test_a_message_of_a_newer_version_waits_for_a_loop_that_can_read_it(tmp_path):
+    """As where the checkout was updated while a loop runs: it goes on with the old code."""
+    send_note(tmp_path)
+    (path,) = tmp_path.glob("inbox/*.json")
+    line = json.loads(path.read_text())
+    path.write_text(json.dumps({**line, "form": 99}))
+    assert inbox.take_in(tmp_path, Ledger(tmp_path)) == [] and path.exists()
+    path.write_text(json.dumps(line))
+    (note,) = inbox.take_in(tmp_path, Ledger(tmp_path))
+    assert note.text == "try smaller batches" and not path.exists()
+
+
+def test_what_a_loop_does_on_a_thousand_seats_can_be_read(tmp_path):
+    folder = str(tmp_path / "trials/1")
+    trials = [Running(number, number, f"experiment {number}", 1.0, "train", 2.0, folder) for number in range(1000)]
+    now = Now(identify(os.getpid()), 0.0, {}, trials)
+    now.write(tmp_path)
+    assert dataclasses.asdict(read_now(tmp_path, os.getpid())) == dataclasses.asdict(now)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 from calls import TASK, Call, connections, discarded
-from conftest import solver
+from conftest import HANGS, solver
 from models import (
     CUT,
     EDITOR,
@@ -40,7 +40,8 @@ from autoresearch.agents import (
     price,
 )
 from autoresearch.agents.claude_api import ClaudeAPI
-from autoresearch.agents.editor import Editor
+from autoresearch.agents.editor import Editor, ToolError
+from autoresearch.brief import no_objection
 from autoresearch.task import Stages
 
 
@@ -218,6 +219,20 @@ def test_line_ends_and_what_is_no_utf_8_stay_as_they_are(tmp_path, end):
     editor.edit({"command": "str_replace", "path": "a.c", "old_str": "a\nb", "new_str": "c\r\nd"})
     editor.edit({"command": "insert", "path": "a.c", "insert_line": 1, "insert_text": "\ud800 new"})
     assert path.read_bytes() == end.join([b"/* \xfcber */", b"? new", b"c", b"d", b""])
+
+
+@pytest.mark.parametrize("name", ["src/a.py/b.py", f"src/{'n' * 300}.py", "src/\0.py", "src/\ud800.py"])
+def test_a_name_that_no_file_can_have_is_an_error_of_the_call(tmp_path, name):
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a.py").touch()
+    with pytest.raises(ToolError):
+        Editor(tmp_path.resolve(), ("src/**",)).edit({"command": "create", "path": name, "file_text": ""})
+
+
+@pytest.mark.parametrize("predicted", [10**400, "more", None, {}])
+def test_a_prediction_that_is_no_number_is_none(call, predicted):
+    with Models(steps([[edit(1, 5)], [submit(predicted=predicted)]])) as models:
+        assert call.propose(agent(models)).predicted is None
 
 
 def test_no_edit_of_a_file_of_windows_is_no_edit(call):
@@ -427,6 +442,26 @@ def test_the_service_itself_is_asked_to_think_and_to_remember_for_an_hour(call):
         assert ["thinking" in asked.body for asked in models.asked] == [True, False, False]
     with Models(steps([unknown])) as models, pytest.raises(AgentFailed, match="not supported"):
         call.propose(agent(models, base_url=f"{models.url}/anthropic.com", thinking="high"))
+
+
+def test_of_two_that_find_out_at_once_that_a_model_does_not_think_neither_has_failed(call):
+    both, other = threading.Barrier(2), call.folder.with_name("other")
+    other.mkdir()
+    (other / "solver.py").write_bytes(call.original)
+
+    def answer(asked: Asked):
+        if "thinking" in asked.body:
+            both.wait(HANGS)
+            return Fault(400, "invalid_request_error", "adaptive thinking is not supported on this model")
+        return [submit()] if asked.results else [edit(1, 5)]
+
+    async def propose(caller: ClaudeAPI) -> list[Proposal]:
+        brief = call.brief(check=no_objection)
+        return await asyncio.gather(*(caller.propose(brief, folder) for folder in (call.folder, other)))
+
+    with Models(answer) as models:
+        said = asyncio.run(propose(agent(models, base_url=f"{models.url}/anthropic.com")))
+    assert [one.description for one in said] == ["a larger value"] * 2 and len(models.asked) == 6
 
 
 def test_an_unknown_setting_of_thinking_is_refused():

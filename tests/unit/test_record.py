@@ -1,5 +1,6 @@
 """What is written down: the columns of results.tsv, the figures read from a log, and a run of version 0.1."""
 
+import itertools
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from autoresearch import UserError
 from autoresearch.program import read_agenda, read_task
-from autoresearch.record import results
+from autoresearch.record import events, results
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner.logs import last_word, read_figures
 from autoresearch.task import OWN_GAME, code_lines
@@ -20,6 +21,7 @@ from autoresearch.text import one_line
 from autoresearch.views.panel import lines_of
 from autoresearch.views.report import write_report
 from autoresearch.views.state import look
+from autoresearch.views.verdicts import Record
 from autoresearch.views.watch import Watch
 
 OLD = Path(__file__).with_name("journal-0.1.jsonl")  # of a night of the toy task, written by version 0.1
@@ -225,6 +227,23 @@ def test_an_old_run_has_the_same_report(old, tmp_path):
     assert [line for line in text.splitlines() if re.search(r"^\|.*\| \d+\.\d\d \|", line)] == PRINTED["report"][
         "hours"
     ]
+
+
+def test_the_error_of_a_gain_counts_the_turns_behind_it(tmp_path):
+    """Of an edit that took turns with its champion, the score is the mean of these runs, and not its first one."""
+    ledger = Ledger(tmp_path)
+    task = {"editable": ["x"], "train": "true", "metric": "score", "direction": "minimize"}
+    ledger.append(events.Run(tag="t", base="c1", task=task))
+    for number, score in ((1, 1.0), (2, 0.5), (3, 0.5)):
+        ledger.append(events.Attempt(number=number, commit=f"c{number}", parent="c1"))
+        ledger.append(events.Measured(number=number, seed=42, score=score))
+        for turn, code in itertools.product(range(4), (1, 3) if number == 3 else ()):
+            ledger.append(events.InTurn(number=code, edit=3, seed=turn, score=0.5))
+        runs = 4 if number == 3 else 1
+        said = {"status": "keep", "score": score, "standing": 1.0, "standing_runs": runs, "noise": 0.1}
+        ledger.append(events.Verdict(number=number, **said))
+    errors = [row.error for row in Record(ledger).tried]
+    assert errors == [pytest.approx(0.1 * 2**0.5), pytest.approx(0.1 * (1 / 4 + 1 / 4) ** 0.5)]
 
 
 def test_a_run_of_a_newer_version_is_refused(tmp_path):
