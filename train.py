@@ -86,7 +86,7 @@ PEAK_FLOPS = {                              # dense bf16, from the data sheets; 
     "A100": 312e12, "A10": 125e12, "A40": 149.7e12, "A6000": 154.8e12, "L4": 121e12, "L40S": 362e12,
     "H100": 989.5e12, "H100 PCIe": 756e12, "H200": 989.5e12, "B200": 2250e12, "B300": 2250e12,
     "RTX 3090": 71e12, "RTX 4090": 165.2e12, "RTX 5090": 209.5e12, "A4000": 76.7e12, "A5000": 111.1e12,
-    "RTX 6000 Ada": 364.2e12, "RTX PRO 6000": 503.8e12, "H100 NVL": 835.5e12, "H20": 148e12,
+    "RTX 6000 Ada": 364.2e12, "RTX PRO 6000": 503.8e12, "H100 NVL": 835.5e12, "H20": 148e12, "GB300": 2500e12,
 }
 MULTIPROCESSOR_FLOPS = {                    # of one multiprocessor: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090
     (8, 0): 2.9e12, (8, 6): 0.87e12, (8, 9): 1.3e12, (9, 0): 7.5e12, (10, 0): 15.2e12, (12, 0): 1.2e12,
@@ -233,10 +233,8 @@ def choose_attention(window: int):
     """The first kernel for a window that runs here and gives what plain products give, its gradients included."""
     if not GPU:
         return product_attention if BF16 else masked_attention
-    fastest = (varlen_attention, flex_attention)
-    if window >= MAX_SEQ_LEN:
-        own = cudnn_attention if torch.cuda.get_device_capability() == (9, 0) else masked_attention
-        fastest = (own, varlen_attention)
+    own = cudnn_attention if torch.cuda.get_device_capability() == (9, 0) else masked_attention
+    fastest = (own, varlen_attention) if window >= MAX_SEQ_LEN else (varlen_attention, flex_attention)
     numbers = torch.arange(4 * MAX_SEQ_LEN * 2 * HEAD_DIM, device=DEVICE).mul(0.7).sin()  # not random: no seed is spent
     q, k, v, upstream = numbers.view(4, 1, MAX_SEQ_LEN, 2, HEAD_DIM).bfloat16()
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
