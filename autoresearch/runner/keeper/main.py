@@ -73,8 +73,8 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
             if rules:
                 with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
                     score.write("1000")  # when memory runs out, this goes first
-                # The semaphores of Inductor's worker processes are files in shared memory. And cuInit fails in them (see
-                # `restrict`): one that finds a GPU all the same, by NVML, ends, and nothing more is compiled.
+                # The semaphores of Inductor's workers are files in shared memory. And cuInit fails in workers: see
+                # `restrict`. One that finds a GPU all the same, by NVML, ends, and no kernel is compiled any more.
                 if not shared_memory or (by_landlock and has_cuda()):
                     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
             if rules and by_landlock:
