@@ -95,9 +95,8 @@ def sandbox() -> None:
             run, caches = Path(folder, "run"), Path(folder, "caches")
             for path in (run / "tmp", caches):
                 path.mkdir(parents=True)
-            rules = (
-                {"read": [str(ROOT)], "write": [str(run), str(caches), *open_too], "strict": True} if confined else None
-            )
+            write = [str(run), str(caches), *open_too]
+            rules = {"read": [str(ROOT)], "write": write, "strict": True} if confined else None
             words = [*sandbox.launcher(rules), *command]
             if without:
                 words = [sys.executable, __file__, "--confined", without, words[len(words) - len(command) - 1]]
