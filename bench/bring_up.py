@@ -11,7 +11,8 @@ step fails.
     doctor        what `loop.py doctor` finds
     sandbox       CUDA and a compile where a trial runs; where they fail, with each part of the sandbox switched off
     tests         pytest -m gpu
-    kernels       each attention of train.py against the masked one, forward and backward, at 128 x 2048; its time
+    kernels       each attention of train.py against plain products, forward and backward, at 128 x 2048; its time
+    compiled      the compiled model against itself uncompiled: loss and gradients
     train_step    train.py cold and warm: step time, tokens/s, MFU, memory, waiting for data (bench/train_step.py)
     graphs        graphs, recompiles and graph breaks in 20 steps; then the kernels that take longest
     ahead         seconds to the first step of an edit, with the caches of the trial before it, and after
@@ -48,7 +49,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 MINUTES = 23.0  # for all steps
-TOLERANCE = 0.02  # of a kernel's output and gradients, relative to those of the masked one, in bf16
+TOLERANCE = 0.02  # of a kernel's output and gradients, relative to those of plain products, in bf16
+COMPILED_TOLERANCE = 0.1  # of a parameter's gradient; nine blocks in bf16 on a CPU: at most 0.026
 STEPS, PROFILED = 20, 3  # optimizer steps in which recompiles are counted, and that are profiled after them
 TOP = 15  # kernels that are shown
 GPU_ALONE = ("cudnn_attention", "flex_attention", "varlen_attention")  # kernels that a CPU has not, or not backward
@@ -93,7 +95,8 @@ def sandbox() -> None:
             run, caches = Path(folder, "run"), Path(folder, "caches")
             for path in (run / "tmp", caches):
                 path.mkdir(parents=True)
-            rules = {"read": [str(ROOT)], "write": [str(run), str(caches), *open_too]} if confined else None
+            write = [str(run), str(caches), *open_too]
+            rules = {"read": [str(ROOT)], "write": write, "strict": True} if confined else None
             words = [*sandbox.launcher(rules), *command]
             if without:
                 words = [sys.executable, __file__, "--confined", without, words[len(words) - len(command) - 1]]
@@ -213,8 +216,9 @@ def kernel_names() -> list[str]:
 
 
 def kernels(name: str) -> None:
-    """One attention beside the masked one: relative errors of output and gradients, time forward and backward."""
+    """One attention beside plain products: relative errors of output and gradients, time forward and backward."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     import train
     from prepare import MAX_SEQ_LEN
@@ -226,12 +230,13 @@ def kernels(name: str) -> None:
     shape = (rows, MAX_SEQ_LEN, train.HEADS, train.HEAD_DIM)
     dtype = torch.bfloat16 if train.BF16 else torch.float32
     torch.manual_seed(0)
-    q, k, v = (torch.randn(shape, device=train.DEVICE, dtype=dtype, requires_grad=True) for _ in "qkv")
+    inputs = [torch.randn(shape, device=train.DEVICE, dtype=dtype, requires_grad=True) for _ in "qkv"]
     weights = torch.randn(shape, device=train.DEVICE, dtype=dtype)
+    few = [x[:2].detach().requires_grad_() for x in inputs]  # plain products of all rows would fill the memory
 
-    def there_and_back(attend: Callable) -> tuple:
-        out = attend(q, k, v)
-        return (out.detach(), *torch.autograd.grad(out, (q, k, v), weights))
+    def there_and_back(attend: Callable, inputs: list = inputs) -> tuple:
+        out = attend(*inputs)
+        return (out.detach(), *torch.autograd.grad(out, inputs, weights[: len(out)]))
 
     def milliseconds(attend: Callable) -> float:
         times = []
@@ -248,16 +253,48 @@ def kernels(name: str) -> None:
             attend = getattr(train, name)(window)
         except AssertionError:  # it is for other windows
             continue
-        expected = there_and_back(train.masked_attention(window))
-        errors = [
-            ((got.float() - wanted.float()).norm() / wanted.float().norm()).item()
-            for got, wanted in zip(there_and_back(attend), expected, strict=True)
-        ]
+        with sdpa_kernel(SDPBackend.MATH):
+            expected = there_and_back(train.masked_attention(window), few)
+        errors = [relative_error(got[:2], wanted) for got, wanted in zip(there_and_back(attend), expected, strict=True)]
         named = dict(zip(("out", "dq", "dk", "dv"), errors, strict=True))
         say(f"{name}, window {window}", rows=shape[0], **named, ms=milliseconds(attend))
         wrong += [f"window {window}: {errors}"] if not max(errors) < TOLERANCE else []
     if wrong:
         raise SystemExit(f"{name} is wrong here: {'; '.join(wrong)}")
+
+
+def relative_error(got: Any, wanted: Any) -> float:
+    """Of a tensor, relative to another one."""
+    return ((got.float() - wanted.float()).norm() / wanted.float().norm()).item()
+
+
+def compiled() -> None:
+    """The compiled model beside itself uncompiled. A compiler that is wrong shows nowhere else: the scorer compiles
+    nothing, and scores what wrong gradients made."""
+    import torch
+
+    import train
+    from prepare import warmup_batch
+
+    inputs, targets = warmup_batch(4, train.DEVICE)
+    torch.manual_seed(0)
+    model = train.build_model()
+    with torch.no_grad():
+        for parameter in model.parameters():  # the outputs of a new block are zero: nothing would be seen
+            parameter.add_(0.02 * torch.randn_like(parameter))
+
+    def results() -> dict[str, Any]:
+        loss = model.loss(model.hidden(inputs), targets)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        return {"loss": loss.detach(), **dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))}
+
+    expected = results()
+    model.compile()
+    errors = {name: relative_error(got, expected[name]) for name, got in results().items()}
+    worst = max(errors, key=lambda name: errors[name])
+    say("the model", loss=errors["loss"], gradients=median(errors.values()), worst=errors[worst], worst_of=worst)
+    if not all(value < COMPILED_TOLERANCE for value in errors.values()):
+        raise SystemExit(f"what is compiled is wrong here: {errors}")
 
 
 def train_step() -> None:
@@ -598,7 +635,7 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
 
 FUNCTIONS = {
     function.__name__: function
-    for function in (doctor, sandbox, device, driver, tests, kernels, train_step, graphs, ahead, trial, night)
+    for function in (doctor, sandbox, device, driver, tests, kernels, compiled, train_step, graphs, ahead, trial, night)
 }
 
 
@@ -613,6 +650,7 @@ def steps() -> list[tuple[str, list[str], float]]:
         ("sandbox", [], 240.0),
         ("tests", [], 150.0),
         *(("kernels", [name], 75.0) for name in kernel_names() if on_gpu() or name not in GPU_ALONE),
+        ("compiled", [], 180.0),
         ("train_step", [], 180.0),
         ("graphs", [], 120.0),
         ("ahead", [], 420.0),

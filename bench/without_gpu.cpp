@@ -1,28 +1,28 @@
 // Preloaded by without_gpu.py, under the name libcuda.so.1: the answers that torch's C++ needs of a device and a driver
 // where there are none.
 #include <cuda_runtime_api.h>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
-static cudaDeviceProp h200() {
+static cudaDeviceProp card() {
     cudaDeviceProp p;
     memset(&p, 0, sizeof p);
-    strcpy(p.name, "NVIDIA H200");
-    p.major = 9;
-    p.minor = 0;
-    p.totalGlobalMem = 150754820096ull;
-    p.multiProcessorCount = 132;
+    const char* name = getenv("CARD");
+    const char* numbers = getenv("CARD_NUMBERS");
+    snprintf(p.name, sizeof p.name, "%s", name ? name : "");
+    sscanf(numbers ? numbers : "", "%d %d %d %zu %zu %d", &p.major, &p.minor, &p.multiProcessorCount, &p.totalGlobalMem,
+           &p.sharedMemPerBlockOptin, &p.maxThreadsPerMultiProcessor);
     p.warpSize = 32;
     p.maxThreadsPerBlock = 1024;
-    p.maxThreadsPerMultiProcessor = 2048;
     p.regsPerBlock = p.regsPerMultiprocessor = 65536;
     p.sharedMemPerBlock = 49152;
-    p.sharedMemPerBlockOptin = 232448;
-    p.sharedMemPerMultiprocessor = 233472;
+    p.sharedMemPerMultiprocessor = p.sharedMemPerBlockOptin + 1024;
     p.l2CacheSize = 62914560;
     return p;
 }
 
-static cudaDeviceProp device = h200();
+static cudaDeviceProp device = card();
 static signed char devices = 0;  // many once torch has its guard that does nothing: autograd asks for more than one
 
 extern "C" void device_is_there() { devices = 127; }

@@ -2,11 +2,12 @@
 
     uv run bench/without_gpu.py             # train.py as it ships; one to three minutes
     uv run bench/without_gpu.py 512 640     # at these widths
+    uv run bench/without_gpu.py --card 4090 # for another card: sizes as on it, kernels for it
     uv run bench/without_gpu.py --ahead     # only: what --compile-ahead leaves for another process
 
 train.py runs in its full size on tensors that have a shape and no numbers, and its graphs go through Dynamo, Inductor,
 Triton and ptxas. Prints, and ends with exit code 1 if one of them is not so: a preflight passes; no graph breaks; each
-kernel fits into an H200's shared memory; what lies between forward and backward pass agrees with `token_bytes` of
+kernel fits into the card's shared memory; what lies between forward and backward pass agrees with `token_bytes` of
 train.py; varlen attention gets no float32. Prints besides, and judges not, what is saved and how much a step computes
 and moves.
 
@@ -27,29 +28,42 @@ import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = 128  # of a micro-batch: all of 2**18 tokens
-SHARED_MEMORY = 232_448  # bytes that a block of threads may have on an H100 or H200
-H200 = types.SimpleNamespace(
-    name="NVIDIA H200",
-    major=9,
-    minor=0,
-    multi_processor_count=132,
-    warp_size=32,
-    total_memory=150_754_820_096,
-    regs_per_multiprocessor=65_536,
-    max_threads_per_multi_processor=2048,
-    max_threads_per_block=1024,
-    shared_memory_per_block=49_152,
-    shared_memory_per_block_optin=SHARED_MEMORY,
-    shared_memory_per_multiprocessor=233_472,
-    L2_cache_size=62_914_560,
-    is_integrated=0,
-    is_multi_gpu_board=0,
-    gcnArchName="",
-    clock_rate=1_980_000,
-    memory_clock_rate=2_619_000,
-    memory_bus_width=6144,
-)
+# Cards: capability, multiprocessors, GiB, bytes of shared memory that a block may have, threads of a multiprocessor,
+# MB of second-level cache (CUDA's programming guide, the cards' data sheets).
+CARDS = {
+    "NVIDIA H200": (9, 0, 132, 140.4, 232_448, 2048, 60),
+    "NVIDIA A100-SXM4-40GB": (8, 0, 108, 39.4, 166_912, 2048, 40),
+    "NVIDIA GeForce RTX 3090": (8, 6, 82, 23.7, 101_376, 1536, 6),
+    "NVIDIA GeForce RTX 4090": (8, 9, 128, 23.5, 101_376, 1536, 72),
+    "NVIDIA GeForce RTX 5090": (12, 0, 170, 31.4, 101_376, 1536, 96),
+    "NVIDIA B200": (10, 0, 148, 178.4, 232_448, 2048, 126),
+}
+
+
+def card_named(name: str) -> types.SimpleNamespace:
+    """What torch says of a card."""
+    major, minor, multiprocessors, gib, shared, threads, cache = CARDS[name]
+    return types.SimpleNamespace(
+        name=name,
+        major=major,
+        minor=minor,
+        multi_processor_count=multiprocessors,
+        warp_size=32,
+        total_memory=int(gib * 2**30),
+        regs_per_multiprocessor=65_536,
+        max_threads_per_multi_processor=threads,
+        max_threads_per_block=1024,
+        shared_memory_per_block=49_152,
+        shared_memory_per_block_optin=shared,
+        shared_memory_per_multiprocessor=shared + 1024,
+        L2_cache_size=cache << 20,
+        is_integrated=0,
+        is_multi_gpu_board=0,
+        gcnArchName="",
+        clock_rate=1_980_000,
+        memory_clock_rate=2_619_000,
+        memory_bus_width=6144,
+    )
 
 
 class NoGuard(contextlib.ContextDecorator):
@@ -67,8 +81,8 @@ class NoGuard(contextlib.ContextDecorator):
         return False
 
 
-def pretend(shim: Path) -> None:
-    """Make torch and Triton believe that device 0 is an H200."""
+def pretend(shim: Path) -> types.SimpleNamespace:
+    """Make torch and Triton believe that device 0 is the card that CARD names. Returns what they are told of it."""
     import torch
     import triton
     from torch._dynamo.device_interface import CudaInterface
@@ -76,16 +90,18 @@ def pretend(shim: Path) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia.driver import CudaDriver
 
+    card = card_named(os.environ["CARD"])
+    capability = card.major, card.minor
     stream = types.SimpleNamespace(cuda_stream=0, device=torch.device("cuda", 0), device_index=0)
     answers = {
         "is_available": True,
         "is_bf16_supported": True,
         "device_count": 1,
         "current_device": 0,
-        "get_device_properties": H200,
-        "get_device_capability": (9, 0),
-        "get_device_name": H200.name,
-        "mem_get_info": (145 << 30, H200.total_memory),
+        "get_device_properties": card,
+        "get_device_capability": capability,
+        "get_device_name": card.name,
+        "mem_get_info": (int(0.97 * card.total_memory), card.total_memory),
         "current_stream": stream,
         "is_initialized": False,
         "is_current_stream_capturing": False,
@@ -108,19 +124,20 @@ def pretend(shim: Path) -> None:
     class Driver(CudaDriver):
         def __init__(self):
             limits = {
-                "max_shared_mem": SHARED_MEMORY,
-                "max_num_regs": H200.regs_per_multiprocessor,
-                "multiprocessor_count": H200.multi_processor_count,
-                "warpSize": H200.warp_size,
+                "max_shared_mem": card.shared_memory_per_block_optin,
+                "max_num_regs": card.regs_per_multiprocessor,
+                "multiprocessor_count": card.multi_processor_count,
+                "warpSize": card.warp_size,
             }
             self.utils = types.SimpleNamespace(get_device_properties=lambda device: limits)
             self.get_current_device = self.get_current_stream = lambda *_: 0
-            self.get_device_capability = lambda *_: (9, 0)
+            self.get_device_capability = lambda *_: capability
 
         def get_current_target(self):
-            return GPUTarget("cuda", 90, H200.warp_size)
+            return GPUTarget("cuda", 10 * card.major + card.minor, card.warp_size)
 
     triton.runtime.driver._default = triton.runtime.driver._active = Driver()
+    return card
 
 
 class Compiler:
@@ -214,7 +231,7 @@ def ahead(shim: Path) -> bool:
 
 def trace(width: int | None, shim: Path) -> bool:
     """Run, compile and count the step. Whether all is as it should be."""
-    pretend(shim)
+    card = pretend(shim)
     import torch
     import torch.nn.attention.varlen as varlen
     from torch._dynamo.utils import counters
@@ -228,9 +245,8 @@ def trace(width: int | None, shim: Path) -> bool:
 
     def model_with(windowed):
         train.attention.cache_clear()
-        train.choose_attention = lambda window: (
-            train.cudnn_attention if window >= train.MAX_SEQ_LEN else getattr(train, windowed)
-        )
+        full = train.cudnn_attention if (card.major, card.minor) == (9, 0) else train.masked_attention
+        train.choose_attention = lambda window: full if window >= train.MAX_SEQ_LEN else getattr(train, windowed)
         return train.build_model()
 
     compiler, dtypes, attend = Compiler(), set(), varlen.varlen_attn
@@ -246,8 +262,9 @@ def trace(width: int | None, shim: Path) -> bool:
         if width:
             train.WIDTH, train.HEADS = width, width // train.HEAD_DIM
         train.COMPILE = {**train.COMPILE, "backend": compiler}
-        print(f"{train.DEPTH} blocks, width {train.WIDTH}, {ROWS} rows of {train.MAX_SEQ_LEN} tokens")
-        idx = torch.zeros(ROWS, train.MAX_SEQ_LEN, dtype=torch.int64, device="cuda")
+        rows = train.choose_micro_batch()
+        print(f"{card.name}: {train.DEPTH} blocks, width {train.WIDTH}, {rows} rows of {train.MAX_SEQ_LEN} tokens")
+        idx = torch.zeros(rows, train.MAX_SEQ_LEN, dtype=torch.int64, device="cuda")
 
         model = model_with("varlen_attention")  # eager: its kernels are not Triton's
         model.loss(model.hidden(idx), idx).backward()
@@ -273,10 +290,9 @@ def trace(width: int | None, shim: Path) -> bool:
     breaks = sum(counters["graph_break"].values())
     claim(f"{breaks} graph breaks in {len(compiler.graphs)} graphs", not breaks)
     name, shared = max(compiler.kernels, key=lambda kernel: kernel[1])
-    text = (
-        f"{len(compiler.kernels)} kernels take at most {shared:,} of {SHARED_MEMORY:,} bytes of shared memory ({name})"
-    )
-    claim(text, shared <= SHARED_MEMORY)
+    most = card.shared_memory_per_block_optin
+    text = f"{len(compiler.kernels)} kernels take at most {shared:,} of {most:,} bytes of shared memory ({name})"
+    claim(text, shared <= most)
     flops, moved = (sum(graph["calls"] * graph[key] for graph in compiler.graphs) for key in ("flops", "bytes"))
     print(f"         a step: {flops / 1e12:.1f} TFLOP of products, {moved / 1e9:.0f} GB read and written")
     return all(verdicts)
@@ -285,6 +301,7 @@ def trace(width: int | None, shim: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("widths", nargs="*", type=int, metavar="WIDTH", help="multiples of 128 (default: as shipped)")
+    parser.add_argument("--card", default="H200", help="words of its name: " + ", ".join(CARDS))
     parser.add_argument("--shim", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ahead", action="store_true", help="only: what --compile-ahead leaves for another process")
@@ -296,6 +313,8 @@ def main() -> None:
         if arguments.rehearse:
             sys.exit(not rehearse(arguments.shim))
         sys.exit(not trace(next(iter(arguments.widths), None), arguments.shim))
+    card = next((name for name in CARDS if arguments.card in name), None) or parser.error(f"no card {arguments.card}")
+    major, minor, multiprocessors, gib, shared, threads, _ = CARDS[card]
     failed = False
     with tempfile.TemporaryDirectory(prefix="without-gpu-") as folder:
         shim = Path(folder, "shim.so")
@@ -308,6 +327,8 @@ def main() -> None:
         environment = {
             **os.environ,
             "LD_PRELOAD": str(shim),
+            "CARD": card,
+            "CARD_NUMBERS": f"{major} {minor} {multiprocessors} {int(gib * 2**30)} {shared} {threads}",
             "AUTORESEARCH_PROFILE": "gpu",
             "AUTORESEARCH_CACHE": folder,
             "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor",

@@ -129,6 +129,19 @@ def test_a_kernel_with_wrong_gradients_is_passed_over(as_on_a_gpu, monkeypatch, 
     assert "varlen_attention is wrong here, by 1.000" in capsys.readouterr().out
 
 
+def test_a_fused_kernel_is_not_compared_with_itself(as_on_a_gpu, monkeypatch, capsys):
+    """What PyTorch takes by itself may be the kernel that is checked. Both are wrong here, and plain products right."""
+    right = F.scaled_dot_product_attention
+
+    def fused(*inputs, **options):
+        return right(*inputs, **options) * (1.5 if torch.backends.cuda.flash_sdp_enabled() else 1.0)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
+    monkeypatch.setattr(train, "varlen_attention", train.product_attention)
+    assert train.choose_attention(train.MAX_SEQ_LEN) is train.product_attention
+    assert "cudnn_attention is wrong here, by 0.5" in capsys.readouterr().out
+
+
 def test_a_kernel_that_rounds_otherwise_is_taken(as_on_a_gpu, monkeypatch, capsys):
     """bf16 between its products, where the masked kernel keeps float32."""
     monkeypatch.setattr(train, "varlen_attention", train.product_attention)

@@ -135,6 +135,11 @@ def has_own_rooms() -> bool:
     return holds(21) or (os.geteuid() != 0 and subprocess.run(["unshare", "-Urm", "true"], check=False).returncode == 0)
 
 
+def has_workers(by: str) -> bool:
+    """Whether Inductor may start worker processes in a trial that is confined in this way."""
+    return by == "bubblewrap" or (has_own_rooms() and not has_cuda())
+
+
 def keeps_attributes(folder: Path) -> bool:
     try:
         os.setxattr(folder, "user.note", b"x")
@@ -439,7 +444,7 @@ with open("/dev/shm/note", "a+") as note, concurrent.futures.ProcessPoolExecutor
 @pytest.mark.parametrize("by", METHODS)
 def test_worker_processes_have_what_they_need_or_are_not_started(tmp_path, by):
     """A pool needs semaphores, files in /dev/shm: a trial has one that no other sees, or Inductor has no pool."""
-    has_one = by == "bubblewrap" or has_own_rooms()
+    has_one = has_workers(by)
     for _ in range(2):
         answer = launch(by, tmp_path / "out", "-c", POOL, strict=True)
         assert answer.stdout == ("6 0 1\n" if has_one else "alone\n"), answer.stderr[-2000:]
@@ -448,6 +453,25 @@ def test_worker_processes_have_what_they_need_or_are_not_started(tmp_path, by):
         answer = launch(by, tmp_path / "out", "-c", POOL, strict=True, before=lambda: drop_privileges(False))
         assert answer.stdout == "alone\n"
     assert not os.path.exists("/dev/shm/note")
+
+
+BESIDE_CUDA = """import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from autoresearch.runner.keeper import main
+main.has_cuda = lambda gpu: gpu
+program = "import os; print(os.environ['TORCHINDUCTOR_COMPILE_THREADS'])"
+main.run(json.loads(sys.argv[2]), lambda: os.execv(sys.executable, [sys.executable, "-c", program]))
+"""
+
+
+@pytest.mark.skipif(sandbox.version() < 2, reason="no Landlock")
+def test_no_workers_are_started_where_they_cannot_use_the_gpu(tmp_path, monkeypatch):
+    """CUDA does not start in them. Inductor gives up all compiling where the first of them ends."""
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "4")
+    monkeypatch.setattr(sandbox, "method", lambda: "Landlock")
+    rules = sandbox.launcher({"strict": True})[-1]
+    answer = launch(None, tmp_path / "out", "-c", BESIDE_CUDA, str(ROOT), rules)
+    assert answer.stdout == "1\n", answer.stderr
 
 
 LOOK = """import os, sys
@@ -505,7 +529,7 @@ def test_a_confined_process_can_compile(tmp_path, by, alone, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "4")
     (tmp_path / "compile.py").write_text(COMPILE)
     answer = launch(by, tmp_path / "out", str(tmp_path / "compile.py"), read=[str(tmp_path)], strict=True, alone=alone)
-    pool = not alone and (by == "bubblewrap" or has_own_rooms())
+    pool = not alone and has_workers(by)
     assert answer.stdout == f"compiled by {4 if pool else 1}\n", answer.stderr[-2000:]
 
 

@@ -73,11 +73,10 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
             if rules:
                 with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
                     score.write("1000")  # when memory runs out, this goes first
-                if not shared_memory:  # the semaphores of Inductor's worker processes are files in it
+                # The semaphores of Inductor's workers are files in shared memory. And cuInit fails in workers: see
+                # `restrict`. One that finds a GPU all the same, by NVML, ends, and no kernel is compiled any more.
+                if not shared_memory or (by_landlock and has_cuda(rules.get("gpu", True))):
                     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-                # Those workers only look for a GPU, and cuInit would fail in them: see `restrict`.
-                if by_landlock and has_cuda(rules.get("gpu", True)):
-                    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
             if rules and by_landlock:
                 paths = paths_of(rules)
                 paths[1].extend(path for path in own if path not in TERMINALS)
