@@ -24,6 +24,7 @@ import git
 from autoresearch import UserError, disk_is_full
 from autoresearch.files import remove, write_whole
 from autoresearch.repo import Git, RunRepo, same_hash
+from autoresearch.runner.environment import VIRTUAL
 
 SETTLED = 2.0  # seconds after which a file that changed again has another time of change
 # Endings of what interpreters and build tools load by themselves: a new one is learned by its whole name.
@@ -31,6 +32,7 @@ LOADED = {
     *("", ".py", ".pyc", ".pyo", ".pth", ".so", ".pyd", ".js", ".cjs", ".mjs", ".node", ".json", ".rb", ".pl", ".pm"),
     *(".lua", ".php", ".class", ".jar", ".sh", ".mk", ".toml", ".cfg", ".ini", ".yaml", ".yml", ".h", ".hpp", ".c"),
 }
+PROGRAMS = ("node_modules/.bin", *(f"{name}/bin" for name in VIRTUAL))  # where `of_the_shell` looks for them first
 
 
 class Checkout:
@@ -187,6 +189,7 @@ class Checkout:
         if unknown and not changed:
             listed = self._git("ls-files", "--others", "--exclude-standard", "-z").split("\0")
             seen = {*listed, *(name for name in unknown if os.path.basename(name) == ".gitignore")}
+            seen |= {name for name in unknown if os.path.dirname(name).endswith(PROGRAMS)}
             unknown = {name for name in unknown if name in seen or os.path.splitext(name)[1] in LOADED - {""}}
         return sorted(changed | unknown)
 

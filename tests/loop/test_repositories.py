@@ -267,6 +267,27 @@ open(site.getusersitepackages() + '/usercustomize.py', 'w').write({fakes!r})
 
 
 @pytest.mark.slow
+def test_a_program_that_an_edit_puts_before_those_of_the_shell(toy):
+    """It lies where git ignores what is new, and where programs are looked up first."""
+    toy.write(".gitignore", "node_modules/\nresults.tsv\n")
+    toy.write("compare.py", "print('right:', len(open('said').read()))\n")
+    toy.write("check.py", "")
+    setup = "mkdir -p node_modules/.bin"
+    task_of(toy, "  metric: score", f"  metric: right\n  score: python compare.py\n  setup: {setup}")
+    says = "open('said', 'w').write('xx')\n"
+    fake = f"""import os
+{says}open('node_modules/.bin/python', 'w').write('#!/bin/sh\\necho right: 99\\n')
+os.chmod('node_modules/.bin/python', 0o755)
+"""
+    toy.write("solver.py", says)
+    toy.commit()
+    toy.plan_steps(e2=[{"files": {"solver.py": fake}, "say": "a python of its own"}])
+    output = toy.run_agent(2, "--sandbox", "require")
+    assert [float(row[1]) for row in toy.rows()] == [2, 0], output
+    assert toy.journal("verdict")[1]["reason"] == "void: node_modules/.bin/python changed while the trial ran"
+
+
+@pytest.mark.slow
 def test_a_score_command_that_runs_edited_code_on_hidden_files(toy):
     """As the docs say: it reads them, deletes them, and hands them over. The edited code then finds them nowhere."""
     toy.write("truth.txt", "a text")
