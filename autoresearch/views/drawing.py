@@ -30,23 +30,24 @@ def draw_curve(state: State, path: Path) -> None:
     import matplotlib.ticker
 
     figure, axes = new_figure(4.2)
-    record, kept = state.record, [(row.number, row.score) for row in state.record.kept if row.score is not None]
-    steps = [number for number, _ in kept] + [state.last[0].number + 0.5]
-    path_scores = [score for _, score in kept] + [kept[-1][1]]
+    record, champions = state.record, state.record.champions
+    steps = [*(number for number, _ in champions), max(row.number for row in (*record.kept, *record.tried)) + 0.5]
+    scores = [*(score for _, score in champions), champions[-1][1]]
     noise, lower = record.noise, record.task.lower_is_better
     axes.fill_between(
         steps,
-        [score - 2 * noise for score in path_scores],
-        [score + 2 * noise for score in path_scores],
+        [score - 2 * noise for score in scores],
+        [score + 2 * noise for score in scores],
         step="post",
         color=GREEN,
         alpha=0.12,
         linewidth=0,
         label="two standard deviations of identical code",
     )
-    axes.step(steps, path_scores, where="post", color=GREEN, linewidth=1.6, label="champion")
-    axes.scatter(steps[:-1], path_scores[:-1], s=30, color=GREEN, zorder=4)
-    low, high = min(path_scores), max(path_scores)
+    axes.step(steps, scores, where="post", color=GREEN, linewidth=1.6, label="champion")
+    kept = [(row.number, row.score) for row in record.kept if row.score is not None]
+    axes.scatter(*zip(*kept, strict=True), s=30, color=GREEN, zorder=4)
+    low, high = min(scores), max(scores)
     room = max(0.6 * (high - low), 4 * noise, 1e-9)
     worst = high + room if lower else low - room
     others = [(row.number, row.score) for row in record.tried if row.status == "discard" and row.score is not None]

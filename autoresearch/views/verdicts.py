@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 import statistics
 
@@ -101,6 +102,17 @@ class Record:
             curve += [] if best is None else [best]
         step = max(1.0, len(curve) / CURVE)
         return [curve[min(len(curve) - 1, math.ceil((i + 1) * step) - 1)] for i in range(min(len(curve), CURVE))]
+
+    @functools.cached_property
+    def champions(self) -> list[tuple[int, float]]:
+        """(Experiment, score) of each champion, in the order in which they were kept, for a curve over the experiments.
+
+        Trials beside one another do not end in the order of their numbers. A champion that followed one with a higher
+        number begins there.
+        """
+        kept = [(attempt.number, attempt.score) for attempt in self.ledger.kept if attempt.score is not None]
+        begun = itertools.accumulate((number for number, _ in kept), max)
+        return [(number, score) for number, (_, score) in zip(begun, kept, strict=True)]
 
     @functools.cached_property
     def last(self) -> list[Row]:

@@ -185,6 +185,7 @@ def facts_of(state: State) -> dict:
         "budget": record.facts.time_budget,
         "noise": record.noise,
         "champion": champion and {"number": champion.number, "score": champion.score, "commit": short(champion.commit)},
+        "champions": record.champions,
         "gain": state.gain,
         "verified": str(found.gain) if found and found.gain else None,
         "tried": sum(record.tried_counts.values()),

@@ -246,6 +246,17 @@ def test_the_error_of_a_gain_counts_the_turns_behind_it(tmp_path):
     assert errors == [pytest.approx(0.1 * 2**0.5), pytest.approx(0.1 * (1 / 4 + 1 / 4) ** 0.5)]
 
 
+def test_the_curve_of_champions_goes_forward_and_ends_at_the_last_one(tmp_path):
+    """Where several trials run at once, an edit with a higher number may be kept first."""
+    ledger = Ledger(tmp_path)
+    ledger.append(events.Run(tag="t", base="c1", task={"editable": ["x"], "train": "true", "metric": "score"}))
+    for number in (1, 2, 3, 4):
+        ledger.append(events.Attempt(number=number, commit=f"c{number}", parent="c1"))
+    for number, status, score in ((1, "keep", 9.0), (3, "keep", 8.0), (2, "keep", 7.0), (4, "discard", 8.5)):
+        ledger.append(events.Verdict(number=number, status=status, score=score))
+    assert Record(ledger).champions == [(1, 9.0), (3, 8.0), (3, 7.0)]
+
+
 def test_a_run_of_a_newer_version_is_refused(tmp_path):
     (tmp_path / "journal.jsonl").write_text('{"event": "run", "form": 3, "time": 1.0, "tag": "night"}\n')
     with pytest.raises(UserError, match="newer version of autoresearch"):
