@@ -64,6 +64,7 @@ class Run:
         self.tiers: tuple[str, ...] = ()  # of --tiers: the kind that screens edits, and the kind that decides
         self.prices: dict[str, float] = {}  # of --seat-price: dollars per hour, by kind
         self._noted: Sequence[Seat] = []  # the seats as last recorded in the journal
+        self._unmoved = ""  # why the branch could not be moved, as the user was told last
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
         self.files = functools.lru_cache(maxsize=8)(self._files)  # of the commits asked for most recently
@@ -121,14 +122,14 @@ class Run:
             )
 
     def require_tip(self, tip: str | None, old_base: str) -> None:
-        """Raises UserError unless the branch is where the loop left it. A kill may have kept it from a last move.
+        """Raises UserError unless the branch is where the loop left it. A kill, or a person who had it checked out, may
+        have kept it from its last moves.
 
         tip: its commit; None if there is no branch. old_base: the base before the run was begun anew.
         """
         champion = self.ledger.champion_commit
-        before = [attempt.commit for attempt in self.ledger.kept][-2:-1] or [self.ledger.base, old_base]
-        before += [attempt.commit for attempt in self.ledger.dropped]
-        if tip in (None, champion, *before):
+        commits = (attempt.commit for attempt in (*self.ledger.kept, *self.ledger.dropped))
+        if tip in (None, champion, self.ledger.base, old_base, *commits):
             return
         branch, tip = self.repo.branch, short(tip or "")
         raise UserError(
@@ -313,8 +314,18 @@ class Run:
     # -- git
 
     def advance(self) -> None:
-        """Move the branch to the champion. The worktree stays: an agent may be at work in it."""
-        self.repo.stand_at(self.ledger.champion_commit, keep_edit=True)
+        """Move the branch to the champion. The worktree stays: an agent may be at work in it.
+
+        If a person has the branch checked out, say so: it moves with a later verdict.
+        """
+        champion = self.ledger.champion_commit
+        try:
+            self.repo.move_branch(champion)
+        except UserError as error:
+            if str(error) != self._unmoved:
+                self._unmoved = str(error)
+                self.console.line(f"the run continues, but {error}", "yellow")
+        self.repo.restore_worktree(champion, keep_edit=True)
 
     def reset(self, place: int = 0) -> None:
         """Move the branch to the champion, and reset the worktree of the proposal at a place."""

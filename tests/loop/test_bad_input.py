@@ -290,14 +290,17 @@ def test_a_branch_that_the_user_moved(toy, refused):
 
 @pytest.mark.slow
 def test_the_branch_checked_out_by_the_user(toy):
-    toy.plan_steps(e2=[step(5)], e3=[step(6)])
+    """Who looks at the champion does not end the night, and sees no edit that is not there."""
+    toy.plan_steps(e2=[step(5)], e3=[step(6)], e4=[step(7)], e5=[step(8)])
     toy.run_agent(2)
     git(toy.folder, "switch", "-q", "autoresearch/night")
-    output = toy.run_agent(3, expect=2)
-    assert "switch --detach" in output
+    champion, output = toy.tip(), toy.run_agent(4)
+    assert output.count("the run continues, but") == 1 and "switch --detach" in output
+    assert toy.tip() == champion and git(toy.folder, "status", "--porcelain") == ""
+    assert "switch --detach" in toy.run_agent(5, expect=2)
     git(toy.folder, "switch", "-q", "main")
-    toy.run_agent(3)  # the verdict was recorded before git was asked
-    assert [row[1] for row in toy.rows()] == ["1.000000", "5.000000", "6.000000"]
+    toy.run_agent(5)
+    assert [row[1] for row in toy.rows()] == [f"{value}.000000" for value in (1, 5, 6, 7, 8)]
     toy.require_whole()
 
 
