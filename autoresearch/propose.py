@@ -330,7 +330,7 @@ class Proposer:
             if refusal is None:
                 return draft.proposal
             refusal, said = keys.scrub(refusal), draft.proposal
-            self.ledger.append(
+            await self.run.record(
                 events.Refused(
                     number=draft.number, reason=refusal, description=said.description, agent=agent.name,
                     tokens=said.tokens, dollars=said.dollars,
