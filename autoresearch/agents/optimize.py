@@ -1,11 +1,12 @@
 """The `optimize` agent: a model of what each constant does to the score, learned from all attempts of the run.
 
-The score is taken as a sum over the constants, quadratic in each one's logarithm, with noise. Bayesian linear
-regression says what is known of it after the attempts so far, and a proposal follows one draw from that (Thompson 1933,
-"On the Likelihood that One Unknown Probability Exceeds Another"): what is uncertain is tried as long as it may be good.
-A proposal moves up to MOVES constants, by the steps that `sweep` would take. Several at once are as many draws, which
-spread as far as the knowledge leaves open (Kandasamy et al. 2018, "Parallelised Bayesian Optimisation via Thompson
-Sampling"); none is an edit that waits for its verdict, or is proposed beside it.
+The score is taken as a sum over the constants, quadratic in each one's logarithm, with noise; whole numbers, which are
+sizes, may matter more than others. Bayesian linear regression says what is known of it after the attempts so far, and a
+proposal follows one draw from that (Thompson 1933, "On the Likelihood that One Unknown Probability Exceeds Another"):
+what is uncertain is tried as long as it may be good. A proposal moves up to MOVES constants, by the steps that `sweep`
+would take. Several at once are as many draws, which spread as far as the knowledge leaves open (Kandasamy et al. 2018,
+"Parallelised Bayesian Optimisation via Thompson Sampling"); none is an edit that waits for its verdict, or is proposed
+beside it.
 
 It needs numpy, but no model and no key. Everything it knows is in the record, so a kill changes nothing.
 """
