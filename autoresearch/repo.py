@@ -126,25 +126,16 @@ class RunRepo:
         except git.GitCommandError:
             return None
 
-    def stand_at(self, champion: str, keep_edit: bool = False) -> None:
-        """Move branch and worktree to the champion, whatever state they were left in.
-
-        keep_edit: leave the worktree's files as they are. Raises UserError if a checkout has the branch.
-
-        Done at every start and, by `Run.advance`, after every verdict, so that a run that was killed between two steps
-        can continue.
-        """
-        self.move_branch(champion)
-        self.restore_worktree(champion, keep_edit)
-
     def move_branch(self, champion: str) -> None:
-        """Move the branch to the champion. Raises UserError if a checkout has it."""
+        """Move the branch to the champion, after every verdict and at every start: a kill may come between verdict and
+        move. Raises UserError if a checkout has the branch.
+        """
         if self.branch_tip() != champion:
             self._require_branch_is_free(self.branch)
             self.repository.git.update_ref(f"refs/heads/{self.branch}", champion, m="autoresearch: champion")
 
     def restore_worktree(self, champion: str, keep_edit: bool) -> None:
-        """Put the worktree in order, at the champion. keep_edit: see `stand_at`."""
+        """Put the worktree in order, at the champion, whatever state it was left in. keep_edit: leave its files."""
         if not keep_edit or not (self.worktree / ".git").exists():
             self.reset(self.worktree, champion)
         elif not self._has(self.worktree):

@@ -113,7 +113,8 @@ class Run:
         champion = ledger.champion_commit
         self.require_tip(tip, old_base)
         keep_edit = keep_edit and not self.awaits_reset()
-        repo.stand_at(champion, keep_edit)
+        repo.move_branch(champion)
+        repo.restore_worktree(champion, keep_edit)
         for attempt in ledger.pending:
             repo.remember(attempt.number, attempt.commit)
         if not keep_edit and (fault := self.task.fault(repo.worktree, self.originals)):

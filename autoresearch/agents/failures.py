@@ -118,9 +118,5 @@ def clock_time(found: re.Match, now: datetime.datetime) -> datetime.datetime | N
         if found["year"]:
             return then.replace(year=int(found["year"]))
         return then if then > now - datetime.timedelta(days=180) else then.replace(year=now.year + 1)
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-    ):  # no such hour, day, month or zone; OSError: `America/Argentina` is a folder
+    except (ValueError, KeyError, OSError):  # no such hour, day, month or zone: `America/Argentina` is a folder
         return None

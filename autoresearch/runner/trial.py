@@ -340,8 +340,7 @@ class Trial:
         return Measurement(figures=figures, seconds=dict(self.seconds))
 
     def _make_folders(self) -> None:
-        home = [] if self.task.referee else [self.folder / "run/tmp/home"]
-        for path in (*self.caches, self.folder / "tmp", self.folder / "run/tmp", *home):
+        for path in (*self.caches, self.folder / "tmp", self.folder / "run/tmp"):
             path.mkdir(parents=True, exist_ok=True)
 
     def _start(self, phase: str, command: str, on_stdin: bool = False, channel: socket.socket | None = None) -> Process:
