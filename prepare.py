@@ -615,9 +615,13 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def cross_entropy(logits, targets):
-    """Nats of each target: logits (T, VOCAB_SIZE) float32, targets (T,) -> (T,). A row at a time: next to no memory."""
-    logits = logits - logits.amax(-1, keepdim=True)  # of large ones rounding would leave no difference, and no loss
-    return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
+    """Nats of each target: logits (T, VOCAB_SIZE) float32, targets (T,) -> (T,). A row at a time: next to no memory.
+
+    Overwrites the logits, of which each pass over all of them counts: it is logsumexp without what that does again.
+    """
+    logits -= logits.amax(-1, keepdim=True)  # of large ones rounding would leave no difference, and no loss
+    wanted = logits.gather(-1, targets[:, None])[:, 0]
+    return logits.exp_().sum(-1).log_() - wanted
 
 
 def bits_per_byte(losses, token_bytes: np.ndarray) -> float:

@@ -348,6 +348,16 @@ def test_logits_so_large_that_rounding_eats_them_win_nothing(added):
     assert torch.allclose(prepare.cross_entropy(logits, targets).double(), exact, atol=1e-4)
 
 
+def test_losses_are_those_of_logsumexp_to_the_last_bit():
+    """Scores of all versions can be compared, however often the arithmetic goes over the logits."""
+    logits, targets = 9 * torch.randn(64, 512), torch.arange(64)
+    logits[1] *= 1e36
+    logits[2, 300:] = -math.inf
+    shifted = logits - logits.amax(-1, keepdim=True)
+    expected = shifted.logsumexp(-1) - shifted.gather(-1, targets[:, None])[:, 0]
+    assert torch.equal(prepare.cross_entropy(logits, targets), expected)
+
+
 def test_memory_that_runs_out_changes_the_batches_and_not_the_losses(game):
     rows = game.rows("val")[:9]
     plenty, little = Forgetful(holds=16), Forgetful(holds=3)
