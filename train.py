@@ -324,7 +324,8 @@ class Block(nn.Module):
         return self.attention_out(self.attend(q, k, v).reshape(batch, length, -1))
 
     def mlp(self, x):
-        return self.mlp_out(F.relu(self.mlp_in(x)).square())
+        x = F.relu(self.mlp_in(x))
+        return self.mlp_out(x * x)  # the same numbers as its square, of which autocast would make float32 on a GPU
 
 
 class GPT(nn.Module):
