@@ -14,17 +14,20 @@ from prepare import Game, NoScore, PlainModel, is_out_of_memory
 def answer(channel: socket.socket, game: Game) -> NoReturn:
     """Build the model that the referee asks for, then give it logits, a batch at a time, until the channel closes.
 
-    Says `imported` when it has torch. The request is JSON with the host memory for ids and logits attached, or that for
-    ids alone and memory of the device for the logits. It is answered by `ready`, by `closed` where that memory cannot
-    be opened, or by `memory` where the device's does not suffice; then there may be another request. After `ready` each
-    packet is a number of rows, answered by `done` or `memory` (which ran out). Everything that goes wrong ends the
-    process, with `shape` or `failed TYPE LINE` as its last words: the type of the exception and the line of train.py, 0
-    where it came from elsewhere.
+    Says `imported` when it has torch, and what torch would import later. The request is JSON with the host memory for
+    ids and logits attached, or that for ids alone and memory of the device for the logits. It is answered by `ready`,
+    by `closed` where that memory cannot be opened, or by `memory` where the device's does not suffice; then there may
+    be another request. After `ready` each packet is a number of rows, answered by `done` or `memory` (which ran out).
+    Everything that goes wrong ends the process, with `shape` or `failed TYPE LINE` as its last words: the type of the
+    exception and the line of train.py, 0 where it came from elsewhere.
     """
     train_py = ""
     try:
         import safetensors.torch  # noqa: F401
         import torch
+
+        if game.profile.name == "gpu":  # its first attention with a window would import it, which takes seconds
+            import torch._dynamo
 
         channel.send(b"imported")
         while True:

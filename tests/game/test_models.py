@@ -233,6 +233,19 @@ def test_less_memory_of_the_device_than_usual(trained, monkeypatch, answers, fre
     assert not held
 
 
+@pytest.mark.slow
+def test_what_torch_imports_late_is_there_before_the_training_s_clock(trained, monkeypatch):
+    """On a GPU the first attention with a window imports torch._dynamo: nobody waits for that when a training ends."""
+    monkeypatch.setenv("AUTORESEARCH_PROFILE", "gpu")
+    game = dataclasses.replace(trained, profile=prepare.PROFILES["gpu"])
+    train_py = trained.run_folder / "train.py"
+    train_py.write_text("import sys\nraise KeyError if 'torch._dynamo' in sys.modules else IndexError\n")
+    with ModelProcess(game) as model:
+        model.wait_until_imported()
+        with pytest.raises(prepare.NoScore, match=r"KeyError in line 2 of train\.py while it was built"):
+            model.load(train_py, "cpu")
+
+
 def test_weights_that_are_none(tmp_path):
     source, target = tmp_path / "model.safetensors", tmp_path / "copy"
     with pytest.raises(prepare.NoScore, match="saved no weights"):
