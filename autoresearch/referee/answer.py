@@ -14,7 +14,8 @@ from prepare import Game, NoScore, PlainModel, is_out_of_memory
 def answer(channel: socket.socket, game: Game) -> NoReturn:
     """Build the model that the referee asks for, then give it logits, a batch at a time, until the channel closes.
 
-    Says `imported` when it has torch, and what torch would import later. The request is JSON with the host memory for
+    Says `imported` when it has torch, and what torch would import later. A packet `start` has it start the GPU, before
+    any code of train.py runs anywhere, and is answered by `started`. The request is JSON with the host memory for
     ids and logits attached, or that for ids alone and memory of the device for the logits. It is answered by `ready`,
     by `closed` where that memory cannot be opened, or by `memory` where the device's does not suffice; then there may
     be another request. After `ready` each packet is a number of rows, answered by `done` or `memory` (which ran out).
@@ -34,6 +35,10 @@ def answer(channel: socket.socket, game: Game) -> NoReturn:
             request, memories, _, _ = socket.recv_fds(channel, 4096, 2)
             if not request:
                 os._exit(0)
+            if request == b"start":
+                shared.start_device()
+                channel.send(b"started")
+                continue
             request = json.loads(request)
             train_py, device, sizes = request["train_py"], request["device"], game.profile
             memory, *on_device = memories

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,16 @@ class ModelProcess:
         self.deadline = time.monotonic() + self.patience
         self.expect(b"imported", during="it was started")
 
+    def start_device(self) -> None:
+        """Have it start the GPU."""
+        with contextlib.suppress(OSError):  # it has ended: the answer says so
+            self.channel.send(b"start")
+
+    def wait_until_started(self) -> None:
+        """Wait until it has started the GPU, as far as that is possible. Raises NoScore."""
+        self.deadline = time.monotonic() + self.patience
+        self.expect(b"started", during="it started the GPU")
+
     def load(self, train_py: Path, device: str) -> None:
         """Have it build the model with the run's weights. Raises NoScore where it cannot.
 
@@ -221,6 +232,15 @@ class ModelProcess:
             return said
         self.end()
         raise NoScore(why_not(said, self.game, self.batch_size, self.lines, during))
+
+
+def start_device(processes: Sequence[ModelProcess]) -> None:
+    """Start the GPU in all of them and in this process at once, as long as none of them runs code of train.py."""
+    for process in processes:
+        process.start_device()
+    shared.start_device()
+    for process in processes:
+        process.wait_until_started()
 
 
 def why_not(said: bytes, game: Game, batch_size: int, lines: int, during: str) -> str:

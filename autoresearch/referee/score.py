@@ -15,7 +15,7 @@ import numpy as np
 from autoresearch.files import write_whole
 from autoresearch.referee import probes
 from autoresearch.referee.clock import Referee
-from autoresearch.referee.models import ModelProcess
+from autoresearch.referee.models import ModelProcess, start_device
 from prepare import Game, NoScore, bits_per_byte, losses_of, read_figures
 
 # How often as long as the baseline's a scoring may take, and so many seconds more: a model could train in that time.
@@ -57,6 +57,8 @@ def score(
             referee.require_in_time(game.weights, float(line) if wait else time.perf_counter())
         began = time.perf_counter()
         figures = read_figures(game)
+        if figures["device"].startswith("cuda"):
+            start_device((first, second))
         train_py = train_py or Path(figures["train_py"])
         random = np.random.default_rng()  # never seeded: who trains must not know the cuts
         rows, spare = np.array(game.rows(split)), spare_rows(game)

@@ -29,6 +29,18 @@ def ids_and_logits(memory: int, batch_size: int, sizes: Profile, only_ids: bool)
     )
 
 
+def start_device() -> None:
+    """Start CUDA, and load what every model needs: a product and what PyTorch takes for attention here. It takes
+    seconds, once for a process. Where it fails, what needs the device will say why.
+    """
+    import torch
+
+    with contextlib.suppress(Exception):
+        x = torch.zeros(1, 1, 64, 64, device="cuda", dtype=torch.bfloat16)
+        torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True) @ x
+        torch.cuda.synchronize()
+
+
 class DeviceMemory:
     """Device memory at an address, in the form that torch.as_tensor understands."""
 

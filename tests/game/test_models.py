@@ -233,6 +233,19 @@ def test_less_memory_of_the_device_than_usual(trained, monkeypatch, answers, fre
     assert not held
 
 
+def test_both_processes_start_the_gpu_at_once(trained, monkeypatch, tmp_path):
+    """Each says that it has only when the other one was told, too. There is no GPU here: what needs it would say so."""
+    (tmp_path / "told").mkdir()
+    wait = "open(f'told/{os.getpid()}', 'w')\nwhile len(os.listdir('told')) < 2: time.sleep(0.01)"
+    code = f"channel.send(b'imported'); assert channel.recv(64) == b'start'\n{wait}\nchannel.send(b'started')"
+    monkeypatch.setattr(Stranger, "code", code)
+    monkeypatch.chdir(tmp_path)
+    with Stranger(trained) as first, Stranger(trained) as second:
+        for model in (first, second):
+            model.wait_until_imported()
+        models.start_device((first, second))
+
+
 @pytest.mark.slow
 def test_what_torch_imports_late_is_there_before_the_training_s_clock(trained, monkeypatch):
     """On a GPU the first attention with a window imports torch._dynamo: nobody waits for that when a training ends."""
@@ -242,6 +255,7 @@ def test_what_torch_imports_late_is_there_before_the_training_s_clock(trained, m
     train_py.write_text("import sys\nraise KeyError if 'torch._dynamo' in sys.modules else IndexError\n")
     with ModelProcess(game) as model:
         model.wait_until_imported()
+        models.start_device([model])
         with pytest.raises(prepare.NoScore, match=r"KeyError in line 2 of train\.py while it was built"):
             model.load(train_py, "cpu")
 
