@@ -4,6 +4,7 @@
     uv run bench/without_gpu.py 512 640     # at these widths
     uv run bench/without_gpu.py --card 4090 # for another card: sizes as on it, kernels for it
     uv run bench/without_gpu.py --ahead     # only: what --compile-ahead leaves for another process
+    uv run bench/without_gpu.py --scoring   # only: what a batch of scoring reads and writes; ten seconds
 
 train.py runs in its full size on tensors that have a shape and no numbers, and its graphs go through Dynamo, Inductor,
 Triton and ptxas. Prints, and ends with exit code 1 if one of them is not so: a preflight passes; no graph breaks; each
@@ -298,6 +299,59 @@ def trace(width: int | None, shim: Path) -> bool:
     return all(verdicts)
 
 
+def scoring(shim: Path) -> bool:
+    """What a batch costs while it is scored: the model as it is, not compiled, and the arithmetic on its logits."""
+    card = pretend(shim)
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Traffic(TorchDispatchMode):
+        """Counts operations that are no views, and what they read and write."""
+
+        calls = size = 0
+
+        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+            out = operation(*arguments, **(options or {}))
+            given, made = ([x for x in tree_leaves(y) if isinstance(x, torch.Tensor)] for y in (arguments, out))
+            known = {x.untyped_storage()._cdata for x in given}
+            if operation in (torch.ops.aten.embedding.default, torch.ops.aten.gather.default):  # read what they give
+                given = made
+            if operation is torch.ops.aten.copy_.default:  # does not read what it overwrites
+                given = given[1:]
+            given = {id(x): x for x in given}.values()  # a product with itself reads it once
+            if operation._schema.is_mutable or any(x.untyped_storage()._cdata not in known for x in made):
+                self.calls += 1
+                self.size += sum(x.numel() * x.element_size() for x in (*given, *made))
+            return out
+
+    # With `no_grad`: `inference_mode` hides what operations such as `square` are made of, and so their autocast.
+    with FakeTensorMode(), torch.no_grad():
+        import train
+        from prepare import PROFILE, cross_entropy, scored_batch_size
+
+        full = train.cudnn_attention if (card.major, card.minor) == (9, 0) else train.masked_attention
+        train.choose_attention = lambda window: full if window >= train.MAX_SEQ_LEN else train.varlen_attention
+        model, rows = train.build_model(), scored_batch_size(PROFILE)
+        idx = torch.zeros(rows, train.MAX_SEQ_LEN, dtype=torch.int64, device="cuda")
+        given, shared = (torch.empty(*idx.shape, train.VOCAB_SIZE, device="cuda") for _ in range(2))
+        x = model.hidden(idx)
+
+        def losses() -> None:
+            for row, wanted in zip(shared, idx, strict=True):
+                cross_entropy(row.to(copy=True), wanted)
+
+        print(f"{card.name}: {train.DEPTH} blocks, {rows} rows at a time; operations, and bytes a token that they move")
+        works = {"blocks": lambda: model.hidden(idx), "head": lambda: model.logits(x)}
+        works |= {"logits to the referee": lambda: shared.copy_(given), "losses": losses}
+        for name, work in works.items():
+            with Traffic() as traffic:
+                work()
+            print(f"         {name:<22}{traffic.calls:>6}{traffic.size / idx.numel():>12,.0f}")
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("widths", nargs="*", type=int, metavar="WIDTH", help="multiples of 128 (default: as shipped)")
@@ -305,9 +359,12 @@ def main() -> None:
     parser.add_argument("--shim", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rehearse", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ahead", action="store_true", help="only: what --compile-ahead leaves for another process")
+    parser.add_argument("--scoring", action="store_true", help="only: what a batch of scoring reads and writes")
     arguments = parser.parse_args()
     if arguments.shim:
         sys.path.insert(0, str(ROOT))
+        if arguments.scoring:
+            sys.exit(not scoring(arguments.shim))
         if arguments.ahead:
             sys.exit(not ahead(arguments.shim))
         if arguments.rehearse:
@@ -336,7 +393,8 @@ def main() -> None:
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # workers would find no GPU
         }
         steps = [["--rehearse"], *([str(width)] for width in arguments.widths or [""])]
-        for more in [["--ahead"]] * 2 if arguments.ahead else steps:
+        steps = [["--ahead"]] * 2 if arguments.ahead else [["--scoring"]] if arguments.scoring else steps
+        for more in steps:
             words = [sys.executable, "-W", "ignore", __file__, "--shim", shim, *filter(None, more)]
             failed |= subprocess.run(words, env=environment, cwd=ROOT).returncode != 0
     sys.exit(failed)
