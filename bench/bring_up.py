@@ -17,6 +17,7 @@ step fails.
     graphs        graphs, recompiles and graph breaks in 20 steps; then the kernels that take longest
     ahead         seconds to the first step of an edit, with the caches of the trial before it, and after
                   --compile-ahead beside that trial; what this takes of that trial's speed, and of the GPU's memory
+    scoring       what starts a model's process, part by part; a batch of logits and the losses of them; their kernels
     trial         30 s of training and the score, with logits through the device's memory and through the host's; from
                   the end of the clock to the exit; what the driver says of the GPU meanwhile
     night         loop.py itself, told no profile: data, baseline and one edit of `sweep`, to verdicts and git; all as
@@ -413,8 +414,8 @@ def graphs() -> None:
     runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
 
-def say_profile(profiler: Any, seconds: float) -> None:
-    """The kernels that take longest; on a CPU the operations."""
+def say_profile(profiler: Any, seconds: float, each: str = "step") -> None:
+    """The kernels that take longest, of PROFILED steps or batches; on a CPU the operations."""
     from torch.autograd import DeviceType
 
     kind, time_of = (DeviceType.CUDA, "self_device_time_total") if on_gpu() else (DeviceType.CPU, "self_cpu_time_total")
@@ -422,9 +423,77 @@ def say_profile(profiler: Any, seconds: float) -> None:
     events = [event for event in events if not getattr(event, "is_user_annotation", False)]
     took = sorted(((getattr(event, time_of) / 1e6, event) for event in events), key=lambda pair: -pair[0])
     total = sum(spent for spent, _ in took)
-    say(f"{PROFILED} steps profiled", step_ms=1000 * seconds / PROFILED, busy_percent=100 * total / seconds)
+    took_ms = {f"{each}_ms": 1000 * seconds / PROFILED}
+    say(f"{PROFILED} times a {each}, profiled", **took_ms, busy_percent=100 * total / seconds)
     for spent, event in took[:TOP]:
         say(event.key[:70], ms=1000 * spent / PROFILED, percent=100 * spent / total, calls=event.count / PROFILED)
+
+
+def scoring() -> None:
+    """Where scoring spends its time: a model's process before its first answer; a batch of logits and their losses."""
+    began, marks = time.perf_counter(), {}
+
+    def mark(name: str) -> None:
+        synchronize()
+        marks[name] = time.perf_counter()
+
+    def synchronize() -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+    def milliseconds(work: Callable[[], Any]) -> float:
+        began = time.perf_counter()
+        work()
+        synchronize()
+        return 1000 * (time.perf_counter() - began)
+
+    import torch
+
+    mark("torch")
+    import torch._dynamo
+
+    mark("dynamo")
+    torch.zeros(1, device="cuda" if on_gpu() else "cpu")
+    mark("context")
+    import numpy as np
+
+    import train
+    from prepare import MAX_SEQ_LEN, PROFILE, losses_of, scored_batch_size
+
+    mark("train_py")
+    for window in (train.SHORT_WINDOW, MAX_SEQ_LEN):
+        train.attention(window)
+        mark(f"attention_{window}")
+    model = train.build_model().eval()
+    mark("model")
+    starts = [began, *marks.values()]
+    say("a process", **{f"{name}_s": end - start for (name, end), start in zip(marks.items(), starts, strict=False)})
+
+    count = scored_batch_size(PROFILE)
+    rows = np.random.default_rng(0).integers(PROFILE.vocab_size, size=(count, MAX_SEQ_LEN + 1), dtype=np.uint16)
+    ids = torch.from_numpy(rows[:, :-1].astype(np.int64))
+    shared = torch.empty(*ids.shape, PROFILE.vocab_size, device=train.DEVICE)
+
+    def logits() -> None:
+        with torch.inference_mode():
+            shared.copy_(model(ids.to(train.DEVICE)))
+
+    class Scored:
+        batch_size, device = count, str(train.DEVICE)
+
+        def logits(self, ids: torch.Tensor) -> torch.Tensor:
+            return shared
+
+    def losses() -> None:
+        losses_of(Scored(), rows)
+
+    figures: dict[str, float] = {"first_ms": milliseconds(logits)}
+    for work in (logits, losses):
+        figures[f"{work.__name__}_ms"] = median([milliseconds(work) for _ in range(10)])
+    say("a batch", rows=count, **figures)
+    with torch.profiler.profile() as profiler:
+        took = sum(milliseconds(work) for work in [logits, losses] * PROFILED)
+    say_profile(profiler, took / 1000, "batch")
 
 
 def trial(shared_by: str) -> None:
@@ -478,8 +547,11 @@ def trial(shared_by: str) -> None:
         line = json.loads((made / "run/figures.json").read_text())["timeline"]
         figures = {name: measured.figures.get(name) for name in ("num_steps", "mfu_percent", "peak_vram_mb")}
         say(by, val_bpb=measured.score, score_s=measured.seconds["score"], scored_tokens=tokens, **figures)
-        load, rows = (sum(map(float, re.findall(rf"{mark} (.*)", logs))) for mark in ("MODEL_LOAD", "MODEL_ROWS"))
-        say("of the score", both_models_built=load, rows_through_them=rows)
+        spent = json.loads(re.findall(r"SPENT (.*)", logs)[-1])
+        parts = {"gpu_started": spent["start_device"], "both_models_built": spent["load"], "logits": spent["logits"]}
+        parts |= {"losses": spent["losses_of"] - spent["logits"], "both_ended": spent["end"]}
+        rest = measured.seconds["score"] - sum(parts.values())
+        say("of the score", rows=int(spent["rows"]), **parts, rest=rest)
         say("of the machine, others", share=measured.taken, by=measured.taken_by)
         starts = {"import": line["imported"], "build": line["built"] - line["imported"]}
         say(f"before the clock, {'warm' if warm else 'cold'}", **starts, compile=line["clock"] - line["built"])
@@ -596,7 +668,7 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
     if not module:
         import torch  # noqa: F401  (as train.py does, before prepare notes that everything is imported)
     import prepare
-    from autoresearch.referee import models, shared
+    from autoresearch.referee import models, score, shared
 
     prepare.PROFILE = dataclasses.replace(prepare.PROFILE, time_budget=budget)
     prepare.GAME = dataclasses.replace(prepare.GAME, profile=prepare.PROFILE)
@@ -611,21 +683,29 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
         return memory
 
     shared.device_memory = noted
-    load, end = models.ModelProcess.load, models.ModelProcess.end
 
-    def loaded(process: models.ModelProcess, *arguments) -> None:
-        began = time.perf_counter()
-        load(process, *arguments)
-        ready[process] = time.perf_counter()
-        print(f"MODEL_LOAD {ready[process] - began}", flush=True)
+    def timed(owner: Any, name: str) -> None:
+        """Count the seconds that the referee spends in a function; all are printed when a model's process ends."""
+        function = getattr(owner, name)
 
-    def ended(process: models.ModelProcess) -> None:
-        if process in ready:
-            print(f"MODEL_ROWS {time.perf_counter() - ready.pop(process)}", flush=True)
-        end(process)
+        def called(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                spent[name] += time.perf_counter() - began
+                if name == "losses_of":
+                    spent["rows"] += len(arguments[1])
+                if name == "end":
+                    print(f"SPENT {json.dumps(spent)}", flush=True)
 
-    ready: dict[models.ModelProcess, float] = {}
-    models.ModelProcess.load, models.ModelProcess.end = loaded, ended
+        setattr(owner, name, called)
+
+    spent = dict.fromkeys(("start_device", "load", "logits", "losses_of", "end", "rows"), 0.0)
+    for name in ("load", "logits", "end"):
+        timed(models.ModelProcess, name)
+    for name in ("start_device", "losses_of"):
+        timed(score, name)
     sys.argv = words[module:]
     if module:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
@@ -635,7 +715,21 @@ def play(budget: float, shared_by: str, words: list[str]) -> None:
 
 FUNCTIONS = {
     function.__name__: function
-    for function in (doctor, sandbox, device, driver, tests, kernels, compiled, train_step, graphs, ahead, trial, night)
+    for function in (
+        doctor,
+        sandbox,
+        device,
+        driver,
+        tests,
+        kernels,
+        compiled,
+        train_step,
+        graphs,
+        ahead,
+        scoring,
+        trial,
+        night,
+    )
 }
 
 
@@ -654,6 +748,7 @@ def steps() -> list[tuple[str, list[str], float]]:
         ("train_step", [], 180.0),
         ("graphs", [], 120.0),
         ("ahead", [], 420.0),
+        ("scoring", [], 120.0),
         *(("trial", [shared_by], 400.0) for shared_by in (("handle", "host") if on_gpu() else ("host",))),
         ("night", [], 600.0),
     ]
