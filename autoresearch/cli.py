@@ -82,7 +82,7 @@ def plan(context: typer.Context, options: Plan) -> None:
     program.md. Exit code 1: the check failed, and nothing was written."""
     from autoresearch.plan.command import run_plan
 
-    run_to_end(run_plan(options))
+    run_to_end(run_plan(options), "stopped; nothing was written")
 
 
 @app.command()
@@ -92,7 +92,7 @@ def check(context: typer.Context, options: Check) -> None:
     Exit code 1: the check failed."""
     from autoresearch.plan.command import run_check
 
-    run_to_end(run_check(options))
+    run_to_end(run_check(options), "stopped before the end of the check")
 
 
 @app.command()
@@ -264,8 +264,11 @@ def known_ideas() -> "Ideas":
 # ----------------------------------------------------------------------------------------------
 
 
-def run_to_end(work: Coroutine[Any, Any, int]) -> None:
-    """Run a command in asyncio's event loop, and end with its exit code."""
+CONTINUE = "stopped before the first experiment; run the same command again to continue"
+
+
+def run_to_end(work: Coroutine[Any, Any, int], stopped: str = CONTINUE) -> None:
+    """Run a command in asyncio's event loop, and end with its exit code. stopped: what to say if the user stops it."""
     import asyncio
 
     from autoresearch import suspension
@@ -274,7 +277,7 @@ def run_to_end(work: Coroutine[Any, Any, int]) -> None:
         with asyncio.Runner(loop_factory=suspension.event_loop) as runner:
             code = runner.run(work)
     except Stopped:
-        print("stopped before the first experiment; run the same command again to continue", file=sys.stderr)
+        print(stopped, file=sys.stderr)
         code = 130
     end_with(code)
 

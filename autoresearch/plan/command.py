@@ -100,7 +100,7 @@ async def run_plan(options: Plan) -> int:
             goal = f"{goal.strip().rstrip('.')}. {wording}"
         wishes = dataclasses.replace(wishes, goal=goal, time=workload_of(found)[1])
     taken = files - {SCORER} if options.force else {name for name in {*files, SCORER} if os.path.lexists(name)}
-    sketch = draft(found, files, taken, wishes, ask)
+    sketch = draft(found, taken, wishes, ask)
     sketch = dataclasses.replace(sketch, files={**sketch.files, **drafted})
     for note in sketch.notes:
         console.line(f"note       {note}", "yellow")
@@ -246,11 +246,10 @@ class Asker:
         if self.yes and proposed is not None:
             return proposed
         if self.yes or not self.answers:
-            among = f" ({', '.join(choices)})" if choices else ""
-            raise UserError(
-                f"nobody can answer here: {question}{among} Answer with an option, see `{to_type('plan --help')}`"
-                + ("" if self.yes else "; --yes accepts what is proposed")
-            )
+            among = f" Choices: {', '.join(choices)}." if choices else ""
+            accept = "" if self.yes or proposed is None else f"; --yes accepts what is proposed, `{proposed}`"
+            how = f"Answer with an option, see `{to_type('plan --help')}`{accept}"
+            raise UserError(f"nobody can answer here: {question}{among} {how}")
         print(question)
         for number, choice in enumerate(choices, 1):
             print(f"  {number}  {choice}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from autoresearch import UserError
-from autoresearch.plan.survey import Survey, files_for, kind_of, source_folder
+from autoresearch.plan.survey import Survey, files_for, kind_of
 from autoresearch.program import check_task
 from autoresearch.task import Task
 
@@ -178,19 +178,19 @@ def as_yaml(value: object) -> str:
 Ask = Callable[[str, str | None, Sequence[str]], str]  # question, what is proposed, choices: the answer
 
 
-def draft(found: Survey, files: set[str], taken: set[str], wishes: Wishes, ask: Ask) -> Draft:
+def draft(found: Survey, taken: set[str], wishes: Wishes, ask: Ask) -> Draft:
     """Make a task of what is known, and ask for what is not. Raises UserError.
 
-    found, files: of the folder that program.md will stand in. taken: names that no file may be given.
+    found: of the folder that program.md will stand in. taken: names that no file may be given.
     """
     notes: list[str] = []
     goal = wishes.goal or ask(GOAL, None, ())
-    made, scored = scoring(found, files, wishes, goal, ask, notes)
+    made, scored = scoring(found, wishes, goal, ask, notes)
     editable = list(wishes.edit) or editable_of(found, goal, ask, notes)
     settings: dict[str, object] = {"editable": editable}
     if setup := wishes.setup if wishes.setup is not None else found.setup:
         settings["setup"] = setup
-    build = wishes.train if wishes.train is not None else found.build
+    build = wishes.train if wishes.train is not None else scored.get("train", found.build)
     if build:
         settings["train"] = build
     settings |= {name: scored[name] for name in ("score", "metric", "direction") if name in scored}
@@ -205,7 +205,7 @@ def draft(found: Survey, files: set[str], taken: set[str], wishes: Wishes, ask: 
 
 
 def scoring(
-    found: Survey, files: set[str], wishes: Wishes, goal: str, ask: Ask, notes: list[str]
+    found: Survey, wishes: Wishes, goal: str, ask: Ask, notes: list[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
     """(Files to write, settings of the score) for what is to be measured."""
     kind = "score" if wishes.score else "time" if wishes.time else "size" if wishes.size else kind_of(goal)
@@ -231,9 +231,13 @@ def scoring(
             notes.append("the tests are timed: a workload of your own would be better (--time COMMAND)")
         elif command in known:
             notes.append(f"timed: {command}; it must do a fixed amount of work, not repeat it until a time is up")
-    if found.language == "Python" and "PYTHONPATH" not in command:  # the checkout's code, not what may be installed
-        command = f"PYTHONPATH={source_folder(files)} {command}"
-    return {SCORER: TIME.format(command=repr(command))}, scored_by(wishes, "seconds")
+    if wishes.train is None and (program := next((key for key, by in found.programs.items() if by == command), None)):
+        raise UserError(f"`{command}` only builds {program}, so its time says nothing about the code: --time {program}")
+    built = found.programs.get(command.partition(" ")[0])
+    if found.search and found.search.partition("=")[0] not in command:
+        command = f"{found.search} {command}"
+    made = {SCORER: TIME.format(command=repr(command))}
+    return made, scored_by(wishes, "seconds") | ({"train": built} if built else {})
 
 
 def scored_by(wishes: Wishes, metric: str) -> dict[str, str]:

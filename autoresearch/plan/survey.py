@@ -9,7 +9,7 @@ import json
 import posixpath
 import re
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from autoresearch.text import count
 
@@ -31,10 +31,11 @@ MANIFESTS = {"Cargo.toml": "Rust", "go.mod": "Go", "package.json": "JavaScript",
 ASIDE = re.compile(
     r"(^|/)(tests?|testing|specs?|__tests__|t|examples?|docs?|doc|man|vendor|third_party|node_modules|dist|build|debian|"
     r"contrib|scripts?|tools?|benchmarks?|bench|benches|perf|fixtures|po|m4|\.[^/]+)/"
-    r"|(^|/)(test_[^/]*|[^/]*[_.-](test|spec)\.[a-z]+|[^/]*\.min\.js|[^/]*\.d\.ts|conftest\.py|setup\.py|noxfile\.py|"
-    r"version\.py|_version\.py|[^/]*\.config\.[cm]?js|config\.h)$"
+    r"|(^|/)(test_[^/]*|(tests?|bench|benchmarks?)\.[a-z]+|[^/]*[_.-](test|spec)\.[a-z]+|[^/]*\.min\.js|[^/]*\.d\.ts|"
+    r"conftest\.py|setup\.py|noxfile\.py|version\.py|_version\.py|[^/]*\.config\.[cm]?js|config\.h)$"
 )
-BENCHMARK = re.compile(r"(^|/)((bench|perf|speed)[^/]*|(bench|benchmarks|perf)/[^/]+)\.(py|js|mjs|cjs|sh)$")
+BENCHMARK = re.compile(r"(^|/)((bench|perf|speed)[^/]*|(bench|benchmarks|perf)/[^/]+)\.(py|js|mjs|cjs|sh|pl)$")
+RULE = re.compile(r"^([A-Za-z][\w-]*)[ \t]*:(?!=).*\n?((?:\t.*\n?)*)", re.MULTILINE)  # of make: target, recipe
 SPEED = re.compile(r"\b(fast|speed|quick|slow|time|seconds|latency|throughput|perform|cpu)", re.IGNORECASE)
 SIZE = re.compile(r"\b(small|size|bytes|shrink|compact|binary)", re.IGNORECASE)
 COMMON = re.compile(  # words of a goal that name no file
@@ -53,6 +54,8 @@ class Survey:
     build: str | None = None
     tests: str | None = None
     benchmarks: tuple[str, ...] = ()  # commands
+    programs: Mapping[str, str] = dataclasses.field(default_factory=dict)  # of them: what builds it, by command
+    search: str | None = None  # a variable with which the code of the checkout is found before an installed copy
     sources: tuple[str, ...] = ()  # files that one may want to improve, the largest first
 
     def lines(self) -> dict[str, str]:
@@ -81,7 +84,7 @@ def survey(sizes: dict[str, int], read: Callable[[str], str]) -> Survey:
     sources = [path for path in sizes if path.endswith(suffixes or ("",)) and not ASIDE.search(path)]
     sources.sort(key=lambda path: (-sizes[path], path))
     found = Survey(language, sources=tuple(sources))
-    look = {"Python": python, "JavaScript": javascript, "Rust": rust, "Go": go}.get(language, native)
+    look = {"Python": python, "JavaScript": javascript, "Rust": rust, "Go": go, "Perl": perl}.get(language, native)
     found = dataclasses.replace(found, **look(sizes, read))
     files = [shlex.join([interpreter(path), path]) for path in sorted(sizes) if BENCHMARK.search(path)]
     return dataclasses.replace(found, benchmarks=(*found.benchmarks, *files[:5]))
@@ -92,7 +95,7 @@ def language_of(path: str) -> str | None:
 
 
 def interpreter(path: str) -> str:
-    return {".py": "python", ".sh": "sh"}.get(posixpath.splitext(path)[1], "node")
+    return {".py": "python", ".sh": "sh", ".pl": "perl"}.get(posixpath.splitext(path)[1], "node")
 
 
 # Of each language what is known of it, as fields of Survey.
@@ -110,8 +113,8 @@ def python(files: Iterable[str], read: Callable[[str], str]) -> dict:
     if where in folders:
         command += f" {where}" if uses_pytest else f" -s {where}"
     manager = "uv" if "uv.lock" in names else "poetry" if "poetry.lock" in names else "pip" if described else None
-    command = f"env PYTHONPATH={source_folder(names)} python {command}"  # else an installed copy might be tested
-    return {"manager": manager, "tests": command if tests else None}
+    search = f"PYTHONPATH={source_folder(names)}"
+    return {"manager": manager, "tests": f"env {search} python {command}" if tests else None, "search": search}
 
 
 def source_folder(files: Iterable[str]) -> str:
@@ -166,27 +169,50 @@ def go(files: Iterable[str], read: Callable[[str], str]) -> dict:
     }
 
 
+def perl(files: Iterable[str], read: Callable[[str], str]) -> dict:
+    """A module with C code is built, in blib/. Any other is used where it lies."""
+    names = set(files)
+    is_built = "Makefile.PL" in names and any(path.endswith(".xs") for path in names)
+    has_tests = any(re.fullmatch(r"t/.+\.t", path) for path in names)
+    return native(names, read) | {
+        **({"manager": "make", "build": "perl Makefile.PL && make"} if is_built else {}),
+        **({"tests": f"prove -{'b' if is_built else 'l'} -r t"} if has_tests else {}),
+        "search": "PERL5LIB=blib/lib:blib/arch" if is_built else "PERL5LIB=lib",
+    }
+
+
 def native(files: Iterable[str], read: Callable[[str], str]) -> dict:
     """What is built by make, cmake, or an own script."""
     names = set(files)
     makefile = next((name for name in ("GNUmakefile", "Makefile", "makefile") if name in names), None)
-    targets = re.findall(r"^([A-Za-z][\w-]*)[ \t]*:(?!=)", read(makefile), re.MULTILINE) if makefile else []
+    targets = collections.defaultdict(str)  # recipes; a target may have several rules
+    for target, recipe in RULE.findall(read(makefile)) if makefile else ():
+        targets[target] += recipe
     if makefile:
         build = "make"
     elif "CMakeLists.txt" in names:
         build = 'sh -c "cmake -S . -B build -DCMAKE_BUILD_TYPE=Release && cmake --build build"'
     elif "configure" in names:
         build = 'sh -c "./configure --quiet && make"'
-        targets = ["check"]
+        targets["check"] = ""
     else:
         return {}
     test = next((name for name in ("check", "test", "tests") if name in targets), None)
+    benchmarks = [name for name in targets if re.match(r"bench|perf", name)]
+    programs = {f"./{name}": f"make {name}" for name in benchmarks if only_builds(name, targets[name])}
     return {
         "manager": "cmake" if "cmake" in build else "make",
         "build": build,
         "tests": f"make {test}" if test else None,
-        "benchmarks": tuple(f"make {name}" for name in targets if re.match(r"bench|perf", name)),
+        "benchmarks": (*programs, *(f"make {name}" for name in benchmarks if f"./{name}" not in programs)),
+        "programs": programs,
     }
+
+
+def only_builds(target: str, recipe: str) -> bool:
+    """Whether a target of a makefile is a program that its recipe builds, and does not run."""
+    name = rf"(\$@|\$\(@\)|{re.escape(target)})"
+    return bool(re.search(rf"-o\s*{name}(?!\S)", recipe)) and not re.search(rf"\./{name}", recipe)
 
 
 # What a goal asks for.

@@ -189,6 +189,7 @@ def test_plan_asks_at_a_terminal(library):
     terminal.wait_for("What is to be improved?")
     os.write(terminal.end, b"\x03")
     terminal.wait_for("ended with 130")
+    assert "stopped; nothing was written" in terminal.raw
     terminal.raw = terminal.raw.partition("ended with 130")[2]  # which may hold the next question already
     terminal.wait_for("What is to be improved?")
     os.write(terminal.end, b"make parsing faster\n")

@@ -31,8 +31,16 @@ REPOSITORIES = {
         "lib/a.js": "x",
         "dist/a.min.js": "x" * 99,
     },
-    "C": {"Makefile": "all: x\n\ntest: all\n\t./x\nbench :\n", "x.c": "x" * 50, "x.h": "x", "tests/t.c": "x" * 500},
+    "C": {
+        "Makefile": "all: x\n\ntest: all\n\t./x\nbench :\n",
+        "x.c": "x" * 50,
+        "x.h": "x",
+        "tests/t.c": "x" * 500,
+        "test.c": "x" * 99,
+        "bench.c": "x" * 99,
+    },
     "C++": {"CMakeLists.txt": "", "src/x.cpp": "x"},
+    "Perl": {"lib/A.pm": "x", "t/a.t": "x", "bench/b.pl": "x", "Makefile.PL": "x"},
     "Rust": {"Cargo.toml": "", "src/lib.rs": "x", "benches/b.rs": "x"},
     "Go": {"go.mod": "", "a.go": "x", "a_test.go": "func BenchmarkA("},
     "unknown": {"README.md": "x"},
@@ -62,6 +70,7 @@ def look(language: str):
                 "src/x.cpp",
             ),
         ),
+        ("Perl", (None, None, "prove -l -r t", "lib/A.pm")),
         ("Rust", ("cargo", "cargo build --release --offline", "cargo test --release --offline", "src/lib.rs")),
         ("Go", ("go", "go build ./...", "go test -count=1 ./...", "a.go")),
         ("unknown", (None, None, None, "README.md")),
@@ -76,8 +85,51 @@ def test_what_a_repository_has(language, expected):
 def test_benchmarks_and_set_up():
     assert look("Python").benchmarks == ("python benchmark/bench.py",)
     assert look("JavaScript").benchmarks == ("npm run bench:all",) and look("JavaScript").setup == "npm ci"
-    assert look("C").benchmarks == ("make bench",)
+    assert look("C").benchmarks == ("make bench",) and look("Perl").benchmarks == ("perl bench/b.pl",)
     assert look("Rust").benchmarks == () and "-benchtime 100x" in look("Go").benchmarks[0]
+
+
+MAKEFILE = (
+    "test: x\n\t./test\n\nbench: bench.o\n\t$(CC) bench.o -o {}\n{}\nbench.o: bench.c\n\t$(CC) -c bench.c -o $@\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("program", "then", "benchmark", "train"),
+    [
+        ("$@", "", "./bench", "make bench"),
+        ("bench", "", "./bench", "make bench"),
+        ("$@", "\t$(HELPER) ./bench\n", "make bench", "make"),
+        ("benches/all", "", "make bench", "make"),  # nobody knows what that is
+    ],
+)
+def test_a_benchmark_that_make_only_builds(program, then, benchmark, train):
+    """A second `make bench` finds it built: its time would be that of make."""
+    texts = {"Makefile": MAKEFILE.format(program, then), "x.c": "x"}
+    found = survey(dict.fromkeys(texts, 9), lambda path: texts[path])
+    made = draft(found, set(), Wishes(goal="faster"), Asker(yes=True))
+    assert found.benchmarks == (benchmark,)
+    assert made.settings["train"] == train and f"COMMAND = '{benchmark}'" in made.files[SCORER]
+    if train == "make bench":
+        with pytest.raises(UserError, match=r"only builds \./bench"):
+            draft(found, set(), Wishes(goal="faster", time="make bench"), Asker(yes=True))
+
+
+def test_perl_modules_are_those_of_the_checkout():
+    """With C code in them, those that were built."""
+    assert 'COMMAND = "PERL5LIB' not in drafted("C", goal="faster").files[SCORER]
+    assert "COMMAND = 'PERL5LIB=lib perl bench/b.pl'" in drafted("Perl", goal="faster").files[SCORER]
+    texts = {**REPOSITORIES["Perl"], "A.xs": "x"}
+    found = survey(dict.fromkeys(texts, 9), lambda path: texts[path])
+    assert (found.build, found.tests) == ("perl Makefile.PL && make", "prove -b -r t")
+    assert found.search == "PERL5LIB=blib/lib:blib/arch"
+
+
+def test_what_yes_would_accept():
+    with pytest.raises(UserError, match="--yes accepts what is proposed, `make bench`"):
+        draft(look("C"), set(), Wishes(goal="faster"), Asker(yes=False))
+    with pytest.raises(UserError, match=r"see `[^`]*`$"):  # nothing was found, so nothing is proposed
+        draft(look("unknown"), set(), Wishes(goal="faster"), Asker(yes=False))
 
 
 @pytest.mark.parametrize("path", ["_bench/a_test.go", "testdata/a_test.go", "other/deep/a_test.go"])
@@ -98,8 +150,7 @@ def test_what_a_goal_names():
 
 
 def drafted(language: str, **wishes):
-    files = set(REPOSITORIES[language])
-    return draft(look(language), files, files, Wishes(**wishes), Asker(yes=True))
+    return draft(look(language), set(REPOSITORIES[language]), Wishes(**wishes), Asker(yes=True))
 
 
 @pytest.mark.parametrize(
@@ -144,7 +195,7 @@ def test_a_scorer_that_wants_the_same_output():
     ("language", "wishes", "message"),
     [
         ("Python", {}, "What is to be improved?"),
-        ("Python", {"goal": "better"}, "What is measured? (--time, --size or --score) (time, size, score)"),
+        ("Python", {"goal": "better"}, "What is measured? (--time, --size or --score) Choices: time, size, score."),
         ("C", {"goal": "a smaller binary"}, "such as dist/*.js: --size FILE)"),
         ("unknown", {"goal": "faster"}, "should become faster: --time COMMAND)"),
     ],
@@ -156,9 +207,8 @@ def test_what_nobody_is_there_to_answer(language, wishes, message):
 
 
 def test_the_scorer_stands_in_nobodys_way():
-    files = set(REPOSITORIES["Python"])
     with pytest.raises(UserError, match="exists already"):
-        draft(look("Python"), files, {SCORER}, Wishes(goal="faster"), Asker(yes=True))
+        draft(look("Python"), {SCORER}, Wishes(goal="faster"), Asker(yes=True))
     assert Path(SCORER).suffix == ".py"
 
 
