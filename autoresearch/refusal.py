@@ -26,6 +26,8 @@ class Refusals:
         assert draft.base is not None
         folder = draft.worktree.folder
         changed = draft.worktree.changed(draft.base.commit)
+        if not changed and (last := self.run.taken_back):
+            return f"{tried_as(last)}; the champion is restored"
         if objection := self.task.objection(folder, changed, self.run.originals):
             return objection
         files = sources(self.task, folder)
@@ -55,8 +57,7 @@ class Refusals:
             if earlier.commit == draft.base.commit:
                 return "only comments or layout changed, so it would score as the champion does"
             waits = earlier in self.ledger.pending and earlier.number != draft.number
-            became = earlier.status or ("which has no verdict yet" if waits else "it crashed")
-            return f"the same edit was tried before, as experiment {earlier.number} ({became})"
+            return tried_as(earlier, "which has no verdict yet" if waits else "it crashed")
         return None
 
     def tried_before(self, edit: str, redone: int | None) -> Attempt | None:
@@ -85,6 +86,11 @@ class Refusals:
                 earlier = f"experiment {attempt.number}, and clearly lost: {signed(moved)} {self.task.metric}"
                 return f"the same change of constants was tried before, as {earlier}"
         return None
+
+
+def tried_as(earlier: Attempt, otherwise: str = "") -> str:
+    """otherwise: what to say if it has no verdict."""
+    return f"the same edit was tried before, as experiment {earlier.number} ({earlier.status or otherwise})"
 
 
 def as_recorded(made: dict[str, tuple[Value, Value]] | None) -> dict[str, list] | None:

@@ -63,6 +63,7 @@ class Run:
         self.kind = ""  # on a cluster, the kind of device whose scores decide what is kept
         self.tiers: tuple[str, ...] = ()  # of --tiers: the kind that screens edits, and the kind that decides
         self.prices: dict[str, float] = {}  # of --seat-price: dollars per hour, by kind
+        self.taken_back: Attempt | None = None  # whose edit was in the worktree when the run was opened
         self._noted: Sequence[Seat] = []  # the seats as last recorded in the journal
         self._unmoved = ""  # why the branch could not be moved, as the user was told last
         self.code = code_hash()
@@ -112,7 +113,8 @@ class Run:
             )
         champion = ledger.champion_commit
         self.require_tip(tip, old_base)
-        keep_edit = keep_edit and not self.awaits_reset()
+        self.taken_back = self.left_over() if keep_edit else None
+        keep_edit = keep_edit and self.taken_back is None
         repo.move_branch(champion)
         repo.restore_worktree(champion, keep_edit)
         for attempt in ledger.pending:
@@ -139,12 +141,13 @@ class Run:
             f"{short(champion)}`"
         )
 
-    def awaits_reset(self) -> bool:
-        """Whether the worktree has an edit that was discarded: the loop was killed between verdict and reset."""
+    def left_over(self) -> Attempt | None:
+        """The last attempt, if it was not kept and its edit is in the worktree: the loop was killed between verdict and
+        reset, or an external agent has made the same edit again."""
         last = self.ledger.finished[-1] if self.ledger.finished else None
         if last is None or last is self.ledger.champion or not (self.repo.worktree / ".git").exists():
-            return False
-        return self.edit() == last.edit
+            return None
+        return last if self.edit() == last.edit else None
 
     def begin_anew(self, task: dict) -> None:
         """Restart a run that has no score yet with the current program.md and commit, after the user fixed them."""

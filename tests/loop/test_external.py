@@ -351,6 +351,10 @@ def test_killed_between_its_verdict_and_the_reset(toy):
     edit(toy, -5)  # as a kill before the reset leaves it
     toy.run("start")
     assert (toy.runs / "worktree/solver.py").read_text() == solver(1)
+    edit(toy, -5)  # or as an agent leaves it that tries the same edit again
+    again = attempt(toy, "-m", "lower", expect=4)["reason"]
+    assert again == "the same edit was tried before, as experiment 2 (discard); the champion is restored"
+    assert (toy.runs / "worktree/solver.py").read_text() == solver(1)
 
 
 @pytest.mark.slow
