@@ -55,7 +55,8 @@ class Optimize:
             import numpy  # noqa: F401
         except ImportError:
             raise UserError(
-                "--agent optimize needs numpy: install it with this program, or use --agent sweep"
+                "--agent optimize needs numpy: install again with it, `uv tool install --with numpy PATH_OR_URL`, from "
+                "where you installed this before, or use --agent sweep"
             ) from None
 
     async def propose(self, brief: Brief, folder: Path) -> Proposal:
