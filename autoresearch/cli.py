@@ -65,7 +65,8 @@ app.add_typer(ideas, name="ideas")
 @taking(Research)
 def research(context: typer.Context, options: Research) -> None:
     """Let an agent do language-model research: it edits train.py; each edit is trained for a fixed time, scored, and
-    kept or discarded. Run the same command again to continue the run."""
+    kept or discarded. In another repository, program.md says what is edited, run and scored; `plan` writes it. Run the
+    same command again to continue the run."""
     if context.invoked_subcommand:
         return
     if options.detach:
@@ -98,7 +99,7 @@ def check(context: typer.Context, options: Check) -> None:
 @app.command()
 @taking(Start)
 def start(context: typer.Context, options: Start) -> None:
-    """For an external agent (see program.md): begin or continue a run, train the baseline, say which file to edit."""
+    """For an external agent: begin or continue a run, train the baseline, say which file to edit. Then: `try`."""
     require_this_machine("start", options)
     if options.apart:
         from autoresearch import commands

@@ -204,7 +204,7 @@ class Research(Begins):
 class Plan(Confined):
     goal: str = argument('What to improve, e.g. "make parsing faster".', default="")
     edit: list[str] = option("A file that experiments may change, or a pattern. Repeat for more.", "--edit", default=())
-    time: str | None = option("The score is the running time of this command.", metavar="COMMAND")
+    time: str | None = option("The score is the processor time that this command takes.", metavar="COMMAND")
     size: str | None = option("The score is the size of this file, or of the files matching it.", metavar="FILE")
     score: str | None = option("The score is what this command prints, as `name: number`.", metavar="COMMAND")
     metric: str | None = option("Name of the score among what is printed. Default: the only name printed.")
@@ -220,7 +220,7 @@ class Plan(Confined):
         "Time limit for each command, in seconds. Default: ten times what it takes.", min=1
     )
     agent: str | None = option(
-        f"Agent that drafts the workload to be timed if you name none: {', '.join(NAMES[:-1])}. Default: none."
+        f"Agent that drafts the workload to be timed if you name none: {', '.join(NAMES[:-2])}. Default: none."
     )
     model: str | None = option(MODEL)
     base_url: str | None = option(BASE_URL)

@@ -190,7 +190,12 @@ async def proved(
         )
         runner.task = task = sketch.task(program, folder)
         once = dataclasses.replace(once, checked=Measurement())
-    proof = await prove(bench, task, base, runner, once)
+    proposed = frozenset() if wishes.edit else frozenset(task.editable)
+    proof = await prove(bench, task, base, runner, once, proposed)
+    if unused := [path for path in proof.unused if path in proposed]:
+        listed = [name for name in sketch.settings["editable"] if os.path.join(folder, name) not in unused]
+        sketch = sketch.changed(editable=listed)
+        bench.say(f"note      {', '.join(unused)} cannot be edited, since nothing uses it", "yellow")
     if proof.hidden:
         sketch = sketch.changed(hidden=proof.hidden)
     if task.is_timed and (repeats := repeats_for(proof)) > 1:

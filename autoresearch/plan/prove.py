@@ -68,6 +68,7 @@ class Proof:
     noise: float = 0.0  # their standard deviation
     seconds: float = 0.0  # of the slowest whole trial
     hidden: list[str] = dataclasses.field(default_factory=list)  # what `score` reads and `train` can do without
+    unused: list[str] = dataclasses.field(default_factory=list)  # editable files that nobody named and nothing uses
 
     def has(self, score: float) -> bool:
         """Whether a score could be the baseline's."""
@@ -193,8 +194,11 @@ class Workbench:
 
     # -- does the score depend on the editable files?
 
-    async def break_each(self, runner: Local, files: Mapping[str, bytes], proof: Proof) -> None:
-        """Break each editable file once: score or guard must notice. files: as committed."""
+    async def break_each(self, runner: Local, files: Mapping[str, bytes], named: Set[str], proof: Proof) -> None:
+        """Break each editable file once: score or guard must notice.
+
+        files: as committed. named: those of them that the owner named, and not only a pattern or the draft.
+        """
         left, unnoticed = BREAKING, []
         for number, (path, content) in enumerate(files.items()):
             if left <= 0:
@@ -216,11 +220,11 @@ class Workbench:
                 )
             elif not broken.noticed:
                 unnoticed.append(path)
-        by_pattern = [path for path in unnoticed if path not in runner.task.editable]
-        if by_pattern and len(by_pattern) < len(files):
-            names = ", ".join(by_pattern)
-            self.say(f"{'':<10}no command uses {names}: an edit there cannot change the score", "yellow")
-            unnoticed = [path for path in unnoticed if path not in by_pattern]
+        unused = [path for path in unnoticed if path not in named]
+        if unused and len(unused) < len(files):
+            self.say(f"{'':<10}no command uses {', '.join(unused)}: an edit there cannot change the score", "yellow")
+            unnoticed = [path for path in unnoticed if path in named]
+            proof.unused = unused
         for path in unnoticed:
             proof.faults.append(
                 f"{path} can be broken, and neither score nor guard notices: the score does not depend on that file. "
@@ -334,8 +338,10 @@ def noise_report(task: Task, proof: Proof) -> Sequence[str]:
     return lines
 
 
-async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: Once) -> Proof:
-    """Check a task whose commands were run once."""
+async def prove(
+    bench: Workbench, task: Task, base: str, runner: Local, once: Once, proposed: Set[str] = frozenset()
+) -> Proof:
+    """Check a task whose commands were run once. proposed: editable files that its owner did not name."""
     proof = Proof()
     if once.measured.score is None:
         proof.faults.append(f"the unchanged code has no score: {once.measured.reason}")
@@ -344,6 +350,6 @@ async def prove(bench: Workbench, task: Task, base: str, runner: Local, once: On
         proof.faults.append(f"the {once.checked.failed} fails on the unchanged code: {once.checked.reason}")
     if await bench.baselines(runner, once.measured, proof):
         names = among(task.editable, bench.repo.committed(base))
-        await bench.break_each(runner, bench.repo.read(base, names), proof)
+        await bench.break_each(runner, bench.repo.read(base, names), {*task.editable} - proposed, proof)
         await bench.spare(runner, base, proof)
     return proof

@@ -248,3 +248,13 @@ def test_a_pattern_may_fit_files_that_nothing_uses(library):
     assert "no command uses" in said and "pkg/unused.py" in said and "it works" in said
     idle = called(library, *words, "--force", "--time", "python pkg/unused.py", expect=1)
     assert "prints something that depends on the work: --time COMMAND" in idle
+
+
+@pytest.mark.slow
+def test_a_proposed_file_that_nothing_uses_is_left_out(library):
+    """It has the name that the goal speaks of, and nobody chose it."""
+    library.write("pkg/old_parser.py", "NOTHING = 1\n" * 99)  # the largest, so it is proposed first
+    library.commit()
+    said = called(library, "plan", "make parsing faster", "--yes", "--guard", "", "--time", "python work.py")
+    assert "pkg/old_parser.py cannot be edited, since nothing uses it" in said
+    assert "  editable: [pkg/parser.py]\n" in (library.folder / "program.md").read_text()
