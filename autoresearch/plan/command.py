@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import math
 import os
+import posixpath
 import re
 import signal
 import sys
@@ -193,8 +194,8 @@ async def proved(
     proposed = frozenset() if wishes.edit else frozenset(task.editable)
     proof = await prove(bench, task, base, runner, once, proposed)
     if unused := [path for path in proof.unused if path in proposed]:
-        listed = [name for name in sketch.settings["editable"] if os.path.join(folder, name) not in unused]
-        sketch = sketch.changed(editable=listed)
+        used = [posixpath.relpath(path, task.folder or ".") for path in task.editable if path not in unused]
+        sketch = sketch.changed(editable=used)
         bench.say(f"note      {', '.join(unused)} cannot be edited, since nothing uses it", "yellow")
     if proof.hidden:
         sketch = sketch.changed(hidden=proof.hidden)
