@@ -6,7 +6,7 @@ What waits is in the journal, and so is the decision: both survive a restart. Ot
 import dataclasses
 import re
 
-from autoresearch import UserError
+from autoresearch import UserError, inbox
 from autoresearch.record import events
 from autoresearch.record.ledger import Attempt, Ledger
 
@@ -53,10 +53,14 @@ def gate_of(words: str | None) -> Gate:
 
 
 def require_held(ledger: Ledger, number: int) -> None:
-    """Raises UserError if the experiment of this number does not wait for approval."""
+    """Raises UserError if the experiment of this number does not wait for approval, or a decision on it was sent."""
+    sent = [message for _, message in inbox.waiting(ledger.path.parent)]
+    ledger.catch_up()  # after that: a loop writes to the journal before it empties the inbox
     if number not in ledger.held:
         known = "; ".join(map(describe_held, ledger.held.values())) or "nothing does"
         raise UserError(f"experiment {number} does not wait for your approval: {known}")
+    if any(isinstance(message, events.Approved | events.Rejected) and message.number == number for message in sent):
+        raise UserError(f"experiment {number} has your decision already; the loop has not read it yet")
 
 
 def describe_held(held: events.Held) -> str:

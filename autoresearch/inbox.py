@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from autoresearch import UserError
@@ -35,19 +36,24 @@ def leave(folder: Path, message: events.Message) -> None:
 def take_in(folder: Path, ledger: Ledger) -> list[events.Message]:
     """Write the waiting messages to the journal. Only for who may write that: see journal.py. Raises OSError."""
     taken = []
-    for path in sorted(folder.glob("inbox/*.json")):
-        try:
-            message = events.from_json(json.loads(path.read_bytes()))
-        except (OSError, UserError):  # unreadable, or of a newer version: it waits for a loop that can read it
-            continue
-        except (ValueError, TypeError, AttributeError):
-            message = None
+    for path, message in waiting(folder):
         if isinstance(message, events.Message) and path.stem not in ledger.messages:
             ledger.append(dataclasses.replace(message, message=path.stem))
             taken.append(message)
         with contextlib.suppress(OSError):  # it stays, and does not count again
             path.unlink()
     return taken
+
+
+def waiting(folder: Path) -> Iterator[tuple[Path, events.Event | None]]:
+    """The files in the inbox, oldest first, and the message in each: None if there is none in it."""
+    for path in sorted(folder.glob("inbox/*.json")):
+        try:
+            yield path, events.from_json(json.loads(path.read_bytes()))
+        except (OSError, UserError):  # unreadable, or of a newer version: it waits for a loop that can read it
+            continue
+        except (ValueError, TypeError, AttributeError):
+            yield path, None
 
 
 def text_of(words: str) -> str:

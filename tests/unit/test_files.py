@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from autoresearch import inbox
+from autoresearch import UserError, inbox
+from autoresearch.gate import require_held
 from autoresearch.ideas import Ideas
 from autoresearch.record import events, journal
 from autoresearch.record.ledger import Ledger
@@ -109,3 +110,19 @@ def test_what_a_loop_does_on_a_thousand_seats_can_be_read(tmp_path):
     now = Now(identify(os.getpid()), 0.0, {}, trials)
     now.write(tmp_path)
     assert dataclasses.asdict(read_now(tmp_path, os.getpid())) == dataclasses.asdict(now)
+def test_a_second_decision_is_refused_before_the_loop_has_read_the_first(tmp_path):
+    """It would be ignored, after the person was told that it counts."""
+    ledger = Ledger(tmp_path)
+    ledger.append(events.Held(number=2, what="edit"))
+    onlooker = Ledger(tmp_path)
+    require_held(onlooker, 2)
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        inbox.leave(tmp_path, events.Approved(number=2))
+    with pytest.raises(UserError, match="has your decision already"):
+        require_held(onlooker, 2)
+    assert len(inbox.take_in(tmp_path, ledger)) == 1 and ledger.approved == {2}
+    with pytest.raises(UserError, match="does not wait for your approval: nothing does"):
+        require_held(onlooker, 2)
+
+
