@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from autoresearch import UserError
+from autoresearch.files import flush_folder
 from autoresearch.record.events import Event, from_json, to_json
 from autoresearch.text import to_type
 
@@ -35,6 +36,8 @@ def append(path: Path, event: Event) -> tuple[Event, int]:
         while written < len(raw):
             written += os.write(handle, raw[written:])
         os.fsync(handle)
+        for folder in path.parents[:3] if not size else ():  # up to the user's checkout: the file is new
+            flush_folder(folder)
     except OSError:
         if written:
             os.ftruncate(handle, size)

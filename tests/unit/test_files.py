@@ -59,6 +59,16 @@ def test_what_is_written_twice_a_second_is_not_waited_for(tmp_path, flushed):
     assert (tmp_path / "now.json").exists() and not flushed
 
 
+def test_a_new_journal_has_its_name_on_the_disk(tmp_path, flushed):
+    """Else a power failure could leave the run's branch without a run, and the next start would refuse it."""
+    folder = tmp_path / ".autoresearch/night"
+    ledger = Ledger(folder)
+    ledger.append(events.Pause())
+    assert [path for path, _ in flushed] == [str(ledger.path), *map(str, (folder, folder.parent, tmp_path))]
+    ledger.append(events.Resume())
+    assert len(flushed) == 5
+
+
 def test_results_that_a_power_failure_left_half_written(tmp_path):
     """Some file systems leave zeros where the last rows should be. Only the loop's own rows are replaced."""
     ledger = Ledger(tmp_path)
@@ -104,12 +114,6 @@ def test_a_message_of_a_newer_version_waits_for_a_loop_that_can_read_it(tmp_path
     assert note.text == "try smaller batches" and not path.exists()
 
 
-def test_what_a_loop_does_on_a_thousand_seats_can_be_read(tmp_path):
-    folder = str(tmp_path / "trials/1")
-    trials = [Running(number, number, f"experiment {number}", 1.0, "train", 2.0, folder) for number in range(1000)]
-    now = Now(identify(os.getpid()), 0.0, {}, trials)
-    now.write(tmp_path)
-    assert dataclasses.asdict(read_now(tmp_path, os.getpid())) == dataclasses.asdict(now)
 def test_a_second_decision_is_refused_before_the_loop_has_read_the_first(tmp_path):
     """It would be ignored, after the person was told that it counts."""
     ledger = Ledger(tmp_path)
@@ -126,3 +130,9 @@ def test_a_second_decision_is_refused_before_the_loop_has_read_the_first(tmp_pat
         require_held(onlooker, 2)
 
 
+def test_what_a_loop_does_on_a_thousand_seats_can_be_read(tmp_path):
+    folder = str(tmp_path / "trials/1")
+    trials = [Running(number, number, f"experiment {number}", 1.0, "train", 2.0, folder) for number in range(1000)]
+    now = Now(identify(os.getpid()), 0.0, {}, trials)
+    now.write(tmp_path)
+    assert dataclasses.asdict(read_now(tmp_path, os.getpid())) == dataclasses.asdict(now)
