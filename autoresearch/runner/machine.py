@@ -58,9 +58,10 @@ class MemoryGroup:
     _numbers = itertools.count()
 
     def __init__(self, parent: Path) -> None:
-        for left_over in parent.glob("autoresearch-*"):
-            with contextlib.suppress(OSError):
-                left_over.rmdir()  # which a group with processes in it withstands
+        for left_over in parent.glob("autoresearch-[0-9]*-*"):
+            if not psutil.pid_exists(int(left_over.name.split("-")[1])):  # else its command may be about to enter it
+                with contextlib.suppress(OSError):
+                    left_over.rmdir()
         self.folder = parent / f"autoresearch-{os.getpid()}-{next(self._numbers)}"
         self.folder.mkdir()
         self.used_file = "memory.current" if (self.folder / "memory.current").exists() else "memory.usage_in_bytes"

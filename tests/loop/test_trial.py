@@ -240,6 +240,18 @@ def test_memory_is_counted_wherever_it_is_held(tmp_path, counted):
         assert 100 << 20 < memory < 180 << 20, name
 
 
+def test_a_group_that_another_trial_has_just_made_stays(tmp_path):
+    """It is empty until its command enters it. What a loop left that was killed is removed."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    new, left_over = tmp_path / f"autoresearch-{os.getpid()}-999999", tmp_path / f"autoresearch-{gone.pid}-0"
+    for group in (new, left_over):
+        group.mkdir()
+    with pytest.raises(OSError):  # nothing is counted in this folder
+        MemoryGroup(tmp_path)
+    assert new.exists() and not left_over.exists()
+
+
 def test_who_opens_too_many_files_cannot_be_counted(tmp_path, monkeypatch):
     assert machine.memory_of([os.getpid()]) < float("inf")
     monkeypatch.setattr(machine, "MOST_HANDLES", 2)
