@@ -473,6 +473,7 @@ def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
         remove(path)
     clear(folder / "run", stays)
 
+    (folder / "process").unlink()  # last: if this is killed, the next start ends them
 
 def end_left_overs(folder: Path) -> bool:
     """End processes of a trial that still run because the loop was killed. Returns whether there were any."""
@@ -480,6 +481,5 @@ def end_left_overs(folder: Path) -> bool:
         identifiers = re.findall(r"^\d+ \d+$", (folder / "process").read_text(errors="replace"), re.MULTILINE)
     except OSError:
         return False
-    (folder / "process").unlink()
     ended = [end_left_over(identifier) for identifier in identifiers]  # a power failure may leave anything else there
     return any(ended)

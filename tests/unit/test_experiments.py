@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 import types
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import git, solver, wait_for
+from conftest import ROOT, git, solver, wait_for
 
 from autoresearch import suspension
 from autoresearch.experiment import Experiments
@@ -19,8 +20,10 @@ from autoresearch.pages import Pages
 from autoresearch.record import events
 from autoresearch.run import open_run
 from autoresearch.runner import TRAIN, Measurement, Phase, SeatLost
+from autoresearch.runner.identity import identify
 from autoresearch.runner.local import Local
 from autoresearch.runner.process import Process
+from autoresearch.runner.trial import end_left_overs
 from autoresearch.views.console import Console
 from autoresearch.views.now import read_now
 
@@ -199,3 +202,27 @@ def test_a_loop_that_is_busy_is_no_suspension(tmp_path, monkeypatch):
             return (await waiting).suspended
 
     assert in_a_loop(run()) == 0.0
+
+
+DEAF = """import signal
+signal.signal(signal.SIGTERM, lambda *_: print("asked", flush=True))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+START = "import pathlib, sys; from autoresearch.runner.trial import end_left_overs; end_left_overs(pathlib.Path('.'))"
+
+
+def test_a_start_that_is_killed_while_it_ends_what_was_left_over_leaves_that_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("autoresearch.runner.process.GRACE_SECONDS", 0.0)
+    with subprocess.Popen([sys.executable, "-c", DEAF], stdout=subprocess.PIPE, start_new_session=True) as left_over:
+        assert left_over.stdout.readline() == b"ready\n"
+        (tmp_path / "process").write_text(f"{identify(left_over.pid)}\n")
+        path = {"PYTHONPATH": str(ROOT)}
+        with subprocess.Popen([sys.executable, "-c", START], cwd=tmp_path, env={**os.environ, **path}) as start:
+            assert left_over.stdout.readline() == b"asked\n"
+            start.kill()
+        try:
+            assert end_left_overs(tmp_path) and not end_left_overs(tmp_path)
+        finally:
+            left_over.kill()
