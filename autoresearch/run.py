@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from autoresearch.record.results import Results
 from autoresearch.record.runs import RUNS, choose_tag, make_folder, root_of
 from autoresearch.repo import RunRepo, open_repository
 from autoresearch.runner import Job, Runner, Seat
+from autoresearch.runner.identity import identify
 from autoresearch.runner.local import Local, choose_confinement, seats_of
 from autoresearch.task import Facts, Task, code_lines, contents_hash, edit_hash
 from autoresearch.text import count, short, to_type
@@ -261,7 +263,7 @@ class Run:
         self.ledger.append(
             events.Start(
                 code=self.code, keep_rule=keep_rule, agenda=agenda, setup=setup, external=external, workers=workers,
-                gpus=self.gpus, kind=self.kind,
+                gpus=self.gpus, kind=self.kind, process=identify(os.getpid()),
             )
         )  # fmt: skip
         self.results.rebuild()

@@ -84,7 +84,6 @@ class Account:
         self.uses: dict[tuple[int, str, str], Use] = {}  # by name of the worker, without what is still open
         self.began: float | None = None  # the open session
         self.last_time = 0.0  # of the last event, as recorded
-        self.last_start = 0.0  # of the last `start`, as recorded
         self.stopped_because = ""  # reason of the last `stop`; empty while a session is open
         self.waits_until = 0.0  # by the clock of the journal: the next call of an agent that could not be reached
         self.waits_for = ""
@@ -199,7 +198,6 @@ class Account:
             self._add("agent" if event.external and self.external else "stopped", began - self._ended)
             self.covered += began - self._ended
         self.began, self._set_up, self.external, self.stopped_because = began, time, event.external, ""
-        self.last_start = self.last_time
         number = event.workers if isinstance(event.workers, int) and 1 <= event.workers <= 1024 else 1
         self.workers = {worker: Worker(worker, began, began) for worker in range(number)}
         self._marks = []

@@ -38,6 +38,7 @@ class Start(Event):
     """The loop was started, for the first time or again."""
 
     name = "start"
+    process: str = ""  # identity.identify of the loop
     code: str = ""  # hash of the loop's own code
     keep_rule: str = ""
     agenda: str = ""  # the text of program.md

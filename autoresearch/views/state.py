@@ -168,7 +168,7 @@ def state_of(record: Record, now: Now | None, process: int | None, at: float) ->
     ledger, facts, account = record.ledger, record.facts, record.ledger.account
     running = process is not None
     # A loop that prepares, or verifies, has no session of its own: then an open one is that of a loop that was killed.
-    at_work = running and not (now and account.last_start < now.since)
+    at_work = running and not (now and ledger.started.process != now.process)
     present = at if at_work else None
     wall = account.wall(present)
     experiments = sum(record.counts.values())

@@ -403,7 +403,7 @@ def test_seats_are_shown_where_there_are_several(tmp_path):
     happened(events.Run(tag="night", base="0" * 40, task=vars(OWN_GAME)))
     happened(events.Start(workers=1, setup=0.0))
     assert not state_of(Record(ledger), None, 5, 1000.0).has_seats
-    happened(events.Start(workers=20, setup=0.0, kind="H100"))
+    happened(events.Start(workers=20, setup=0.0, kind="H100", process="5 5"))
     happened(seats(*range(20)))
     for number in (1, 2):
         happened(events.Attempt(number=number, commit=f"{number}" * 40, parent="1" * 40))

@@ -159,17 +159,19 @@ input()
 
 
 def test_a_loop_that_prepares_after_one_that_was_killed(tmp_path):
-    """The killed one's trial does not go on meanwhile."""
+    """The killed one's trial does not go on meanwhile. Which of them has started is no question of the clock."""
     ledger = Ledger(tmp_path)
     for event in (
         events.Run(time=1000.0, tag="night", base="0" * 40, task=vars(OWN_GAME)),
-        events.Start(time=1000.0),
+        events.from_json({"event": "start", "time": 1000.0, "process": "5 5"}),
         events.Attempt(time=1000.0, number=1, commit="1" * 40, parent="1" * 40, agent="loop"),
         events.Trial(time=1000.0, number=1),
     ):
         ledger._apply(event)
     assert state_of(Record(ledger), Now("5 5", 999.0, {}), 5, 1100.0).seconds["running"] == 100
-    assert state_of(Record(ledger), Now("5 5", 5000.0, {}), 5, 5100.0).wall == 0
+    set_back = Now("5 5", 1050.0, {})  # the clock, while it prepared
+    assert state_of(Record(ledger), set_back, 5, 1100.0).seconds["running"] == 100
+    assert state_of(Record(ledger), Now("6 6", 5000.0, {}), 6, 5100.0).wall == 0
 
 
 # -- files that others may have written

@@ -40,7 +40,7 @@ def night(tmp_path) -> Ledger:
 
     for event in (
         events.Run(time=now - 2 * HOUR, tag="night", base="0" * 40, task=vars(OWN_GAME)),
-        events.Start(time=now - 2 * HOUR, workers=3, setup=0.0, kind="H100"),
+        events.Start(time=now - 2 * HOUR, workers=3, setup=0.0, kind="H100", process="5 5"),
         seats(1, 2),
         seats(1),
     ):
