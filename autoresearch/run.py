@@ -67,7 +67,7 @@ class Run:
         self.prices: dict[str, float] = {}  # of --seat-price: dollars per hour, by kind
         self.taken_back: Attempt | None = None  # whose edit was in the worktree when the run was opened
         self._noted: Sequence[Seat] = []  # the seats as last recorded in the journal
-        self._unmoved = ""  # why the branch could not be moved, as the user was told last
+        self._unmoved = ""  # why the branch could not be moved, as the user was told; empty if it could
         self.code = code_hash()
         self.results = Results(root / "results.tsv", ledger)
         self.files = functools.lru_cache(maxsize=8)(self._files)  # of the commits asked for most recently
@@ -325,6 +325,7 @@ class Run:
         If a person has the branch checked out, say so: it moves with a later verdict.
         """
         champion = self.ledger.champion_commit
+            self._unmoved = ""
         try:
             self.repo.move_branch(champion)
         except UserError as error:

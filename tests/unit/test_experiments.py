@@ -226,3 +226,30 @@ def test_a_start_that_is_killed_while_it_ends_what_was_left_over_leaves_that_to_
             assert end_left_overs(tmp_path) and not end_left_overs(tmp_path)
         finally:
             left_over.kill()
+
+
+def test_a_branch_that_is_taken_again_is_mentioned_again(toy, monkeypatch, capsys):
+    """By whoever looked at the champion, left it, and comes back: the loop cannot move the branch once more."""
+    monkeypatch.chdir(toy.folder)
+    for name, value in toy.environment.items():
+        monkeypatch.setenv(name, value)
+
+    async def look_twice() -> None:
+        console = Console(plain=True)
+        with open_run("night", "off", console, StopRequest(console.line)) as run:
+            run.begin()
+            for number in (1, 2):
+                git(toy.folder, "switch", "-q", "autoresearch/night")
+                run.repo.agents_worktree(0).reset(parent := run.ledger.champion_commit)
+                (run.repo.worktree / "solver.py").write_text(solver(number + 1))
+                commit = run.repo.agents_worktree(0).commit(("solver.py",), "one more")
+                run.ledger.append(events.Attempt(number=number, commit=commit, parent=parent))
+                run.ledger.append(events.Verdict(number=number, status="keep", score=1.0))
+                run.advance()
+                run.advance()
+                git(toy.folder, "switch", "-q", "main")
+                run.advance()
+                assert toy.tip() == commit
+
+    in_a_loop(look_twice())
+    assert capsys.readouterr().out.count("the run continues, but") == 2
