@@ -314,8 +314,9 @@ class Proposer:
             except AgentStopped as stopped:
                 self.note_spent(agent, stopped.tokens, stopped.dollars)
                 raise asyncio.CancelledError from None
-            except asyncio.CancelledError:
-                self.note_spent(agent, draft.proposal.tokens, draft.proposal.dollars)
+            except (OSError, asyncio.CancelledError):  # of a full disk: when there is room, the agent is asked again
+                spent = draft.proposal.tokens, draft.proposal.dollars
+                await self.disk.with_room(lambda spent=spent: self.note_spent(agent, *spent))
                 raise
             except AgentFailed as failure:
                 refusal, failed = str(failure), failure

@@ -1,6 +1,7 @@
 """From a verdict to the record, and from a cancelled process to none: on real repositories and processes."""
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import pytest
 from conftest import ROOT, git, solver, wait_for
 
 from autoresearch import suspension
+from autoresearch.agents import Proposal
 from autoresearch.experiment import Experiments
 from autoresearch.judge import RULES, Verdict
 from autoresearch.limits import StopRequest
 from autoresearch.pages import Pages
+from autoresearch.propose import Proposer
 from autoresearch.record import events
+from autoresearch.refusal import Refusals
 from autoresearch.run import open_run
 from autoresearch.runner import TRAIN, Measurement, Phase, SeatLost
 from autoresearch.runner.identity import identify
@@ -253,3 +257,40 @@ def test_a_branch_that_is_taken_again_is_mentioned_again(toy, monkeypatch, capsy
 
     in_a_loop(look_twice())
     assert capsys.readouterr().out.count("the run continues, but") == 2
+
+
+def test_a_proposal_that_a_full_disk_undoes_is_paid_for_all_the_same(toy, monkeypatch):
+    """The agent is asked again when there is room. What it took before counts towards --max-cost."""
+    monkeypatch.chdir(toy.folder)
+    for name, value in toy.environment.items():
+        monkeypatch.setenv(name, value)
+
+    class Paid:
+        name, retries, paid = "paid", False, True
+
+        async def propose(self, brief, folder: Path) -> Proposal:
+            (folder / "solver.py").write_text(solver(2))
+            return Proposal("two", tokens=100, dollars=0.25)
+
+    real, full = Refusals.of, [OSError(errno.ENOSPC, "no room")]
+
+    async def refusal(refusals, draft) -> str | None:
+        if full:
+            raise full.pop()
+        return await real(refusals, draft)
+
+    async def propose() -> tuple[int, float]:
+        monkeypatch.setattr(Refusals, "of", refusal)
+        console = Console(plain=True)
+        with open_run("night", "off", console, StopRequest(console.line)) as run:
+            run.begin()
+            base = run.ledger.base
+            run.runner = Local(run.task, run.repo, base, run.folder, run.choose_seats(), {}, False, sys.stderr)
+            run.ledger.append(events.Attempt(number=1, commit=base, parent=base, agent="loop"))
+            run.ledger.append(events.Verdict(number=1, status="keep", score=1.0))
+            proposer = Proposer(run, Pages(run), [Paid()])
+            draft = proposer.drafts.begin()
+            assert await run.disk.with_room(lambda: proposer.next_attempt(draft))
+            return run.ledger.spent.tokens, run.ledger.spent.dollars
+
+    assert in_a_loop(propose()) == (200, 0.5)
