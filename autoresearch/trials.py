@@ -35,6 +35,7 @@ from autoresearch.record.events import DISTURBED, SUSPENDED
 from autoresearch.record.ledger import HELD, Attempt
 from autoresearch.run import Run
 from autoresearch.runner import GUARD, HOLDOUT, Job, Measurement, Phase, Seat, SeatLost
+from autoresearch.tasks import cancel
 from autoresearch.text import digits, duration, to_type
 
 SUSPENSIONS = 3  # times that a trial which was suspended is run again
@@ -174,8 +175,7 @@ class Trials:
         try:
             results = await asyncio.gather(*tasks)
         except BaseException:
-            for task in tasks:
-                task.cancel()
+            cancel(*tasks)
             await asyncio.wait(tasks)
             raise
         await self.paces.compare([seat for *_, seat, _ in runs], results)

@@ -294,3 +294,40 @@ def test_a_proposal_that_a_full_disk_undoes_is_paid_for_all_the_same(toy, monkey
             return run.ledger.spent.tokens, run.ledger.spent.dollars
 
     assert in_a_loop(propose()) == (200, 0.5)
+
+
+def test_the_runs_of_a_baseline_are_cancelled_once(toy, monkeypatch):
+    """Each may take seconds to end its processes. When one has, a second cancel must not cut that of others short."""
+    monkeypatch.chdir(toy.folder)
+    for name, value in toy.environment.items():
+        monkeypatch.setenv(name, value)
+    begun, ended, everywhere = [], [], asyncio.Event()
+
+    class Slow(Local):
+        async def run(self, job, seat, tell=lambda phase: None) -> Measurement:
+            begun.append(job.name)
+            if len(begun) == 3:
+                everywhere.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                for _ in range(100 * seat.number):
+                    await asyncio.sleep(0)
+                ended.append(job.name)
+
+    async def cancel() -> bool:
+        console = Console(plain=True)
+        with open_run("night", "off", console, StopRequest(console.line)) as run:
+            run.begin()
+            base = run.ledger.base
+            seats = run.choose_seats(workers=3)
+            run.runner = Slow(run.task, run.repo, base, run.folder, seats, {}, False, sys.stderr)
+            run.ledger.append(events.Attempt(number=1, commit=base, parent=base, description="x"))
+            trials = Experiments(run, RULES["margin"], Pages(run)).trials
+            baseline = asyncio.create_task(trials.baseline(run.ledger.attempts[0], range(1, 4), seats))
+            await everywhere.wait()
+            baseline.cancel()
+            await asyncio.wait({baseline})
+            return baseline.cancelled()
+
+    assert in_a_loop(cancel()) and ended == ["1", "1-2", "1-3"]
