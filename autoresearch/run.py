@@ -455,7 +455,7 @@ def open_run(tag: str | None, sandbox_mode: str, console: Console, stop: StopReq
         raise UserError(f"the game of {root} needs torch, which is not installed; in that folder, type: uv run loop.py")
     tag = choose_tag(runs, tag)
     folder = runs / tag
-    confined = choose_confinement(sandbox_mode)
+    confined = choose_confinement(sandbox_mode, root)
     lock = Lock(folder, tag)
     try:
         make_folder(runs)

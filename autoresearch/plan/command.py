@@ -43,7 +43,7 @@ async def run_check(options: Check) -> int:
     repository = open_repository(root)
     program = program_of(root, Path.cwd())
     task = read_task(program, root)
-    bench = Workbench(repository, root, choose_confinement(options.sandbox), console.output, console.line)
+    bench = Workbench(repository, root, choose_confinement(options.sandbox, root), console.output, console.line)
     base = bench.repo.head()
     if fault := task.absent(bench.repo.committed(base), bench.repo.new(), root):
         raise UserError(fault)
@@ -77,7 +77,7 @@ async def run_plan(options: Plan) -> int:
         raise UserError(
             f"there is a program.md here; `{to_type('check')}` checks it, `{to_type('plan --force')}` replaces it"
         )
-    bench = Workbench(repository, root, choose_confinement(options.sandbox), console.output, console.line)
+    bench = Workbench(repository, root, choose_confinement(options.sandbox, root), console.output, console.line)
     inside = f"{folder}/" if folder else ""
     committed = bench.repo.committed(bench.repo.head())
     files = {path.removeprefix(inside) for path in committed if path.startswith(inside)}

@@ -277,8 +277,8 @@ def seats_of(gpus: str | None, workers: int) -> list[Seat]:
 FENCED = "AUTORESEARCH_FENCED"  # environment variable: the caller may not switch the sandbox off
 
 
-def choose_confinement(mode: str) -> bool:
-    """Whether trials run confined, for --sandbox auto, require or off. Raises UserError."""
+def choose_confinement(mode: str, root: Path) -> bool:
+    """Whether trials run confined, for --sandbox auto, require or off. root: of the repository. Raises UserError."""
     if mode not in ("auto", "require", "off"):
         raise UserError(f"--sandbox takes auto, require or off, not {mode!r}")
     if mode == "off" and os.environ.get(FENCED):
@@ -292,7 +292,13 @@ def choose_confinement(mode: str) -> bool:
             "working bubblewrap was found, so trials cannot be confined. Install bubblewrap, or use --sandbox off if "
             "you trust the agent's code"
         )
-    return mode != "off" and sandbox.method() != ""
+    confined = mode != "off" and sandbox.method() != ""
+    if confined and root.is_relative_to("/dev/shm"):
+        raise UserError(
+            f"{root} lies in /dev/shm, and a trial in the sandbox has one of its own in its place: move the repository "
+            "to a disk, or use --sandbox off if you trust the agent's code"
+        )
+    return confined
 
 
 def sandbox_in_words(confined: bool) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -453,6 +454,19 @@ def test_worker_processes_have_what_they_need_or_are_not_started(tmp_path, by):
         answer = launch(by, tmp_path / "out", "-c", POOL, strict=True, before=lambda: drop_privileges(False))
         assert answer.stdout == "alone\n"
     assert not os.path.exists("/dev/shm/note")
+
+
+@pytest.mark.skipif(not sandbox.method(), reason="nothing confines a trial here")
+def test_a_repository_in_shared_memory_is_refused(toy, refused):
+    """In the sandbox another one takes its place: the baseline would crash, since there is none of its files."""
+    folder = Path(f"{SHARED}-repository")
+    shutil.copytree(toy.folder, folder)
+    try:
+        said = refused(*toy.agent, "--experiments", "1", "--baseline-runs", "1", folder=folder)
+        assert f"{folder} lies in /dev/shm" in said and "--sandbox off" in said
+        assert not list(folder.glob(".autoresearch/night/*"))
+    finally:
+        shutil.rmtree(folder)
 
 
 BESIDE_CUDA = """import json, os, sys
