@@ -6,6 +6,7 @@ stopped at once. Each command imports what only it needs, so that the first scre
 """
 
 import errno
+import importlib.util
 import inspect
 import io
 import os
@@ -148,6 +149,16 @@ def wait(context: typer.Context, options: Wait) -> None:
         end_with(calls.wait(options))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+@app.command()
+def mcp(context: typer.Context) -> None:
+    """Start a Model Context Protocol server on standard input and output, with tools to run the experiments."""
+    if importlib.util.find_spec("mcp") is None:
+        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` installs it")
+    from autoresearch.mcp_server import serve
+
+    serve(program_of(context.obj))
 
 
 @app.command()

@@ -54,7 +54,7 @@ ACTS = ToolAnnotations(read_only_hint=False, destructive_hint=False, open_world_
 
 
 class Server:
-    """The tools. program: the path of loop.py, which is called with a command."""
+    """The tools. program: loop.py, or the installed command, which is called with a command."""
 
     def __init__(self, program: str) -> None:
         self.program = program

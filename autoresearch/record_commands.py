@@ -4,7 +4,6 @@ Each imports what only it needs, as in cli.py.
 """
 
 import importlib.util
-import inspect
 import json
 import os
 import sys
@@ -208,16 +207,6 @@ def track(context: typer.Context, options: Track) -> None:
     recorded = recorded_run(options.tag)
     sent = track(name, recorded.ledger, repo_of(recorded))
     print(f"{name} has {count(sent, 'experiment')} of run {recorded.tag}")
-
-
-@app.command()
-def mcp(context: typer.Context) -> None:
-    """Start a Model Context Protocol server on standard input and output, with tools to run the experiments."""
-    if importlib.util.find_spec("mcp") is None:
-        raise UserError("the package mcp is not installed: `uv tool install --with mcp PATH_OR_URL` installs it")
-    from autoresearch.mcp_server import serve
-
-    serve(inspect.getfile(context.obj))
 
 
 @app.command()

@@ -15,6 +15,8 @@ from test_clients import SAID, USUAL, environment_of, programs  # noqa: F401
 from test_loop import WAITING
 from test_verify import write_night
 
+import loop
+
 mcp = pytest.importorskip("mcp", reason="the package mcp is not installed")
 TOOLS = {"start", "try", "wait", "status", "attempts", "attempt", "ideas", "add_idea", "note", "stop"}
 READS = {"wait", "status", "attempts", "attempt", "ideas"}
@@ -124,6 +126,17 @@ def test_a_run_is_read_while_nothing_runs(toy):
         assert unknown.is_error and "has no experiment 9" in said(unknown)
 
     asked(toy, talk)
+
+
+@pytest.mark.parametrize("program", ["/somewhere/bin/autoresearch", str(ROOT / "loop.py")])
+def test_the_server_starts_the_program_that_it_is(monkeypatch, program):
+    """Also the installed one: what its commands tell people to type begins with its name."""
+    served: list[str] = []
+    monkeypatch.setattr("autoresearch.mcp_server.serve", served.append)
+    monkeypatch.setattr(sys, "argv", [program, "mcp"])
+    with pytest.raises(SystemExit) as ended:
+        loop.main()
+    assert ended.value.code == 0 and served == [program]
 
 
 def test_the_server_that_is_shipped():
