@@ -1,19 +1,17 @@
 """Commit, keep, reset. A run has the branch autoresearch/<tag> and its own worktrees.
 
 The user's checkout is never switched, reset or cleaned. Agents edit in `worktree`, `worktree-1` and so on, one for each
-proposal in progress. Trials run in a `stage`, one for each seat (in other repositories, a Checkout, see runner/): it
-has the commit that the run began with, and only the editable files of the attempt. All worktrees have a detached HEAD,
-so the branch moves only when something is kept (and can be checked out elsewhere). Every attempt, kept or not, stays
+proposal in progress. (Trials have worktrees of their own, see runner/stage.py.) All worktrees have a detached HEAD, so
+the branch moves only when something is kept (and can be checked out elsewhere). Every attempt, kept or not, stays
 reachable under refs/autoresearch/<tag>/<number>.
 """
 
 import contextlib
-import hashlib
 import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import git
@@ -107,7 +105,6 @@ class RunRepo:
         self.branch = f"autoresearch/{tag}"
         self.worktree = folder / "worktree"
         self.scratch = folder / "scratch"
-        self.stages: dict[str, Stage] = {}
 
     def head(self) -> str:
         """The current commit of the user's checkout."""
@@ -151,10 +148,6 @@ class RunRepo:
     def agents_worktree(self, place: int) -> "Worktree":
         """The worktree of the proposal at a place; place 0 has `worktree`."""
         return Worktree(self, self.worktree.with_name(f"worktree-{place}") if place else self.worktree)
-
-    def stage(self, name: str) -> "Stage":
-        """A worktree of that name in which trials run."""
-        return self.stages.setdefault(name, Stage(self, self.worktree.with_name(name)))
 
     def move(self, commit: str, champion: str) -> str | None:
         """Cherry-pick a commit onto the champion. Returns the new commit; None if git cannot apply it there.
@@ -380,45 +373,3 @@ class Worktree:
         tree.git.add("--all", "--", *paths)
         tree.git.execute([*COMMIT, "--message", message])
         return tree.git.rev_parse("HEAD")
-
-
-class Stage:
-    """A worktree in which trials run, and the contents that it should have."""
-
-    def __init__(self, repo: RunRepo, folder: Path) -> None:
-        self.repo, self.folder = repo, folder
-        self.sealed: dict[str, str] = {}
-
-    def set(self, base: str, files: Mapping[str, bytes], gone: Sequence[str] = ()) -> None:
-        """Fill the stage with a commit, replace these files, remove those that are gone, and remember the result."""
-        with contextlib.suppress(git.GitError):  # the index would be believed, time stamps and all
-            (Path(self.repo.tree(self.folder).git_dir) / "index").unlink(missing_ok=True)
-        self.repo.reset(self.folder, base)
-        for name, content in files.items():
-            if (path := self.folder / name).read_bytes() != content:
-                path.write_bytes(content)
-        for name in gone:
-            (self.folder / name).unlink(missing_ok=True)
-        self.sealed = self._contents()
-
-    def changed(self, ignored: bool) -> list[str]:
-        """Files that are not as `set` left them, including new ones; with `ignored`, also those that git ignores."""
-        found = self._contents()
-        changed = [name for name, content in self.sealed.items() if found.get(name) != content]
-        new = found.keys() - self.sealed.keys()
-        if new and not ignored and not changed:
-            listing = Repository(self.folder).git.ls_files("--others", "--exclude-standard", "-z").split("\0")
-            new = {name for name in new if name in listing or os.path.basename(name) == ".gitignore"}
-        return sorted([*changed, *new])
-
-    def _contents(self) -> dict[str, str]:
-        """A hash of each file, by its path; for a link, its target."""
-        contents = {}
-        for folder, _, names in os.walk(self.folder):
-            for path in (os.path.join(folder, name) for name in names):
-                if os.path.islink(path):
-                    contents[os.path.relpath(path, self.folder)] = os.readlink(path)
-                else:
-                    with contextlib.suppress(OSError), open(path, "rb") as file:
-                        contents[os.path.relpath(path, self.folder)] = hashlib.file_digest(file, "sha256").hexdigest()
-        return contents

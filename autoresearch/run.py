@@ -235,10 +235,8 @@ class Run:
         """
         self.seed = seed
         settings = {**settings, "AUTORESEARCH_SEED": str(seed)}
-        hidden = [self.root / RUNS, Path(self.repo.repository.common_dir)]
-        output = self.console.output
-        base = self.ledger.base
-        self.runner = make(self.task, self.repo, base, self.folder, seats, settings, self.confined, output, hidden)
+        output, base = self.console.output, self.ledger.base
+        self.runner = make(self.task, self.repo, base, self.folder, seats, settings, self.confined, output)
         facts = await self.stop.unless_asked(self.runner.open(show, self.require_same_game))
         if self.ledger.facts is None:
             self.ledger.append(events.Game(facts=dataclasses.asdict(facts)))
@@ -325,9 +323,9 @@ class Run:
         If a person has the branch checked out, say so: it moves with a later verdict.
         """
         champion = self.ledger.champion_commit
-            self._unmoved = ""
         try:
             self.repo.move_branch(champion)
+            self._unmoved = ""
         except UserError as error:
             if str(error) != self._unmoved:
                 self._unmoved = str(error)

@@ -108,10 +108,9 @@ class Workbench:
 
     async def open(self, task: Task, base: str) -> Local:
         """A runner for the task on a commit, with its set-up done. Raises UserError."""
-        hidden = [self.root / RUNS, Path(self.repo.repository.common_dir)]
         settings = {"AUTORESEARCH_SEED": str(SEED)}
         seats = seats_of(None, 1)
-        runner = Local(task, self.repo, base, self.folder, seats, settings, self.confined, self.output, hidden)
+        runner = Local(task, self.repo, base, self.folder, seats, settings, self.confined, self.output)
         if task.setup:
             self.say(f"setup     {task.setup}", "")
         await runner.open(lambda facts: None, lambda facts: None)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from autoresearch import UserError, cuda
-from autoresearch.repo import RunRepo, Stage
+from autoresearch.record.runs import RUNS
+from autoresearch.repo import RunRepo
 from autoresearch.runner import AHEAD, LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, sandbox
 from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.environment import commands_environment, their_words, toolchains
@@ -25,6 +26,7 @@ from autoresearch.runner.gpu import Watch, memory_held
 from autoresearch.runner.logs import ends_of
 from autoresearch.runner.neighbours import quiet
 from autoresearch.runner.process import GRACE_SECONDS, ask, command_words, require_program
+from autoresearch.runner.stage import Stage
 from autoresearch.runner.trial import Trial, end_left_overs, tidy, trial_environment
 from autoresearch.task import Facts, Task
 
@@ -35,8 +37,7 @@ class Local:
     """Runs the jobs of one run as processes on this machine, each in the worktree of its seat.
 
     base: the commit whose files trials run with. folder: of the run. settings: environment variables of the game.
-    confined: whether trials run in the sandbox. output: where the set-up prints. hidden: paths that no trial may read,
-    besides those that the game names.
+    confined: whether trials run in the sandbox. output: where the set-up prints.
     """
 
     def __init__(
@@ -49,12 +50,12 @@ class Local:
         settings: dict[str, str],
         confined: bool,
         output: IO[str],
-        hidden: Sequence[Path] = (),
     ) -> None:
         self.task, self.repo, self.base, self.folder, self.seats = task, repo, base, folder, seats
-        self.settings, self.confined, self.output, self.hidden = settings, confined, output, hidden
+        self.settings, self.confined, self.output = settings, confined, output
         self.facts, self.share = Facts(), len(seats)  # share: number of trials that share the machine's memory
-        self._checkouts: dict[str, Checkout] = {}  # by name
+        self._stages: dict[str, Stage] = {}  # by name
+        self._checkouts: dict[str, Checkout] = {}
         self._overfull: dict[str, Path] = {}  # by name of a trial that filled the disk: its caches
         for trial in (*folder.glob("trials/*"), *folder.glob("verify/*")):
             end_left_overs(trial)
@@ -120,10 +121,12 @@ class Local:
         return list(dict.fromkeys(place for top in tops for place in (top / self.task.folder, top)))
 
     async def run(self, job: Job, seat: Seat, tell: Callable[[Phase], None] = lambda phase: None) -> Measurement:
-        if AHEAD in job.phases:  # the seat's own has a trial
-            stage = self.repo.stage("stage-ahead")
+        if AHEAD in job.phases:  # while a trial has the seat's own
+            stage = self._worktree("stage-ahead")
+        elif PREFLIGHT in job.phases:  # the same; the seat has the number of the proposal's worktree
+            stage = self._worktree(name_of("stage-preflight", seat))
         else:
-            stage = self._preflight_stage(seat) if PREFLIGHT in job.phases else self._stage(seat)
+            stage = self._stage(seat)
         if {TRAIN, PREFLIGHT, AHEAD} & {*job.phases}:
             stage.set(self.base, job.files, job.gone)
         folder = self.folder_of(job.name)
@@ -194,15 +197,14 @@ class Local:
         """Where the logs and figures of a trial are."""
         return self.folder / (name if "/" in name else f"trials/{name}")
 
-    def _preflight_stage(self, seat: Seat) -> Stage:
-        """The worktree in which a proposed edit is checked while trials run. seat: has the proposal's number."""
-        return self.repo.stage(name_of("stage-preflight", seat))
+    def _worktree(self, name: str) -> Stage:
+        return self._stages.setdefault(name, Stage(self.repo, name))
 
     def _stage(self, seat: Seat) -> Stage | Checkout:
         """The worktree of a seat."""
         name = name_of("stage", seat)
         if self.task.referee:
-            return self.repo.stage(name)
+            return self._worktree(name)
         return self._checkouts.setdefault(name, Checkout(self.repo, name, self.task.link))
 
     @property
@@ -222,7 +224,7 @@ class Local:
         inside = [path.relative_to(root) for path in game if path.is_relative_to(root)]
         stages = [stage.folder, *(self._stage(seat).folder for seat in self.seats)]
         copies = [folder / path for folder in (*stages, self.repo.worktree) for path in inside if path.parts]
-        hidden = [*game, *copies, *self.hidden]
+        hidden = [*game, *copies, root / RUNS, Path(self.repo.repository.common_dir)]
         readable = list(self.facts.readable)
         if isinstance(stage, Checkout):
             environment = self._theirs(stage) or {}

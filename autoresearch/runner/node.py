@@ -232,10 +232,9 @@ class Node:
         folder = root / RUNS / assignment.tag
         folder.mkdir(parents=True, exist_ok=True)
         repository = Repository(root)
-        hidden = [root / RUNS, Path(repository.common_dir)]
         self.local = local.Local(
             assignment.task, RunRepo(repository, assignment.tag, folder), assignment.base, folder,
-            [Seat(0, assignment.device)], dict(assignment.settings), assignment.confined, sys.stderr, hidden,
+            [Seat(0, assignment.device)], dict(assignment.settings), assignment.confined, sys.stderr,
         )  # fmt: skip
         self.local.share = assignment.share
 
