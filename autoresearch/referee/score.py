@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,14 @@ from prepare import Game, NoScore, bits_per_byte, losses_of, read_figures
 
 # How often as long as the baseline's a scoring may take, and so many seconds more: a model could train in that time.
 SLOWER, PATIENCE = 4.0, 30.0
+
+
+class Reference(NamedTuple):
+    """The scoring of the first run that was scored: the baseline's."""
+
+    scored: np.ndarray  # losses of the scored rows
+    spare: np.ndarray  # and of the spare rows
+    seconds: float  # that it took
 
 
 def score(
@@ -83,12 +92,10 @@ def score(
             raise NoScore(random_instead(second, streams[1].rows) or reason)
         folder = os.environ.get("AUTORESEARCH_REFERENCE")
         reference = read_reference(Path(folder) / f"{split}.npz", given, len(spare)) if folder else None
-        if reference and took > (most := SLOWER * reference[2] + PATIENCE):
-            raise NoScore(
-                f"void: scoring took {took:.0f} s; {most:.0f} s are allowed, since the baseline's took "
-                f"{reference[2]:.0f} s"
-            )
-        found = probes.excess(given, reference and reference[:2], token_bytes > 0)
+        if reference and took > (most := SLOWER * reference.seconds + PATIENCE):
+            theirs = f"since the baseline's took {reference.seconds:.0f} s"
+            raise NoScore(f"void: scoring took {took:.0f} s; {most:.0f} s are allowed, {theirs}")
+        found = probes.excess(given, reference[:2] if reference else None, token_bytes > 0)
         if reason := found.reason():
             raise NoScore(reason)
         if folder and not reference:
@@ -118,10 +125,8 @@ def random_instead(model: ModelProcess, rows: np.ndarray) -> str | None:
     return None
 
 
-def read_reference(path: Path, given: probes.Answers, spare: int) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """The baseline's losses of the scored and of the spare rows, and the seconds that its scoring took; None where
-    there are none for these rows.
-    """
+def read_reference(path: Path, given: probes.Answers, spare: int) -> Reference | None:
+    """None where there is none for these rows."""
     try:
         with np.load(path) as file:
             scored, others = file["scored"].astype(np.float32), file["spare"].astype(np.float32)
@@ -129,11 +134,11 @@ def read_reference(path: Path, given: probes.Answers, spare: int) -> tuple[np.nd
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     fits = scored.shape == given.losses.shape and others.shape == (spare, scored.shape[1])
-    return (scored, others, seconds) if fits else None
+    return Reference(scored, others, seconds) if fits else None
 
 
 def write_reference(path: Path, given: probes.Answers, spare: np.ndarray, seconds: float) -> None:
-    """Keep the losses of the first run that is scored, and how long it took."""
+    """Keep what the first run that is scored has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     packed = io.BytesIO()
     losses = {"scored": given.losses.astype(np.float16), "spare": spare.astype(np.float16)}
