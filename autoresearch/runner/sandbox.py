@@ -46,7 +46,7 @@ def launcher(rules: dict | None) -> list[str]:
     unused = [] if others in (packages, *sys.path) else [others]
     read = [sys.prefix, sys.base_prefix, *links, *rules.get("read", [])]
     known = {"packages": packages, "unused": unused, "library": library}
-    return keeper({**rules, "by": method(), "read": read, **known})
+    return keeper({"gpu": True, **rules, "by": method(), "read": read, **known})
 
 
 def keeper(rules: dict | None) -> list[str]:
@@ -57,8 +57,5 @@ def keeper(rules: dict | None) -> list[str]:
 @functools.cache
 def bubblewrap() -> bool:
     """Whether there is a bubblewrap that can create namespaces here."""
-    works = (
-        shutil.which("bwrap")
-        and subprocess.run([*keeper({"by": "bubblewrap"}), "true"], cwd="/", capture_output=True).returncode == 0
-    )
-    return bool(works)
+    probe = [*keeper({"by": "bubblewrap", "gpu": True}), "true"]
+    return bool(shutil.which("bwrap")) and subprocess.run(probe, cwd="/", capture_output=True).returncode == 0

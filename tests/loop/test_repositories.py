@@ -411,7 +411,7 @@ def test_settings_that_do_not_fit(toy, refused, line, said):
 
 def test_the_sandbox_of_the_own_game_is_as_it_was(tmp_path):
     """What is open for builds is closed for a trial under a referee: the filter's program does not differ by a bit."""
-    strict = {"by": "Landlock", "strict": True}
+    strict = {"by": "Landlock", "strict": True, "gpu": True}
     assert filter_program(strict) == filter_program({**strict, "builds": False, "network": ""})
     assert ANSWERS["ask"][3] not in [
         int.from_bytes(filter_program(strict)[at + 4 : at + 8], "little")

@@ -34,7 +34,7 @@ def wrapped(rules: dict, folder: str) -> list[str]:
         os.lseek(handle, 0, os.SEEK_SET)
         words += ["--seccomp", str(handle)]
     mounts = [(path, ["--ro-bind-try", path, path]) for path in (*paths.SYSTEM, *paths.ETC_FILES, *read, *shown)]
-    gpu = paths.gpu_devices() if rules.get("gpu", True) else ()
+    gpu = paths.gpu_devices() if rules["gpu"] else ()
     mounts += [(path, ["--dev-bind-try", path, path]) for path in gpu]
     mounts += [(path, ["--bind-try", path, path]) for path in write]
     given = {os.path.realpath(path) for path in (*read, *write)}

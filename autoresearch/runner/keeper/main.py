@@ -75,13 +75,13 @@ def run(rules: dict | None, command: Callable[[], None], parent: int | None = No
                     score.write("1000")  # when memory runs out, this goes first
                 # The semaphores of Inductor's workers are files in shared memory. And cuInit fails in workers: see
                 # `restrict`. One that finds a GPU all the same, by NVML, ends, and no kernel is compiled any more.
-                if not shared_memory or (by_landlock and has_cuda(rules.get("gpu", True))):
+                if not shared_memory or (by_landlock and has_cuda(rules["gpu"])):
                     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
             if rules and by_landlock:
                 paths = paths_of(rules)
                 paths[1].extend(path for path in own if path not in TERMINALS)
                 terminals = [path for path in own if path in TERMINALS]
-                restrict(*paths, terminals, loopback=bool(rules.get("network")), gpu=rules.get("gpu", True))
+                restrict(*paths, terminals, loopback=bool(rules.get("network")), gpu=rules["gpu"])
                 drop_privileges(needs_override((*paths[0], *paths[1])))
                 if theirs:
                     listener = cut_off(rules, asks=theirs.recv(1) == b"y")

@@ -144,13 +144,13 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
     setting the clock; what tells which files others have read; what outlives its process and is no file. Changing
     modes, owners and times of files seems to succeed.
 
-    rules: `strict`, `alone`, `builds` and `network` as `launcher` says; for `strict` locks of files seem to succeed.
-    changes: what becomes of modes and times. Empty for a machine that is not known.
+    rules: `strict`, `alone`, `builds`, `network`, `gpu` as `launcher` says; for `strict` locks of files seem to
+    succeed. changes: what becomes of modes and times. Empty for a machine that is not known.
     """
     if MACHINE not in AUDIT:
         return b""
     builds, loopback = bool(rules.get("builds")), bool(rules.get("network"))
-    strict, cuda = bool(rules.get("strict")), paths.has_cuda(rules.get("gpu", True))
+    strict, cuda = bool(rules.get("strict")), paths.has_cuda(rules["gpu"])
     denied, idle = [OTHER_PROCESSES, WHAT_OTHERS_READ, NOTES, CLOCK, NAMESPACES], [OWNERS]
     for tables, table, applies in (
         (denied, REACH_OUT, not loopback),
@@ -187,7 +187,7 @@ def filter_program(rules: dict, changes: str = "nothing") -> bytes:
 def steps_with_arguments(rules: dict) -> dict[str, list]:
     """What is decided by the arguments of a call, by its name. rules: as of `filter_program`."""
     strict, alone = bool(rules.get("strict")), bool(rules.get("alone"))
-    cuda = paths.has_cuda(rules.get("gpu", True))
+    cuda = paths.has_cuda(rules["gpu"])
     own = "nothing" if strict else "allow"  # what is done to the calling thread itself
     families = (*INTERNET, UNIX) if rules.get("by") == "bubblewrap" else INTERNET  # which shows no sockets of others
 
