@@ -258,10 +258,8 @@ class Brief:
             return parts
         ask = "Try something else than these: another kind of change, or another idea of the same kind."
         if self.focus:
-            ask += (
-                f" Those who are asked beside you know the same as you, so begin with {self.focus}; where you know of "
-            )
-            ask += "nothing there that has a reason to work, take what none of them has."
+            ask += f" Those who are asked beside you know the same as you, so begin with {self.focus}; where you know "
+            ask += "of nothing there that has a reason to work, take what none of them has."
         near = "\n".join(map(with_its_change, self.tried.near_misses))
         return [*parts, ask, *([fence(near, space)] if self.focus == COMBINE else [])]
 

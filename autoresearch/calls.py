@@ -5,6 +5,7 @@ process that holds the run's lock, follows it, and reads the verdict from the re
 process continues, and `wait` returns the verdict.
 """
 
+import json
 import os
 import re
 import select
@@ -245,8 +246,6 @@ def answer(root: Path, ledger: Ledger, number: int, console: Console, as_json: b
     """Print the verdict on an experiment. Returns the corresponding exit code."""
     said = answer_of(root, ledger, number)
     if as_json:
-        import json
-
         print(json.dumps(said, ensure_ascii=False))
     else:
         show_answer(console, said)
@@ -259,8 +258,6 @@ def say(console: Console, state: State | None, number: int | None, tag: str | No
     doing = trial.doing if trial else "being checked" if state and state.thinking else "being prepared"
     left = None if trial is None or trial.left is None else round(trial.left)
     if as_json:
-        import json
-
         print(json.dumps({"number": number, "verdict": "running", "doing": doing, "seconds_left": left}))
         return
     what = f"experiment {number}: " if trial else ""

@@ -232,7 +232,7 @@ def results(context: typer.Context, options: Tagged) -> None:
     file = Results(recorded.root / "results.tsv", recorded.ledger)
     file.require_ours(recorded.root / RUNS)
     file.rebuild()
-    print(f"{file.path}: {len(recorded.ledger.finished)} experiments of run {recorded.tag}")
+    print(f"{file.path}: {count(len(recorded.ledger.finished), 'experiment')} of run {recorded.tag}")
 
 
 @app.command()

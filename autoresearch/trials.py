@@ -296,7 +296,7 @@ class Trials:
         stale = self.repeats_runs and self.ledger.stale[screened] >= STALE and self.ledger.noise(screened)
         if not (unlike or stale):
             return
-        self.ledger.stale[screened] = 0  # so that only one of several workers does it
+        self.ledger.stale[screened] = 0  # also if the run fails: the next verdicts are not all to try it
         name, seed = f"{champion.number}-alone-{beside + 1}", self.run.seed + FIRST_ALONE + beside + 1
         why = "the machine is more or less busy now" if unlike else "its score may have been luck"
         measured = await self.train_again(champion, name, seed, seat, f"the champion again: {why}")

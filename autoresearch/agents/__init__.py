@@ -18,40 +18,14 @@ from autoresearch.text import one_line
 if TYPE_CHECKING:
     from autoresearch.brief import Brief
 
-NAMES = (
-    "auto",
-    "claude-api",
-    "claude-code",
-    "codex",
-    "gemini",
-    "opencode",
-    "command",
-    "optimize",
-    "sweep",
-)  # see choice.py
+NAMES = ("auto", "claude-api", "claude-code", "codex", "gemini", "opencode", "command", "optimize", "sweep")
 CATEGORIES = (
-    "architecture",
-    "attention",
-    "optimizer",
-    "schedule",
-    "initialisation",
-    "batch",
-    "throughput",
-    "regularisation",
-    "simplification",
-    "other",
+    *("architecture", "attention", "optimizer", "schedule", "initialisation", "batch", "throughput"),
+    *("regularisation", "simplification", "other"),
 )
 CATEGORIES_ELSEWHERE = (
-    "algorithm",
-    "data structures",
-    "memory",
-    "parallelism",
-    "input and output",
-    "parameters",
-    "model",
-    "features",
-    "simplification",
-    "other",
+    *("algorithm", "data structures", "memory", "parallelism", "input and output", "parameters", "model", "features"),
+    *("simplification", "other"),
 )
 MOST_IDEAS = 8  # in one proposal
 KEYS = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")  # environment variables that hold a key for a Messages API

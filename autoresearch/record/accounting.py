@@ -119,8 +119,8 @@ class Account:
                 self._close(before)
                 gap = time - (before if self._ended is None else self._ended)
                 wall = min(gap, seconds_of(event.seconds, "wall"))
-                self._add("verify", wall)
-                self._add("stopped", gap - wall)
+                self.seconds["verify"] += wall
+                self.seconds["stopped"] += gap - wall
                 self.covered += gap
                 self._ended = time
             case events.Attempt():
@@ -147,11 +147,11 @@ class Account:
             case events.Crashed():
                 if ended := self._end_trial(event.number, time):
                     self._crashed[event.number] = ended
-                    self._add("interrupted", ended[0])
+                    self.seconds["interrupted"] += ended[0]
             case events.Interrupted() | events.Rerun():
                 if ended := self._end_trial(event.number, time):
                     disturbed = isinstance(event, events.Rerun) and event.taken is not None
-                    self._add("disturbed" if disturbed else "interrupted", ended[0])
+                    self.seconds["disturbed" if disturbed else "interrupted"] += ended[0]
             case events.Held() if event.what == "keep":
                 self._held.add(event.number)
                 self._conclude(event.number, event.verdict.get("seconds"), time)
@@ -165,7 +165,7 @@ class Account:
     def _conclude(self, number: int, measured: dict | None, time: float) -> None:
         if number in self._crashed:  # it was not repaired after all
             ended = self._crashed.pop(number)
-            self._add("interrupted", -ended[0])
+            self.seconds["interrupted"] -= ended[0]
         else:
             only = next(iter(self.workers.values())) if len(self.workers) == 1 else None
             if only and not only.busy:  # the oldest journals do not say when a trial began
@@ -173,7 +173,7 @@ class Account:
             ended = self._end_trial(number, time)
         if ended:
             for kind, seconds in parts_of(ended[0], [measured, *ended[1][1:]]):
-                self._add(kind, seconds)
+                self.seconds[kind] += seconds
 
     def _clock(self, told: object) -> float:
         """The time of an event on a clock that is never set back."""
@@ -184,9 +184,6 @@ class Account:
             self._time = max(self._time, told + self._offset)  # which rounding could set back, too
         return self._time
 
-    def _add(self, kind: str, seconds: float) -> None:
-        self.seconds[kind] += seconds
-
     def _begin(self, event: events.Start, before: float, time: float) -> None:
         self._close(before)
         if event.setup is not None:
@@ -195,7 +192,7 @@ class Account:
             began = time if self._first is None or self._ended is not None else self._first
         if self._ended is not None:
             began = max(began, self._ended)
-            self._add("agent" if event.external and self.external else "stopped", began - self._ended)
+            self.seconds["agent" if event.external and self.external else "stopped"] += began - self._ended
             self.covered += began - self._ended
         self.began, self._set_up, self.external, self.stopped_because = began, time, event.external, ""
         number = event.workers if isinstance(event.workers, int) and 1 <= event.workers <= 1024 else 1
@@ -232,7 +229,7 @@ class Account:
 
     def _idled(self, worker: Worker, time: float) -> None:
         for kind, seconds in self._idle(worker.free, time):
-            self._add(kind, seconds)
+            self.seconds[kind] += seconds
 
     def _was_there(self, worker: Worker, time: float) -> None:
         self.covered += time - worker.since
@@ -264,7 +261,7 @@ class Account:
                 length, use = time - busy.began, self._use(worker)
                 use.busy, use.trials = use.busy + length, use.trials + 1
                 if kind:
-                    self._add(kind, length)
+                    self.seconds[kind] += length
                 if worker.gone:
                     self._leave(worker, time)
                 return length, busy.measured
@@ -273,7 +270,7 @@ class Account:
     def _close(self, end: float, asked: bool = False) -> None:
         if self.began is not None:
             for kind, seconds in self._open_parts(end, "interrupted", asked):
-                self._add(kind, seconds)
+                self.seconds[kind] += seconds
             self.ended_sessions += end - self.began
             for worker in self.workers.values():
                 self._was_there(worker, end)

@@ -85,9 +85,7 @@ class Attempt:
     reruns: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # Rerun events, by `why`
     node: str = ""  # on a cluster: where it ran last
     time: float = 0.0  # when it was committed
-    runs: list[float] = dataclasses.field(
-        default_factory=list
-    )  # scores of this very code, the first with the run's seed
+    runs: list[float] = dataclasses.field(default_factory=list)  # scores of this code, the first with the run's seed
     taken: list[float | None] = dataclasses.field(default_factory=list)  # of each run: share that others used
     taken_by: str = ""  # of the last run, as text
     screened: list[Run] = dataclasses.field(default_factory=list)  # with --tiers: its runs on the first kind

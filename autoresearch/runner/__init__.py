@@ -50,9 +50,7 @@ class Measurement:
     score: float | None = None
     reason: str = ""  # why there is no score, or why a check failed, in one line; empty: no failure
     figures: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the numeric `key: value` lines it printed
-    seconds: Mapping[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # wall clock by phase; `training` of the clock
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)  # by phase; `training`: of its clock
     memory_gb: float = 0.0
     suspended: float = 0.0  # seconds for which the trial was suspended: if above 0, it does not count
     taken: float | None = None  # share of the CPU, or of the GPU, that others used meanwhile; None: not known

@@ -43,10 +43,8 @@ class Checkout:
 
     def __init__(self, repo: RunRepo, name: str, links: Iterable[str] = ()) -> None:
         self.repo, self.links = repo, tuple(os.path.normpath(link) for link in links)
-        self.folder, self.git_folder, self.made = (
-            repo.worktree.with_name(name + end)
-            for end in ("", ".git", ".made")  # .made: what the set-up made
-        )
+        self.folder, self.git_folder = repo.worktree.with_name(name), repo.worktree.with_name(f"{name}.git")
+        self.made = repo.worktree.with_name(f"{name}.made")  # what the set-up made
         self.learned = repo.worktree.with_name("products.json")
         self.sealed: dict[str, str] = {}
         self.is_baseline = False  # what it holds is the human's own code

@@ -18,20 +18,8 @@ if TYPE_CHECKING:  # the processes that run a model import this, and must start 
     from autoresearch.task import Task
 
 HARMLESS = (
-    "PATH",
-    "LANG",
-    "LC_*",
-    "LD_LIBRARY_PATH",
-    "VIRTUAL_ENV",
-    "CUDA_*",
-    "NVIDIA_*",
-    "PYTORCH_*",
-    "TORCH_*",
-    "OMP_*",
-    "MKL_*",
-    "OPENBLAS_*",
-    "CC",
-    "CXX",
+    *("PATH", "LANG", "LC_*", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CUDA_*", "NVIDIA_*", "PYTORCH_*", "TORCH_*"),
+    *("OMP_*", "MKL_*", "OPENBLAS_*", "CC", "CXX"),
 )
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH")  # name folders of compiled kernels
 # Where other languages' tools and their settings are.
@@ -87,9 +75,8 @@ def of_the_shell(environment: Mapping[str, str], places: Iterable[Path]) -> dict
         active = ""
     places = list(places)
     found = [place / name for place in places for name in VIRTUAL if (place / name / "bin/python").exists()]
-    nearest = (
-        found[0] if found and (not active or found[0].parent == places[0]) else None
-    )  # the set-up's own goes first
+    # The set-up's own goes first.
+    nearest = found[0] if found and (not active or found[0].parent == places[0]) else None
     ahead = [f"{nearest}/bin"] if nearest else []
     ahead += [str(place / "node_modules/.bin") for place in places if (place / "node_modules/.bin").is_dir()]
     said = {"PATH": os.pathsep.join(dict.fromkeys([*ahead, *paths, own_programs()]))}

@@ -27,10 +27,8 @@ def free_memory() -> int:
         try:
             limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
             counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            cached = sum(
-                int(counts[prefix + name]) for name in ("inactive_file", "active_file")
-            )  # given up when needed
-            free = min(free, limit - used + cached)
+            cached = sum(int(counts[prefix + name]) for name in ("inactive_file", "active_file"))
+            free = min(free, limit - used + cached)  # which is given up when needed
         except (OSError, ValueError, KeyError):
             pass  # no limit, or not of this kind
     return free

@@ -45,16 +45,8 @@ from autoresearch.task import Facts, Task
 # The only variables of the user's environment that a trial sees: no keys, no tokens, no agent settings.
 ENVIRONMENT = (
     *HARMLESS,
-    "HOME",
-    "USER",
-    "LOGNAME",
-    "SHELL",
-    "LANGUAGE",
-    "TZ",
-    "TMPDIR",
-    "TORCHINDUCTOR_*",
-    "TRITON_*",
-    "AUTORESEARCH_*",
+    *("HOME", "USER", "LOGNAME", "SHELL", "LANGUAGE", "TZ", "TMPDIR"),
+    *("TORCHINDUCTOR_*", "TRITON_*", "AUTORESEARCH_*"),
 )
 PREFLIGHT_LIMIT = 60.0  # seconds; it takes about two
 FOR_SAVING = 60.0  # most seconds from the end of the training time to the end of the process; the referee allows less
@@ -473,7 +465,6 @@ def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
         remove(path)
     clear(folder / "run", stays)
 
-    (folder / "process").unlink()  # last: if this is killed, the next start ends them
 
 def end_left_overs(folder: Path) -> bool:
     """End processes of a trial that still run because the loop was killed. Returns whether there were any."""
@@ -482,4 +473,5 @@ def end_left_overs(folder: Path) -> bool:
     except OSError:
         return False
     ended = [end_left_over(identifier) for identifier in identifiers]  # a power failure may leave anything else there
+    (folder / "process").unlink()  # last: if this is killed, the next start ends them
     return any(ended)

@@ -4,17 +4,8 @@ import glob
 import os
 
 SYSTEM = (
-    "/usr",
-    "/lib",
-    "/lib64",
-    "/lib32",
-    "/bin",
-    "/sbin",
-    "/opt",
-    "/sys",
-    "/run/nvidia-persistenced",
-    "/run/opengl-driver",
-    "/nix/store",
+    *("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/opt", "/sys", "/run/nvidia-persistenced"),
+    *("/run/opengl-driver", "/nix/store"),
 )
 # Of /etc what libraries and compilers look up, file by file: the rest holds passwords, keys, settings of others.
 ETC = (
@@ -36,19 +27,8 @@ SHARE = ("glvnd", "i18n", "locale", "nvidia", "terminfo", "vulkan", "zoneinfo") 
 # Of /proc the process itself and what belongs to nobody. The rest holds other processes' environments,
 # which a root process could read in spite of Landlock's ban on tracing.
 PROC = (
-    "self",
-    "cpuinfo",
-    "devices",
-    "driver",
-    "filesystems",
-    "loadavg",
-    "meminfo",
-    "modules",
-    "stat",
-    "sys",
-    "uptime",
-    "version",
-    "vmstat",
+    *("self", "cpuinfo", "devices", "driver", "filesystems", "loadavg", "meminfo", "modules", "stat", "sys"),
+    *("uptime", "version", "vmstat"),
 )
 DEVICES = ("null", "zero", "full", "random", "urandom")
 # What cuInit needs besides these devices (nvidia-uvm-tools, too) is not documented. It reads /proc/driver/nvidia and
