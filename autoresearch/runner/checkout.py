@@ -84,26 +84,17 @@ class Checkout:
         )  # fmt: skip
         self._git("config", "lfs.storage", os.path.join(source, "lfs"))
         self._git("checkout", "--quiet", "--detach", "--force", base)
-        for line in self._git("ls-tree", "-r", "-z", base).split("\0"):
-            if line.startswith("160000 "):
-                self._add_submodule(line.partition("\t")[2], line.split()[2])
-        for link in self.links:
-            target, path = self.repo.root / link, self.folder / link
-            if not target.exists():
-                raise UserError(
-                    f"`link` in program.md names {link}, and there is no such file or folder in {self.repo.root}"
-                )
-            if os.path.lexists(path):
+        for name, commit in submodules_of(self.repo, base).items():
+            self._add_submodule(name, commit)
+        for link, target in links_of(self.repo.root, self.links).items():
+            if os.path.lexists(path := self.folder / link):
                 raise UserError(f"`link` in program.md names {link}, which git has: it is there without a link")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.symlink_to(os.path.realpath(target))
+            path.symlink_to(target)
 
     def _add_submodule(self, path: str, commit: str) -> None:
-        """A submodule's files as they are in a commit, from the user's checkout of it; without one it stays empty."""
-        source = self.repo.root / path
-        if not (source / ".git").exists():
-            return
-        words = ["git", "-C", str(source), "archive", "--format=tar", commit]
+        """A submodule's files as they are in a commit, from the user's checkout of it."""
+        words = ["git", "-C", str(self.repo.root / path), "archive", "--format=tar", commit]
         packed = subprocess.run(words, capture_output=True)
         (self.folder / path).mkdir(parents=True, exist_ok=True)
         if packed.returncode == 0:
@@ -245,3 +236,18 @@ class Checkout:
 
 def is_loaded(name: str) -> bool:
     return os.path.splitext(name)[1] in LOADED
+
+
+def links_of(root: Path, links: Sequence[str]) -> dict[str, str]:
+    """The real paths on this machine of what `link` names, by path in the repository. Raises UserError."""
+    for link in links:
+        if not (root / link).exists():
+            raise UserError(f"`link` in program.md names {link}, and there is no such file or folder in {root}")
+    return {link: os.path.realpath(root / link) for link in links}
+
+
+def submodules_of(repo: RunRepo, base: str) -> dict[str, str]:
+    """The commits of the submodules in a commit, by their paths, of those that the user has checked out."""
+    listed = repo.repository.git.ls_tree("-r", "-z", base).split("\0")
+    found = {line.partition("\t")[2]: line.split()[2] for line in listed if line.startswith("160000 ")}
+    return {path: commit for path, commit in found.items() if (repo.root / path / ".git").exists()}

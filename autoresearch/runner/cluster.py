@@ -19,11 +19,12 @@ from typing import Any
 from autoresearch import UserError
 from autoresearch.files import remove, write_whole
 from autoresearch.runner import LOG_END, PREFLIGHT, SCORE, TRAIN, Job, Measurement, Phase, Seat, SeatLost
+from autoresearch.runner.checkout import links_of, submodules_of
 from autoresearch.runner.fleet import LOOK, Fleet
 from autoresearch.runner.local import Local
 from autoresearch.runner.node import Actor, Assignment, Fingerprint, News, Outcome, fingerprint
 from autoresearch.runner.places import Place
-from autoresearch.runner.sent import bundles_of, links_of, submodules_of
+from autoresearch.runner.sent import bundles_of
 from autoresearch.task import Facts
 from autoresearch.text import one_line
 

@@ -5,33 +5,18 @@ bundles. Files and folders that `link` names must be on each node already.
 import contextlib
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import git
 
 from autoresearch import UserError
 from autoresearch.files import remove
-from autoresearch.repo import Git, RunRepo, same_hash
+from autoresearch.repo import Git, same_hash
 from autoresearch.text import one_line, short
 
 # ----------------------------------------------------------------------------------------------
 # On the loop's machine
-
-
-def links_of(root: Path, links: Sequence[str]) -> dict[str, str]:
-    """The real paths on this machine of what `link` names, by path in the repository. Raises UserError."""
-    for link in links:
-        if not (root / link).exists():
-            raise UserError(f"`link` in program.md names {link}, and there is no such file or folder in {root}")
-    return {link: os.path.realpath(root / link) for link in links}
-
-
-def submodules_of(repo: RunRepo, base: str) -> dict[str, str]:
-    """The commits of the submodules in a commit, by their paths, if the user has checked them out."""
-    listed = repo.repository.git.ls_tree("-r", "-z", base).split("\0")
-    found = {line.partition("\t")[2]: line.split()[2] for line in listed if line.startswith("160000 ")}
-    return {path: commit for path, commit in found.items() if (repo.root / path / ".git").exists()}
 
 
 def bundles_of(root: Path, base: str, modules: Mapping[str, str]) -> dict[str, bytes]:

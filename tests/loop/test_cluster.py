@@ -25,10 +25,11 @@ from conftest import PROGRAM, ROOT, Toy, git, solver, step, wait_for
 from autoresearch import UserError
 from autoresearch.repo import Repository, RunRepo
 from autoresearch.runner import Job, Measurement
+from autoresearch.runner.checkout import links_of
 from autoresearch.runner.cluster import Cluster, objection
 from autoresearch.runner.node import Fingerprint, News, Node
 from autoresearch.runner.places import Place
-from autoresearch.runner.sent import bundle_of, bundles_of, clone, find_links, links_of
+from autoresearch.runner.sent import bundle_of, bundles_of, clone, find_links
 
 PACED = Path(__file__).with_name("paced_loop.py")
 GONE = 30.0  # seconds after which an actor whose loop is gone has ended its trial
