@@ -15,6 +15,7 @@ NAMES = re.compile(
 )
 SHORTEST = 12  # characters of a value that counts as a key: shorter ones occur in ordinary text, too
 PLACE = "[key removed]"
+LARGEST = 64 << 20  # bytes of a log that are read
 SHAPES = re.compile(
     r"""
     (?<![\w/])(?: sk-(?=[A-Za-z_-]{0,64}\d)[A-Za-z0-9_-]{16,}             # Anthropic, OpenAI and their likes
@@ -79,11 +80,11 @@ def found(text: str) -> int:
     return scrub(text).count(PLACE) - text.count(PLACE)
 
 
-def scrub_file(path: Path, largest: int = 64 << 20) -> None:
-    """Remove keys from a log, if its first `largest` bytes hold any; what lies beyond them is then lost."""
+def scrub_file(path: Path) -> None:
+    """Remove keys from a log, if its first LARGEST bytes hold any; what lies beyond them is then lost."""
     try:
         with open(path, "rb") as file:
-            raw = file.read(largest)
+            raw = file.read(LARGEST)
     except OSError:
         return
     text = raw.decode("utf-8", "surrogateescape")

@@ -2,20 +2,20 @@
 
 import ast
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from autoresearch.preflight import FROM_PREPARE
 from autoresearch.task import Facts
 
 
-def offered(source: bytes, facts: Facts, names: Iterable[str] = frozenset(FROM_PREPARE)) -> str:
-    """The public part of prepare.py, of these names, for the game of these facts. Empty where it does not parse."""
+def offered(source: bytes, facts: Facts) -> str:
+    """The public part of prepare.py for the game of these facts. Empty where it does not parse."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return ""
     profile = profile_of(tree, facts.profile or "")
-    parts = ("\n".join(outline(node, profile, facts.seed, set(names))) for node in tree.body)
+    parts = ("\n".join(outline(node, profile, facts.seed)) for node in tree.body)
     return "\n\n".join(filter(None, parts))
 
 
@@ -32,17 +32,17 @@ def profile_of(tree: ast.Module, name: str) -> dict[str, str]:
     return found
 
 
-def outline(node: ast.stmt, profile: dict[str, str], seed: int | None, names: set[str]) -> Iterator[str]:
+def outline(node: ast.stmt, profile: dict[str, str], seed: int | None) -> Iterator[str]:
     match node:
-        case ast.Assign(targets=[ast.Name(id="PROFILE")]) if profile and "PROFILE" in names:
+        case ast.Assign(targets=[ast.Name(id="PROFILE")]) if profile:
             yield f"PROFILE = Profile({', '.join(f'{name}={value}' for name, value in profile.items())})"
-        case ast.Assign(targets=[ast.Name(id="SEED")]) if "SEED" in names:
+        case ast.Assign(targets=[ast.Name(id="SEED")]):
             yield f"SEED: int{'' if seed is None else f' = {seed}'}"
-        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Attribute(attr=field)) if name in names:
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Attribute(attr=field)) if name in FROM_PREPARE:
             yield f"{name} = {profile.get(field, f'PROFILE.{field}')}"
-        case ast.FunctionDef(name=name) if name in names:
+        case ast.FunctionDef(name=name) if name in FROM_PREPARE:
             yield from signature(node, "")
-        case ast.ClassDef(name=name) if name in names:
+        case ast.ClassDef(name=name) if name in FROM_PREPARE:
             yield f"class {name}:"
             yield from docstring(node, "    ")
             for part in node.body:
