@@ -198,6 +198,7 @@ class Checkout:
     def _look(self) -> tuple[dict[str, str], Set[str]]:
         """(A hash of each file and its mode by its path, of a link where it leads; the folders.)"""
         contents, folders = {}, set()
+        before, self._known = self._known, {}  # what is gone is forgotten: each trial may make files of other names
         for folder, below, names in os.walk(self.folder):
             for name in list(below):
                 path = os.path.join(folder, name)
@@ -211,18 +212,22 @@ class Checkout:
                 folders.add(os.path.relpath(path, self.folder))
             for name in names:
                 path = os.path.join(folder, name)
-                contents[os.path.relpath(path, self.folder)] = self._hash(path)
+                contents[os.path.relpath(path, self.folder)] = self._hash(path, before)
         return contents, folders
 
-    def _hash(self, path: str) -> str:
-        """Names a file's contents. It is read again where its time of change, which only the kernel sets, differs."""
+    def _hash(self, path: str, before: Mapping[str, tuple[tuple, str]]) -> str:
+        """Names a file's contents. It is read again where its time of change, which only the kernel sets, differs.
+
+        before: the files that were known at the last look.
+        """
         status = os.lstat(path)
         if stat.S_ISLNK(status.st_mode):
             return f"-> {os.readlink(path)}"
         if not stat.S_ISREG(status.st_mode):
             return f"kind {stat.S_IFMT(status.st_mode)}"
         same = status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode
-        if (known := self._known.get(path)) and known[0] == same:
+        if (known := before.get(path)) and known[0] == same:
+            self._known[path] = known
             return known[1]
         if not status.st_mode & 0o400:
             os.chmod(path, status.st_mode & 0o777 | 0o400)

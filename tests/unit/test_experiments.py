@@ -22,8 +22,9 @@ from autoresearch.pages import Pages
 from autoresearch.propose import Proposer
 from autoresearch.record import events
 from autoresearch.refusal import Refusals
+from autoresearch.repo import RunRepo, open_repository
 from autoresearch.run import open_run
-from autoresearch.runner import TRAIN, Measurement, Phase, SeatLost
+from autoresearch.runner import TRAIN, Measurement, Phase, SeatLost, checkout
 from autoresearch.runner.identity import identify
 from autoresearch.runner.local import Local
 from autoresearch.runner.process import Process
@@ -331,3 +332,22 @@ def test_the_runs_of_a_baseline_are_cancelled_once(toy, monkeypatch):
             return baseline.cancelled()
 
     assert in_a_loop(cancel()) and ended == ["1", "1-2", "1-3"]
+
+
+def test_what_trials_made_beside_the_sources_is_forgotten_once_it_is_gone(toy, monkeypatch):
+    """Else a build that names its files by their contents would fill the loop's memory, over thousands of edits."""
+    for name, value in toy.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(checkout, "SETTLED", -1.0)  # so that a file is known at once
+    repo = RunRepo(open_repository(toy.folder), "night", toy.folder / ".autoresearch/night")
+    stage = checkout.Checkout(repo, "stage")
+    assert stage.prepare(repo.head(), "")
+    stage.seal()
+    known = dict(stage._known)
+    for number in range(3):
+        stage.set(repo.head(), {"solver.py": solver(number).encode()})
+        (stage.folder / f"{number}.o").write_text("built")
+        stage.changed()
+    stage.reset()
+    stage.reset()  # which looks at what the first has left
+    assert known and stage._known.keys() == known.keys()
