@@ -69,7 +69,7 @@ def trial_environment(
     if theirs is not None:
         kept.pop("VIRTUAL_ENV", None)
         # No settings of the user's and the system's, and an empty home: where they may not read them, git and npm end.
-        kept |= {"HOME": str(folder / "run/tmp/home"), "GIT_CONFIG_NOSYSTEM": "1"}
+        kept |= {"HOME": str(folder / "home"), "GIT_CONFIG_NOSYSTEM": "1"}
         kept |= {"npm_config_globalconfig": os.devnull, "npm_config_update_notifier": "false"}
     common = {
         **kept,
@@ -147,7 +147,6 @@ class Trial:
 
     async def _preflight(self) -> Measurement:
         """Check whether the editable files can run. `reason` says why not; empty if they can, or if that is unknown."""
-        self._make_folders()
         for name in self.task.editable:
             command = shlex.join([sys.executable, preflight.__file__, name])
             async with self._start(PREFLIGHT, command) as process:
@@ -159,7 +158,6 @@ class Trial:
     async def _compile_ahead(self) -> Measurement:
         """Compile what the editable files will need. If that fails, only the log says so: a trial compiles it, too."""
         self.usage.begin()
-        self._make_folders()
         for name in self.task.editable:
             async with self._start(AHEAD, shlex.join([sys.executable, compile_ahead.__file__, name])) as process:
                 await self._finish(AHEAD, process)
@@ -168,7 +166,6 @@ class Trial:
     async def _train_and_score(self) -> Measurement:
         remove(self.folder)  # what an interrupted run of it left behind
         self.usage.begin()
-        self._make_folders()
         if changed := self.changed():
             return self._failed(TRAIN, f"not run: {', '.join(changed)} is not as in the commit that the run began with")
         for name in self.task.hidden:
@@ -316,7 +313,6 @@ class Trial:
         """Run guard and holdout on what the training of this trial has saved."""
         figures = {}
         self.usage.begin()
-        self._make_folders()
         for phase, command in ((GUARD, self.task.guard), (HOLDOUT, self.task.holdout)):
             if not command or phase not in self.job.phases:
                 continue
@@ -332,10 +328,14 @@ class Trial:
         return Measurement(figures=figures, seconds=dict(self.seconds))
 
     def _make_folders(self) -> None:
-        for path in (*self.caches, self.folder / "tmp", self.folder / "run/tmp"):
+        temporary = self.folder / "run/tmp"
+        if temporary.is_symlink() or not temporary.is_dir():  # whatever a command has made of it
+            remove(temporary)
+        for path in (*self.caches, self.folder / "tmp", temporary):
             path.mkdir(parents=True, exist_ok=True)
 
     def _start(self, phase: str, command: str, on_stdin: bool = False, channel: socket.socket | None = None) -> Process:
+        self._make_folders()
         environment = self.environment
         if phase in (SCORE, HOLDOUT) and self.task.referee:
             words = sandbox.launcher(self._rules(["$TMPDIR"], alone=True))
@@ -350,8 +350,8 @@ class Trial:
         else:
             rules = self._rules(self._writable(), linked=phase != TRAIN)
         if not self.task.referee and phase != self.at_home:  # what edited code leaves there would judge it: packages
-            remove(self.folder / "run/tmp/home")
-            (self.folder / "run/tmp/home").mkdir(parents=True)
+            remove(self.folder / "home")  # no name above it is theirs to replace by a link
+            (self.folder / "home").mkdir()
             self.at_home = phase
         log = self.folder / f"{phase}.log"
         words = command_words(command) if self.task.referee or phase in (PREFLIGHT, AHEAD) else their_words(command)
@@ -430,8 +430,8 @@ class Trial:
 
     def _writable(self) -> list[str]:
         """The paths that the commands (except a referee) may write to."""
-        stage = [] if self.task.referee else [str(self.stage)]
-        return [str(self.folder / "run"), *map(str, self.caches), *self.task.writable, *stage]
+        theirs = [] if self.task.referee else [str(self.folder / "home"), str(self.stage)]
+        return [str(self.folder / "run"), *map(str, self.caches), *self.task.writable, *theirs]
 
     def _failed(self, phase: str, reason: str, suspended: float = 0.0) -> Measurement:
         return Measurement(None, reason, seconds=dict(self.seconds), suspended=suspended, failed=phase)
@@ -461,7 +461,7 @@ def tidy(folder: Path, caches: list[Path], keep_weights: bool) -> None:
     def stays(entry: os.DirEntry) -> bool:
         return entry.is_file(follow_symlinks=False) and (keep_weights or entry.name == "figures.json")
 
-    for path in (folder / "tmp", *caches):
+    for path in (folder / "tmp", folder / "home", *caches):
         remove(path)
     clear(folder / "run", stays)
 

@@ -26,7 +26,7 @@ class Usage:
         self.overfull = False  # they filled the disk
         self.memory_free = free_memory()
         self.memory_limit = task.memory_limit * 2**30 if task.memory_limit else 0.9 * self.memory_free / share
-        self.outputs = [folder / "run", folder / "tmp", *caches]
+        self.outputs = [folder / "run", folder / "tmp", folder / "home", *caches]
         worktree = [] if task.referee or folder.is_relative_to(stage) else [stage]
         self.counted = [folder, *caches, *worktree]  # folders that the commands write to
         self.disk_free, self.disk_used, self.files_free = 0, 0.0, 0  # bytes, bytes, files, when a phase began

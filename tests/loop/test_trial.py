@@ -70,6 +70,24 @@ def test_what_a_trial_leaves_does_not_end_the_loop(toy):
     toy.require_whole()
 
 
+@pytest.mark.parametrize("made", ["os.symlink(PRECIOUS, folder)", "open(folder, 'w')", "os.symlink('none', folder)"])
+def test_a_folder_for_temporary_files_that_is_none(tmp_path, made):
+    """What a command makes of it, the loop neither follows nor fails on, when it empties the next command's home."""
+    letters = tmp_path / "precious/home/letters"
+    letters.parent.mkdir(parents=True)
+    letters.write_text("dear")
+    breaks = f"import os, shutil\nPRECIOUS = {str(letters.parents[1])!r}\nfolder = os.environ['TMPDIR']\n"
+    (tmp_path / "breaks.py").write_text(f"{breaks}shutil.rmtree(folder)\n{made}\n")
+    looks = "import os, tempfile\nfound = os.listdir(os.environ['HOME']) + os.listdir(os.environ['TMPDIR'])\n"
+    (tmp_path / "looks.py").write_text(f"{looks}tempfile.TemporaryFile()\nprint('found:', len(found))\n")
+    folder = tmp_path / "trials/1"
+    environment = trial_environment(folder, tmp_path / "caches", {}, {})
+    task = Task((), train=f"{sys.executable} breaks.py", score=f"{sys.executable} looks.py", metric="found")
+    trial = Trial(task, Job("1", {}, 1), Facts(), tmp_path, folder, environment, None, list, lambda phase: None)
+    measured = asyncio.run(trial.run())
+    assert measured.score == 0 and letters.read_text() == "dear", measured
+
+
 def test_only_weights_and_figures_outlive_a_training(tmp_path):
     run = tmp_path / "run"
     mess(run)
