@@ -11,6 +11,7 @@ so that `git rev-parse` and `git describe --always` work in a build.
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -31,7 +32,10 @@ SETTLED = 2.0  # seconds after which a file that changed again has another time 
 LOADED = {
     *("", ".py", ".pyc", ".pyo", ".pth", ".so", ".pyd", ".js", ".cjs", ".mjs", ".node", ".json", ".rb", ".pl", ".pm"),
     *(".lua", ".php", ".class", ".jar", ".sh", ".mk", ".toml", ".cfg", ".ini", ".yaml", ".yml", ".h", ".hpp", ".c"),
+    *(".cc", ".cpp", ".go", ".mod", ".work", ".rs", ".ts", ".tsx", ".jsx", ".java", ".properties", ".hs", ".local"),
 }
+# The same by their names, which have no such ending: settings, `.npmrc`, and what tells Python of plug-ins.
+LOADED_NAMES = re.compile(r"(?:^|/)(?:\.[^/]+|[^/]+\.(?:egg|dist)-info|(?:GNU)?[Mm]akefile)(?:/|$)")
 PROGRAMS = ("node_modules/.bin", *(f"{name}/bin" for name in VIRTUAL))  # where `of_the_shell` looks for them first
 
 
@@ -153,9 +157,10 @@ class Checkout:
         """Make it hold its commit with these files instead of its own, and without those that are gone."""
         self.reset()
         self.is_baseline = not gone
+        committed = self.repo.read(base, files.keys() & set(self._clean["tracked"]))
         for name, content in files.items():
-            path = self.folder / name
-            if not path.is_file() or path.read_bytes() != content:
+            if content != committed.get(name):  # else it stands as git checks it out: with other line endings, say
+                path = self.folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
                 self.is_baseline = False
@@ -177,9 +182,9 @@ class Checkout:
         unknown = {name for name, kind in new.items() if kind not in known}
         if unknown and not changed:
             listed = self._git("ls-files", "--others", "--exclude-standard", "-z").split("\0")
-            seen = {*listed, *(name for name in unknown if os.path.basename(name) == ".gitignore")}
-            seen |= {name for name in unknown if os.path.dirname(name).endswith(PROGRAMS)}
-            unknown = {name for name in unknown if name in seen or os.path.splitext(name)[1] in LOADED - {""}}
+            folders = tuple(name for name in listed if name.endswith("/"))  # with a .git in it: git names no files there
+            seen = {*listed, *(name for name in unknown if is_loaded_unseen(name) or name.startswith(folders))}
+            unknown = {name for name in unknown if name in seen or found[name].startswith("->")}
         return sorted(changed | unknown)
 
     def _products(self) -> Set[str]:
@@ -193,6 +198,8 @@ class Checkout:
         for above in reversed(Path(name).parents):
             if str(above) != "." and str(above) not in self._folders:
                 return f"{above}/"
+        if (last := os.path.basename(name)).startswith("."):  # .coverage.HOST.NUMBER
+            return f"{os.path.dirname(name)}/.{last.split('.')[1]}*"
         return name if is_loaded(name) else f"{os.path.dirname(name)}/*{os.path.splitext(name)[1]}"
 
     def _look(self) -> tuple[dict[str, str], Set[str]]:
@@ -241,6 +248,12 @@ class Checkout:
 
 def is_loaded(name: str) -> bool:
     return os.path.splitext(name)[1] in LOADED
+
+
+def is_loaded_unseen(name: str) -> bool:
+    """Whether a new file could take part in what is run next, though nobody names it, and git may ignore it."""
+    ending, folder = os.path.splitext(name)[1], os.path.dirname(name)
+    return ending in LOADED - {""} or folder.endswith(PROGRAMS) or bool(LOADED_NAMES.search(name))
 
 
 def links_of(root: Path, links: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,9 @@ import pytest
 from conftest import ROOT, git, solver, step
 
 from autoresearch import tidy_up
+from autoresearch.repo import RunRepo, open_repository
 from autoresearch.runner import sandbox
+from autoresearch.runner.checkout import Checkout
 from autoresearch.runner.denied import denied
 from autoresearch.runner.environment import of_the_shell, their_words, toolchains
 from autoresearch.runner.keeper.system_calls import ANSWERS, filter_program
@@ -285,6 +287,50 @@ os.chmod('node_modules/.bin/python', 0o755)
     output = toy.run_agent(2, "--sandbox", "require")
     assert [float(row[1]) for row in toy.rows()] == [2, 0], output
     assert toy.journal("verdict")[1]["reason"] == "void: node_modules/.bin/python changed while the trial ran"
+
+
+@pytest.fixture
+def checkout(toy):
+    """A checkout of the toy that has learned from a baseline, which writes nothing but `made.o` and `.made.1`.
+
+    With line endings that git converts, so that the files are not those of the commit, byte by byte.
+    """
+    toy.write(".gitattributes", "solver.py eol=crlf\n")
+    toy.write(".gitignore", "node_modules\ngo.work\n.*\n*.egg-info/\n*.o\nbuild/\n*.log\n")
+    git(toy.folder, "add", "--force", ".gitattributes", ".gitignore")
+    toy.commit()
+    repo = RunRepo(open_repository(toy.folder), "night", toy.runs)
+    made, base = Checkout(repo, "stage"), repo.head()
+    assert made.prepare(base, "")
+    made.seal()
+    made.set(base, repo.read(base, ["solver.py"]))
+    for name in ("made.o", ".made.1"):
+        (made.folder / name).write_text("made")
+    assert made.changed() == []
+    made.set(base, {"solver.py": b"edited"})
+    return made
+
+
+def test_what_an_edit_may_leave_where_git_ignores_it(checkout):
+    for name in ("other.o", ".made.2", "build/program", "print.log"):
+        (checkout.folder / name).parent.mkdir(exist_ok=True)
+        (checkout.folder / name).write_text("made")
+    assert checkout.changed() == []
+
+
+@pytest.mark.parametrize("name", ["go.work", ".npmrc", ".bundle/config", "x.egg-info/entry_points.txt", "folder/tool"])
+def test_what_takes_part_in_the_score_though_nobody_names_it(checkout, name):
+    """Settings and plug-ins that programs look for: git ignores them, or is told that they are another repository's."""
+    (checkout.folder / name).parent.mkdir(exist_ok=True)
+    (checkout.folder / name).write_text("evil")
+    if name == "folder/tool":
+        git(checkout.folder / "folder", "init", "-q")
+    assert name in checkout.changed()
+
+
+def test_a_link_to_packages_that_an_edit_brings_along(checkout, tmp_path):
+    (checkout.folder / "node_modules").symlink_to(tmp_path)
+    assert checkout.changed() == ["node_modules"]
 
 
 @pytest.mark.slow
