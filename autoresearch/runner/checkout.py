@@ -182,7 +182,7 @@ class Checkout:
         unknown = {name for name, kind in new.items() if kind not in known}
         if unknown and not changed:
             listed = self._git("ls-files", "--others", "--exclude-standard", "-z").split("\0")
-            folders = tuple(name for name in listed if name.endswith("/"))  # with a .git in it: git names no files there
+            folders = tuple(name for name in listed if name.endswith("/"))  # a .git in it: git names no files there
             seen = {*listed, *(name for name in unknown if is_loaded_unseen(name) or name.startswith(folders))}
             unknown = {name for name in unknown if name in seen or found[name].startswith("->")}
         return sorted(changed | unknown)
