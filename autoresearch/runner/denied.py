@@ -20,6 +20,7 @@ NETWORK = re.compile(
 IN_A_SOCKET = re.compile(r"socket\.py\"|_socket|\bsocket\.(?:socket|create_\w+)\(")
 SEMAPHORE = re.compile(r"SemLock|sem_open|synchronize\.py|shared_memory\.py|/dev/shm")
 CUDA = re.compile(r"CUDA_ERROR_OPERATING_SYSTEM|\bError 304\b|OS call failed or operation not supported on this OS")
+LONGEST_LINE = 4000  # characters; the time that these patterns take grows with the square of it
 TERMINAL = re.compile(r"out of pty devices|openpty|posix_openpt|/dev/ptmx|forkpty")
 
 
@@ -28,7 +29,7 @@ def denied(log: str, rules: Mapping, root: Path) -> str:
 
     rules: those of the command (sandbox.launcher). root: the user's checkout.
     """
-    lines = log.splitlines()[-200:]
+    lines = [line[:LONGEST_LINE] for line in log.splitlines()[-200:]]
     refused = any(map(REFUSED.search, lines))
     if any(map(SEMAPHORE.search, lines)) and refused:
         return "the sandbox denied /dev/shm, which other programs share here: allow it with `writable: [/dev/shm]`"

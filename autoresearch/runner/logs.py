@@ -12,6 +12,7 @@ from autoresearch.text import METRIC, clean, one_line
 
 LOG_KEPT = 8 << 20  # bytes of a log that are kept, of its beginning and of its end
 LOG_TAIL = 1 << 20  # bytes at the end of a log in which a metric is looked for
+LONGEST_NAME = 100  # characters of a figure's name in JSON
 # A compiler's first error says what is wrong, and what it and `make` print after it does not.
 COMPILER = re.compile(
     r"\berror(?:\[\w+\])?: (?!could not compile|failed to|command |linker command|ld returned)|undefined reference|"
@@ -30,8 +31,9 @@ NOISE = re.compile(
 NUMBER = (
     r"[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:_\d+)*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?|[-+]?(?i:inf|infinity|nan)"
 )
+# Blanks are taken at once, `*+`: to share a million of them out between two places in each way took hours.
 FIGURE = re.compile(
-    rf"^[ \t]*(?:METRIC[ \t]+)?({METRIC})(?:[ \t]*=[ \t]*|[ \t]*:[ \t]+)({NUMBER})[ \t]*(%|[^\W\d]\S*)?[ \t]*\r?$"
+    rf"^[ \t]*(?:METRIC[ \t]+)?({METRIC})(?:[ \t]*=[ \t]*|[ \t]*:[ \t]+)({NUMBER})[ \t]*+(%|[^\W\d]\S*)?[ \t]*+\r?$"
 )
 # Of units that a program may choose by the size of the number, so that 900 us stay less than 1.2 ms: s and bytes.
 SCALES = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "min": 60.0, "h": 3600.0}
@@ -83,7 +85,9 @@ def figures_of(line: str) -> Iterator[tuple[str, float]]:
     elif line.lstrip().startswith("{"):
         with contextlib.suppress(ValueError, RecursionError, OverflowError):
             values = json.loads(line)
-            yield from ((name, float(value)) for name, value in values.items() if type(value) in (int, float))
+            for name, value in values.items():
+                if type(value) in (int, float) and name.isprintable() and len(name) <= LONGEST_NAME:
+                    yield name, float(value)
 
 
 def last_line(path: Path) -> str:

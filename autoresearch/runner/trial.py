@@ -54,6 +54,7 @@ KEPT = ("model.safetensors", "figures.json", "progress.json")  # the files in ru
 TEXT = ("docs", "*.md", "*.rst", "*.txt", "*.ipynb", "LICENSE*")  # files that a training with referee cannot read
 LARGEST_FIGURES = 1 << 16  # size limit in bytes of each of KEPT but the first
 MOST_MEGABYTES = 1e8  # the largest memory use that a trial can report
+MOST_FIGURES = 200  # that are recorded, besides those that the task names: a program may print one for each step
 LARGEST_SCORE = 1e100  # sums and squares of such scores are still finite
 NEXT_SEED = 1000  # distance between the seeds of a task's `repeats`
 
@@ -304,7 +305,7 @@ class Trial:
         if not 0 <= megabytes < MOST_MEGABYTES:
             megabytes = self.peak_memory / 2**20
         figures = {"peak_mb": self.peak_memory / 2**20, **figures} if "peak_mb" in self.task.also else figures
-        measured = Measurement(score, "", finite(figures), dict(self.seconds), megabytes / 1024)
+        measured = Measurement(score, "", self._recorded(figures), dict(self.seconds), megabytes / 1024)
         if not self.taken:
             return measured
         return dataclasses.replace(measured, taken=self.taken.share, taken_by=self.taken.words)
@@ -322,7 +323,7 @@ class Trial:
                 ended = await self._finish(phase, process)
             if ended.reason:
                 return self._failed(phase, self._explain(phase, ended.reason))
-            figures = finite(read_figures(self.folder / f"{phase}.log"))
+            figures = self._recorded(read_figures(self.folder / f"{phase}.log"))
         if not self.task.referee:
             self.changed()  # learns from the baseline
         return Measurement(figures=figures, seconds=dict(self.seconds))
@@ -433,13 +434,13 @@ class Trial:
         theirs = [] if self.task.referee else [str(self.folder / "home"), str(self.stage)]
         return [str(self.folder / "run"), *map(str, self.caches), *self.task.writable, *theirs]
 
+    def _recorded(self, figures: dict[str, float]) -> dict[str, float]:
+        """The figures that JSON can represent; of those that the task does not name the last MOST_FIGURES."""
+        kept = {*list(figures)[-MOST_FIGURES:], self.task.metric, self.task.holdout_metric, *self.task.also}
+        return {name: value for name, value in figures.items() if name in kept and math.isfinite(value)}
+
     def _failed(self, phase: str, reason: str, suspended: float = 0.0) -> Measurement:
         return Measurement(None, reason, seconds=dict(self.seconds), suspended=suspended, failed=phase)
-
-
-def finite(figures: dict[str, float]) -> dict[str, float]:
-    """The figures that JSON can represent."""
-    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def settle(run: Path) -> None:

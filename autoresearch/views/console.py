@@ -27,7 +27,7 @@ from autoresearch.limits import Limits
 from autoresearch.record.ledger import Attempt, Ledger
 from autoresearch.runner import Phase
 from autoresearch.runner.identity import identify
-from autoresearch.text import duration, one_line
+from autoresearch.text import clean, duration, one_line
 from autoresearch.views.digest import digest
 from autoresearch.views.notify import Listener
 from autoresearch.views.now import Now, Running, Thinking
@@ -74,7 +74,7 @@ class Console:
         self._note(anew=True)  # last: --detach waits for now.json, and shows what was printed until then
 
     def line(self, text: str, style: str = "") -> None:
-        text, self._announced = keys.scrub(text), None
+        text, self._announced = clean(text), None  # much of it is what agents and trials have said
         self._note()
         with contextlib.suppress(OSError):  # a full disk or a closed terminal must not end the night
             if self.plain:

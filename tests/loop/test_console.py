@@ -300,6 +300,11 @@ def on_a_terminal() -> Console:
     return console
 
 
+def test_what_a_trial_printed_does_not_reach_the_terminal_as_it_is(capsys):
+    Console(plain=True).line("a log\x1b]0;owned\x07 says\x1b[2J this\x08\n\tin two lines")
+    assert capsys.readouterr().out == "a log says this\n\tin two lines\n"
+
+
 def test_the_panel_is_redrawn_by_itself(ledger, tmp_path):
     """While nothing happens the panel still says how far the training is, and now.json that the user asked to stop."""
 

@@ -88,6 +88,17 @@ def test_a_folder_for_temporary_files_that_is_none(tmp_path, made):
     assert measured.score == 0 and letters.read_text() == "dear", measured
 
 
+def test_who_prints_a_figure_for_each_step_fills_no_journal(tmp_path):
+    """Those that the task names are recorded wherever they stand, and the last ones of all others."""
+    prints = "print('score: 1\\nsize: 2')\nfor step in range(1000):\n    print(f'loss_{step}: 3')\n"
+    (tmp_path / "prints.py").write_text(prints)
+    environment = trial_environment(tmp_path / "trials/1", tmp_path / "caches", {}, {})
+    task = Task((), train=f"{sys.executable} prints.py", metric="score", also={"size": {}})
+    arguments = tmp_path, tmp_path / "trials/1", environment, None, list, lambda phase: None
+    figures = asyncio.run(Trial(task, Job("1", {}, 1, (TRAIN,)), Facts(), *arguments).run()).figures
+    assert list(figures)[:3] == ["score", "size", "loss_800"] and list(figures)[-1] == "loss_999"
+
+
 def test_only_weights_and_figures_outlive_a_training(tmp_path):
     run = tmp_path / "run"
     mess(run)

@@ -4,6 +4,8 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,7 @@ def test_figures_of_a_log(tmp_path):
         ("speed: 3.1 tokens/s", {"speed": 3.1}),
         ("tests/parse.time: 3x", {"tests/parse.time": 3.0}),
         ('{"accuracy": 0.93, "steps": 7, "ok": true, "name": "1"}', {"accuracy": 0.93, "steps": 7.0}),
+        ('{"\\u001b]0;owned\\u0007": 1, "%s": 2, "loss": 3}' % ("x" * 200), {"loss": 3.0}),
         ("loss: inf", {"loss": float("inf")}),
         ("version: 1.2.3", {}),
         ("day: 2026-11-26", {}),
@@ -126,6 +129,16 @@ def test_forms_of_a_figure(tmp_path, line, figures):
     log = tmp_path / "score.log"
     log.write_text(f"first\n{line}\nlast\n", newline="")
     assert read_figures(log) == pytest.approx(figures)
+
+
+def test_a_line_that_takes_forever_to_read(tmp_path):
+    """A figure, a million blanks, and what makes it none: the kernel ends who looks at each way to divide them."""
+    (tmp_path / "score.log").write_text("score: 1" + " " * 1_000_000 + "!\nscore: 2\n")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (20, 20))"
+    reads = "import pathlib, sys; from autoresearch.runner.logs import read_figures"
+    said = "print(read_figures(pathlib.Path(sys.argv[1])))"
+    words = [sys.executable, "-c", f"{limit}\n{reads}\n{said}", tmp_path / "score.log"]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout == "{'score': 2.0}\n"
 
 
 def test_the_last_word_of_a_failure(tmp_path):
