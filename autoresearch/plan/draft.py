@@ -30,6 +30,7 @@ TIME = '''"""The score: seconds of processor time that the command below takes, 
 Made by `autoresearch plan`; yours to change, until the first experiment. Experiments cannot.
 """
 
+import ctypes
 import hashlib
 import os
 import resource
@@ -39,21 +40,38 @@ import time
 
 COMMAND = {command}
 RUNS = 2
+GRACE = 30  # seconds in which what the command has left running must end
 EXPECTED = None  # SHA-256 of what the command prints; None: not compared
 PYTHON = os.path.dirname(sys.executable)  # `python` is this one, without the detour that a version manager takes
 ENVIRONMENT = {{**os.environ, "PATH": os.pathsep.join((PYTHON, os.environ.get("PATH", os.defpath)))}}
+if sys.platform == "linux":  # what the command leaves becomes a child of this process: else its time would not count
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def run():
     """(Seconds of processor time, seconds on the clock, a hash of the output) of one run."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     answer = subprocess.run(COMMAND, shell=True, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True)
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall = time.perf_counter() - began
+    wait_for_the_rest()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if answer.returncode:
         sys.stderr.buffer.write((answer.stdout + answer.stderr)[-4000:])
         sys.exit(f"exit code {{answer.returncode}} of: {{COMMAND}}")
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return seconds, wall, hashlib.sha256(answer.stdout).hexdigest()
+
+
+def wait_for_the_rest():
+    """Wait for what the command has left running: the kernel counts the time of those that were waited for."""
+    ends = time.monotonic() + GRACE
+    try:
+        while time.monotonic() < ends:
+            if not os.waitpid(-1, os.WNOHANG)[0]:
+                time.sleep(0.01)
+    except ChildProcessError:
+        return
+    sys.exit(f"it left a process running, whose time cannot be counted: {{COMMAND}}")
 
 
 runs = [run() for _ in range(RUNS)]

@@ -8,6 +8,8 @@ import pytest
 from conftest import PROGRAM, ROOT, Toy, git, solver, step
 from test_console import Terminal
 
+from autoresearch.plan import draft
+
 PARSER = """def parse(text):
     found = []
     for word in text.split():
@@ -28,6 +30,22 @@ assert "make parsing faster" in brief and "found = found + [word]" in brief
 text = "from pkg.parser import parse\\nprint(len(parse('a ' * 999)))\\n"
 open("autoresearch_workload.py", "w").write(text)
 print("Parsing texts of many short words is to take less time; what is found must stay the same")
+"""
+# Its work is done by a process that is not its child.
+LEFT_RUNNING = """import os, time
+result, say = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        while time.process_time() < 0.2:
+            pass
+        os.write(say, b"7")
+        {then}
+    os._exit(0)
+os.wait()
+print(os.read(result, 1))
 """
 
 
@@ -81,6 +99,21 @@ def test_from_a_sentence_to_a_run(library):
     assert library.statuses()[:2] == ["keep", "crash"]
     assert "the output is not what it was" in library.journal("verdict")[1]["reason"]
     assert library.statuses()[2] in ("keep", "discard")
+
+
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [("", "seconds: "), ("time.sleep(60)", "it left a process running, whose time cannot be counted: ")],
+)
+def test_work_that_is_done_by_a_process_that_nobody_waits_for(tmp_path, then, said):
+    """The scorer waits for it, so that its time counts, but not for long."""
+    (tmp_path / "bench.py").write_text(LEFT_RUNNING.format(then=then))
+    scorer = draft.TIME.format(command=repr(f"{sys.executable} bench.py")).replace("GRACE = 30", "GRACE = 1")
+    (tmp_path / "score.py").write_text(scorer if then else scorer.replace("GRACE = 1", "GRACE = 300"))
+    ended = subprocess.run([sys.executable, "score.py"], cwd=tmp_path, capture_output=True, text=True)
+    last = (ended.stdout + ended.stderr).strip().splitlines()[-1]
+    assert last.startswith(said), last
+    assert then or float(last.split()[1]) >= 0.2
 
 
 @pytest.mark.slow
