@@ -157,16 +157,20 @@ class Checkout:
         """Make it hold its commit with these files instead of its own, and without those that are gone."""
         self.reset()
         self.is_baseline = not gone
-        committed = self.repo.read(base, files.keys() & set(self._clean["tracked"]))
         for name, content in files.items():
-            if content != committed.get(name):  # else it stands as git checks it out: with other line endings, say
-                path = self.folder / name
+            path = self.folder / name
+            if not (path.is_file() and (path.read_bytes() == content or self._is_checked_out(base, name, content))):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
                 self.is_baseline = False
         for name in gone:
             remove(self.folder / name)
         self.sealed, self._folders = self._look()
+
+    def _is_checked_out(self, base: str, name: str, content: bytes) -> bool:
+        """Whether a file is what git makes of this content, its commit's: with other line endings, say."""
+        as_committed = not self._git("diff", "--name-only", "HEAD", "--", f":(literal){name}")
+        return as_committed and name in self._clean["tracked"] and self.repo.read(base, [name])[name] == content
 
     def changed(self, ignored: bool = False) -> list[str]:
         """Files that are not as `set` left them, where the baseline, which is learned from, leaves them as they are."""
