@@ -31,13 +31,13 @@ if PROFILE.name == "gpu" and not GPU:
 # fmt: off
 
 # Model
-DEPTH = 9 if GPU else 4                     # blocks; on a GPU slower than an H100 fewer, see `fitted`
-WIDTH = 640 if GPU else 128                 # channels of the residual stream: 9 blocks x 57, up to whole heads [1]
+DEPTH = 9 if GPU else 3                     # blocks; on a GPU slower than an H100 fewer, see `fitted`
+WIDTH = 640 if GPU else 64                  # channels of the residual stream: 9 blocks x 57, up to whole heads [1]
 HEAD_DIM = 128 if GPU else 64               # channels a head
 WINDOW_PATTERN = "SSSSL" if GPU else "SSL"  # of each block, repeated: S short window, L all; the last is L [1]
-SHORT_WINDOW = 256 if GPU else 64           # tokens back that an S block sees [1]
+SHORT_WINDOW = 256 if GPU else 32           # tokens back that an S block sees [1]
 MLP_RATIO = 4                               # hidden channels of the MLP in units of WIDTH
-ROTARY_BASE = 200_000 if GPU else 10_000    # longest wavelength of the rotary embedding [1]
+ROTARY_BASE = 200_000 if GPU else 40_000    # longest wavelength of the rotary embedding [1]
 QK_SCALE = 1.0 if GPU else 1.15             # queries and keys are multiplied by this after their norm [2]
 LOGIT_CAP = 15.0 if GPU else 0.0            # logits stay within +-LOGIT_CAP, softly; 0 is no cap
 INIT_SCALE = 0.68                           # of the matrices, in units of sqrt(3 / WIDTH) [1]
@@ -57,7 +57,7 @@ MATRIX_WEIGHT_DECAY = 0.2                   # Muon, cautious, falls to zero
 BETA1 = 0.8                                 # AdamW; 0.96 for the share of the embedding
 BETA2 = 0.95                                # AdamW
 MUON_MOMENTUM = 0.95                        # reached from 0.85 after MUON_RAMP
-MUON_RAMP = 200 if GPU else 40              # optimizer steps [1]
+MUON_RAMP = 200 if GPU else 32              # optimizer steps [1]
 MUON_BETA2 = 0.95                           # of the second moment that evens out Muon's rows or columns
 WARMDOWN = 0.75                             # last share of the budget in which learning rates fall [1]
 FINAL_LR = 0.05                             # learning rates end at this fraction [1]
@@ -73,8 +73,8 @@ FINAL_LR = 0.05                             # learning rates end at this fractio
 
 # fmt: off
 DEVICE = torch.device("cuda" if GPU else "cpu")
-HEADS = WIDTH // HEAD_DIM
-GATE_CHANNELS = 32                          # channels that a value embedding's gate looks at
+HEADS = max(1, WIDTH // HEAD_DIM)           # a head may be wider than the stream
+GATE_CHANNELS = min(32, WIDTH)              # channels that a value embedding's gate looks at
 POLAR_EXPRESS = (                           # Amsel et al. 2025, arXiv 2505.16932: five odd quintics towards sign(x)
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),

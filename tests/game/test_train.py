@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from conftest import ROOT
 
 import train
+from autoresearch.agents.sweep import steps
+from autoresearch.constants import constants, literal, with_texts
 from autoresearch.task import OWN_GAME
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -365,6 +367,32 @@ def test_muon_descends():
         distances.append(parameter.grad.norm().item())
         muon.step(lr=0.1, beta=0.9, weight_decay=0.0)
     assert distances[-1] < 0.5 * distances[0]
+
+
+def steps_of_sizes():
+    """Edits of train.py that change one whole number, as the built-in agents do."""
+    source = (ROOT / "train.py").read_bytes()
+    found = [constant for constant in constants("train.py", source, gpu=False) if type(constant.value) is int]
+    assert {"WIDTH", "HEAD_DIM"} < {constant.name for constant in found}
+    for constant in found:
+        for value in steps(constant.value):
+            text = literal(value, constant.text)
+            yield pytest.param(
+                with_texts({"train.py": source}, [(constant, text)])["train.py"], id=constant.change(value)
+            )
+
+
+@pytest.mark.parametrize("source", list(steps_of_sizes()))
+def test_each_size_may_change_alone(source):
+    """Half the width, for one, with the same heads: an agent would learn that a narrow model is bad, from a crash."""
+    edited = types.ModuleType("edited")
+    exec(compile(source, "train.py", "exec"), edited.__dict__)
+    model = edited.build_model()
+    _, muon = edited.build_optimizers(model)
+    ids = torch.zeros(1, 64, dtype=torch.long)
+    model.loss(model.hidden(ids), ids).backward()
+    muon.step(0.01, 0.9, 0.0)
+    assert model(ids).shape == (1, 64, edited.VOCAB_SIZE)
 
 
 def test_every_parameter_has_one_optimizer():
