@@ -213,12 +213,10 @@ class RunRepo:
         return set(filter(None, self.repository.git.ls_files("-z", "--others", "--exclude-standard").split("\0")))
 
     def diff(self, before: str, after: str, paths: tuple[str, ...]) -> str:
-        """The diff of the paths between two commits."""
-        return (
-            self.repository.git.diff("--no-color", "--no-ext-diff", before, after, "--", *pathspecs(paths))
-            .encode(errors="replace")
-            .decode()
-        )
+        """The diff of the paths between two commits. Neither a NUL in a file nor an attribute of it hides anything."""
+        plain = ("--no-color", "--no-ext-diff", "--no-textconv", "--text")
+        diff = self.repository.git.diff(*plain, before, after, "--", *pathspecs(paths))
+        return diff.encode(errors="replace").decode()
 
     def reset(self, folder: Path, commit: str) -> None:
         """Make a worktree contain exactly a commit, whatever was done to it."""

@@ -26,6 +26,18 @@ def test_without_git(toy, tmp_path):
     assert answer.returncode == 2 and answer.stderr.startswith("error: git is not installed: `apt install git`")
 
 
+@pytest.mark.parametrize(("attributes", "text"), [("", "evil = 1\0"), ("solver.py -diff\n", "evil = 1")])
+def test_no_edit_hides_what_it_changes(toy, attributes, text):
+    """git shows no difference of files that it takes for binary: a person who reads a keep would see nothing."""
+    toy.write(".gitattributes", attributes)
+    toy.commit()
+    repo = RunRepo(open_repository(toy.folder), "night", toy.runs)
+    before = repo.head()
+    toy.write("solver.py", text)
+    toy.commit()
+    assert "+evil = 1" in repo.diff(before, repo.head(), ("solver.py",))
+
+
 @pytest.mark.parametrize("made", ["sha1", "sha256"])
 def test_hashes_of_either_kind(toy, made):
     """git makes repositories with SHA-256 where it is told to, and later by itself: then each has to have its own."""
