@@ -169,8 +169,9 @@ class Checkout:
 
     def _is_checked_out(self, base: str, name: str, content: bytes) -> bool:
         """Whether a file is what git makes of this content, its commit's: with other line endings, say."""
-        as_committed = not self._git("diff", "--name-only", "HEAD", "--", f":(literal){name}")
-        return as_committed and name in self._clean["tracked"] and self.repo.read(base, [name])[name] == content
+        if name not in self._clean["tracked"] or self.repo.read(base, [name])[name] != content:
+            return False  # an edit, mostly
+        return not self._git("diff", "--name-only", "HEAD", "--", f":(literal){name}")
 
     def changed(self, ignored: bool = False) -> list[str]:
         """Files that are not as `set` left them, where the baseline, which is learned from, leaves them as they are."""
