@@ -1,12 +1,14 @@
 """From a verdict to the record, and from a cancelled process to none: on real repositories and processes."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -23,7 +25,7 @@ from autoresearch.propose import Proposer
 from autoresearch.record import events
 from autoresearch.refusal import Refusals
 from autoresearch.repo import RunRepo, open_repository
-from autoresearch.run import open_run
+from autoresearch.run import Run, open_run
 from autoresearch.runner import TRAIN, Measurement, Phase, SeatLost, checkout
 from autoresearch.runner.identity import identify
 from autoresearch.runner.local import Local
@@ -39,16 +41,29 @@ def in_a_loop(work):
         return runner.run(work)
 
 
-def test_of_two_that_beat_one_champion_only_the_first_is_kept(toy, monkeypatch):
-    """Both were judged before either was recorded, as when a full disk holds both up. The second has to run again."""
+@pytest.fixture
+def toy(toy, monkeypatch):
+    """The toy, with its folder and environment as this process's own."""
     monkeypatch.chdir(toy.folder)
     for name, value in toy.environment.items():
         monkeypatch.setenv(name, value)
+    return toy
+
+
+@contextlib.contextmanager
+def begun_run() -> Iterator[Run]:
+    """The run `night` of the folder that this process is in."""
+    console = Console(plain=True)
+    with open_run("night", "off", console, StopRequest(console.line)) as run:
+        run.begin()
+        yield run
+
+
+def test_of_two_that_beat_one_champion_only_the_first_is_kept(toy):
+    """Both were judged before either was recorded, as when a full disk holds both up. The second has to run again."""
 
     async def conclude() -> list[bool]:
-        console = Console(plain=True)
-        with open_run("night", "off", console, StopRequest(console.line)) as run:
-            run.begin()
+        with begun_run() as run:
             base = run.ledger.base
             run.runner = Local(run.task, run.repo, base, run.folder, run.choose_seats(), {}, False, sys.stderr)
             experiments = Experiments(run, RULES["margin"], Pages(run))
@@ -85,13 +100,10 @@ def test_of_two_that_beat_one_champion_only_the_first_is_kept(toy, monkeypatch):
         ("disturbed", 2, "other programs used 90% of the CPU"),
     ],
 )
-def test_a_trial_that_is_in_trouble_again_and_again_has_its_verdict(toy, monkeypatch, trouble, times, reason):
+def test_a_trial_that_is_in_trouble_again_and_again_has_its_verdict(toy, trouble, times, reason):
     """Not at once: a node that goes is no fault of the edit's. But one that takes its nodes down would never end, also
     where the loop is started again in the meantime.
     """
-    monkeypatch.chdir(toy.folder)
-    for name, value in toy.environment.items():
-        monkeypatch.setenv(name, value)
 
     class Troubled(Local):
         async def run(self, job, seat, tell=lambda phase: None) -> Measurement:
@@ -102,9 +114,7 @@ def test_a_trial_that_is_in_trouble_again_and_again_has_its_verdict(toy, monkeyp
             return Measurement(1.0, taken=0.9) if trouble == "disturbed" else Measurement(suspended=9.0)
 
     async def try_out(times: int) -> None:
-        console = Console(plain=True)
-        with open_run("night", "off", console, StopRequest(console.line)) as run:
-            run.begin()
+        with begun_run() as run:
             await run.open(run.choose_seats(), {}, 42, lambda facts: None, Troubled)
             run.ledger.append(events.Game(facts={"most_taken": 0.05}))
             base, experiments = run.ledger.base, Experiments(run, RULES["margin"], Pages(run))
@@ -123,11 +133,8 @@ def test_a_trial_that_is_in_trouble_again_and_again_has_its_verdict(toy, monkeyp
     assert [entry["why"] for entry in toy.journal("rerun")] == [trouble] * times
 
 
-def test_a_turn_that_is_cut_short_is_not_shown_any_longer(toy, monkeypatch):
+def test_a_turn_that_is_cut_short_is_not_shown_any_longer(toy):
     """Else `status` shows it on its seat, as a trial that runs, until another one begins there."""
-    monkeypatch.chdir(toy.folder)
-    for name, value in toy.environment.items():
-        monkeypatch.setenv(name, value)
 
     class Lost(Local):
         async def run(self, job, seat, tell=lambda phase: None) -> Measurement:
@@ -233,16 +240,11 @@ def test_a_start_that_is_killed_while_it_ends_what_was_left_over_leaves_that_to_
             left_over.kill()
 
 
-def test_a_branch_that_is_taken_again_is_mentioned_again(toy, monkeypatch, capsys):
+def test_a_branch_that_is_taken_again_is_mentioned_again(toy, capsys):
     """By whoever looked at the champion, left it, and comes back: the loop cannot move the branch once more."""
-    monkeypatch.chdir(toy.folder)
-    for name, value in toy.environment.items():
-        monkeypatch.setenv(name, value)
 
     async def look_twice() -> None:
-        console = Console(plain=True)
-        with open_run("night", "off", console, StopRequest(console.line)) as run:
-            run.begin()
+        with begun_run() as run:
             for number in (1, 2):
                 git(toy.folder, "switch", "-q", "autoresearch/night")
                 run.repo.agents_worktree(0).reset(parent := run.ledger.champion_commit)
@@ -262,9 +264,6 @@ def test_a_branch_that_is_taken_again_is_mentioned_again(toy, monkeypatch, capsy
 
 def test_a_proposal_that_a_full_disk_undoes_is_paid_for_all_the_same(toy, monkeypatch):
     """The agent is asked again when there is room. What it took before counts towards --max-cost."""
-    monkeypatch.chdir(toy.folder)
-    for name, value in toy.environment.items():
-        monkeypatch.setenv(name, value)
 
     class Paid:
         name, retries, paid = "paid", False, True
@@ -282,9 +281,7 @@ def test_a_proposal_that_a_full_disk_undoes_is_paid_for_all_the_same(toy, monkey
 
     async def propose() -> tuple[int, float]:
         monkeypatch.setattr(Refusals, "of", refusal)
-        console = Console(plain=True)
-        with open_run("night", "off", console, StopRequest(console.line)) as run:
-            run.begin()
+        with begun_run() as run:
             base = run.ledger.base
             run.runner = Local(run.task, run.repo, base, run.folder, run.choose_seats(), {}, False, sys.stderr)
             run.ledger.append(events.Attempt(number=1, commit=base, parent=base, agent="loop"))
@@ -297,11 +294,8 @@ def test_a_proposal_that_a_full_disk_undoes_is_paid_for_all_the_same(toy, monkey
     assert in_a_loop(propose()) == (200, 0.5)
 
 
-def test_the_runs_of_a_baseline_are_cancelled_once(toy, monkeypatch):
+def test_the_runs_of_a_baseline_are_cancelled_once(toy):
     """Each may take seconds to end its processes. When one has, a second cancel must not cut that of others short."""
-    monkeypatch.chdir(toy.folder)
-    for name, value in toy.environment.items():
-        monkeypatch.setenv(name, value)
     begun, ended, everywhere = [], [], asyncio.Event()
 
     class Slow(Local):
@@ -317,9 +311,7 @@ def test_the_runs_of_a_baseline_are_cancelled_once(toy, monkeypatch):
                 ended.append(job.name)
 
     async def cancel() -> bool:
-        console = Console(plain=True)
-        with open_run("night", "off", console, StopRequest(console.line)) as run:
-            run.begin()
+        with begun_run() as run:
             base = run.ledger.base
             seats = run.choose_seats(workers=3)
             run.runner = Slow(run.task, run.repo, base, run.folder, seats, {}, False, sys.stderr)
@@ -336,8 +328,6 @@ def test_the_runs_of_a_baseline_are_cancelled_once(toy, monkeypatch):
 
 def test_what_trials_made_beside_the_sources_is_forgotten_once_it_is_gone(toy, monkeypatch):
     """Else a build that names its files by their contents would fill the loop's memory, over thousands of edits."""
-    for name, value in toy.environment.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(checkout, "SETTLED", -1.0)  # so that a file is known at once
     repo = RunRepo(open_repository(toy.folder), "night", toy.folder / ".autoresearch/night")
     stage = checkout.Checkout(repo, "stage")
